@@ -1,0 +1,42 @@
+"""What every job's `main` has in common: exit codes, logging, the closing line of JSON.
+
+Exit code 0: done. 1: failed. 2: bad configuration or input (nothing was half-written).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from sce.config import JobConfig, load_config
+from sce.errors import InputError
+
+ConfigT = TypeVar("ConfigT", bound=JobConfig)
+
+
+def run_job(
+    config_class: type[ConfigT],
+    job: Callable[[ConfigT], dict[str, Any]],
+    doc: str,
+    argv: Sequence[str] | None = None,
+) -> int:
+    """Load the configuration, run `job` and print its summary as one last line of JSON.
+
+    Returns:
+        The exit code.
+    """
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S"
+    )
+    prog = sys.argv[0]
+    try:
+        config = load_config(config_class, sys.argv[1:] if argv is None else argv, prog, doc)
+        summary = job(config)
+    except InputError as error:
+        print(f"{prog}: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps(summary, sort_keys=False), flush=True)
+    return 0

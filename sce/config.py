@@ -1,0 +1,142 @@
+"""One mechanism for every setting: a YAML file, then the environment, then the command line.
+
+A setting `train.epochs` is the YAML key `train: {epochs: 3}`, the environment variable
+`SCE_TRAIN__EPOCHS=3` and the flag `--train.epochs 3`; the later of the three wins. Unknown
+keys are refused wherever they stand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict, YamlConfigSettingsSource
+from pydantic_settings.exceptions import SettingsError
+
+from sce.errors import ConfigError
+
+ENV_PREFIX = "SCE_"
+
+
+class Section(BaseModel):
+    """Base of one group of settings. Frozen, unknown keys refused, docstrings become help."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class JobConfig(BaseSettings):
+    """Base of a job's whole configuration. Build it with `load_config`."""
+
+    model_config = SettingsConfigDict(
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        env_prefix=ENV_PREFIX,
+        env_nested_delimiter="__",
+        cli_avoid_json=True,
+        cli_implicit_flags=True,
+        cli_hide_none_type=True,
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], init_settings: Any, env_settings: Any, **_: Any
+    ) -> tuple[Any, ...]:
+        return init_settings, env_settings, YamlConfigSettingsSource(settings_cls)
+
+
+ConfigT = TypeVar("ConfigT", bound=JobConfig)
+
+
+def load_config(config_class: type[ConfigT], argv: Sequence[str], prog: str, doc: str) -> ConfigT:
+    """Read a job's configuration from `--config FILE`, the environment and `argv`.
+
+    Raises:
+        ConfigError: unreadable file, unknown key, wrong value; names each with its place.
+        SystemExit: `--help` (0), a malformed command line (2).
+    """
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--config", metavar="FILE")
+    known, rest = parser.parse_known_args(list(argv))
+    if known.config is not None:
+        _check_yaml(Path(known.config))
+    _check_environment(config_class)
+
+    loaded = type(
+        config_class.__name__,
+        (config_class,),
+        {
+            "__module__": config_class.__module__,
+            "__doc__": f"{doc.strip()}\n\nAlso: --config FILE, a YAML file with these keys.",
+            "model_config": SettingsConfigDict(
+                **{
+                    **config_class.model_config,
+                    "yaml_file": known.config,
+                    "cli_prog_name": prog,
+                    "cli_parse_args": rest,
+                }
+            ),
+        },
+    )
+    try:
+        return loaded()
+    except ValidationError as error:
+        raise ConfigError(_explain(error, known.config)) from None
+    except SettingsError as error:
+        raise ConfigError(f"{prog}: {error}") from None
+
+
+def resolve_output(path: str | Path) -> Path:
+    """Absolute form of an output folder.
+
+    Raises:
+        ConfigError: the path is relative and this process runs in the upload folder of a
+            submitted Ray job, which Ray deletes: what is written there would be lost.
+    """
+    path = Path(path).expanduser()
+    if not path.is_absolute() and "working_dir_files" in Path.cwd().parts:
+        raise ConfigError(
+            f"run_dir: {str(path)!r} is relative, and a submitted job runs in a folder that Ray "
+            f"deletes. Give an absolute path that the cluster keeps: --run_dir /data/{path}"
+        )
+    return path.absolute()
+
+
+def _check_yaml(path: Path) -> None:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"--config: no file {str(path)!r}.") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"--config: cannot read {str(path)!r}: {error}") from None
+    if content is not None and not isinstance(content, dict):
+        raise ConfigError(f"--config: {str(path)!r} must hold a mapping of settings.")
+
+
+def _check_environment(config_class: type[JobConfig]) -> None:
+    """pydantic-settings skips variables that name no field; a typing error must not pass."""
+    known = {f"{ENV_PREFIX}{name}".upper() for name in config_class.model_fields}
+    for variable in os.environ:
+        if variable.upper().startswith(ENV_PREFIX) and variable.upper().split("__")[0] not in known:
+            raise ConfigError(
+                f"environment variable {variable}: no such setting. Sections: "
+                f"{', '.join(sorted(config_class.model_fields))}."
+            )
+
+
+def _explain(error: ValidationError, file: str | None) -> str:
+    lines = [f"{error.error_count()} wrong setting(s)" + (f" (with --config {file})" if file else "")]
+    for item in error.errors():
+        where = ".".join(str(part) for part in item["loc"]) or "(top level)"
+        if item["type"] == "extra_forbidden":
+            lines.append(f"  {where}: no such setting")
+        else:
+            lines.append(f"  {where}: {item['msg']}; got {item['input']!r:.100}")
+    return "\n".join(lines)
+
+

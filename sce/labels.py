@@ -1,0 +1,213 @@
+"""Label sets: what the user gives at the moment of asking, validated and put in order.
+
+A `LabelSet` keeps the labels as the user wrote them. The model sees them in canonical
+order (sorted by name in Unicode NFC), so that every order of the same set runs through
+exactly the same arithmetic and the answers are equal bit for bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from sce.errors import LabelError
+
+MAX_NAME_CHARS = 200
+MAX_INFO_CHARS = 10_000
+_FIELDS = ("name", "synonyms", "description", "examples")
+
+
+def normalise_name(name: str) -> str:
+    """The form in which a label's name is compared, sorted and embedded: NFC, stripped."""
+    return unicodedata.normalize("NFC", name).strip()
+
+
+@dataclass(frozen=True)
+class Label:
+    """One label: a name and, where the user has them, further information about it.
+
+    Attributes:
+        name: what the answer says, as the user wrote it.
+        synonyms: other names of the same thing.
+        description: a phrase or sentence that says what belongs here; "" if there is none.
+        examples: texts that carry this label.
+    """
+
+    name: str
+    synonyms: tuple[str, ...] = ()
+    description: str = ""
+    examples: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> str:
+        return normalise_name(self.name)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "synonyms": list(self.synonyms),
+            "description": self.description,
+            "examples": list(self.examples),
+        }
+
+    @property
+    def info_texts(self) -> list[str]:
+        """Name, synonyms and description: the texts that say what the label means."""
+        texts = [self.key, *self.synonyms]
+        return [*texts, self.description] if self.description else texts
+
+
+@dataclass(frozen=True)
+class LabelSet:
+    """A validated set of distinct labels, in the user's order.
+
+    Build one with `LabelSet.parse`, which accepts every form that users write.
+    """
+
+    labels: tuple[Label, ...]
+
+    @classmethod
+    def parse(cls, value: Any, where: str = "labels") -> LabelSet:
+        """Read a label set from any of the accepted forms.
+
+        Args:
+            value: a `LabelSet`, a list of names, a mapping from name to description, or a
+                list of objects `{name, synonyms, description, examples}` (only the name is
+                required; names and objects may be mixed).
+            where: named at the head of an error message.
+
+        Raises:
+            LabelError: empty set, empty or duplicate name, unknown field, wrong type.
+        """
+        if isinstance(value, LabelSet):
+            return value
+        if isinstance(value, Mapping):
+            items: list[Any] = [{"name": k, "description": v} for k, v in value.items()]
+        elif isinstance(value, Iterable) and not isinstance(value, (str, bytes)):
+            items = list(value)
+        else:
+            raise LabelError(
+                f"{where}: a {type(value).__name__} is not a label set. Give a list of names, a "
+                "mapping {name: description}, or a list of {name, description, synonyms, examples}."
+            )
+        if not items:
+            raise LabelError(f"{where}: the label set is empty. Give at least one label.")
+        labels = tuple(_parse_label(item, f"{where}[{i}]") for i, item in enumerate(items))
+        seen: dict[str, int] = {}
+        for i, label in enumerate(labels):
+            if label.key in seen:
+                raise LabelError(
+                    f"{where}: the label {label.key!r} stands twice, at positions "
+                    f"{seen[label.key]} and {i}. Labels must be distinct."
+                )
+            seen[label.key] = i
+        return cls(labels)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @cached_property
+    def names(self) -> list[str]:
+        return [label.name for label in self.labels]
+
+    @cached_property
+    def _positions(self) -> dict[str, int]:
+        return {label.key: i for i, label in enumerate(self.labels)}
+
+    def index(self, name: str) -> int:
+        """Position of a label by name. Raises `LabelError` if the set lacks it."""
+        try:
+            return self._positions[normalise_name(name)]
+        except KeyError:
+            raise LabelError(
+                f"the label {name!r} is not in its label set: {_shorten(self.names)}"
+            ) from None
+
+    @cached_property
+    def canonical_order(self) -> list[int]:
+        """For each canonical position, the position in the user's order."""
+        return sorted(range(len(self.labels)), key=lambda i: self.labels[i].key)
+
+    def canonical(self) -> LabelSet:
+        """The same set in canonical order: what the model sees."""
+        return LabelSet(tuple(self.labels[i] for i in self.canonical_order))
+
+    def to_list(self) -> list[dict[str, Any]]:
+        return [label.to_dict() for label in self.labels]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the set with all its information, the same for every order."""
+        content = [self.labels[i].to_dict() for i in self.canonical_order]
+        text = json.dumps(content, ensure_ascii=False, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def only_names(label_set: LabelSet) -> LabelSet:
+    """The same labels with nothing but their names."""
+    return LabelSet(tuple(Label(label.name) for label in label_set.labels))
+
+
+def _parse_label(item: Any, where: str) -> Label:
+    if isinstance(item, Label):
+        item = item.to_dict()
+    if isinstance(item, str):
+        item = {"name": item}
+    if not isinstance(item, Mapping):
+        raise LabelError(
+            f"{where}: a label is a name or an object with {', '.join(_FIELDS)}, "
+            f"not {type(item).__name__} ({item!r:.80})."
+        )
+    unknown = sorted(str(k) for k in item if k not in _FIELDS)
+    if unknown:
+        raise LabelError(
+            f"{where}: unknown field {unknown[0]!r}. A label has {', '.join(_FIELDS)}."
+        )
+    name = _parse_text(item.get("name"), f"{where}.name", MAX_NAME_CHARS)
+    if not normalise_name(name):
+        raise LabelError(f"{where}: the name is empty. Every label needs a name.")
+    description = item.get("description")
+    return Label(
+        name=name,
+        synonyms=_parse_texts(item.get("synonyms"), f"{where}.synonyms"),
+        description=(
+            _parse_text(description, f"{where}.description", MAX_INFO_CHARS).strip()
+            if description is not None
+            else ""
+        ),
+        examples=_parse_texts(item.get("examples"), f"{where}.examples"),
+    )
+
+
+def _parse_text(value: Any, where: str, max_chars: int) -> str:
+    if not isinstance(value, str):
+        raise LabelError(f"{where}: a text is needed, not {type(value).__name__} ({value!r:.80}).")
+    if len(value) > max_chars:
+        raise LabelError(f"{where}: {len(value)} characters, at most {max_chars} are allowed.")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise LabelError(f"{where}: the text has a lone surrogate, which is not Unicode.") from None
+    return value
+
+
+def _parse_texts(value: Any, where: str) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise LabelError(f"{where}: a list of texts is needed, not {type(value).__name__}.")
+    texts = [_parse_text(t, f"{where}[{i}]", MAX_INFO_CHARS).strip() for i, t in enumerate(value)]
+    for i, text in enumerate(texts):
+        if not text:
+            raise LabelError(f"{where}[{i}]: the text is empty. Leave it out instead.")
+    return tuple(texts)
+
+
+def _shorten(names: Sequence[str], limit: int = 12) -> str:
+    shown = ", ".join(repr(n) for n in names[:limit])
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"

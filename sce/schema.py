@@ -1,0 +1,51 @@
+"""Arrow schemas of the files that pass between the jobs.
+
+A prepared data folder holds `rows.parquet` (one row a text), `label_sets.parquet` (one row
+a label set) and `manifest.json`. A label set is *seen* when it has rows in the split
+"train" and *unseen* when it has none; nothing else marks it.
+"""
+
+import pyarrow as pa
+
+SPLITS = ("train", "validation", "test")
+
+ROWS = pa.schema(
+    [
+        pa.field("row_id", pa.string(), nullable=False),
+        pa.field("dataset", pa.string(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("text", pa.string(), nullable=False),
+        pa.field("label", pa.string(), nullable=False),
+        pa.field("label_set", pa.string(), nullable=False),
+    ]
+)
+
+LABEL = pa.struct(
+    [
+        pa.field("name", pa.string(), nullable=False),
+        pa.field("synonyms", pa.list_(pa.string())),
+        pa.field("description", pa.string()),
+        pa.field("examples", pa.list_(pa.string())),
+    ]
+)
+
+LABEL_SETS = pa.schema(
+    [
+        pa.field("label_set", pa.string(), nullable=False),
+        pa.field("dataset", pa.string(), nullable=False),
+        pa.field("domain", pa.string(), nullable=False),
+        pa.field("labels", pa.list_(LABEL), nullable=False),
+    ]
+)
+
+
+def embeddings_schema(dimension: int, passthrough: pa.Schema | None = None) -> pa.Schema:
+    """Schema of an embedding store: `row_id`, `text_hash`, `embedding` [dimension] float32,
+    `truncated`, then the passthrough columns."""
+    fields = [
+        pa.field("row_id", pa.string(), nullable=False),
+        pa.field("text_hash", pa.string(), nullable=False),
+        pa.field("embedding", pa.list_(pa.float32(), dimension), nullable=False),
+        pa.field("truncated", pa.bool_(), nullable=False),
+    ]
+    return pa.schema(fields + list(passthrough or []))
