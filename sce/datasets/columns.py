@@ -1,0 +1,230 @@
+"""From the columns of a file to text, label, split and label set: one reader for every source."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sce.datasets.readers import BadRow, Record, read_records
+from sce.errors import DataError
+from sce.labels import MAX_NAME_CHARS, LabelSet, normalise_name
+from sce.schema import SPLITS
+
+SPLIT_NAMES = {
+    **{name: name for name in SPLITS},
+    "training": "train",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "testing": "test",
+}
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Where a file keeps what is needed.
+
+    Attributes:
+        text: alternatives, the first whose columns all exist; its parts are joined by a space.
+        label: alternatives, the first that exists.
+        split, label_set, all_labels: optional columns, used where they exist.
+        required: those of the optional columns that must exist.
+        header: names for a CSV or TSV without a header line.
+    """
+
+    text: tuple[tuple[str, ...], ...] = (("text",),)
+    label: tuple[str, ...] = ("label", "labels")
+    split: str = "split"
+    label_set: str = "label_set"
+    all_labels: str = "all_labels"
+    required: tuple[str, ...] = ()
+    header: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RawRow:
+    """One readable row, its label still as the file writes it."""
+
+    line: int
+    text: str
+    label: str
+    split: str | None
+    label_set: str | None
+    all_labels: tuple[str, ...] | None
+
+
+class _RowError(Exception):
+    """Carries the reason and the message of a bad row out of the field parsers."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+def read_rows(path: Path, columns: Columns, on_bad: Callable[[BadRow], None]) -> Iterator[RawRow]:
+    """The usable rows of a file, in order.
+
+    Args:
+        on_bad: called with each row that cannot be used; it raises or counts.
+
+    Raises:
+        DataError: the file cannot be read, or lacks a column (the message lists those it has).
+    """
+    found: _Found | None = None
+    for item in read_records(path, columns.header):
+        if isinstance(item, BadRow):
+            on_bad(item)
+            continue
+        if found is None:
+            found = _find(path, columns, item.fields)
+        try:
+            row = _parse(item, found)
+        except _RowError as problem:
+            on_bad(BadRow(item.line, problem.reason, f"{path}:{item.line}: {problem}"))
+        else:
+            yield row
+
+
+def raise_bad(bad: BadRow) -> None:
+    """The strict answer to a bad row. Raises `DataError`, always."""
+    raise DataError(bad.message)
+
+
+def clean_label(value: Any) -> str:
+    """A label as it stands in a label set: NFC, stripped.
+
+    Raises:
+        DataError: not a text or number, empty, too long, or not Unicode.
+    """
+    try:
+        return _label(value, "label")
+    except _RowError as problem:
+        raise DataError(str(problem)) from None
+
+
+def not_in_set(path: Path, line: int, label: str, label_set: LabelSet) -> BadRow:
+    """The bad row of a label that its label set lacks."""
+    shown = ", ".join(repr(name) for name in label_set.names[:12])
+    more = f" and {len(label_set) - 12} more" if len(label_set) > 12 else ""
+    message = f"{path}:{line}: the label {label!r} is not in the label set: {shown}{more}."
+    return BadRow(line, "label not in its label set", message)
+
+
+@dataclass(frozen=True)
+class _Found:
+    text: tuple[str, ...]
+    label: str
+    split: str | None
+    label_set: str | None
+    all_labels: str | None
+
+
+def _find(path: Path, columns: Columns, fields: Mapping[str, Any]) -> _Found:
+    text = next((alt for alt in columns.text if all(c in fields for c in alt)), None)
+    label = next((name for name in columns.label if name in fields), None)
+    missing = [name for name in columns.required if name not in fields]
+    if text is None:
+        missing.insert(0, " or ".join("+".join(alt) for alt in columns.text))
+    if label is None:
+        missing.append(" or ".join(columns.label))
+    if missing or text is None or label is None:
+        raise DataError(
+            f"{path}: no column {', '.join(missing)}. Its columns: "
+            f"{', '.join(str(name) for name in fields)}."
+        )
+
+    def optional(name: str) -> str | None:
+        return name if name in fields else None
+
+    return _Found(
+        text,
+        label,
+        optional(columns.split),
+        optional(columns.label_set),
+        optional(columns.all_labels),
+    )
+
+
+def _parse(record: Record, found: _Found) -> RawRow:
+    fields = record.fields
+    return RawRow(
+        line=record.line,
+        text=_text(fields, found.text),
+        label=_label(_field(fields, found.label), found.label),
+        split=_split(fields.get(found.split)) if found.split else None,
+        label_set=_label(fields.get(found.label_set), found.label_set) if found.label_set else None,
+        all_labels=_all_labels(fields.get(found.all_labels)) if found.all_labels else None,
+    )
+
+
+def _field(fields: Mapping[str, Any], name: str) -> Any:
+    if name not in fields:
+        raise _RowError("missing column", f"no {name!r}; this row has {', '.join(fields)}.")
+    return fields[name]
+
+
+def _text(fields: Mapping[str, Any], names: Sequence[str]) -> str:
+    parts = []
+    for name in names:
+        value = _field(fields, name)
+        if value is None:
+            continue
+        if not isinstance(value, str):
+            raise _RowError("text is not a text", f"{name!r} is a {type(value).__name__}.")
+        if value.strip():
+            parts.append(value.strip())
+    if not parts:
+        raise _RowError("empty text", f"{' and '.join(names)} is empty. A text is needed.")
+    return _unicode(" ".join(parts), names[0])
+
+
+def _label(value: Any, name: str) -> str:
+    if isinstance(value, list):
+        if len(value) != 1:
+            raise _RowError(
+                "not exactly one label",
+                f"{name!r} holds {len(value)} labels; exactly one is needed.",
+            )
+        value = value[0]
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, str):
+        kind = "empty" if value is None else type(value).__name__
+        raise _RowError("no label", f"{name!r} is {kind}; a label's name is needed.")
+    value = normalise_name(_unicode(value, name))
+    if not value:
+        raise _RowError("no label", f"{name!r} is empty; a label's name is needed.")
+    if len(value) > MAX_NAME_CHARS:
+        raise _RowError(
+            "label too long", f"{name!r} has {len(value)} characters, at most {MAX_NAME_CHARS}."
+        )
+    return value
+
+
+def _split(value: Any) -> str | None:
+    if value is None or value == "":
+        return None
+    split = SPLIT_NAMES.get(str(value).strip().lower())
+    if split is None:
+        raise _RowError("unknown split", f"split {value!r}. Allowed: {', '.join(SPLIT_NAMES)}.")
+    return split
+
+
+def _all_labels(value: Any) -> tuple[str, ...] | None:
+    if value is None:
+        return None
+    if not isinstance(value, list) or not value:
+        raise _RowError("all_labels is not a list", "all_labels must be a list of label names.")
+    return tuple(_label(name, "all_labels") for name in value)
+
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def _unicode(value: str, name: str) -> str:
+    if _SURROGATE.search(value):
+        raise _RowError("not Unicode", f"{name!r} holds a lone surrogate, which is not Unicode.")
+    return value

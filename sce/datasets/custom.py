@@ -1,0 +1,120 @@
+"""Label sets of the user's own files: given, named by a column, listed by a row, or found."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sce.datasets.columns import RawRow, not_in_set
+from sce.datasets.readers import BadRow
+from sce.errors import DataError, LabelError
+from sce.labels import LabelSet
+
+
+def read_label_file(path: Path) -> Any:
+    """The content of a YAML or JSON file of labels.
+
+    Raises:
+        DataError: it cannot be read, or is neither YAML nor JSON.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        return json.loads(text) if path.suffix.lower() == ".json" else yaml.safe_load(text)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file of labels.") from None
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise DataError(f"{path}: not a readable YAML or JSON file ({error}).") from None
+
+
+class CustomLabels:
+    """The label sets of one custom source, checked while its rows are read.
+
+    The id of a label set is the source's name, or "<name>/<value>" with a label set column,
+    or "<name>/<12 hex digits>" for a set that rows list as their candidates.
+    """
+
+    def __init__(self, name: str, labels: Any) -> None:
+        """
+        Args:
+            labels: `SourceConfig.labels`.
+
+        Raises:
+            DataError: the file of labels cannot be read.
+            LabelError: it holds no label set.
+        """
+        self._name = name
+        self._where = f"labels of source {name!r}"
+        if isinstance(labels, str):
+            self._where = labels
+            labels = read_label_file(Path(labels).expanduser())
+            if labels is None:
+                raise LabelError(f"{self._where}: the file is empty. Give at least one label.")
+        self._given = labels
+        self._sets: dict[str, LabelSet] = {}
+        self._found: dict[str, set[str]] = {}
+        self._listed: dict[tuple[str, ...], str] = {}
+
+    def accept(self, path: Path, raw: RawRow, on_bad: Callable[[BadRow], None]) -> str | None:
+        """The id of a row's label set; None if the row was bad (and `on_bad` let it pass).
+
+        Raises:
+            LabelError: the label set given for it is not one.
+        """
+        if raw.all_labels is not None:
+            try:
+                label_set = self._listed_set(raw.all_labels)
+            except LabelError as error:
+                on_bad(
+                    BadRow(raw.line, "all_labels is not a label set", f"{path}:{raw.line}: {error}")
+                )
+                return None
+        elif raw.label_set is not None:
+            label_set = f"{self._name}/{raw.label_set}"
+            if self._given is not None and label_set not in self._sets:
+                if not isinstance(self._given, Mapping):
+                    raise LabelError(
+                        f"{self._where}: the rows name their label set, so a mapping from those "
+                        f"names (the first is {raw.label_set!r}) to label sets is needed."
+                    )
+                if raw.label_set not in self._given:
+                    message = (
+                        f"{path}:{raw.line}: no labels for the label set {raw.label_set!r} in "
+                        f"{self._where}; it holds {', '.join(map(str, self._given))[:300]}."
+                    )
+                    on_bad(BadRow(raw.line, "unknown label set", message))
+                    return None
+                self._sets[label_set] = LabelSet.parse(
+                    self._given[raw.label_set], f"{self._where}: {raw.label_set}"
+                )
+        else:
+            label_set = self._name
+            if self._given is not None and label_set not in self._sets:
+                self._sets[label_set] = LabelSet.parse(self._given, self._where)
+        known_set = self._sets.get(label_set)
+        if known_set is None:
+            self._found.setdefault(label_set, set()).add(raw.label)
+        else:
+            try:
+                known_set.index(raw.label)
+            except LabelError:
+                on_bad(not_in_set(path, raw.line, raw.label, known_set))
+                return None
+        return label_set
+
+    def _listed_set(self, names: tuple[str, ...]) -> str:
+        if names not in self._listed:
+            # One order for the same candidates, whichever row comes first.
+            parsed = LabelSet.parse(list(names), "all_labels").canonical()
+            label_set = f"{self._name}/{parsed.fingerprint[:12]}"
+            self._sets.setdefault(label_set, parsed)
+            self._listed[names] = label_set
+        return self._listed[names]
+
+    def finish(self) -> dict[str, LabelSet]:
+        """All label sets, by id; those without given labels hold the labels found, by name."""
+        found = {key: LabelSet.parse(sorted(names), key) for key, names in self._found.items()}
+        return dict(sorted({**self._sets, **found}.items()))

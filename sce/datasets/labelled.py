@@ -1,0 +1,45 @@
+"""The user's own labelled rows, for the question "how good is it on my data?"."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sce.datasets.columns import Columns, not_in_set, raise_bad, read_rows
+from sce.errors import DataError, LabelError
+from sce.labels import LabelSet
+
+
+def read_labelled(
+    path: str | Path,
+    text_column: str = "text",
+    label_column: str = "label",
+    labels: LabelSet | None = None,
+) -> tuple[list[str], list[str], LabelSet]:
+    """Texts, their label names and the label set of a JSONL, CSV, TSV or Parquet file.
+
+    Args:
+        labels: the label set to measure with; default: the distinct labels of the file, sorted.
+
+    Returns:
+        One text and one label name a row, in the file's order, and the label set. Names are
+        written as in the label set.
+
+    Raises:
+        DataError: the file cannot be read, a row is bad, or a label is not in `labels`; names
+            the file and the line.
+    """
+    path = Path(path)
+    texts: list[str] = []
+    names: list[str] = []
+    for row in read_rows(path, Columns(text=((text_column,),), label=(label_column,)), raise_bad):
+        name = row.label
+        if labels is not None:
+            try:
+                name = labels.names[labels.index(row.label)]
+            except LabelError:
+                raise_bad(not_in_set(path, row.line, row.label, labels))
+        texts.append(row.text)
+        names.append(name)
+    if not texts:
+        raise DataError(f"{path}: no rows. At least one labelled text is needed.")
+    return texts, names, labels if labels is not None else LabelSet.parse(sorted(set(names)))

@@ -1,0 +1,190 @@
+"""A prepared data folder: `rows.parquet`, `label_sets.parquet`, `manifest.json`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from sce.errors import ConfigError, DataError
+from sce.labels import LabelSet
+from sce.schema import LABEL_SETS, ROWS, SPLITS
+
+ROWS_FILE = "rows.parquet"
+LABEL_SETS_FILE = "label_sets.parquet"
+MANIFEST_FILE = "manifest.json"
+FILES = (ROWS_FILE, LABEL_SETS_FILE, MANIFEST_FILE)
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """Labelled texts with their splits and label sets, and where they came from.
+
+    Attributes:
+        rows: `schema.ROWS`.
+        label_sets: label set id -> labels with all that is known about them.
+        domains: label set id -> kind of text.
+        manifest: counts, licences, sources and what was dropped.
+    """
+
+    rows: pa.Table
+    label_sets: dict[str, LabelSet]
+    domains: dict[str, str]
+    manifest: dict[str, Any]
+
+    @classmethod
+    def load(cls, folder: str | Path) -> PreparedData:
+        """Read a folder that `prepare_data` wrote.
+
+        Raises:
+            DataError: it is not such a folder, or one of its files is damaged.
+        """
+        folder = Path(folder)
+        missing = [name for name in FILES if not (folder / name).is_file()]
+        if missing:
+            raise DataError(
+                f"{folder}: not a prepared data folder (no {', '.join(missing)}). Make one with "
+                "jobs/prepare_data.py."
+            )
+        try:
+            rows = pq.read_table(folder / ROWS_FILE, schema=ROWS)
+            sets = pq.read_table(folder / LABEL_SETS_FILE, schema=LABEL_SETS).to_pylist()
+            manifest = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise DataError(
+                f"{folder}: a damaged prepared data folder ({error}). Remove it and run "
+                "jobs/prepare_data.py again."
+            ) from None
+        return cls(
+            rows=rows,
+            label_sets={s["label_set"]: LabelSet.parse(s["labels"]) for s in sets},
+            domains={s["label_set"]: s["domain"] for s in sets},
+            manifest=manifest,
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of rows and label sets, as the manifest records it."""
+        return self.manifest["fingerprint"]
+
+    @cached_property
+    def seen_label_sets(self) -> set[str]:
+        """Ids of the label sets that have train rows."""
+        return set(self._of_split("train")["label_set"].unique().to_pylist())
+
+    def select(
+        self,
+        split: str | None = None,
+        seen: bool | None = None,
+        datasets: Collection[str] | None = None,
+    ) -> pa.Table:
+        """The rows of a split, of seen (True) or unseen (False) label sets, of some datasets.
+
+        None leaves a condition out. Rows stay in order.
+
+        Raises:
+            ConfigError: there is no such split or dataset.
+        """
+        table = self.rows if split is None else self._of_split(split)
+        if datasets is not None:
+            known = self.manifest["counts"]
+            unknown = [name for name in datasets if name not in known]
+            if unknown:
+                raise ConfigError(
+                    f"no dataset {unknown[0]!r} in the prepared data. Allowed: {', '.join(known)}."
+                )
+            table = _where_in(table, "dataset", datasets)
+        if seen is not None:
+            mask = pc.is_in(
+                table["label_set"], value_set=pa.array(sorted(self.seen_label_sets), pa.string())
+            )
+            table = table.filter(mask if seen else pc.invert(mask))
+        return table
+
+    def _of_split(self, split: str) -> pa.Table:
+        if split not in SPLITS:
+            raise ConfigError(f"no split {split!r}. Allowed: {', '.join(SPLITS)}.")
+        return _where_in(self.rows, "split", [split])
+
+
+def _where_in(table: pa.Table, column: str, values: Collection[str]) -> pa.Table:
+    return table.filter(pc.is_in(table[column], value_set=pa.array(list(values), pa.string())))
+
+
+def content_fingerprint(rows: pa.Table, label_sets: pa.Table) -> str:
+    """SHA-256 over all rows and label sets, in the order of the tables."""
+    digest = hashlib.sha256()
+    for table in (rows, label_sets):
+        for batch in table.to_batches(max_chunksize=4096):
+            for row in batch.to_pylist():
+                digest.update(json.dumps(row, ensure_ascii=False, sort_keys=True).encode())
+                digest.update(b"\n")
+        digest.update(b"\0")
+    return digest.hexdigest()
+
+
+def is_current(folder: Path, manifest: Mapping[str, Any]) -> bool:
+    """Whether a folder holds exactly this data, whole and with the same manifest.
+
+    The time of creation does not count.
+    """
+    try:
+        old = PreparedData.load(folder)
+        same = {**old.manifest, "created": None} == {**manifest, "created": None}
+        sets = pq.read_table(folder / LABEL_SETS_FILE, schema=LABEL_SETS)
+        return same and content_fingerprint(old.rows, sets) == manifest["fingerprint"]
+    except Exception:
+        # Whatever is wrong with the old folder, the answer is to write it anew.
+        return False
+
+
+def check_replaceable(folder: Path) -> None:
+    """Raises `ConfigError` if writing here would remove something that is not prepared data."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise ConfigError(f"{folder}: a file stands where the prepared data folder would go.")
+    others = sorted(path.name for path in folder.iterdir() if path.name not in FILES)
+    if others:
+        raise ConfigError(
+            f"{folder}: the folder holds {others[0]!r}, which is not prepared data and would be "
+            "removed. Choose another output folder."
+        )
+
+
+def write_prepared(
+    folder: Path, rows: pa.Table, label_sets: pa.Table, manifest: Mapping[str, Any]
+) -> None:
+    """Write the folder whole or not at all: beside it first, then renamed into place."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    tag = uuid.uuid4().hex[:8]
+    new = folder.with_name(f".{folder.name}.new-{tag}")
+    old = folder.with_name(f".{folder.name}.old-{tag}")
+    try:
+        new.mkdir()
+        pq.write_table(rows, new / ROWS_FILE, compression="zstd")
+        pq.write_table(label_sets, new / LABEL_SETS_FILE, compression="zstd")
+        text = json.dumps(manifest, ensure_ascii=False, indent=2)
+        (new / MANIFEST_FILE).write_text(text + "\n", encoding="utf-8")
+        if folder.exists():
+            os.rename(folder, old)
+        try:
+            os.rename(new, folder)
+        except BaseException:
+            if old.exists():
+                os.rename(old, folder)
+            raise
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,170 @@
+"""Table files (JSONL, CSV, TSV, Parquet, gzip of the text forms) as a stream of records.
+
+What is wrong with one row is a value, `BadRow`, so that the caller can stop at it or count
+it; what is wrong with the file as a whole is a `DataError`.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sce.errors import DataError
+
+TEXT_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
+SUFFIXES = (".parquet", *TEXT_SUFFIXES)
+ALLOWED_FILES = "JSONL (.jsonl, .ndjson, .json), .csv, .tsv, each also as .gz, and .parquet"
+# A field of CSV may hold a whole document; the csv module's own limit is 128 KiB.
+MAX_FIELD_BYTES = 16 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One row of a file: its line (JSONL, CSV) or row number (Parquet), from 1, and fields."""
+
+    line: int
+    fields: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """A row that cannot be used: a short reason to count by, and a message with the place."""
+
+    line: int
+    reason: str
+    message: str
+
+
+def file_format(path: Path) -> str | None:
+    """The suffix that decides how a file is read, without ".gz"; None if it is not a table."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] == ".gz":
+        return suffixes[-2] if len(suffixes) > 1 and suffixes[-2] in TEXT_SUFFIXES else None
+    return suffixes[-1] if suffixes and suffixes[-1] in SUFFIXES else None
+
+
+def read_records(path: Path, columns: Sequence[str] = ()) -> Iterator[Record | BadRow]:
+    """Every row of a table file, in order.
+
+    Args:
+        path: the file; its suffix says how it is read. TSV knows no quotation marks.
+        columns: names for the columns of a CSV or TSV that may lack a header line. If its
+            first line holds one of these names it is taken as the header after all.
+
+    Raises:
+        DataError: the file is absent, of an unknown kind, damaged, or not UTF-8.
+    """
+    kind = file_format(path)
+    if path.is_dir():
+        raise DataError(f"{path}: a folder. A file is needed: {ALLOWED_FILES}.")
+    if kind is None:
+        raise DataError(f"{path}: not a table file that can be read. Allowed: {ALLOWED_FILES}.")
+    try:
+        if kind == ".parquet":
+            yield from _parquet(path)
+        elif kind in (".csv", ".tsv"):
+            yield from _csv(path, kind, columns)
+        else:
+            yield from _jsonl(path)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file.") from None
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: damaged gzip file ({error}).") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error}).") from None
+
+
+def _open(path: Path) -> BinaryIO:
+    if path.suffix.lower() == ".gz":
+        return gzip.open(path, "rb")  # type: ignore[return-value]
+    return path.open("rb")
+
+
+def _jsonl(path: Path) -> Iterator[Record | BadRow]:
+    with _open(path) as file:
+        for number, raw in enumerate(file, start=1):
+            if number == 1:
+                raw = raw.removeprefix(b"\xef\xbb\xbf")
+            if not raw.strip():
+                continue
+            try:
+                fields = json.loads(raw.decode("utf-8"))
+            except UnicodeDecodeError as error:
+                yield BadRow(number, "not UTF-8", f"{path}:{number}: not UTF-8 ({error.reason}).")
+                continue
+            except (ValueError, RecursionError) as error:
+                message = f"{path}:{number}: not a line of JSON ({error}). One object a line."
+                yield BadRow(number, "unreadable line", message)
+                continue
+            if not isinstance(fields, dict):
+                message = (
+                    f"{path}:{number}: a JSON {type(fields).__name__}; an object with named "
+                    "fields is needed, one a line."
+                )
+                yield BadRow(number, "unreadable line", message)
+                continue
+            yield Record(number, fields)
+
+
+def _csv(path: Path, kind: str, columns: Sequence[str]) -> Iterator[Record | BadRow]:
+    csv.field_size_limit(MAX_FIELD_BYTES)
+    with _open(path) as file:
+        lines = _decoded_lines(path, file)
+        if kind == ".tsv":
+            reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
+        else:
+            reader = csv.reader(lines, strict=True)
+        try:
+            first = next(reader, None)
+            if first is None:
+                return
+            headerless = bool(columns) and not set(first) & set(columns)
+            header = list(columns) if headerless else first
+            if headerless:
+                yield _csv_row(path, reader.line_num, header, first)
+            for values in reader:
+                if values:
+                    yield _csv_row(path, reader.line_num, header, values)
+        except csv.Error as error:
+            raise DataError(f"{path}:{reader.line_num}: not readable as CSV ({error}).") from None
+
+
+def _csv_row(
+    path: Path, line: int, header: Sequence[str], values: Sequence[str]
+) -> Record | BadRow:
+    if len(values) != len(header):
+        message = f"{path}:{line}: {len(values)} fields, but the columns are {len(header)}."
+        return BadRow(line, "unreadable line", message)
+    return Record(line, dict(zip(header, values, strict=True)))
+
+
+def _decoded_lines(path: Path, file: BinaryIO) -> Iterator[str]:
+    for number, raw in enumerate(file, start=1):
+        if number == 1:
+            raw = raw.removeprefix(b"\xef\xbb\xbf")
+        try:
+            yield raw.decode("utf-8")
+        except UnicodeDecodeError as error:
+            # A quoted field may span lines, so the row of this line cannot be left out alone.
+            raise DataError(f"{path}:{number}: not UTF-8 ({error.reason}).") from None
+
+
+def _parquet(path: Path) -> Iterator[Record]:
+    try:
+        number = 0
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=4096):
+                for fields in batch.to_pylist():
+                    number += 1
+                    yield Record(number, fields)
+    except pa.ArrowException as error:
+        raise DataError(f"{path}: not readable as Parquet ({error}).") from None

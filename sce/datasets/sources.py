@@ -1,0 +1,213 @@
+"""From a source's settings to its rows and label sets: known datasets and custom files."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from sce.datasets.columns import Columns, RawRow, raise_bad, read_rows
+from sce.datasets.custom import CustomLabels
+from sce.datasets.hub import download, split_files
+from sce.datasets.readers import BadRow
+from sce.datasets.settings import CUSTOM, STARTER, DataConfig, SourceConfig
+from sce.datasets.specs import DatasetSpec, get_spec
+from sce.datasets.splits import Row, Size, text_key
+from sce.datasets.starter import LICENCE, choose_validation_sets, read_starter, starter_rows
+from sce.datasets.synonyms import label_set_for
+from sce.errors import ConfigError, DataError
+from sce.labels import LabelSet
+
+OTHER_LABEL = "label not used"
+DEFAULT_CUSTOM_SIZES: dict[str, Size] = {"train": 0.8, "validation": 0.1, "test": 0.1}
+
+
+@dataclass
+class Source:
+    """One dataset as it was read, before splits are chosen.
+
+    Attributes:
+        sizes: the wanted splits; None keeps the splits of the file.
+        label_sets, domains: by label set id.
+        dropped: rows left out so far, by reason.
+        origin: where it was read from, for the manifest.
+    """
+
+    name: str
+    rows: list[Row]
+    label_sets: dict[str, LabelSet]
+    domains: dict[str, str]
+    licence: str
+    origin: dict[str, Any]
+    sizes: dict[str, Size] | None = None
+    balanced: bool = False
+    dropped: Counter[str] = field(default_factory=Counter)
+
+
+def read_source(source: SourceConfig, config: DataConfig, seed: int) -> Source:
+    """Read one source.
+
+    Raises:
+        ConfigError: a file is needed and no setting says where it is.
+        DataError: it cannot be read, or a row breaks the contract.
+        LabelError: its label set is not one.
+    """
+    if source.dataset == STARTER:
+        return _starter(source, config, seed)
+    result = _custom(source) if source.dataset == CUSTOM else _known(source)
+    if not result.rows:
+        raise DataError(
+            f"source {result.name!r}: no row is left of {result.origin}. Left out: "
+            f"{dict(result.dropped) or 'nothing (the files are empty)'}."
+        )
+    if source.license is not None:
+        result.licence = source.license
+    if source.sizes is not None:
+        result.sizes = _own_sizes(source)
+    return result
+
+
+def _starter(source: SourceConfig, config: DataConfig, seed: int) -> Source:
+    sets = read_starter()
+    validation = choose_validation_sets(sets, config.validation_label_sets)
+    return Source(
+        name=source.output_name,
+        rows=starter_rows(source.output_name, sets, validation, seed),
+        label_sets={f"starter/{item.name}": item.labels for item in sets},
+        domains={f"starter/{item.name}": item.domain for item in sets},
+        licence=LICENCE,
+        origin={"dataset": STARTER},
+    )
+
+
+def _known(source: SourceConfig) -> Source:
+    spec = get_spec(source.dataset)
+    name = source.output_name
+    files, origin = _files(source, spec)
+    sizes = _own_sizes(source) or dict(spec.sizes)
+    dropped: Counter[str] = Counter()
+    rows: list[Row] = []
+    columns = _columns(source, Columns(text=spec.text, label=spec.label, header=spec.header))
+    wanted = {split for split, size in sizes.items() if size != 0}
+    named = {split for _, split in files}
+    for path, split in files:
+        # A file of a split that nothing is taken from need not be read.
+        if split is not None and split not in wanted and wanted <= named:
+            continue
+        for raw in read_rows(path, columns, _on_bad(source, dropped)):
+            label = spec.our_label(raw.label)
+            if label is None:
+                dropped[f"{OTHER_LABEL}: {raw.label}"] += 1
+                continue
+            rows.append(Row(name, raw.split or split, raw.text, label, name, text_key(raw.text)))
+    found = sorted({row.label for row in rows})
+    labels = spec.labels or tuple(dict.fromkeys((spec.label_map or {}).values())) or tuple(found)
+    return Source(
+        name=name,
+        rows=rows,
+        label_sets={name: label_set_for(labels, spec.synonyms)} if labels else {},
+        domains={name: source.domain or spec.domain},
+        licence=spec.licence,
+        origin=origin,
+        sizes=sizes,
+        balanced=spec.balanced,
+        dropped=dropped,
+    )
+
+
+def _custom(source: SourceConfig) -> Source:
+    name = source.output_name
+    files, origin = _files(source, None)
+    labels = CustomLabels(name, source.labels)
+    dropped: Counter[str] = Counter()
+    on_bad = _on_bad(source, dropped)
+    raws: list[tuple[str, RawRow]] = []
+    for path, split in files:
+        for raw in read_rows(path, _columns(source, Columns()), on_bad):
+            label_set = labels.accept(path, raw, on_bad)
+            if label_set is not None:
+                raws.append((label_set, raw if raw.split else replace(raw, split=split)))
+    rows = [
+        Row(name, raw.split, raw.text, raw.label, label_set, text_key(raw.text))
+        for label_set, raw in raws
+    ]
+    label_sets = labels.finish()
+    has_splits = any(row.split for row in rows)
+    return Source(
+        name=name,
+        rows=rows,
+        label_sets=label_sets,
+        domains=dict.fromkeys(label_sets, source.domain or CUSTOM),
+        licence="not stated",
+        origin=origin,
+        sizes=None if has_splits else dict(DEFAULT_CUSTOM_SIZES),
+        dropped=dropped,
+    )
+
+
+def _own_sizes(source: SourceConfig) -> dict[str, Size] | None:
+    return None if source.sizes is None else {str(k): v for k, v in source.sizes.items()}
+
+
+def _on_bad(source: SourceConfig, dropped: Counter[str]) -> Callable[[BadRow], None]:
+    if not source.skip_bad_rows:
+        return raise_bad
+
+    def count(bad: BadRow) -> None:
+        dropped[bad.reason] += 1
+
+    return count
+
+
+def _columns(source: SourceConfig, columns: Columns) -> Columns:
+    """The columns of a source, where its settings differ from the defaults."""
+    changes: dict[str, Any] = {}
+    if source.text_columns is not None:
+        changes["text"] = (tuple(source.text_columns),)
+    if source.label_column is not None:
+        changes["label"] = (source.label_column,)
+    for optional in ("split", "label_set", "all_labels"):
+        value = getattr(source, f"{optional}_column")
+        if value is not None:
+            changes[optional] = value
+            changes["required"] = (*changes.get("required", ()), value)
+    return replace(columns, **changes)
+
+
+def _files(
+    source: SourceConfig, spec: DatasetSpec | None
+) -> tuple[list[tuple[Path, str | None]], dict[str, Any]]:
+    """The files of a source with the split each one is of, and their origin for the manifest."""
+    extra = [(source.validation_path, "validation"), (source.test_path, "test")]
+    if source.path is None:
+        if spec is None or spec.hub_id is None:
+            how = spec.get_it if spec else "give a file"
+            raise ConfigError(
+                f"source {source.output_name!r} has no `path`, and this dataset cannot be "
+                f"downloaded without an account or a licence. To get it, {how}; then set `path` "
+                "of this source to the file or folder."
+            )
+        folder = download(spec.hub_id, source.revision)
+        files = split_files(folder, spec.files)
+        origin = {"dataset": source.dataset, "hub_id": spec.hub_id, "revision": folder.name}
+    else:
+        path = Path(source.path).expanduser()
+        files = _path_files(path, spec, named=any(given for given, _ in extra))
+        origin = {"dataset": source.dataset, "path": source.path}
+    for given, split in extra:
+        if given is not None:
+            files.append((Path(given).expanduser(), split))
+            origin[f"{split}_path"] = given
+    return files, origin
+
+
+def _path_files(path: Path, spec: DatasetSpec | None, named: bool) -> list[tuple[Path, str | None]]:
+    if path.is_dir():
+        return split_files(path, spec.files if spec else "*")
+    if not path.exists():
+        how = f" To get this dataset, {spec.get_it}." if spec and spec.get_it else ""
+        raise DataError(f"{path}: no such file or folder.{how}")
+    # Beside files of their own for validation or test, the main file is the training file.
+    return [(path, "train" if named else None)]

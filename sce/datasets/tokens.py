@@ -1,0 +1,31 @@
+"""The paper's requirement on label names: one token each (appendix F, note)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from sce.labels import LabelSet
+
+
+def multi_token_labels(label_sets: Iterable[LabelSet], tokenizer: Any) -> dict[str, int]:
+    """Labels that are more than one token of a tokenizer, with how many they are.
+
+    A name is tried as it stands and after a space, since byte-level tokenizers (RoBERTa) know
+    most words in that form; the shorter counts.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+
+    Returns:
+        Name -> number of tokens, at least 2, sorted by name; empty if all are single tokens.
+    """
+    names = sorted({label.key for label_set in label_sets for label in label_set.labels})
+    long: dict[str, int] = {}
+    for name in names:
+        n_tokens = min(
+            len(tokenizer.encode(form, add_special_tokens=False)) for form in (name, f" {name}")
+        )
+        if n_tokens != 1:
+            long[name] = n_tokens
+    return long

@@ -1,0 +1,94 @@
+"""The declarations agree with appendix F of the paper, its Table 3, and with themselves."""
+
+import pytest
+
+from sce.datasets.custom import read_label_file
+from sce.datasets.specs import PAPER_SEEN, PAPER_UNSEEN, SPECS, get_spec
+from sce.datasets.synonyms import label_set_for, synonym_tables
+from sce.errors import ConfigError, DataError
+
+# Appendix F: number of label names of each dataset.
+PAPER_LABELS = {
+    "bbc": 5, "huffpost": 9, "huffpost10": 10, "mind": 10, "nytimes": 13, "yahoo": 10,
+    "ag_news": 4, "arise": 6, "mnds": 12,
+}  # fmt: skip
+
+
+def labels_of(spec):
+    return spec.labels or tuple(dict.fromkeys(spec.label_map.values()))
+
+
+@pytest.mark.parametrize(("name", "count"), PAPER_LABELS.items())
+def test_label_names_of_appendix_f(name, count):
+    spec = SPECS[name]
+    labels = labels_of(spec)
+    assert len(labels) == count
+    assert set(labels) == set(spec.label_map.values())
+    assert all(label == label.lower() for label in labels)
+
+
+def test_split_sizes_add_up_to_table_3():
+    sizes = [SPECS[name].sizes for name in PAPER_SEEN]
+    assert sum(s["train"] for s in sizes) == 16000
+    assert sum(s["validation"] for s in sizes) == 5325
+    assert all(not SPECS[name].trained_on for name in PAPER_UNSEEN)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "original", "ours"),
+    [
+        ("huffpost", "WORLD NEWS", None),
+        ("huffpost10", "WORLD NEWS", "world"),
+        ("huffpost", "STYLE & BEAUTY", "style"),
+        ("huffpost41", "WORLD NEWS", "world news"),
+        ("mind", "tv", "entertainment"),
+        ("mind", "middleeast", None),
+        ("nytimes", "Your Money", "economy"),
+        ("nytimes", "Opinion", None),
+        ("ag_news", "Sci/Tech", "science"),
+        ("yahoo", "5", "computers"),
+        ("mnds", "human interest", None),
+        ("mnds", "labour", None),
+        ("clinc150", "oos", None),
+        ("clinc150", "what_song", "what song"),
+    ],
+)
+def test_original_labels(dataset, original, ours):
+    assert get_spec(dataset).our_label(original) == ours
+
+
+def test_unknown_dataset_names_those_there_are():
+    with pytest.raises(ConfigError, match=r"'bcc'.*bbc, huffpost"):
+        get_spec("bcc")
+
+
+@pytest.mark.parametrize("table", ["bbc", "huffpost", "huffpost41", "mind", "nytimes"])
+def test_synonyms_are_enough_and_collide_with_no_other_label(table):
+    known = synonym_tables()[table]
+    owner = {name.casefold(): name for name in known}
+    for name, info in known.items():
+        assert 3 <= len(info["synonyms"]) <= 6, name
+        assert info["description"], name
+        for synonym in info["synonyms"]:
+            assert owner.setdefault(synonym.casefold(), name) == name, synonym
+            assert synonym.casefold() != name.casefold()
+
+
+def test_tables_cover_the_training_labels_and_only_those():
+    for spec in SPECS.values():
+        if spec.synonyms and spec.name != "huffpost41":
+            label_set = label_set_for(labels_of(spec), spec.synonyms)
+            assert all(label.synonyms and label.description for label in label_set.labels)
+        assert bool(spec.synonyms) == spec.trained_on
+    assert len(synonym_tables()["huffpost41"]) == 41
+
+
+def test_label_files(tmp_path):
+    path = tmp_path / "labels.yaml"
+    path.write_text("- one\n- {name: two, description: the second}\n")
+    assert read_label_file(path)[0] == "one"
+    path.write_text("a: [")
+    with pytest.raises(DataError, match="not a readable YAML"):
+        read_label_file(path)
+    with pytest.raises(DataError, match="no such file"):
+        read_label_file(tmp_path / "none.json")
