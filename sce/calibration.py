@@ -1,0 +1,240 @@
+"""Temperature scaling: make the scores mean what they say, without changing any answer.
+
+After training, one or two numbers are fitted on validation rows so that the probabilities
+softmax(logits / T) fit the targets best (Guo et al. 2017, section 4.2). Users bring label
+sets of every size, so T may depend on the number of labels K: T(K) = exp(a + b log K). That
+form is taken only if it predicts the rows of label counts that were held out better than a
+constant T does. Dividing by a positive number never changes which label is first.
+
+Legend of shapes: N rows, K labels of a row's own set, Kmax the widest set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import minimize
+from scipy.special import logsumexp
+
+MIN_TEMPERATURE = 0.05
+MAX_TEMPERATURE = 20.0
+MAX_SLOPE = 1.0
+MIN_DISTINCT_COUNTS = 3
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Temperature:
+    """T(K) = exp(a + b log K), kept within 0.05 and 20. The default leaves logits as they are."""
+
+    a: float = 0.0
+    b: float = 0.0
+
+    def at(self, label_counts: ArrayLike) -> FloatArray:
+        """T for each label count (float64, the shape of `label_counts`)."""
+        log_K = np.log(np.asarray(label_counts, dtype=np.float64))
+        return np.clip(np.exp(self.a + self.b * log_K), MIN_TEMPERATURE, MAX_TEMPERATURE)
+
+    def scale(self, logits: Any, label_counts: ArrayLike) -> Any:
+        """logits / T(K), in the dtype and kind (numpy or torch, any device) of `logits`.
+
+        Args:
+            logits: [..., Kmax]; padding may be -inf.
+            label_counts: number of labels of each row, shape `logits.shape[:-1]` or one int.
+        """
+        temperature = np.asarray(self.at(label_counts))[..., None]
+        if hasattr(logits, "new_tensor"):
+            return logits / logits.new_tensor(temperature)
+        return logits / temperature.astype(logits.dtype)
+
+    def to_dict(self) -> dict[str, float]:
+        return {"a": self.a, "b": self.b}
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, float]) -> Temperature:
+        """Inverse of `to_dict`. Raises `TypeError` on any other key."""
+        return cls(**{name: float(number) for name, number in value.items()})
+
+
+@dataclass(frozen=True)
+class TemperatureFit:
+    """A chosen temperature and why. NLL figures are means over the fitted rows, in nats.
+
+    Attributes:
+        temperature: what to apply.
+        kind: "identity" (nothing to fit), "constant" or "by_label_count".
+        reason: one sentence for the model card.
+        rows: rows that carry information (K >= 2).
+        nll_uncalibrated: at T = 1.
+        nll_constant: with the best constant T.
+        nll_by_label_count: with the best T(K); None if it was not tried.
+        held_out_gain: mean NLL that T(K) saves against constant T on held-out label counts.
+        held_out_error: standard error of that mean.
+    """
+
+    temperature: Temperature
+    kind: Literal["identity", "constant", "by_label_count"]
+    reason: str
+    rows: int
+    nll_uncalibrated: float | None = None
+    nll_constant: float | None = None
+    nll_by_label_count: float | None = None
+    held_out_gain: float | None = None
+    held_out_error: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> TemperatureFit:
+        """Inverse of `to_dict`."""
+        return cls(**{**value, "temperature": Temperature.from_dict(value["temperature"])})
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """logits [N, Kmax] with -inf padding, targets [N], counts [N] of labels."""
+
+    logits: FloatArray
+    targets: IntArray
+    counts: IntArray
+
+    def take(self, keep: NDArray[np.bool_]) -> _Rows:
+        return _Rows(self.logits[keep], self.targets[keep], self.counts[keep])
+
+    def losses(self, temperature: Temperature) -> FloatArray:
+        scaled_NK = temperature.scale(self.logits, self.counts)
+        return logsumexp(scaled_NK, axis=1) - scaled_NK[np.arange(len(self.targets)), self.targets]
+
+
+def fit_temperature(
+    logits: Sequence[ArrayLike] | NDArray[Any],
+    targets: ArrayLike,
+    label_counts: ArrayLike | None = None,
+    folds: int = 5,
+) -> TemperatureFit:
+    """Fit T and T(K) by the likelihood of `targets` and choose between them.
+
+    Constant T is exact: NLL is convex in 1/T. If every row with K >= 2 is already right, NLL
+    falls for ever as T goes to 0, so T stays 1; if no row has two labels there is nothing to
+    fit and T stays 1. Otherwise T is sought within [0.05, 20] and the slope b within [-1, 1],
+    so that no data can push either further. T(K) is tried from three distinct K on: label
+    counts are dealt to `folds` groups in order of size, each group is predicted from the
+    others, and T(K) is chosen if the NLL that it saves exceeds its standard error.
+
+    Args:
+        logits: per-row arrays of length K, or padded [N, Kmax] with a row's labels first.
+        targets: position of the right label, [N].
+        label_counts: K of each row, [N]; only with padded logits, default Kmax.
+
+    Raises:
+        ValueError: no rows, lengths that differ, a target outside its set, a logit that is
+            not finite.
+    """
+    rows = _checked(logits, targets, label_counts)
+    rows = rows.take(rows.counts >= 2)
+    if not len(rows.targets):
+        return TemperatureFit(Temperature(), "identity", "No row has two labels.", 0)
+    before = float(rows.losses(Temperature()).mean())
+    at_target = rows.logits[np.arange(len(rows.targets)), rows.targets]
+    if (at_target == rows.logits.max(axis=1)).all():
+        reason = "Every validation row is right, so the data set no lower end to T."
+        return TemperatureFit(Temperature(), "identity", reason, len(rows.targets), before)
+
+    constant = _fit(rows)
+    constant_nll = float(rows.losses(constant).mean())
+    found = (len(rows.targets), before, constant_nll)
+    counts = np.unique(rows.counts)
+    if len(counts) < MIN_DISTINCT_COUNTS:
+        reason = f"{len(counts)} distinct label count(s); T(K) needs {MIN_DISTINCT_COUNTS}."
+        return TemperatureFit(constant, "constant", reason, *found)
+
+    gain_N = _held_out_gain(rows, counts, folds)
+    gain = float(gain_N.mean())
+    error = float(gain_N.std(ddof=1) / np.sqrt(len(gain_N))) if len(gain_N) > 1 else np.inf
+    sloped = _fit(rows, start_from=constant)
+    found = (*found, float(rows.losses(sloped).mean()), gain, error)  # type: ignore[assignment]
+    measured = f"saves {gain:.4f} nats a row on held-out label counts, standard error {error:.4f}"
+    if gain > error:
+        return TemperatureFit(sloped, "by_label_count", f"T(K) {measured}.", *found)
+    return TemperatureFit(constant, "constant", f"T(K) only {measured}.", *found)
+
+
+def _fit(rows: _Rows, start_from: Temperature | None = None) -> Temperature:
+    """Minimise mean NLL over log T at the mean log K; from a constant T, over the slope too."""
+    with_slope = start_from is not None
+    log_K_N = np.log(rows.counts)
+    centre = float(log_K_N.mean())
+    from_centre_N = log_K_N - centre
+    finite_NK = np.where(np.isfinite(rows.logits), rows.logits, 0.0)
+    at_target_N = rows.logits[np.arange(len(rows.targets)), rows.targets]
+
+    def loss(parameters: FloatArray) -> tuple[float, FloatArray]:
+        slope = parameters[1] if with_slope else 0.0
+        inverse_N = np.exp(-(parameters[0] + slope * from_centre_N))
+        scaled_NK = rows.logits * inverse_N[:, None]
+        norm_N = logsumexp(scaled_NK, axis=1)
+        losses_N = norm_N - at_target_N * inverse_N
+        expected_N = (np.exp(scaled_NK - norm_N[:, None]) * finite_NK).sum(axis=1)
+        by_log_T_N = -inverse_N * (expected_N - at_target_N)
+        gradient = [by_log_T_N.mean(), (by_log_T_N * from_centre_N).mean()]
+        return float(losses_N.mean()), np.array(gradient[: len(parameters)])
+
+    log_bounds = (float(np.log(MIN_TEMPERATURE)), float(np.log(MAX_TEMPERATURE)))
+    bounds = [log_bounds, (-MAX_SLOPE, MAX_SLOPE)]
+    size = 2 if with_slope else 1
+    start = np.zeros(size)
+    if start_from is not None:
+        start[0] = start_from.a
+    found = minimize(
+        loss, start, jac=True, method="L-BFGS-B", bounds=bounds[:size], options={"ftol": 1e-12}
+    )
+    slope = float(found.x[1]) if with_slope else 0.0
+    return Temperature(float(found.x[0]) - slope * centre, slope)
+
+
+def _held_out_gain(rows: _Rows, counts: IntArray, folds: int) -> FloatArray:
+    """NLL of constant T minus NLL of T(K), [N], each row predicted from other label counts."""
+    fold_N = np.searchsorted(counts, rows.counts) % min(folds, len(counts))
+    gain_N = np.zeros(len(fold_N))
+    for fold in range(min(folds, len(counts))):
+        held = fold_N == fold
+        fitted, test = rows.take(~held), rows.take(held)
+        constant = _fit(fitted)
+        sloped = _fit(fitted, start_from=constant)
+        gain_N[held] = test.losses(constant) - test.losses(sloped)
+    return gain_N
+
+
+def _checked(
+    logits: Sequence[ArrayLike] | NDArray[Any], targets: ArrayLike, label_counts: ArrayLike | None
+) -> _Rows:
+    y_N = np.asarray(targets, dtype=np.int64)
+    if isinstance(logits, np.ndarray) and logits.ndim == 2:
+        z_NK = logits.astype(np.float64)
+        full = np.full(len(z_NK), z_NK.shape[1])
+        count_N = full if label_counts is None else np.asarray(label_counts, dtype=np.int64)
+        if len(count_N) == len(z_NK):
+            z_NK[np.arange(z_NK.shape[1])[None, :] >= count_N[:, None]] = -np.inf
+    else:
+        rows = [np.asarray(row, dtype=np.float64) for row in logits]
+        count_N = np.array([len(row) for row in rows], dtype=np.int64)
+        z_NK = np.full((len(rows), int(count_N.max(initial=1))), -np.inf)
+        for z_K, row in zip(z_NK, rows):
+            z_K[: len(row)] = row
+    if not len(y_N) or not len(y_N) == len(z_NK) == len(count_N):
+        raise ValueError(
+            f"logits, targets and label counts need the same number of rows, at least one: got "
+            f"{len(z_NK)}, {len(y_N)} and {len(count_N)}."
+        )
+    if (y_N < 0).any() or (y_N >= count_N).any() or (count_N > z_NK.shape[1]).any():
+        raise ValueError("a target lies outside its row's label set.")
+    if (np.isfinite(z_NK).sum(axis=1) != count_N).any():
+        raise ValueError("a logit is not a finite number.")
+    return _Rows(z_NK, y_N, count_N)

@@ -1,0 +1,516 @@
+"""Experiment tracking with MLflow, which training must never wait for or die of.
+
+`Tracker` is a small picklable handle (URI, experiment id, run id). The driver opens and closes
+the run; any process may log to it. It speaks to MLflow by run id, never through MLflow's
+global state. A failing tracker says so once in the log and is left alone for a minute.
+
+Default store: `mlflow.db` (SQLite) in a folder that the caller names, artifacts beside it;
+`mlflow ui` on it needs no server. Runs on several machines need one: set `tracking.uri` or
+MLFLOW_TRACKING_URI to `http://host:5000`.
+
+Names of metrics, so that two recipes stand side by side in MLflow's compare view:
+
+    train/loss, train/learning_rate, train/grad_norm      step: optimiser steps
+    epoch_seconds, samples_per_second, embed_seconds      step: epoch
+    validation/loss, validation/accuracy, validation/nll  step: epoch
+    validation/<dataset>/accuracy                         step: epoch
+    test/<set>/accuracy, test/<set>/cosine_accuracy       once
+    test/<group>/<dataset>/mean_accuracy                  once; group: own, seen, unseen
+    test/<group>/<dataset>/mean_cosine_accuracy           once
+    calibration/a, calibration/b                          once
+    system/...                                            CPU, memory, disk, network, GPU
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import re
+import sqlite3
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import yaml
+
+from sce.config import Section
+from sce.errors import ConfigError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from mlflow import MlflowClient
+
+log = logging.getLogger(__name__)
+
+DATABASE_NAME = "mlflow.db"
+ARTIFACTS_NAME = "mlflow_artifacts"
+PAUSE_SECONDS = 60.0
+PARAMS_PER_CALL = 100
+MAX_PARAM_CHARS = 6000
+MAX_KEY_CHARS = 250
+_SQLITE = "sqlite:///"
+_SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql", "databricks")
+_REPLACED = re.compile(r"[^\w\-. /:]")
+# MLflow's own defaults wait 120 s a request, 7 times over, and report usage to its makers.
+_ENVIRONMENT = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+_NOISY = ("alembic", "mlflow.store.db.utils", "mlflow.system_metrics.system_metrics_monitor")
+
+
+class TrackingConfig(Section):
+    """Where runs are recorded."""
+
+    enabled: bool = True
+    """Record this run with MLflow."""
+    uri: str | None = None
+    """MLflow store: http://host:5000 or sqlite:////absolute/path/mlflow.db. Default:
+    MLFLOW_TRACKING_URI, else mlflow.db in the run's folder."""
+    experiment: str = "sce"
+    """MLflow experiment that the run belongs to; made if it is not there."""
+    run_name: str | None = None
+    """Name of the run; default: given by the job."""
+    system_metrics: bool = True
+    """Record CPU, memory, disk, network and GPU use of the driver's machine."""
+
+
+@dataclass
+class Tracker:
+    """Handle of one MLflow run; one without a run id does nothing.
+
+    Build it with `start` or `resume`. No method raises on a tracking failure. As a context
+    manager it closes the run: FINISHED, FAILED on an exception, KILLED on Ctrl-C.
+    """
+
+    uri: str = ""
+    experiment_id: str | None = None
+    run_id: str | None = None
+    _memory: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @classmethod
+    def start(
+        cls,
+        config: TrackingConfig,
+        run_name: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        default_dir: str | Path = ".",
+    ) -> Tracker:
+        """Open a new run.
+
+        Args:
+            run_name: used if the configuration names none.
+            tags: added to MLflow's own (user, source, git revision).
+            default_dir: folder of the default SQLite store and of local artifacts.
+
+        Raises:
+            ConfigError: a URI of a kind that cannot work; nothing else raises.
+        """
+        if not config.enabled:
+            return cls()
+        tracker = cls(tracking_uri(config, default_dir))
+        tracker._guard("start a run", lambda: tracker._open(config, run_name, tags, default_dir))
+        return tracker
+
+    @classmethod
+    def resume(
+        cls,
+        config: TrackingConfig,
+        run_id: str | None,
+        run_name: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        default_dir: str | Path = ".",
+    ) -> Tracker:
+        """Go on in the run `run_id`, as a retry does; open a new one if it is not there.
+
+        Raises:
+            ConfigError: as `start`.
+        """
+        if not config.enabled or not run_id:
+            return cls.start(config, run_name, tags, default_dir)
+        tracker = cls(tracking_uri(config, default_dir))
+        found = tracker._guard("resume a run", lambda: tracker._reopen(config, run_id, tags))
+        if found is False:
+            log.warning("tracking: the store has no run %s, so a new one is opened.", run_id)
+            return cls.start(config, run_name, tags, default_dir)
+        tracker.run_id = run_id  # also if the store is down just now: it may come back
+        return tracker
+
+    @property
+    def active(self) -> bool:
+        """True if there is a run to log to."""
+        return self.run_id is not None
+
+    @property
+    def hint(self) -> str:
+        """Where to look at the run: a URL or a command. "" if there is no run."""
+        if not self.active:
+            return ""
+        if self.uri.startswith("http"):
+            server = _without_password(self.uri).rstrip("/")
+            return f"{server}/#/experiments/{self.experiment_id}/runs/{self.run_id}"
+        return f"mlflow ui --backend-store-uri {_without_password(self.uri)}"
+
+    def log_params(self, config: Mapping[str, Any]) -> None:
+        """Record a nested configuration: dotted keys as params, all of it as config.yaml.
+
+        Called again, config.yaml holds what this handle was given so far.
+
+        MLflow keeps the first value of a param for ever: on a resumed run, changed values are
+        named in a warning and stand in config.yaml only.
+        """
+
+        def send(client: MlflowClient, run_id: str) -> None:
+            from mlflow.entities import Param
+
+            client.log_text(run_id, yaml.safe_dump(everything, sort_keys=False), "config.yaml")
+            known = client.get_run(run_id).data.params
+            changed = [key for key, value in params.items() if known.get(key, value) != value]
+            if changed:
+                log.warning("tracking: params changed on resume: %s", ", ".join(changed))
+            new = [Param(key, value) for key, value in params.items() if key not in known]
+            for first in range(0, len(new), PARAMS_PER_CALL):
+                client.log_batch(run_id, params=new[first : first + PARAMS_PER_CALL])
+
+        plain = _plain(config)
+        everything = self._memory.setdefault("config", {})
+        everything.update(plain)
+        params = {
+            metric_name(key): _shortened(value, MAX_PARAM_CHARS) for key, value in flatten(plain)
+        }
+        self._send("log params", send)
+
+    def log_metrics(self, metrics: Mapping[str, Any], step: int = 0) -> None:
+        """Record numbers at one step in one call; values of None are left out."""
+
+        def send(client: MlflowClient, run_id: str) -> None:
+            from mlflow.entities import Metric
+
+            now = int(time.time() * 1000)
+            client.log_batch(
+                run_id,
+                metrics=[
+                    Metric(metric_name(name), float(value), now, int(step))
+                    for name, value in metrics.items()
+                    if value is not None
+                ],
+            )
+
+        self._send("log metrics", send)
+
+    def log_artifact(self, path: str | Path, folder: str | None = None) -> None:
+        """Copy a file, or a folder with all in it, into the run's artifacts."""
+
+        def send(client: MlflowClient, run_id: str) -> None:
+            upload = client.log_artifacts if Path(path).is_dir() else client.log_artifact
+            upload(run_id, str(path), folder)
+
+        self._send(f"log the artifact {path}", send)
+
+    def log_figure(self, figure: Figure, name: str) -> None:
+        """Save a matplotlib figure as the artifact `name`, for example `plots/ece.png`."""
+        self._send(f"log {name}", lambda client, run_id: client.log_figure(run_id, figure, name))
+
+    def log_text(self, text: str, name: str) -> None:
+        """Save a text as the artifact `name`."""
+        self._send(f"log {name}", lambda client, run_id: client.log_text(run_id, text, name))
+
+    def log_dict(self, value: Mapping[str, Any], name: str) -> None:
+        """Save a dict as the artifact `name`, JSON or YAML by its ending."""
+        content = _plain(value)
+        self._send(f"log {name}", lambda client, run_id: client.log_dict(run_id, content, name))
+
+    def set_tags(self, tags: Mapping[str, Any]) -> None:
+        """Set tags of the run, replacing those of the same name."""
+
+        def send(client: MlflowClient, run_id: str) -> None:
+            from mlflow.entities import RunTag
+
+            client.log_batch(run_id, tags=[RunTag(k, str(v)[:5000]) for k, v in tags.items()])
+
+        self._send("set tags", send)
+
+    def finish(self, status: str = "FINISHED") -> None:
+        """Close the run with FINISHED, FAILED or KILLED and stop the system metrics."""
+        monitor = self._memory.pop("monitor", None)
+        if monitor is not None:
+            self._guard("stop system metrics", monitor.finish)
+        self._memory.pop("paused_until", None)
+        self._send(
+            "close the run", lambda client, run_id: client.set_terminated(run_id, status=status)
+        )
+
+    def __enter__(self) -> Tracker:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is None or (isinstance(error, SystemExit) and not error.code):
+            self.finish("FINISHED")
+        else:
+            self.finish("KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_memory": {}}
+
+    def _open(
+        self,
+        config: TrackingConfig,
+        run_name: str | None,
+        tags: Mapping[str, str] | None,
+        default_dir: str | Path,
+    ) -> None:
+        from mlflow.tracking.context.registry import resolve_tags
+
+        client = self._connect(create=True)
+        experiment_id = _experiment(client, config.experiment, self.uri, Path(default_dir))
+        all_tags = resolve_tags({**git_tags(), **(tags or {})})
+        run = client.create_run(experiment_id, tags=all_tags, run_name=config.run_name or run_name)
+        self.experiment_id, self.run_id = experiment_id, run.info.run_id
+        self._watch(config, resumed=False)
+
+    def _reopen(self, config: TrackingConfig, run_id: str, tags: Mapping[str, str] | None) -> bool:
+        from mlflow.exceptions import MlflowException
+
+        client = self._connect(create=True)
+        try:
+            run = client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return False
+            raise
+        if run.info.lifecycle_stage != "active":
+            return False
+        client.update_run(run_id, status="RUNNING")
+        self.experiment_id, self.run_id = run.info.experiment_id, run_id
+        self.set_tags({**git_tags(), **(tags or {})})
+        self._watch(config, resumed=True)
+        return True
+
+    def _watch(self, config: TrackingConfig, resumed: bool) -> None:
+        if not config.system_metrics:
+            return
+
+        def begin() -> None:
+            from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+            monitor = SystemMetricsMonitor(
+                self.run_id, resume_logging=resumed, tracking_uri=self.uri
+            )
+            monitor.start()
+            self._memory["monitor"] = monitor
+
+        self._guard("record system metrics", begin)
+
+    def _connect(self, create: bool = False) -> MlflowClient:
+        if "client" not in self._memory:
+            prepare_mlflow()
+            if self.uri.startswith(_SQLITE):
+                _check_sqlite(Path(self.uri.removeprefix(_SQLITE)), create)
+            elif not self.uri.startswith("http"):
+                _check_reachable(self.uri)
+            from mlflow import MlflowClient
+
+            self._memory["client"] = MlflowClient(tracking_uri=self.uri)
+        return self._memory["client"]
+
+    def _send(self, what: str, call: Callable[[MlflowClient, str], Any]) -> None:
+        run_id = self.run_id
+        if run_id is not None:
+            self._guard(what, lambda: call(self._connect(), run_id))
+
+    def _guard(self, what: str, call: Callable[[], Any]) -> Any:
+        """Run `call`; on an error say it once, and leave a store that is down for a minute."""
+        if time.monotonic() < self._memory.get("paused_until", 0.0):
+            return None
+        try:
+            return call()
+        except Exception as error:
+            code = getattr(error, "error_code", "")
+            refused = code in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST") or isinstance(
+                error, (FileNotFoundError, TypeError, ValueError)
+            )
+            if not refused:
+                self._memory["paused_until"] = time.monotonic() + PAUSE_SECONDS
+            said = self._memory.setdefault("said", set())
+            topic = what if refused else "down"
+            if topic not in said:
+                said.add(topic)
+                after = "The work goes on" + ("." if refused else " without tracking it.")
+                log.warning(
+                    "tracking: could not %s at %s: %s. %s",
+                    what,
+                    _without_password(self.uri),
+                    _cause(error, self.uri),
+                    after,
+                )
+            return None
+
+
+def tracking_uri(config: TrackingConfig, default_dir: str | Path) -> str:
+    """The store's URI: the configuration's, the environment's, or SQLite in `default_dir`.
+
+    SQLite paths come back absolute.
+
+    Raises:
+        ConfigError: a `file:` URI or bare path, which MLflow no longer takes; an unknown kind.
+    """
+    default = _SQLITE + str(Path(default_dir).absolute() / DATABASE_NAME)
+    uri = config.uri or os.environ.get("MLFLOW_TRACKING_URI") or default
+    scheme = uri.split(":", 1)[0].split("+")[0].lower() if ":" in uri else ""
+    where = "tracking.uri" if config.uri else "MLFLOW_TRACKING_URI"
+    if scheme in ("", "file"):
+        folder = urlsplit(uri).path if scheme else uri
+        raise ConfigError(
+            f"{where}: {uri!r} is a folder, and MLflow no longer keeps runs in plain files. "
+            f"Use a database: {_SQLITE}{Path(folder).absolute() / DATABASE_NAME}"
+        )
+    if uri != "databricks" and scheme not in _SCHEMES:
+        raise ConfigError(f"{where}: {uri!r} is none of {', '.join(_SCHEMES)}.")
+    if scheme == "sqlite":
+        path = uri.removeprefix(_SQLITE)
+        if path == uri or not path or path.startswith(":memory:"):
+            raise ConfigError(
+                f"{where}: {uri!r} names no file. Write {_SQLITE}/absolute/path/mlflow.db"
+            )
+        return _SQLITE + str(Path(path).absolute())
+    return uri
+
+
+def metric_name(name: str) -> str:
+    """`name` with every character that MLflow refuses replaced by `_`, at most 250 long.
+
+    Letters of any script, digits and `_ - . / :` and space stay; empty, `.` and `..` parts of
+    a path go.
+    """
+    parts = [part for part in _REPLACED.sub("_", name).split("/") if part.strip() not in _DOTS]
+    return "/".join(parts)[:MAX_KEY_CHARS].rstrip("/") or "_"
+
+
+_DOTS = ("", ".", "..")
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Dotted keys and values as text: `{"train": {"epochs": 3}}` gives `("train.epochs", "3")`."""
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", str(value)
+
+
+def git_tags() -> dict[str, str]:
+    """Revision of this code: of its git checkout, else GIT_COMMIT or GITHUB_SHA, else {}.
+
+    Files changed since the commit are told by the tag `sce.git.changed`.
+    """
+    folder = Path(__file__).resolve().parent
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        done = subprocess.run(
+            [*command, "--exclude=*"], capture_output=True, text=True, timeout=5, check=False
+        )
+        revision = done.stdout.strip() if done.returncode == 0 else ""
+    except (OSError, subprocess.TimeoutExpired):
+        revision = ""
+    if revision:
+        commit = revision.removesuffix("-dirty")
+        return {"mlflow.source.git.commit": commit, "sce.git.changed": str(commit != revision)}
+    named = os.environ.get("GIT_COMMIT") or os.environ.get("GITHUB_SHA")
+    return {"mlflow.source.git.commit": named} if named else {}
+
+
+def prepare_mlflow() -> None:
+    """Short waits, no usage reports and no migration chatter, unless the user set otherwise."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    if "MLFLOW_LOGGING_LEVEL" not in os.environ:
+        for name in _NOISY:
+            logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _experiment(client: MlflowClient, name: str, uri: str, default_dir: Path) -> str:
+    """Id of the experiment, made if it is missing; local stores keep artifacts beside them."""
+    from mlflow.exceptions import MlflowException
+
+    location = None
+    if uri.startswith(_SQLITE):
+        location = (Path(uri.removeprefix(_SQLITE)).parent / ARTIFACTS_NAME).as_uri()
+    elif not uri.startswith(("http", "databricks")):
+        location = (default_dir.absolute() / ARTIFACTS_NAME).as_uri()
+    found = client.get_experiment_by_name(name)
+    if found is not None and found.lifecycle_stage == "deleted":
+        client.restore_experiment(found.experiment_id)
+    if found is not None:
+        return found.experiment_id
+    try:
+        return client.create_experiment(name, artifact_location=location)
+    except MlflowException:
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            raise
+        return found.experiment_id
+
+
+def _check_sqlite(path: Path, create: bool) -> None:
+    """Fail at once where MLflow would retry for minutes, or start an empty store elsewhere."""
+    if create:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    elif not path.exists():
+        raise OSError(
+            f"{path} is not on this machine; runs on several machines need an MLflow server"
+        )
+    connection = sqlite3.connect(path, timeout=5.0)
+    try:
+        connection.execute("PRAGMA schema_version").fetchone()
+    finally:
+        connection.close()
+
+
+def _check_reachable(uri: str) -> None:
+    import socket
+
+    parts = urlsplit(uri)
+    ports = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+    port = parts.port or ports.get(parts.scheme.split("+")[0])
+    if parts.hostname and port:
+        socket.create_connection((parts.hostname, port), timeout=5.0).close()
+
+
+def _without_password(uri: str) -> str:
+    password = urlsplit(uri).password
+    return uri if password is None else uri.replace(f":{password}@", ":***@", 1)
+
+
+def _cause(error: Exception, uri: str) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    password = urlsplit(uri).password
+    return _shortened(text.replace(password, "***") if password else text, 300)
+
+
+def _shortened(text: str, chars: int) -> str:
+    return text if len(text) <= chars else text[: chars - 1] + "…"
+
+
+def _plain(value: Any) -> Any:
+    """Only what YAML and JSON can hold; anything else as text, NaN as text too."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_plain(item) for item in value]
+    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
+        return _plain(value.item())
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
