@@ -1,0 +1,73 @@
+"""Cosine similarity with the same embedder and the same label information (appendix E).
+
+It needs no training, so it is the bar: a trained model that does not beat it is worth nothing.
+It answers through the same methods as `sce.predictor.Predictor`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.special import softmax
+
+from sce.calibration import Temperature
+from sce.label_vectors import TextVectors, encode_labels
+from sce.labels import LabelSet
+
+SCALE = 20.0
+"""Cosines lie within [-1, 1]; the fitted temperature divides this multiple of them."""
+EXAMPLE_WEIGHT = (-1.0, 0.5)
+"""w(n) = exp(a + b log n) of the mean of n examples; fitted once on training label sets."""
+
+
+class CosineBaseline:
+    """Scores 20 cos(q, g_k), with g_k pooled from all that is known of a label.
+
+    Args:
+        text_vectors: the text embedder.
+        temperature: fitted on validation rows, as the model's is.
+    """
+
+    def __init__(self, text_vectors: TextVectors, temperature: Temperature | None = None) -> None:
+        self._text_vectors = text_vectors
+        self.temperature = temperature or Temperature()
+
+    def scores(self, queries_ND: np.ndarray, labels: Any) -> np.ndarray:
+        """Uncalibrated scores float32 [N, K] in the order of `labels`."""
+        label_set = LabelSet.parse(labels)
+        scores_NK = np.empty((len(queries_ND), len(label_set)), np.float32)
+        scores_NK[:, label_set.canonical_order] = cosine_scores(
+            queries_ND, label_set.canonical(), self._text_vectors
+        )
+        return scores_NK
+
+    def probabilities(
+        self, queries_ND: np.ndarray, labels: Any, calibrated: bool = True
+    ) -> np.ndarray:
+        """Probabilities float64 [N, K] in the order of `labels`."""
+        scores_NK = self.scores(queries_ND, labels).astype(np.float64)
+        if calibrated:
+            scores_NK = self.temperature.scale(scores_NK, scores_NK.shape[1])
+        return softmax(scores_NK, axis=1)
+
+
+def cosine_scores(
+    queries_ND: np.ndarray,
+    label_set: LabelSet,
+    text_vectors: TextVectors,
+    example_weight: Sequence[float] = EXAMPLE_WEIGHT,
+) -> np.ndarray:
+    """20 cos(q, g_k) float32 [N, K]; g_k = unit(unit(mean of texts) + w(n) mean of examples)."""
+    vectors = encode_labels(label_set, text_vectors)
+    assert vectors.text_KD is not None
+    g_KD = torch.nn.functional.normalize(vectors.text_KD, dim=-1)
+    if vectors.examples_KD is not None and vectors.example_counts_K is not None:
+        counts_K = vectors.example_counts_K
+        weight_K = torch.exp(
+            example_weight[0] + example_weight[1] * torch.log(counts_K.clamp(min=1))
+        ) * (counts_K > 0)
+        g_KD = torch.nn.functional.normalize(g_KD + weight_K[:, None] * vectors.examples_KD, dim=-1)
+    return SCALE * (np.asarray(queries_ND, np.float32) @ g_KD.numpy().T)

@@ -1,0 +1,105 @@
+"""Whether a training run is new, unfinished or done: the file `run.json` beside its checkpoints.
+
+Ray Train goes on by itself when a run's name is used again. Here that takes a word of the
+user's: an unfinished run is neither continued nor thrown away unless asked for.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from sce.errors import ConfigError
+
+STATE_FILE = "run.json"
+
+
+@dataclass
+class RunState:
+    """One training run in a folder.
+
+    Attributes:
+        folder: holds the checkpoints and this state.
+        settings: everything that decides the model; a resumed run must have the same.
+        run_name: name of the run within `folder`.
+        tracker_run_id: the run in MLflow that a retry goes on in.
+        finished: the model was written and measured.
+        resumed: this process goes on with an earlier one's work.
+    """
+
+    folder: Path
+    settings: dict[str, Any]
+    run_name: str
+    tracker_run_id: str | None = None
+    finished: bool = False
+    resumed: bool = False
+
+    @classmethod
+    def open(
+        cls, folder: Path, settings: Mapping[str, Any], resume: bool, restart: bool
+    ) -> RunState:
+        """Decide what a job may do in `folder`.
+
+        Raises:
+            ConfigError: an unfinished run is there and neither flag is given; there is none to
+                resume; the one to resume was started with other settings.
+        """
+        if resume and restart:
+            raise ConfigError("--resume and --restart exclude each other.")
+        plain = json.loads(json.dumps(settings, default=str))
+        old = cls._read(folder)
+        if resume:
+            if old is None:
+                raise ConfigError(f"--resume: there is no training run in {folder}.")
+            differences = _differences(old.settings, plain)
+            if differences:
+                raise ConfigError(
+                    f"--resume: the run in {folder} was started with other settings or data:\n"
+                    + "\n".join(differences)
+                    + "\nGive the same ones, or --restart to begin again."
+                )
+            old.resumed = True
+            return old
+        if old is not None and not old.finished and not restart:
+            raise ConfigError(
+                f"an unfinished training run lies in {folder}. Go on with it: --resume. "
+                "Throw it away and begin again: --restart."
+            )
+        shutil.rmtree(folder, ignore_errors=True)
+        state = cls(folder, plain, f"run-{uuid.uuid4().hex[:8]}")
+        state.save()
+        return state
+
+    def save(self) -> None:
+        """Write the state; never half of it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        content = {k: v for k, v in asdict(self).items() if k not in ("folder", "resumed")}
+        temporary = self.folder / f".{STATE_FILE}.tmp"
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        os.replace(temporary, self.folder / STATE_FILE)
+
+    @classmethod
+    def _read(cls, folder: Path) -> RunState | None:
+        path = folder / STATE_FILE
+        if not path.exists():
+            return None
+        try:
+            return cls(folder=folder, **json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f"{path}: damaged ({error}). Delete {folder} to begin again.") from None
+
+
+def _differences(old: Any, new: Any, where: str = "") -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [
+            line
+            for key in sorted({*old, *new})
+            for line in _differences(old.get(key), new.get(key), f"{where}.{key}" if where else key)
+        ]
+    return [] if old == new else [f"  {where}: {old!r} then, {new!r} now"]
