@@ -1,0 +1,35 @@
+"""Measure speed. Both sides of every ratio are measured in one run and printed.
+
+    python jobs/benchmark.py embed --rows 8000
+    python jobs/benchmark.py embed --rows 8000 --embedder.dtype bfloat16
+
+Sections: `embed` (Ray's embed path against the bare embedder on the same batches).
+The last line of standard output is JSON. Exit code 0: done, 1: failed, 2: wrong input.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from sce.cli import run_job
+from sce.config import JobConfig
+from sce.distributed.embed_benchmark import EmbedBenchmark, benchmark_embed
+
+SECTIONS: dict[str, tuple[type[JobConfig], Callable[[Any], dict[str, Any]]]] = {
+    "embed": (EmbedBenchmark, benchmark_embed),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    if not arguments or arguments[0] not in SECTIONS:
+        print(f"usage: benchmark.py {{{','.join(SECTIONS)}}} [settings]", file=sys.stderr)
+        return 0 if arguments[:1] in (["-h"], ["--help"]) else 2
+    config_class, measure = SECTIONS[arguments[0]]
+    return run_job(config_class, measure, __doc__ or "", arguments[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,241 @@
+"""What the user asks of the cluster, checked against what the cluster has or can grow to."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import ray
+import torch
+from pydantic import Field
+from ray._private.state import state as ray_state
+
+from sce.config import Section
+from sce.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+
+class ResourcesConfig(Section):
+    """Actors, workers and their hardware. The defaults run on two CPU cores and use a GPU an
+    actor where there is one."""
+
+    use_gpu: Literal["auto"] | bool = "auto"
+    """`auto`: GPUs where the cluster has any, else CPUs. `true`: refuse to run without."""
+    accelerator_type: str | None = None
+    """Only nodes with this accelerator, by Ray's name for it, e.g. `A100` or `RTX-A6000`."""
+    num_workers: int = Field(default=1, ge=1)
+    """Training workers."""
+    gpus_per_worker: float | None = Field(default=None, ge=0)
+    """Default: 1 where GPUs are used, else 0."""
+    cpus_per_worker: float = Field(default=0.5, gt=0)
+    """Below 1 by default, so that training on a small machine leaves a CPU for reading."""
+    embed_actors: int | None = Field(default=None, ge=1)
+    """Actors that embed. Default: one for each GPU, or one for each node without GPUs."""
+    gpus_per_embed_actor: float | None = Field(default=None, ge=0)
+    """Default: 1 where GPUs are used, else 0."""
+    cpus_per_embed_actor: float | None = Field(default=None, gt=0)
+    """CPUs that Ray sets aside for an actor, and its threads. Default: 1 set aside, and on a
+    node without GPUs as many threads as the node's cores allow."""
+
+
+@dataclass(frozen=True)
+class ActorPlan:
+    """Concrete arguments of a pool of actors.
+
+    Attributes:
+        actors: size of the pool.
+        num_cpus, num_gpus: that Ray sets aside for each.
+        threads: for torch in each actor; the actor takes no more than its machine has cores.
+        device: "cuda" or "cpu".
+    """
+
+    actors: int
+    num_cpus: float
+    num_gpus: float
+    threads: int
+    device: Literal["cpu", "cuda"]
+    accelerator_type: str | None = None
+
+    def ray_arguments(self) -> dict[str, Any]:
+        """Keyword arguments of `map_batches` and of `ray.remote`."""
+        arguments: dict[str, Any] = {"num_cpus": self.num_cpus}
+        if self.num_gpus:
+            arguments["num_gpus"] = self.num_gpus
+        if self.accelerator_type:
+            arguments["accelerator_type"] = self.accelerator_type
+        return arguments
+
+
+@dataclass(frozen=True)
+class WorkerPlan:
+    """Concrete arguments of Ray Train's `ScalingConfig`, and torch's threads in each worker."""
+
+    count: int
+    resources: dict[str, float]
+    use_gpu: bool
+    threads: int
+    accelerator_type: str | None = None
+
+
+@dataclass(frozen=True)
+class ClusterSize:
+    """What the cluster has, or can grow to where it scales itself.
+
+    Attributes:
+        nodes: resources of each node that is there now.
+        total: over all nodes, with those that an autoscaler may add.
+    """
+
+    nodes: list[dict[str, float]]
+    total: dict[str, float]
+
+    @property
+    def gpus(self) -> float:
+        return self.total.get("GPU", 0.0)
+
+    @property
+    def cpus(self) -> float:
+        return self.total.get("CPU", 0.0)
+
+    def __str__(self) -> str:
+        return f"{self.cpus:g} CPUs and {self.gpus:g} GPUs on {len(self.nodes)} node(s)"
+
+
+def ensure_ray() -> None:
+    """Join the cluster of this process, or start a local one; no-op if that is done.
+
+    Where the cluster is comes from the environment (`ray job submit`, `RAY_ADDRESS`).
+    """
+    if not ray.is_initialized():
+        ray.init(logging_level=logging.WARNING)
+
+
+def cluster_size() -> ClusterSize:
+    """Measure the cluster that `ensure_ray` joined."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    total = dict(ray.cluster_resources())
+    for name, amount in (ray_state.get_max_resources_from_cluster_config() or {}).items():
+        total[name] = max(total.get(name, 0.0), amount)
+    return ClusterSize(nodes, total)
+
+
+def embed_actors(config: ResourcesConfig) -> ActorPlan:
+    """Turn the settings into a pool of embedding actors; joins the cluster where needed.
+
+    Raises:
+        ConfigError: the cluster cannot have that much; names what was asked and what there is.
+    """
+    ensure_ray()
+    size = cluster_size()
+    num_gpus = _gpus_each(
+        config, config.gpus_per_embed_actor, "gpus_per_embed_actor", size, "embedding"
+    )
+    num_cpus = config.cpus_per_embed_actor or 1.0
+    if num_gpus:
+        actors = config.embed_actors or max(1, int(size.gpus / num_gpus))
+        threads = max(1, int(num_cpus))
+    else:
+        cpu_nodes = sum(node.get("CPU", 0.0) >= num_cpus for node in size.nodes)
+        actors = config.embed_actors or max(1, cpu_nodes)
+        threads = max(1, int(config.cpus_per_embed_actor or _shared_threads(size, actors, 1)))
+    _check_fits(size, "embedding", actors, "actors", num_cpus, num_gpus, config.accelerator_type)
+    log.info(
+        "embedding: %d actor(s) on %s, %d thread(s) each; the cluster has %s",
+        actors,
+        f"{num_gpus:g} GPU each" if num_gpus else "CPU (no GPU is used)",
+        threads,
+        size,
+    )
+    device: Literal["cpu", "cuda"] = "cuda" if num_gpus else "cpu"
+    return ActorPlan(actors, num_cpus, num_gpus, threads, device, config.accelerator_type)
+
+
+def training_workers(config: ResourcesConfig) -> WorkerPlan:
+    """Turn the settings into the workers of Ray Train; joins the cluster where that is not done.
+
+    Raises:
+        ConfigError: the cluster cannot have that much; names what was asked and what there is.
+    """
+    ensure_ray()
+    size = cluster_size()
+    num_gpus = _gpus_each(config, config.gpus_per_worker, "gpus_per_worker", size, "training")
+    num_cpus = config.cpus_per_worker
+    count = config.num_workers
+    _check_fits(size, "training", count, "workers", num_cpus, num_gpus, config.accelerator_type)
+    threads = max(1, int(num_cpus)) if num_gpus else _shared_threads(size, count, num_cpus)
+    resources = {"CPU": num_cpus} | ({"GPU": num_gpus} if num_gpus else {})
+    log.info(
+        "training: %d worker(s) on %s, %d thread(s) each; the cluster has %s",
+        count,
+        f"{num_gpus:g} GPU each" if num_gpus else "CPU (no GPU is used)",
+        threads,
+        size,
+    )
+    return WorkerPlan(count, resources, bool(num_gpus), threads, config.accelerator_type)
+
+
+def use_threads(threads: int) -> None:
+    """Give torch in this process `threads` threads, or as many as there are cores.
+
+    Ray sets OMP_NUM_THREADS of a worker to the CPUs set aside for it, which is often 1.
+    """
+    torch.set_num_threads(max(1, min(threads, len(os.sched_getaffinity(0)))))
+
+
+def _shared_threads(size: ClusterSize, processes: int, num_cpus: float) -> int:
+    """Threads of each process where they share the cores of CPU nodes evenly."""
+    nodes = [node for node in size.nodes if node.get("CPU", 0.0) >= 1] or size.nodes
+    node_cpus = min(node.get("CPU", 1.0) for node in nodes)
+    return max(1, int(num_cpus), int(node_cpus // -(-processes // len(nodes))))
+
+
+def _gpus_each(
+    config: ResourcesConfig, asked: float | None, setting: str, size: ClusterSize, what: str
+) -> float:
+    if config.use_gpu is False:
+        if asked:
+            raise ConfigError(f"resources.{setting}: {asked:g}, but resources.use_gpu is false.")
+        return 0.0
+    if config.use_gpu is True and (asked == 0 or not size.gpus):
+        raise ConfigError(
+            f"resources.use_gpu is true, but {what} would get no GPU: the cluster has {size} and "
+            f"resources.{setting} is {'automatic' if asked is None else format(asked, 'g')}."
+        )
+    if asked is not None:
+        return asked
+    return 1.0 if size.gpus else 0.0
+
+
+def _check_fits(
+    size: ClusterSize,
+    what: str,
+    count: int,
+    noun: str,
+    num_cpus: float,
+    num_gpus: float,
+    accelerator_type: str | None,
+) -> None:
+    asked = f"{what} asks for {count} {noun} with {num_cpus:g} CPUs and {num_gpus:g} GPUs each"
+    if count * num_cpus > size.cpus or count * num_gpus > size.gpus:
+        raise ConfigError(f"{asked}, but the cluster has {size}. Lower the settings `resources`.")
+    grows = size.total.get("CPU", 0.0) > sum(node.get("CPU", 0.0) for node in size.nodes)
+    slots = [
+        min(
+            node.get("CPU", 0.0) // num_cpus if num_cpus else float(count),
+            node.get("GPU", 0.0) // num_gpus if num_gpus else float(count),
+        )
+        for node in size.nodes
+    ]
+    if not grows and sum(slots) < count:
+        raise ConfigError(
+            f"{asked}, but the nodes have room for {sum(slots):g} of them; the cluster has {size}."
+        )
+    if accelerator_type and f"accelerator_type:{accelerator_type}" not in size.total:
+        found = sorted(k.split(":")[1] for k in size.total if k.startswith("accelerator_type:"))
+        raise ConfigError(
+            f"resources.accelerator_type: {accelerator_type!r} is not in the cluster, which has "
+            f"{', '.join(found) or 'no accelerator'}."
+        )

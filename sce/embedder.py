@@ -1,0 +1,229 @@
+"""The frozen text embedder g: a text becomes one vector of unit norm.
+
+    embedder = load_embedder(EmbedderConfig())
+    vectors_ND = embedder.embed(["first text", "second text"]).vectors
+
+One interface, three kinds: all-MiniLM-L6-v2 (installed with this package), any
+sentence-transformers checkpoint, and jina-embeddings-v3 with a task adapter. The weights of
+jina-embeddings-v3 are licensed CC BY-NC 4.0: not for commercial use.
+
+Shapes: N texts, B texts in a batch, L tokens, D the embedder's dimension.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from transformers import AutoModel, JinaEmbeddingsV3Model, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from sce.embedders.batching import Batch, TokenisedTexts, batches, tokenise
+from sce.embedders.checkpoint import (
+    Checkpoint,
+    checkpoint_licence,
+    explain_load_error,
+    minilm_folder,
+    resolve_checkpoint,
+)
+from sce.embedders.config import EmbedderConfig
+from sce.embedders.fingerprint import EmbedderFingerprint, check_fingerprint
+from sce.errors import EmbedderError
+
+__all__ = [
+    "Embedded",
+    "EmbedderConfig",
+    "EmbedderFingerprint",
+    "TextEmbedder",
+    "check_fingerprint",
+    "checkpoint_licence",
+    "embedder_fingerprint",
+    "explain_load_error",
+    "load_embedder",
+    "minilm_folder",
+]
+
+CHUNK_TEXTS = 8192
+_BATCH_TOKENS = {"cpu": 4096, "cuda": 65536}
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """What `TextEmbedder.embed` gives, in the order of its input.
+
+    Attributes:
+        vectors: float32 [N, D], C-contiguous, unit norm.
+        token_counts: int64 [N], tokens read, special tokens included.
+        truncated: bool [N], True where the text was longer than `max_tokens`.
+    """
+
+    vectors: np.ndarray
+    token_counts: np.ndarray
+    truncated: np.ndarray
+
+
+class TextEmbedder:
+    """A loaded embedder. Build it with `load_embedder`; safe to call from several threads.
+
+    Attributes:
+        fingerprint: identifies the vectors that it makes.
+        licence: of the weights.
+        device: where it runs.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: Tokenizer,
+        checkpoint: Checkpoint,
+        max_batch_tokens: int,
+    ) -> None:
+        self.fingerprint = checkpoint.fingerprint
+        self.licence = checkpoint.licence
+        self.device = model.device
+        self._model = model
+        self._tokenizer = tokenizer
+        self._pad_id = model.config.pad_token_id or 0  # masked, so any id of the vocabulary does
+        self._max_batch_tokens = max_batch_tokens
+
+    @property
+    def dimension(self) -> int:
+        """D."""
+        return self.fingerprint.dimension
+
+    def embed(self, texts: Sequence[str]) -> Embedded:
+        """Embed texts; batches are formed by length, the order of the answer is the input's.
+
+        A vector does not depend on its neighbours beyond 1e-5 (float32).
+
+        Raises:
+            DataError: a text is empty or not a text; names its position.
+        """
+        vectors_ND = np.empty((len(texts), self.dimension), np.float32)
+        counts_N = np.zeros(len(texts), np.int64)
+        truncated_N = np.zeros(len(texts), bool)
+        for first in range(0, len(texts), CHUNK_TEXTS):
+            tokens = self.tokenise(texts[first : first + CHUNK_TEXTS])
+            chunk = slice(first, first + len(tokens.lengths))
+            counts_N[chunk], truncated_N[chunk] = tokens.lengths, tokens.truncated
+            for batch in self.batches(tokens):
+                vectors_ND[first + batch.positions] = self.embed_batch(batch)
+        return Embedded(vectors_ND, counts_N, truncated_N)
+
+    def tokenise(self, texts: Sequence[str]) -> TokenisedTexts:
+        """First step of `embed`. Raises `DataError` like it."""
+        return tokenise(self._tokenizer, self.fingerprint.max_tokens, texts)
+
+    def batches(self, tokens: TokenisedTexts) -> Iterator[Batch]:
+        """Second step of `embed`: the batches of its forward passes."""
+        return batches(tokens, self._max_batch_tokens, self._pad_id)
+
+    @torch.inference_mode()
+    def embed_batch(self, batch: Batch) -> np.ndarray:
+        """Third step of `embed`: one forward pass, pooling, normalisation; float32 [B, D]."""
+        mask_BL = torch.from_numpy(batch.attention_mask).to(self.device)
+        output = self._model(
+            input_ids=torch.from_numpy(batch.input_ids).to(self.device), attention_mask=mask_BL
+        )
+        pooled_BD = _pool(output.last_hidden_state, mask_BL, self.fingerprint.pooling)
+        return torch.nn.functional.normalize(pooled_BD, dim=1).cpu().numpy()
+
+
+def load_embedder(config: EmbedderConfig) -> TextEmbedder:
+    """Load the text embedder that `config` describes, ready to embed.
+
+    Raises:
+        EmbedderError: not there, not reachable, damaged, of an unsupported design, or the
+            device is missing.
+    """
+    checkpoint = resolve_checkpoint(config)
+    device = _choose_device(config.device)
+    progress_bar = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        model = _load_model(config, checkpoint)
+        tokenizer = _load_tokenizer(checkpoint)
+    except (OSError, ValueError, KeyError) as error:
+        raise EmbedderError(
+            f"the embedder {config.model_name!r} cannot be loaded from {checkpoint.folder}: {error}"
+        ) from error
+    finally:
+        if progress_bar:
+            transformers_logging.enable_progress_bar()
+    return TextEmbedder(
+        model.eval().requires_grad_(False).to(device),  # type: ignore[arg-type]
+        tokenizer,
+        checkpoint,
+        config.max_batch_tokens or _BATCH_TOKENS[device],
+    )
+
+
+def embedder_fingerprint(config: EmbedderConfig) -> EmbedderFingerprint:
+    """Fingerprint of the embedder that `load_embedder(config)` would give, without loading it.
+
+    Raises:
+        EmbedderError: as `load_embedder`.
+    """
+    return resolve_checkpoint(config).fingerprint
+
+
+def _load_model(config: EmbedderConfig, checkpoint: Checkpoint) -> PreTrainedModel:
+    loader: Any = JinaEmbeddingsV3Model if config.kind == "jina" else AutoModel
+    model, report = loader.from_pretrained(
+        checkpoint.folder,
+        dtype=getattr(torch, config.dtype),
+        attn_implementation="sdpa",
+        local_files_only=True,
+        trust_remote_code=False,
+        output_loading_info=True,
+    )
+    missing = [key for key in report["missing_keys"] if "pooler" not in key]
+    if missing:
+        raise EmbedderError(
+            f"{checkpoint.folder}: {len(missing)} weights are missing, first {min(missing)!r}."
+        )
+    if getattr(model, "pooler", None) is not None:
+        model.pooler = None  # it reads [CLS] for a head that this embedder does not have
+    if checkpoint.adapter_folder is not None:
+        name = checkpoint.adapter_folder.name
+        model.load_adapter(
+            str(checkpoint.folder),
+            adapter_name=name,
+            adapter_kwargs={"subfolder": name, "local_files_only": True},
+        )
+        model.set_adapter(name)
+    return model
+
+
+def _load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+    """The tokenizer without padding, truncating at the embedder's length."""
+    tokenizer = Tokenizer.from_file(str(checkpoint.folder / "tokenizer.json"))
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(checkpoint.fingerprint.max_tokens)
+    return tokenizer
+
+
+def _choose_device(device: str) -> str:
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise EmbedderError("embedder.device: 'cuda', but this machine has no usable GPU.")
+    return device
+
+
+def _pool(hidden_BLD: torch.Tensor, mask_BL: torch.Tensor, pooling: str) -> torch.Tensor:
+    """One float32 vector a text, [B, D]."""
+    if pooling == "cls":
+        return hidden_BLD[:, 0].float()
+    lengths_B1 = mask_BL.sum(dim=1, keepdim=True)
+    if pooling == "lasttoken":
+        rows_B = torch.arange(len(hidden_BLD), device=hidden_BLD.device)
+        return hidden_BLD[rows_B, lengths_B1[:, 0] - 1].float()
+    return (hidden_BLD.float() * mask_BL[:, :, None]).sum(dim=1) / lengths_B1

@@ -1,0 +1,1 @@
+"""The parts of `sce.embedder`: settings, checkpoints, fingerprints, batches."""

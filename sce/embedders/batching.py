@@ -1,0 +1,101 @@
+"""Tokenises texts and packs them into batches of similar length under a token budget."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from sce.errors import DataError
+
+
+@dataclass(frozen=True)
+class TokenisedTexts:
+    """Token ids of N texts, one after another.
+
+    Attributes:
+        ids: int64 [sum of lengths], special tokens included.
+        lengths: int64 [N].
+        truncated: bool [N].
+    """
+
+    ids: np.ndarray
+    lengths: np.ndarray
+    truncated: np.ndarray
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One forward pass.
+
+    Attributes:
+        positions: which texts, int64 [B].
+        input_ids: int64 [B, L].
+        attention_mask: int64 [B, L], 1 at tokens and 0 at padding (which is on the right).
+        lengths: int64 [B], descending.
+    """
+
+    positions: np.ndarray
+    input_ids: np.ndarray
+    attention_mask: np.ndarray
+    lengths: np.ndarray
+
+
+def tokenise(tokenizer: Tokenizer, max_tokens: int, texts: Sequence[str]) -> TokenisedTexts:
+    """Tokenise all texts in one call.
+
+    Args:
+        tokenizer: set to truncate at `max_tokens` and not to pad.
+
+    Raises:
+        DataError: names the position of the first text that is empty or not a text.
+    """
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise DataError(f"texts[{i}]: a text is needed, not {type(text).__name__}.")
+        if not text or text.isspace():
+            raise DataError(f"texts[{i}]: the text is empty.")
+    try:
+        encodings = tokenizer.encode_batch_fast(texts)
+    except (TypeError, UnicodeEncodeError):
+        bad = next(i for i, text in enumerate(texts) if not _is_unicode(text))
+        raise DataError(f"texts[{bad}]: the text has a lone surrogate, not Unicode.") from None
+    ids = [encoding.ids for encoding in encodings]
+    lengths_N = np.fromiter(map(len, ids), np.int64, len(ids))
+    truncated_N = np.zeros(len(ids), bool)
+    for place in np.flatnonzero(lengths_N == max_tokens):
+        truncated_N[place] = bool(encodings[place].overflowing)
+    flat = np.fromiter(chain.from_iterable(ids), np.int64, int(lengths_N.sum()))
+    return TokenisedTexts(flat, lengths_N, truncated_N)
+
+
+def batches(tokens: TokenisedTexts, max_batch_tokens: int, pad_id: int) -> Iterator[Batch]:
+    """Batches of similar length, longest first, at most `max_batch_tokens` with padding.
+
+    A single text that is longer than the budget makes a batch of its own.
+    """
+    order_N = np.argsort(-tokens.lengths, kind="stable")
+    starts_N = np.cumsum(tokens.lengths) - tokens.lengths
+    first: int = 0
+    while first < len(order_N):
+        width = int(tokens.lengths[order_N[first]])
+        end = first + max(1, max_batch_tokens // width)
+        rows_B = order_N[first:end]
+        first = end
+        lengths_B = tokens.lengths[rows_B]
+        columns_L = np.arange(width)
+        mask_BL = columns_L < lengths_B[:, None]
+        place_BL = (starts_N[rows_B][:, None] + columns_L).clip(max=len(tokens.ids) - 1)
+        ids_BL = np.where(mask_BL, tokens.ids[place_BL], pad_id)
+        yield Batch(rows_B, ids_BL, mask_BL.astype(np.int64), lengths_B)
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,73 @@
+"""Settings of the text embedder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from sce.config import Section
+
+Kind = Literal["minilm", "sentence_transformers", "jina"]
+
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+JINA = "jinaai/jina-embeddings-v3-hf"
+JINA_ADAPTER = "classification"
+
+
+class EmbedderConfig(Section):
+    """Which text embedder to use, and how to run it."""
+
+    kind: Kind = "minilm"
+    """`minilm` (all-MiniLM-L6-v2, part of the installation), `sentence_transformers` (any such
+    checkpoint) or `jina` (jina-embeddings-v3; CC BY-NC 4.0, not for commercial use)."""
+    model: str | None = None
+    """Hub id or local folder; needed by `sentence_transformers`, the default is known otherwise."""
+    revision: str | None = None
+    """Commit, tag or branch on the hub."""
+    adapter: str | None = None
+    """Task adapter of `jina`, by default `classification`."""
+    max_tokens: int | None = Field(default=None, ge=4)
+    """Longer texts are truncated and counted. Default: what the checkpoint says (minilm: 256);
+    never more than the model has positions for."""
+    max_batch_tokens: int | None = Field(default=None, ge=16)
+    """Tokens in one forward pass, padding included. Default: 4096 on a CPU, 65536 on a GPU."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of weights and activations; vectors are always pooled and normalised in float32."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto` is a GPU where there is one."""
+
+    @model_validator(mode="after")
+    def _check(self) -> EmbedderConfig:
+        if self.kind == "sentence_transformers" and not self.model:
+            raise ValueError("kind 'sentence_transformers' needs `model`: a hub id or a folder")
+        if self.kind != "jina" and self.adapter is not None:
+            raise ValueError(f"only kind 'jina' has an adapter; the kind is {self.kind!r}")
+        return self
+
+    @property
+    def model_name(self) -> str:
+        """The hub id or folder that these settings mean."""
+        return self.model or {"minilm": MINILM, "jina": JINA}[self.kind]
+
+    @property
+    def adapter_name(self) -> str | None:
+        return (self.adapter or JINA_ADAPTER) if self.kind == "jina" else None
+
+    @classmethod
+    def from_fingerprint(cls, fingerprint: Mapping[str, Any]) -> EmbedderConfig:
+        """Settings that load the embedder of a fingerprint.
+
+        A checkpoint that came from a local folder is known by that folder's name alone:
+        set `model` to where it lies now.
+        """
+        kind = fingerprint["kind"]
+        return cls(
+            kind=kind,
+            model=None if kind == "minilm" else fingerprint["model"],
+            revision=fingerprint["revision"],
+            adapter=fingerprint["adapter"],
+            max_tokens=fingerprint["max_tokens"],
+            dtype=fingerprint["dtype"],
+        )

@@ -1,0 +1,111 @@
+"""What identifies an embedder, so that vectors of two embedders are never mixed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from typing import Any
+
+from sce.errors import FingerprintMismatch
+
+_NAMES = ("kind", "model", "revision")
+
+
+@dataclass(frozen=True)
+class EmbedderFingerprint:
+    """Everything that decides the vectors of an embedder, and the names it goes by.
+
+    `kind`, `model` and `revision` only name the checkpoint; the hashes identify it. So the
+    same files have the same `id` on every machine, wherever they lie.
+
+    Attributes:
+        model: hub id, or the base name of a local folder.
+        revision: commit on the hub, where it is known.
+        adapter: task adapter, None without one.
+        pooling: "mean", "cls" or "lasttoken".
+        normalised: vectors have unit norm (always true).
+        dimension: D.
+        max_tokens: longer texts are truncated.
+        dtype: of weights and activations.
+        weights_sha256: of the safetensors files, the adapter's among them.
+        tokenizer_sha256: of tokenizer.json.
+    """
+
+    kind: str
+    model: str
+    revision: str | None
+    adapter: str | None
+    pooling: str
+    normalised: bool
+    dimension: int
+    max_tokens: int
+    dtype: str
+    weights_sha256: str
+    tokenizer_sha256: str
+
+    @cached_property
+    def id(self) -> str:
+        """Sixteen hexadecimal digits, equal for equal vectors."""
+        content = json.dumps(self._deciding(), sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> EmbedderFingerprint:
+        """Inverse of `to_dict`; a key "id" is ignored.
+
+        Raises:
+            FingerprintMismatch: a field is missing, so nothing can be compared.
+        """
+        missing = [f.name for f in fields(cls) if f.name not in values]
+        if missing:
+            raise FingerprintMismatch(
+                f"an embedder fingerprint lacks {', '.join(missing)}: it was written by another "
+                "version of this software."
+            )
+        return cls(**{f.name: values[f.name] for f in fields(cls)})
+
+    def __str__(self) -> str:
+        adapter = f" + {self.adapter}" if self.adapter else ""
+        return f"{self.model}{adapter} ({self.id})"
+
+    def _deciding(self) -> dict[str, Any]:
+        return {name: value for name, value in asdict(self).items() if name not in _NAMES}
+
+
+def check_fingerprint(
+    expected: EmbedderFingerprint | Mapping[str, Any],
+    actual: EmbedderFingerprint | Mapping[str, Any],
+    what: str,
+) -> None:
+    """Refuse to mix the vectors of two embedders.
+
+    Args:
+        expected: fingerprint of the embedder that made `what`.
+        actual: fingerprint of the embedder in use.
+        what: named in the message: "the model", "the store data/embeddings".
+
+    Raises:
+        FingerprintMismatch: names both and every field that differs.
+    """
+    made, used = (
+        f if isinstance(f, EmbedderFingerprint) else EmbedderFingerprint.from_dict(f)
+        for f in (expected, actual)
+    )
+    if made.id == used.id:
+        return
+    theirs, ours = made._deciding(), used._deciding()
+    lines = [
+        f"  {name}: {theirs[name]!r} there, {ours[name]!r} here"
+        for name in theirs
+        if theirs[name] != ours[name]
+    ]
+    raise FingerprintMismatch(
+        f"{what} was made with the embedder {made}, but the one in use is {used}. "
+        "Their vectors cannot be mixed:\n" + "\n".join(lines)
+    )

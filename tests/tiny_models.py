@@ -1,0 +1,196 @@
+"""Tiny models of the real architectures, with random weights and real tokenizers, in seconds.
+
+    python -m tests.tiny_models OUT_DIR
+
+writes `OUT_DIR/sentence_transformer`, `OUT_DIR/jina` and `OUT_DIR/roberta`. The weights are
+the same at each run (seeded), so two machines build the same checkpoints.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, get_peft_model
+from tokenizers import (
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
+from transformers import (
+    BertConfig,
+    BertModel,
+    JinaEmbeddingsV3Config,
+    JinaEmbeddingsV3Model,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaModel,
+)
+
+WIDTH = 32
+LAYERS = 2
+SEED = 7
+_CORPUS = [
+    "The quick brown fox jumps over the lazy dog while seven judges watch.",
+    "Markets rose after the central bank held interest rates steady on Thursday.",
+    "The team won the cup in extra time, and the captain thanked every supporter.",
+    "My parcel never arrived; please refund the order and cancel the subscription.",
+    "A new telescope has measured the light of a galaxy near the edge of the sky.",
+]
+_MASKS = {"unk_token": "<unk>", "pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
+
+
+def build_sentence_transformer(folder: Path, pooling: str = "mean") -> Path:
+    """A BERT of two layers in the folder layout of a sentence-transformers checkpoint."""
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=400, special_tokens=special, show_progress=False, initial_alphabet=_alphabet()
+    )
+    tokenizer.train_from_iterator(_CORPUS, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    tokenizer.decoder = decoders.WordPiece()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=64,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+    ).save_pretrained(folder)
+    torch.manual_seed(SEED)
+    BertModel(
+        BertConfig(
+            vocab_size=tokenizer.get_vocab_size(),
+            hidden_size=WIDTH,
+            num_hidden_layers=LAYERS,
+            num_attention_heads=4,
+            intermediate_size=64,
+            max_position_embeddings=64,
+            initializer_range=0.3,
+        )
+    ).save_pretrained(folder)
+    _write_json(
+        folder / "modules.json",
+        [
+            {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+            {
+                "idx": 1,
+                "name": "1",
+                "path": "1_Pooling",
+                "type": "sentence_transformers.models.Pooling",
+            },
+        ],
+    )
+    _write_json(folder / "sentence_bert_config.json", {"max_seq_length": 64})
+    modes = {"mean": "mean_tokens", "cls": "cls_token", "lasttoken": "lasttoken"}
+    flags = {f"pooling_mode_{name}": mode == pooling for mode, name in modes.items()}
+    _write_json(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": WIDTH, **flags})
+    return folder
+
+
+def build_jina(folder: Path) -> Path:
+    """A JinaEmbeddingsV3 of two layers with a LoRA adapter in the subfolder `classification`."""
+    tokenizer = _byte_level_tokenizer(folder)
+    config = JinaEmbeddingsV3Config(
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=WIDTH,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=130,
+        initializer_range=0.3,
+    )
+    torch.manual_seed(SEED)
+    model = JinaEmbeddingsV3Model(config)
+    model.save_pretrained(folder)
+    lora = LoraConfig(
+        r=4, lora_alpha=8, target_modules=["q_proj", "v_proj", "fc1"], init_lora_weights=False
+    )
+    torch.manual_seed(SEED + 1)
+    get_peft_model(model, lora, adapter_name="classification").save_pretrained(folder)
+    # The adapter's card is written from a template of Hub usage, which has no meaning here.
+    (folder / "classification" / "README.md").unlink(missing_ok=True)
+    return folder
+
+
+def build_roberta(folder: Path) -> Path:
+    """A RoBERTa of two layers and width 32 with a byte-level BPE tokenizer."""
+    tokenizer = _byte_level_tokenizer(folder)
+    torch.manual_seed(SEED)
+    RobertaModel(
+        RobertaConfig(
+            vocab_size=tokenizer.get_vocab_size(),
+            hidden_size=WIDTH,
+            num_hidden_layers=LAYERS,
+            num_attention_heads=4,
+            intermediate_size=64,
+            max_position_embeddings=130,
+            type_vocab_size=1,
+            pad_token_id=1,
+            bos_token_id=0,
+            eos_token_id=2,
+        )
+    ).save_pretrained(folder)
+    return folder
+
+
+def build_all(folder: Path) -> dict[str, Path]:
+    """Every tiny model, each in its own subfolder of `folder`."""
+    return {
+        "sentence_transformer": build_sentence_transformer(folder / "sentence_transformer"),
+        "jina": build_jina(folder / "jina"),
+        "roberta": build_roberta(folder / "roberta"),
+    }
+
+
+def _byte_level_tokenizer(folder: Path) -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=500,
+        special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"],
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    tokenizer.train_from_iterator(_CORPUS, trainer)
+    tokenizer.post_processor = processors.RobertaProcessing(
+        ("</s>", 2), ("<s>", 0), add_prefix_space=False
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=128,
+        cls_token="<s>",
+        sep_token="</s>",
+        mask_token="<mask>",
+        **_MASKS,
+    ).save_pretrained(folder)
+    return tokenizer
+
+
+def _alphabet() -> list[str]:
+    return [chr(code) for code in range(33, 127)]
+
+
+def _write_json(path: Path, content: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m tests.tiny_models OUT_DIR")
+    for name, path in build_all(Path(sys.argv[1])).items():
+        print(f"{name}: {path}")
