@@ -130,7 +130,9 @@ def _check_environment(config_class: type[JobConfig]) -> None:
 
 
 def _explain(error: ValidationError, file: str | None) -> str:
-    lines = [f"{error.error_count()} wrong setting(s)" + (f" (with --config {file})" if file else "")]
+    lines = [
+        f"{error.error_count()} wrong setting(s)" + (f" (with --config {file})" if file else "")
+    ]
     for item in error.errors():
         where = ".".join(str(part) for part in item["loc"]) or "(top level)"
         if item["type"] == "extra_forbidden":
@@ -138,5 +140,3 @@ def _explain(error: ValidationError, file: str | None) -> str:
         else:
             lines.append(f"  {where}: {item['msg']}; got {item['input']!r:.100}")
     return "\n".join(lines)
-
-

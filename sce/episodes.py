@@ -169,9 +169,7 @@ class EpisodeSampler:
         vectors_MD = text_vectors(texts)
         info = [[index_of[text] for text in label.info_texts] for label in labels]
         names = [[index_of[t] for t in (label.key, *label.synonyms)] for label in labels]
-        short = [
-            [index_of[t] for t in (label.key, label.description) if t] for label in labels
-        ]
+        short = [[index_of[t] for t in (label.key, label.description) if t] for label in labels]
         means_LD = np.stack([vectors_MD[i].mean(0) for i in info])
         short_LD = np.stack([vectors_MD[i].mean(0) for i in short])
         self.texts_MD = np.concatenate([vectors_MD, means_LD, short_LD]).astype(np.float32)

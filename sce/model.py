@@ -304,7 +304,9 @@ class SCEModel(PreTrainedModel):
         g_KD: torch.Tensor | None = None
         if self.uses_embedded_labels:
             if label_embeddings is None:
-                raise ValueError("label_embeddings are needed: the model has a prior or embeds labels")
+                raise ValueError(
+                    "label_embeddings are needed: the model has a prior or embeds labels"
+                )
             g_KD = self.pool_labels(label_embeddings, example_embeddings, example_counts)
         if config.label_source == "embedder":
             assert g_KD is not None

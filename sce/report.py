@@ -3,6 +3,7 @@
 A result is a dict for one label set:
 
     name                            the set, as the user calls it
+    dataset                         the dataset that it belongs to
     group                           "own", "seen" or "unseen" in training; any other group is
                                     shown after these and named beside each of its sets
     rows, labels                    rows measured, size K of the set
@@ -11,8 +12,8 @@ A result is a dict for one label set:
     difference, difference_low,     accuracy of SCE minus cosine on the same rows with its
     difference_high, mcnemar_p      95 % interval, and the exact p value of McNemar's test
 
-Every figure may be None or absent. A group of more than eight sets is one row, the mean over
-sets, unless all are asked for. The interval of such a mean resamples sets, not rows.
+Every figure may be None or absent. More than eight sets of one dataset are one row, the mean
+over sets, unless all are asked for. The interval of such a mean resamples sets, not rows.
 """
 
 from __future__ import annotations
@@ -82,11 +83,11 @@ def headline(results: Sequence[Result]) -> str:
     )
 
 
-def group_mean(group: str, results: Sequence[Result]) -> dict[str, Any]:
-    """One result for a group: rows added up, every figure the plain mean over its sets."""
+def dataset_mean(dataset: str, results: Sequence[Result]) -> dict[str, Any]:
+    """One result for the sets of one dataset and group: rows added up, every figure the plain mean over its sets."""
     mean: dict[str, Any] = {
-        "name": f"{group}: mean of {len(results)} sets",
-        "group": group,
+        "name": f"{dataset}: mean of {len(results)} sets",
+        "group": results[0]["group"],
         "rows": sum(result["rows"] for result in results),
         "labels": _range([result["labels"] for result in results]),
     }
@@ -108,11 +109,13 @@ def lines(results: Sequence[Result], show_all: bool = False) -> list[Result]:
     names = [*_GROUPS, *sorted({r["group"] for r in results} - set(_GROUPS))]
     shown: list[Result] = []
     for group in names:
-        members = [result for result in results if result["group"] == group]
-        if show_all or len(members) <= MAX_SHOWN_SETS:
-            shown.extend(members)
-        if len(members) > MAX_SHOWN_SETS:
-            shown.append(group_mean(group, members))
+        of_group = [result for result in results if result["group"] == group]
+        for dataset in dict.fromkeys(result.get("dataset", group) for result in of_group):
+            members = [r for r in of_group if r.get("dataset", group) == dataset]
+            if show_all or len(members) <= MAX_SHOWN_SETS:
+                shown.extend(members)
+            if len(members) > MAX_SHOWN_SETS:
+                shown.append(dataset_mean(dataset, members))
     return shown
 
 

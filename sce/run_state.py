@@ -92,7 +92,9 @@ class RunState:
         try:
             return cls(folder=folder, **json.loads(path.read_text(encoding="utf-8")))
         except (ValueError, TypeError) as error:
-            raise ConfigError(f"{path}: damaged ({error}). Delete {folder} to begin again.") from None
+            raise ConfigError(
+                f"{path}: damaged ({error}). Delete {folder} to begin again."
+            ) from None
 
 
 def _differences(old: Any, new: Any, where: str = "") -> list[str]:

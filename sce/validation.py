@@ -87,6 +87,4 @@ class Validator:
         right_N = (scores_VNK.argmax(2) == self.targets_N).mean(0)
         datasets = np.array(self.rows.datasets)
         by_dataset = {d: float(right_N[datasets == d].mean()) for d in sorted(set(datasets))}
-        return ValidationFigures(
-            float(np.mean(list(by_dataset.values()))), float(nll), by_dataset
-        )
+        return ValidationFigures(float(np.mean(list(by_dataset.values()))), float(nll), by_dataset)

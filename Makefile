@@ -1,0 +1,48 @@
+# Everything runs in .venv, which the first target that needs it creates.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+MLFLOW_URI := sqlite:///$(CURDIR)/runs/mlflow.db
+MLFLOW_PORT ?= 5000
+
+.PHONY: help install quickstart test test-system lint mlflow clean
+
+help:
+	@echo "make quickstart   train and evaluate a model on the starter corpus (minutes, no GPU)"
+	@echo "make test         the test suite"
+	@echo "make test-system  tests that kill processes and submit jobs"
+	@echo "make lint         ruff and mypy"
+	@echo "make mlflow       open the MLflow UI on the runs made here"
+	@echo "make clean        delete runs/ (models, embeddings, MLflow runs); .venv stays"
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+quickstart: $(INSTALLED)
+	$(BIN)/python jobs/train_sce.py --config configs/quickstart/sce.yaml
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest -m 'not system'
+
+test-system: $(INSTALLED)
+	$(BIN)/python -m pytest -m system -rs
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+mlflow: $(INSTALLED)
+	@test -e runs/mlflow.db || { echo "No run yet: make quickstart makes one."; exit 1; }
+	@echo "MLflow on http://127.0.0.1:$(MLFLOW_PORT) (Ctrl+C ends it)"
+	$(BIN)/mlflow ui --backend-store-uri $(MLFLOW_URI) --host 127.0.0.1 --port $(MLFLOW_PORT)
+
+clean:
+	rm -rf runs

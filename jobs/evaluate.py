@@ -1,0 +1,21 @@
+"""Measure a trained model on seen, unseen and your own label sets, beside cosine similarity.
+
+    python jobs/evaluate.py --config configs/quickstart/sce.yaml
+    python jobs/evaluate.py --config configs/quickstart/sce.yaml --evaluate.labelled mine.jsonl
+    ray job submit --working-dir . -- python jobs/evaluate.py --config configs/paper/sce.yaml \\
+        --run_dir /shared/runs/paper
+
+`--evaluate.labelled` takes JSONL, CSV or Parquet with the columns `text` and `label`: how good
+is the model on your own data? Fifty rows are enough for a first answer. Prints a table, and
+writes results.json, results.md and the confusion matrices to RUN_DIR/results.
+The last line of standard output is JSON. Exit code 0: done, 1: failed, 2: wrong input.
+"""
+
+import sys
+
+from sce.cli import run_job
+from sce.experiment import Experiment
+from sce.measure import evaluate
+
+if __name__ == "__main__":
+    sys.exit(run_job(Experiment, evaluate, __doc__))

@@ -1,0 +1,23 @@
+"""Train a Soft Contextualized Encoder, from raw texts to the evaluated model.
+
+    python jobs/train_sce.py --config configs/quickstart/sce.yaml
+    ray job submit --working-dir . -- python jobs/train_sce.py --config configs/paper/sce.yaml \\
+        --run_dir /shared/runs/paper
+
+Prepares the data and embeds it first where that is missing or out of date, then trains, fits
+the temperature, writes the model and measures it. Any setting can be given as a flag:
+
+    python jobs/train_sce.py --config configs/quickstart/sce.yaml --train.epochs 5 --seed 1
+
+A run that was cut short goes on with --resume, or begins again with --restart.
+The last line of standard output is JSON. Exit code 0: done, 1: failed, 2: wrong input.
+"""
+
+import sys
+
+from sce.cli import run_job
+from sce.experiment import Experiment
+from sce.pipeline import train
+
+if __name__ == "__main__":
+    sys.exit(run_job(Experiment, train, __doc__))

@@ -1,0 +1,270 @@
+"""Fitting the encoder on Ray Train: DDP workers, checkpoints, retry and resume.
+
+A checkpoint is written after every epoch and holds the model, the optimiser, the random state
+of every worker and the place in training, so that going on from it, after the death of a
+worker or of the whole job, ends at the model that an undisturbed run ends at.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import ray.train
+import torch
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer, get_device, prepare_model
+from ray.train.v2.api.callback import UserCallback
+
+from sce.distributed.resources import ResourcesConfig, training_workers, use_threads
+from sce.episodes import AugmentConfig, EpisodeSampler, EpisodeTables
+from sce.label_vectors import token_means_of
+from sce.model import SCEModel, trainable_parameters
+from sce.pretrained import ModelConfig, build_model
+from sce.tracking import Tracker
+from sce.training import (
+    TrainConfig,
+    make_optimizer,
+    random_state,
+    rate_factor,
+    restore_random_state,
+    steps_per_epoch,
+    train_epoch,
+)
+from sce.training_data import TrainingData
+from sce.validation import Validator
+
+logger = logging.getLogger("sce.train")
+
+STATE_FILE = "training_state.pt"
+PROGRESS_SECONDS = 15.0
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """Everything that decides what the fitted model is (the data apart)."""
+
+    model: ModelConfig
+    train: TrainConfig
+    augment: AugmentConfig
+    embedder: dict[str, Any]
+    seed: int
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """The best epoch's model, on the CPU, with the history of all epochs."""
+
+    model: SCEModel
+    best: dict[str, float]
+    last: dict[str, float]
+
+
+def fit(
+    data: TrainingData,
+    settings: FitSettings,
+    resources: ResourcesConfig,
+    storage: Path,
+    run_name: str,
+    tracker: Tracker,
+) -> FitResult:
+    """Train on Ray and return the model of the epoch with the best validation accuracy.
+
+    Args:
+        storage: folder of the checkpoints; with the same `run_name` a run that was cut short
+            goes on from its last checkpoint. Every node must reach it.
+
+    Raises:
+        ConfigError: the cluster cannot give what `resources` asks for.
+        ray.train.TrainingFailedError: more workers died than `train.max_failures` allows.
+    """
+    workers = training_workers(resources)
+    trainer = TorchTrainer(
+        _train_worker,
+        train_loop_config={
+            "data": [ray.put(data)],
+            "settings": settings,
+            "threads": workers.threads,
+        },
+        scaling_config=ScalingConfig(
+            num_workers=workers.count,
+            use_gpu=workers.use_gpu,
+            resources_per_worker=workers.resources,
+            accelerator_type=workers.accelerator_type,
+        ),
+        run_config=RunConfig(
+            name=run_name,
+            storage_path=str(storage),
+            failure_config=FailureConfig(max_failures=settings.train.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=1, checkpoint_score_attribute="score"),
+            callbacks=[EpochLog(tracker, settings.train.epochs)],
+        ),
+    )
+    result = trainer.fit()
+    checkpoint, best = max(result.best_checkpoints, key=lambda c: (c[1]["score"], -c[1]["epoch"]))
+    with checkpoint.as_directory() as folder:
+        model = SCEModel.from_pretrained(folder)
+    return FitResult(model, best, result.metrics)
+
+
+class EpochLog(UserCallback):
+    """Says how each epoch went, in the log and to the tracker. Runs in Ray's controller."""
+
+    def __init__(self, tracker: Tracker, epochs: int) -> None:
+        self._tracker = tracker
+        self._epochs = epochs
+
+    def after_report(
+        self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any
+    ) -> None:
+        figures = metrics[0]
+        epoch = int(figures["epoch"])
+        line = f"epoch {epoch}/{self._epochs}"
+        if epoch:
+            line += (
+                f"  loss {figures['train/loss']:.4f}  {figures['samples_per_second']:.0f} rows/s"
+                f"  {figures['epoch_seconds']:.1f} s"
+            )
+        datasets = ", ".join(
+            f"{name.split('/')[1]} {100 * value:.1f}"
+            for name, value in figures.items()
+            if name.startswith("validation/") and name.count("/") == 2
+        )
+        line += f"  validation {100 * figures['validation/accuracy']:.1f} ({datasets})"
+        print(line, flush=True)
+        self._tracker.log_metrics(
+            {k: v for k, v in figures.items() if k not in ("epoch", "score")}, step=epoch
+        )
+
+
+def _train_worker(config: dict[str, Any]) -> None:
+    """What each worker runs. Every decision is taken on figures that all workers share."""
+    settings: FitSettings = config["settings"]
+    train = settings.train
+    use_threads(config["threads"])
+    data: TrainingData = ray.get(config["data"][0])
+    context = ray.train.get_context()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    device = get_device()
+
+    fresh = build_model(settings.model, settings.embedder, train.dropout, settings.seed)
+    model = fresh.model.to(device)
+    token_means = None if fresh.tokenizer is None else token_means_of(model, fresh.tokenizer)
+    sampler = EpisodeSampler(
+        data.train.ids,
+        data.train.labels,
+        data.train.sets,
+        data.label_sets,
+        data.label_texts,
+        token_means,
+        settings.augment,
+        settings.seed,
+    )
+    tables = EpisodeTables(
+        torch.from_numpy(np.array(data.train.vectors_ND)).to(device),
+        torch.from_numpy(sampler.texts_MD).to(device) if model.uses_embedded_labels else None,
+        sampler.tokens_MH,
+    )
+    validator = Validator(data.validation, data.label_sets, data.label_texts, token_means)
+    wrapped = prepare_model(model, move_to_device=False) if world_size > 1 else model
+    optimizer = make_optimizer(model, train)
+
+    state = _restore(model, optimizer, rank, world_size)
+    steps = steps_per_epoch(len(data.train), train)
+
+    def close_epoch(figures: dict[str, float]) -> None:
+        """Validate, remember the best, write a checkpoint and report."""
+        scores_VNK = torch.from_numpy(validator.scores(model, rank, world_size))
+        scores_VNK = _sum_over_workers(scores_VNK, device, world_size)
+        found = validator.figures(validator.finish(scores_VNK.numpy()))
+        better = found.accuracy > state["best"]
+        state["best"] = max(found.accuracy, state["best"])
+        state["epochs_without_gain"] = 0 if better else state["epochs_without_gain"] + 1
+        state["optimizer"] = optimizer.state_dict()
+        state["random"] = _gather(random_state(), world_size)
+        report = {"epoch": state["epoch"], "score": found.accuracy, **found.metrics(), **figures}
+        with tempfile.TemporaryDirectory() as folder:
+            saved = None
+            if rank == 0:
+                model.save_pretrained(folder)
+                torch.save(state, Path(folder) / STATE_FILE)
+                saved = ray.train.Checkpoint.from_directory(folder)
+            ray.train.report(report, checkpoint=saved)
+
+    if state["epoch"] == 0 and state["best"] < 0:
+        close_epoch({"trainable_parameters": trainable_parameters(model)})
+    while state["epoch"] < train.epochs and state["epochs_without_gain"] < train.patience:
+        started = time.perf_counter()
+        progress = _Progress(state["epoch"] + 1, train.epochs) if rank == 0 else None
+        stats = train_epoch(
+            wrapped, sampler, tables, optimizer, train, state["epoch"], rank, world_size, progress
+        )
+        totals = torch.tensor([stats.loss_sum, stats.rows], dtype=torch.float64)
+        totals = _sum_over_workers(totals, device, world_size)
+        seconds = time.perf_counter() - started
+        state["epoch"] += 1
+        factor = rate_factor(state["epoch"] * steps - 1, steps * train.epochs, train)
+        close_epoch(
+            {
+                "train/loss": float(totals[0] / totals[1]),
+                "train/learning_rate": train.learning_rate * factor,
+                "train/overhead_share": stats.overhead_seconds / stats.seconds,
+                "epoch_seconds": seconds,
+                "samples_per_second": len(data.train) / seconds,
+            }
+        )
+
+
+def _restore(
+    model: SCEModel, optimizer: torch.optim.Optimizer, rank: int, world_size: int
+) -> dict[str, Any]:
+    """The state of the last checkpoint, put into model and optimiser; a fresh one if none."""
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        return {"epoch": 0, "best": -1.0, "epochs_without_gain": 0}
+    with checkpoint.as_directory() as folder:
+        state = torch.load(Path(folder) / STATE_FILE, weights_only=False, map_location="cpu")
+        model.load_state_dict(SCEModel.from_pretrained(folder).state_dict())
+    optimizer.load_state_dict(state["optimizer"])
+    if len(state["random"]) == world_size:
+        restore_random_state(state["random"][rank])
+    if rank == 0:
+        print(f"going on after epoch {state['epoch']}", flush=True)
+    return state
+
+
+def _sum_over_workers(tensor: torch.Tensor, device: torch.device, world_size: int) -> torch.Tensor:
+    if world_size == 1:
+        return tensor
+    moved = tensor.to(device)
+    torch.distributed.all_reduce(moved)
+    return moved.cpu()
+
+
+def _gather(value: Any, world_size: int) -> list[Any]:
+    values = [value] * world_size
+    if world_size > 1:
+        torch.distributed.all_gather_object(values, value)
+    return values
+
+
+class _Progress:
+    """A line every few seconds for a person who watches."""
+
+    def __init__(self, epoch: int, epochs: int) -> None:
+        self._head = f"epoch {epoch}/{epochs}"
+        self._started = self._last = time.monotonic()
+
+    def __call__(self, step: int, steps: int) -> None:
+        now = time.monotonic()
+        if now - self._last < PROGRESS_SECONDS:
+            return
+        self._last = now
+        left = (now - self._started) / step * (steps - step)
+        print(f"{self._head}  step {step}/{steps}  {left:.0f} s left", flush=True)

@@ -1,0 +1,68 @@
+"""The configuration of one experiment, from raw texts to the evaluated model.
+
+`prepare_data`, `embed`, `train_sce` and `evaluate` read the same file; each takes the sections
+that concern it, and a job runs those before it whose result is missing or out of date.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sce.config import JobConfig, resolve_output
+from sce.datasets.prepare import DataConfig
+from sce.distributed.resources import ResourcesConfig
+from sce.embedder import EmbedderConfig
+from sce.episodes import AugmentConfig
+from sce.evaluation import EvaluateConfig
+from sce.pretrained import ModelConfig
+from sce.tracking import TrackingConfig
+from sce.training import TrainConfig
+
+
+class Experiment(JobConfig):
+    """Settings of an experiment. Every field is a YAML key, a flag and a variable."""
+
+    name: str = "sce"
+    """Names the model, and the run in MLflow."""
+    seed: int = 0
+    run_dir: Path = Path("runs/sce")
+    """Where everything that the jobs write goes: data, embeddings, checkpoints, model, results."""
+    data: DataConfig = DataConfig()
+    embedder: EmbedderConfig = EmbedderConfig()
+    model: ModelConfig = ModelConfig()
+    augment: AugmentConfig = AugmentConfig()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    resources: ResourcesConfig = ResourcesConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    shared_dir: Path | None = None
+    """Where prepared data and embeddings go when several experiments share them (seeds,
+    recipes); by default `run_dir`."""
+    resume: bool = False
+    """Go on with the unfinished training of `run_dir`."""
+    restart: bool = False
+    """Throw the unfinished training of `run_dir` away and begin again."""
+
+    @property
+    def home(self) -> Path:
+        return resolve_output(self.run_dir)
+
+    @property
+    def data_dir(self) -> Path:
+        return resolve_output(self.shared_dir or self.run_dir) / "data"
+
+    @property
+    def embeddings_dir(self) -> Path:
+        return resolve_output(self.shared_dir or self.run_dir) / "embeddings"
+
+    @property
+    def checkpoints_dir(self) -> Path:
+        return self.home / "checkpoints"
+
+    @property
+    def model_dir(self) -> Path:
+        return self.home / "model"
+
+    @property
+    def results_dir(self) -> Path:
+        return self.home / "results"

@@ -1,0 +1,289 @@
+"""The whole path of one experiment: prepare, embed, train, calibrate, write, measure.
+
+A step whose result is there and up to date does no work. `sce.measure` is the last step.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import time
+from importlib.metadata import version
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from transformers import logging as transformers_logging
+
+from sce.baselines.cosine import cosine_scores
+from sce.calibration import TemperatureFit, fit_temperature
+from sce.datasets.prepare import PreparedData, prepare_data
+from sce.datasets.tokens import multi_token_labels
+from sce.distributed.embed import embed_prepared
+from sce.embedder import load_embedder
+from sce.evaluation import headline_metrics
+from sce.experiment import Experiment
+from sce.label_vectors import token_means_of
+from sce.measure import measure, open_tracker
+from sce.model import SCEModel, trainable_parameters
+from sce.modelcard import write_model_card
+from sce.paper import paper_settings
+from sce.pretrained import FreshModel, build_model
+from sce.run_state import RunState
+from sce.store import EmbeddingStore, text_hash
+from sce.tracking import Tracker, tracking_uri
+from sce.training_data import Rows, TextLookup, TrainingData
+from sce.validation import VIEWS, Validator
+
+logger = logging.getLogger("sce")
+
+
+def prepare(experiment: Experiment) -> dict[str, Any]:
+    """Texts and label sets of all sources into `data_dir`. Returns the manifest."""
+    return prepare_data(experiment.data, experiment.data_dir, experiment.seed)
+
+
+def embed(experiment: Experiment) -> dict[str, Any]:
+    """Vectors of all prepared texts and label texts into `embeddings_dir`."""
+    return embed_prepared(
+        experiment.data_dir, experiment.embeddings_dir, experiment.embedder, experiment.resources
+    )
+
+
+def train(experiment: Experiment) -> dict[str, Any]:
+    """The whole path; returns a summary of what was made and measured.
+
+    Raises:
+        InputError: wrong settings or data; nothing was half-written.
+    """
+    # Imported here: Ray Train costs a second that the other jobs need not pay.
+    from sce.distributed.train import FitSettings, fit
+
+    transformers_logging.disable_progress_bar()
+    started = time.perf_counter()
+    tracking_uri(experiment.tracking, experiment.home.parent)
+    manifest = prepare(experiment)
+    embedded = embed(experiment)
+    prepared = PreparedData.load(experiment.data_dir)
+    rows_store = EmbeddingStore.open(experiment.embeddings_dir / "rows")
+    labels_store = EmbeddingStore.open(experiment.embeddings_dir / "labels")
+    fingerprint = rows_store.manifest.embedder
+    label_texts = _text_lookup(prepared, labels_store)
+    data = _training_data(prepared, rows_store, label_texts)
+    settings = FitSettings(
+        experiment.model, experiment.train, experiment.augment, fingerprint, experiment.seed
+    )
+    fresh = build_model(settings.model, fingerprint, settings.train.dropout, settings.seed)
+    _say_what_is_trained(fresh, data, prepared)
+
+    state = RunState.open(
+        experiment.checkpoints_dir,
+        {
+            **experiment.model_dump(mode="json", include={"seed", "model", "train", "augment"}),
+            "data_fingerprint": prepared.fingerprint,
+            "embedder": fingerprint,
+        },
+        experiment.resume,
+        experiment.restart,
+    )
+    tracker = open_tracker(experiment, state.tracker_run_id, "train")
+    with tracker:
+        state.tracker_run_id = tracker.run_id
+        state.save()
+        tracker.log_params(experiment.model_dump(mode="json"))
+        tracker.log_params(
+            {
+                "data_fingerprint": prepared.fingerprint,
+                "embedder_fingerprint": fingerprint["id"],
+                "train_rows": len(data.train),
+                "validation_rows": len(data.validation),
+                "label_sets": len(data.label_sets),
+                "trainable_parameters": trainable_parameters(fresh.model),
+            }
+        )
+        tracker.log_dict(manifest["counts"], "data_counts.json")
+        tracker.log_metrics({"embed_seconds": embedded["rows"]["seconds"]})
+        fitted = fit(
+            data,
+            settings,
+            experiment.resources,
+            experiment.checkpoints_dir,
+            state.run_name,
+            tracker,
+        )
+        fits = _calibrate(fitted.model, fresh, data, label_texts)
+        info = _card(experiment, fresh, prepared, fingerprint, fitted.best, fits)
+        _write_model(experiment.model_dir, fitted.model, fresh, info)
+        evaluated = measure(experiment, prepared, rows_store, tracker)
+        results = [e.result for e in evaluated]
+        write_model_card(experiment.model_dir, {**info, "results": results})
+        tracker.log_artifact(experiment.model_dir, "model")
+    state.finished = True
+    state.save()
+    _say_what_is_next(experiment, tracker)
+    return {
+        "model": str(experiment.model_dir),
+        "results": str(experiment.results_dir / "results.json"),
+        "best_epoch": int(fitted.best["epoch"]),
+        "validation_accuracy": round(fitted.best["score"], 4),
+        "temperature": fits["sce"].temperature.to_dict(),
+        "test": {k: round(v, 4) for k, v in headline_metrics(results).items() if "mean_" in k},
+        "mlflow_run_id": tracker.run_id,
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+
+
+def _text_lookup(prepared: PreparedData, store: EmbeddingStore) -> TextLookup:
+    """Vectors of every label text of the prepared data."""
+    texts = list(
+        dict.fromkeys(
+            chain.from_iterable(
+                (*label.info_texts, *label.examples)
+                for label_set in prepared.label_sets.values()
+                for label in label_set.labels
+            )
+        )
+    )
+    return TextLookup(texts, store.vectors_for([text_hash(text) for text in texts]))
+
+
+def _rows(table: pa.Table, store: EmbeddingStore) -> Rows:
+    ids = table["row_id"].to_pylist()
+    return Rows(
+        ids,
+        table["dataset"].to_pylist(),
+        table["label"].to_pylist(),
+        table["label_set"].to_pylist(),
+        store.vectors_for(ids),
+    )
+
+
+def _training_data(
+    prepared: PreparedData, rows_store: EmbeddingStore, label_texts: TextLookup
+) -> TrainingData:
+    training = _rows(prepared.select("train"), rows_store)
+    validation = _rows(prepared.select("validation"), rows_store)
+    used = sorted({*training.sets, *validation.sets})
+    return TrainingData(
+        training, validation, {name: prepared.label_sets[name] for name in used}, label_texts
+    )
+
+
+def _say_what_is_trained(fresh: FreshModel, data: TrainingData, prepared: PreparedData) -> None:
+    seen = [prepared.label_sets[s] for s in sorted(prepared.seen_label_sets)]
+    logger.info(
+        "training on %d rows of %d label sets, validating on %d rows; %s trainable parameters",
+        len(data.train),
+        len(seen),
+        len(data.validation),
+        f"{trainable_parameters(fresh.model):,}",
+    )
+    if fresh.tokenizer is not None:
+        long = multi_token_labels(seen, fresh.tokenizer)
+        logger.info(
+            "%d of %d label names are a single token, as the paper wants%s",
+            len({label.key for s in seen for label in s.labels}) - len(long),
+            len({label.key for s in seen for label in s.labels}),
+            f"; not so: {', '.join(list(long)[:8])}{' ...' if len(long) > 8 else ''}" * bool(long),
+        )
+
+
+def _calibrate(
+    model: SCEModel, fresh: FreshModel, data: TrainingData, label_texts: TextLookup
+) -> dict[str, TemperatureFit]:
+    """Temperatures of the model and of the cosine baseline, fitted on the validation rows;
+    both are stored in the model's configuration."""
+    token_means = None if fresh.tokenizer is None else token_means_of(model, fresh.tokenizer)
+    validator = Validator(data.validation, data.label_sets, label_texts, token_means)
+    scores_VNK = validator.finish(validator.scores(model))
+    cosine_VNK = np.full_like(scores_VNK, -np.inf)
+    sets_N = np.array(data.validation.sets)
+    for name in dict.fromkeys(data.validation.sets):
+        members = np.flatnonzero(sets_N == name)
+        queries_ND = data.validation.vectors_ND[members]
+        canonical = data.label_sets[name].canonical()
+        for view, reduce in enumerate(VIEWS.values()):
+            found = cosine_scores(
+                data.validation.vectors_ND[members], reduce(canonical), label_texts
+            )
+            cosine_VNK[view, members, : found.shape[1]] = found
+    # Each row under one view: the same row twice would make the data look twice as certain.
+    rows_N = np.arange(len(data.validation))
+    fits = {
+        name: fit_temperature(
+            scores_VNK[rows_N % len(VIEWS), rows_N], validator.targets_N, validator.label_counts_N
+        )
+        for name, scores_VNK in (("sce", scores_VNK), ("cosine", cosine_VNK))
+    }
+    for name, found in fits.items():
+        logger.info("temperature of %s: %s", name, found.reason)
+    model.config.calibration = [fits["sce"].temperature.a, fits["sce"].temperature.b]
+    model.config.cosine_calibration = [fits["cosine"].temperature.a, fits["cosine"].temperature.b]
+    return fits
+
+
+def _write_model(folder: Path, model: SCEModel, fresh: FreshModel, info: dict[str, Any]) -> None:
+    """The whole artifact beside its place, then renamed into it."""
+    new, old = (folder.with_name(f".{folder.name}.{part}") for part in ("new", "old"))
+    for path in (new, old):
+        shutil.rmtree(path, ignore_errors=True)
+    new.mkdir(parents=True)
+    model.save_pretrained(new)
+    if fresh.tokenizer is not None:
+        fresh.tokenizer.save_pretrained(new)
+    write_model_card(new, info)
+    if folder.exists():
+        os.rename(folder, old)
+    os.rename(new, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _card(
+    experiment: Experiment,
+    fresh: FreshModel,
+    prepared: PreparedData,
+    fingerprint: dict[str, Any],
+    best: dict[str, float],
+    fits: dict[str, TemperatureFit],
+) -> dict[str, Any]:
+    """What the model card says (see `sce.modelcard`)."""
+    counts = prepared.manifest["counts"]
+    return {
+        "name": experiment.name,
+        "embedder": {
+            "name": fingerprint["model"],
+            "fingerprint": fingerprint.get("id"),
+            "licence": load_embedder(experiment.embedder).licence,
+        },
+        "encoder": {"name": fresh.encoder_name, "licence": fresh.encoder_licence},
+        "training_data": [
+            {"name": name, "rows": splits["train"], "licence": prepared.manifest["licences"][name]}
+            for name, splits in counts.items()
+            if splits.get("train")
+        ],
+        "recipe": experiment.model_dump(mode="json", include={"seed", "model", "augment", "train"}),
+        "paper_settings": paper_settings(experiment),
+        "versions": {name: version(name) for name in ("torch", "transformers", "ray")},
+        "calibration": fits["sce"].to_dict(),
+        "validation": {k: v for k, v in best.items() if k.startswith("validation/")},
+    }
+
+
+def _say_what_is_next(experiment: Experiment, tracker: Tracker) -> None:
+    lines = [
+        f"The model is in {experiment.model_dir} (see README.md there).",
+        "",
+        "Classify with labels of your own:",
+        "  from sce.predictor import Predictor",
+        f'  predictor = Predictor.from_pretrained("{experiment.model_dir}")',
+        '  predictor.predict(["The parcel never came."], ["late delivery", "billing", "praise"])',
+        "How good is it on your data (JSONL or CSV with text and label):",
+        f"  python jobs/evaluate.py --name {experiment.name} --run_dir {experiment.run_dir} "
+        "--evaluate.labelled FILE",
+    ]
+    if tracker.hint:
+        lines += ["Look at this run in MLflow:", f"  {tracker.hint}"]
+    print("\n".join(lines), flush=True)

@@ -1,0 +1,74 @@
+"""Settings: file, then environment, then command line; every mistake refused with its place."""
+
+import pytest
+
+from sce.config import JobConfig, Section, load_config
+from sce.errors import ConfigError
+
+
+class Train(Section):
+    epochs: int = 3
+    learning_rate: float = 1e-4
+
+
+class Job(JobConfig):
+    name: str = "x"
+    train: Train = Train()
+
+
+def load(*argv: str) -> Job:
+    return load_config(Job, argv, "job", "A job.")
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("train: {epochs: 5, learning_rate: 1e-6}\n")
+    return str(path)
+
+
+def test_the_later_source_wins(file, monkeypatch):
+    assert load().train.epochs == 3
+    assert load("--config", file).train.epochs == 5
+    monkeypatch.setenv("SCE_TRAIN__EPOCHS", "7")
+    assert load("--config", file).train.epochs == 7
+    assert load("--config", file, "--train.epochs", "9").train.epochs == 9
+
+
+def test_a_rate_written_as_yaml_reads_as_text_is_a_number(file):
+    assert load("--config", file).train.learning_rate == 1e-6
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("trian: {}", "trian: no such setting"),
+        ("train: {epocs: 1}", r"train\.epocs: no such setting"),
+        ("train: {epochs: many}", r"train\.epochs: .*'many'"),
+        ("[1, 2]", "must hold a mapping"),
+        ("a: [", "cannot read"),
+    ],
+)
+def test_a_wrong_file_is_refused(tmp_path, content, message):
+    path = tmp_path / "config.yaml"
+    path.write_text(content)
+    with pytest.raises(ConfigError, match=message):
+        load("--config", str(path))
+
+
+def test_a_missing_file_is_refused():
+    with pytest.raises(ConfigError, match="no file 'nowhere.yaml'"):
+        load("--config", "nowhere.yaml")
+
+
+@pytest.mark.parametrize("variable", ["SCE_TRIAN__EPOCHS", "SCE_TRAIN__EPOCS"])
+def test_a_misspelt_variable_is_refused(monkeypatch, variable):
+    monkeypatch.setenv(variable, "1")
+    with pytest.raises(ConfigError, match="no such setting"):
+        load()
+
+
+def test_a_misspelt_flag_ends_with_exit_code_2():
+    with pytest.raises(SystemExit) as stopped:
+        load("--train.epocs", "1")
+    assert stopped.value.code == 2

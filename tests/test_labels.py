@@ -1,0 +1,78 @@
+"""Label sets: every form that users write, every mistake that they make."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sce.errors import LabelError
+from sce.labels import Label, LabelSet, only_names
+
+NAMES = st.lists(
+    st.text(alphabet="abcé e\u0301 Ωz", min_size=1, max_size=6).filter(str.strip), min_size=1
+)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        ["flood", "fire"],
+        ("flood", "fire"),
+        {"flood": "water where it should not be", "fire": None},
+        [{"name": "flood", "synonyms": ["deluge"], "examples": ["the river rose"]}, "fire"],
+        [Label("flood"), Label("fire", description="burning")],
+    ],
+)
+def test_every_accepted_form_gives_the_names_in_order(value):
+    assert LabelSet.parse(value).names == ["flood", "fire"]
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ([], "empty"),
+        ("flood", "str is not a label set"),
+        (5, "int is not a label set"),
+        (["flood", " "], r"labels\[1\].*empty"),
+        (["a", "b", "a "], "positions 0 and 2"),
+        (["e\u0301", "é"], "positions 0 and 1"),
+        ([{"name": "a", "synonym": ["b"]}], "unknown field 'synonym'"),
+        ([{"description": "b"}], r"labels\[0\]\.name"),
+        ([{"name": "a", "examples": "one"}], "list of texts"),
+        ([{"name": "a", "examples": [""]}], r"examples\[0\].*empty"),
+        (["x" * 201], "201 characters"),
+        (["a", 3], r"labels\[1\].*int"),
+        (["\ud800"], "surrogate"),
+    ],
+)
+def test_a_mistake_is_named_with_its_place(value, message):
+    with pytest.raises(LabelError, match=message):
+        LabelSet.parse(value)
+
+
+@given(NAMES, st.randoms())
+def test_canonical_order_and_fingerprint_do_not_depend_on_the_users_order(names, random):
+    try:
+        first = LabelSet.parse(names)
+    except LabelError:
+        return
+    random.shuffle(names)
+    second = LabelSet.parse(names)
+    assert [lb.key for lb in first.canonical().labels] == [
+        lb.key for lb in second.canonical().labels
+    ]
+    assert first.fingerprint == second.fingerprint
+    assert [first.names[i] for i in first.canonical_order] == first.canonical().names
+
+
+def test_the_fingerprint_sees_all_information():
+    bare = LabelSet.parse(["a", "b"])
+    richer = LabelSet.parse([{"name": "a", "description": "x"}, "b"])
+    assert bare.fingerprint != richer.fingerprint
+    assert only_names(richer) == bare
+
+
+def test_a_name_is_found_however_it_is_composed_and_a_missing_one_is_named():
+    label_set = LabelSet.parse(["café", "bar"])
+    assert label_set.index("cafe\u0301 ") == 0
+    with pytest.raises(LabelError, match=r"'pub' is not in its label set: 'café', 'bar'"):
+        label_set.index("pub")
