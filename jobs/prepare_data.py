@@ -28,7 +28,7 @@ MAX_LABELS_SHOWN = 20
 def prepare(experiment: Experiment) -> dict[str, Any]:
     """Prepare the data, show the counts, and return the summary."""
     out = experiment.data_dir
-    manifest = prepare_data(experiment.data, out, experiment.seed)
+    manifest = prepare_data(experiment.data, out, experiment.data.seed)
     console = Console(stderr=True)
     console.print(_dataset_table(manifest))
     console.print(_label_table(manifest))

@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.models.bert.modeling_bert import BertEncoder
 from transformers.models.roberta.modeling_roberta import RobertaEncoder
 from transformers.utils import ModelOutput
@@ -356,3 +356,7 @@ class SCEModel(PreTrainedModel):
 def trainable_parameters(model: nn.Module) -> int:
     """Number of parameters with a gradient."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+AutoConfig.register(SCEConfig.model_type, SCEConfig)
+AutoModel.register(SCEConfig, SCEModel)

@@ -43,7 +43,7 @@ logger = logging.getLogger("sce")
 
 def prepare(experiment: Experiment) -> dict[str, Any]:
     """Texts and label sets of all sources into `data_dir`. Returns the manifest."""
-    return prepare_data(experiment.data, experiment.data_dir, experiment.seed)
+    return prepare_data(experiment.data, experiment.data_dir, experiment.data.seed)
 
 
 def embed(experiment: Experiment) -> dict[str, Any]:

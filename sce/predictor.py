@@ -68,6 +68,7 @@ class Predictor:
             check_fingerprint(model.config.embedder, embedder.fingerprint, "the model")
         self.model = model.eval()
         self.embedder = embedder
+        self.tokenizer = tokenizer
         self.temperature = Temperature(*model.config.calibration)
         self._token_means = None if tokenizer is None else token_means_of(model, tokenizer)
         self._max_batch_tokens = max_batch_tokens

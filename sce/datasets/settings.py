@@ -115,6 +115,9 @@ class DataConfig(Section):
 
     sources: list[SourceConfig] = Field(default=[SourceConfig(dataset=STARTER)], min_length=1)
     """The sources, in order."""
+    seed: int = 0
+    """Of sampling and splitting. Apart from the seed of training, so that runs with several
+    seeds share one data set."""
     validation_label_sets: int = Field(default=12, ge=0)
     """How many of the starter corpus's train label sets become validation label sets: models
     are then chosen by accuracy on label sets that they never trained on."""

@@ -38,7 +38,7 @@ from sce.store_update import (
     read_source,
 )
 
-BLOCK_ROWS = (256, 8192)
+BLOCK_ROWS = (512, 8192)
 BLOCKS_PER_ACTOR = 16
 PROGRESS_SECONDS = 10
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import ray
+import ray.data
 import torch
 from pydantic import Field
 from ray._private.state import state as ray_state
@@ -107,10 +108,16 @@ class ClusterSize:
 def ensure_ray() -> None:
     """Join the cluster of this process, or start a local one; no-op if that is done.
 
-    Where the cluster is comes from the environment (`ray job submit`, `RAY_ADDRESS`).
+    Where the cluster is comes from the environment (`ray job submit`, `RAY_ADDRESS`). Ray's
+    own progress messages are switched off: the jobs say where they are themselves.
     """
+    for name in ("ray.data", "ray._private.authentication"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    # Ray Train would print every line of a worker twice: as it comes, and as a log record.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     if not ray.is_initialized():
-        ray.init(logging_level=logging.WARNING)
+        ray.init(logging_level=logging.ERROR)
+        ray.data.DataContext.get_current().print_on_execution_start = False
 
 
 def cluster_size() -> ClusterSize:

@@ -18,9 +18,10 @@ import numpy as np
 import ray
 import ray.train
 import torch
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, get_device, prepare_model
 from ray.train.v2.api.callback import UserCallback
+from transformers import logging as transformers_logging
 
 from sce.distributed.resources import ResourcesConfig, training_workers, use_threads
 from sce.episodes import AugmentConfig, EpisodeSampler, EpisodeTables
@@ -104,6 +105,7 @@ def fit(
             failure_config=FailureConfig(max_failures=settings.train.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=1, checkpoint_score_attribute="score"),
             callbacks=[EpochLog(tracker, settings.train.epochs)],
+            logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
     result = trainer.fit()
@@ -145,6 +147,7 @@ class EpochLog(UserCallback):
 
 def _train_worker(config: dict[str, Any]) -> None:
     """What each worker runs. Every decision is taken on figures that all workers share."""
+    transformers_logging.disable_progress_bar()
     settings: FitSettings = config["settings"]
     train = settings.train
     use_threads(config["threads"])
