@@ -203,7 +203,7 @@ def _calibrate(
     sets_N = np.array(data.validation.sets)
     for name in dict.fromkeys(data.validation.sets):
         members = np.flatnonzero(sets_N == name)
-        queries_ND = data.validation.vectors_ND[members]
+        data.validation.vectors_ND[members]
         canonical = data.label_sets[name].canonical()
         for view, reduce in enumerate(VIEWS.values()):
             found = cosine_scores(

@@ -86,7 +86,13 @@ def test_texts_and_their_embeddings_give_the_same_answers(predictor):
     for prediction in from_texts:
         assert prediction.label == max(prediction.scores, key=prediction.scores.get)
         assert prediction.top[0] == (prediction.label, prediction.score)
-        assert list(prediction.scores) == ["flood", "engine trouble", "praise", "complaint", "other"]
+        assert list(prediction.scores) == [
+            "flood",
+            "engine trouble",
+            "praise",
+            "complaint",
+            "other",
+        ]
 
 
 def test_a_row_does_not_depend_on_its_neighbours(predictor):

@@ -1,6 +1,7 @@
 """Training without Ray: loss falls, workers share a batch exactly, schedule and optimiser."""
 
 import copy
+import itertools
 import math
 
 import numpy as np
@@ -94,8 +95,8 @@ def test_the_rate_rises_then_decays_to_its_end(decay):
     assert factors[0] == pytest.approx(0.1)
     assert factors[9] == pytest.approx(1.0)
     assert factors[-1] == pytest.approx(0.1)
-    assert all(a < b for a, b in zip(factors[:9], factors[1:10]))
-    assert all(a >= b for a, b in zip(factors[10:], factors[11:]))
+    assert all(a < b for a, b in itertools.pairwise(factors))
+    assert all(a >= b for a, b in itertools.pairwise(factors))
 
 
 def test_matrices_alone_decay_and_frozen_parameters_are_left_out():
@@ -105,9 +106,7 @@ def test_matrices_alone_decay_and_frozen_parameters_are_left_out():
     assert counted == sum(p.numel() for p in model.parameters() if p.requires_grad)
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            assert (group["weight_decay"] == 0.5) == (
-                parameter.dim() > 1 and parameter.numel() > 2
-            )
+            assert (group["weight_decay"] == 0.5) == (parameter.dim() > 1 and parameter.numel() > 2)
     assert optimizer.param_groups[2]["rate"] == 0.25
 
 

@@ -1,0 +1,157 @@
+"""The jobs as processes: killed in the middle, and submitted to a running cluster."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from tests.tiny_models import build_all
+
+ROOT = Path(__file__).resolve().parents[2]
+RAY = str(Path(sys.executable).parent / "ray")
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    home = tmp_path_factory.mktemp("home")
+    models = build_all(home / "models")
+    config = yaml.safe_load((ROOT / "configs" / "tiny" / "sce.yaml").read_text())
+    config["embedder"]["model"] = str(models["jina"])
+    config["model"]["encoder"] = str(models["roberta"])
+    config["shared_dir"] = str(home / "shared")
+    config["train"] = {"epochs": 4, "batch_size": 16, "patience": 4}
+    (home / "tiny.yaml").write_text(yaml.safe_dump(config))
+    return home
+
+
+def start(home: Path, name: str, *argv: str) -> subprocess.Popen:
+    command = [sys.executable, "jobs/train_sce.py", "--config", str(home / "tiny.yaml")]
+    return subprocess.Popen(
+        [*command, "--run_dir", str(home / "runs" / name), *argv],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+
+
+def finish(process: subprocess.Popen) -> str:
+    out, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, out[-4000:]
+    return out
+
+
+def test_a_killed_job_goes_on_when_asked_and_ends_at_the_same_model(home):
+    finish(start(home, "undisturbed"))
+    killed = start(home, "killed")
+    assert killed.stdout is not None
+    for line in killed.stdout:
+        if "epoch 2/4  loss" in line:
+            os.killpg(killed.pid, signal.SIGKILL)
+            break
+    killed.wait(timeout=60)
+    time.sleep(3)
+    assert not (home / "runs" / "killed" / "model").exists(), "nothing half-written"
+
+    refused = start(home, "killed")
+    out, _ = refused.communicate(timeout=300)
+    assert refused.returncode == 2
+    assert "--resume" in out
+    assert "--restart" in out
+
+    out = finish(start(home, "killed", "--resume"))
+    assert "going on after epoch" in out
+    whole = load_file(home / "runs" / "undisturbed" / "model" / "model.safetensors")
+    resumed = load_file(home / "runs" / "killed" / "model" / "model.safetensors")
+    for name, value in whole.items():
+        torch.testing.assert_close(resumed[name], value, atol=0, rtol=0, msg=name)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    """A cluster of its own, as `ray start` makes one, with the token that its jobs need."""
+    token = tmp_path_factory.mktemp("auth") / "token"
+    token.write_text("0123456789abcdef0123456789abcdef")
+    environment = {
+        **os.environ,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        "RAY_ADDRESS": "",
+        "PYTHONUNBUFFERED": "1",
+    }
+    environment.pop("RAY_ADDRESS")
+    ports = ["--port", "26379", "--dashboard-port", "28265", "--dashboard-agent-listen-port"]
+    ports += ["28266", "--ray-client-server-port", "28267", "--num-cpus", "4"]
+    # A test that stops this cluster must not stop others: its processes die with its group.
+    node = subprocess.Popen(
+        [RAY, "start", "--head", "--block", "--include-dashboard=true", *ports],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    environment["RAY_API_SERVER_ADDRESS"] = "http://127.0.0.1:28265"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        listed = subprocess.run(
+            [RAY, "job", "list"], env=environment, capture_output=True, text=True, timeout=60
+        )
+        if listed.returncode == 0:
+            break
+        time.sleep(2)
+    else:
+        pytest.fail(f"the cluster did not come up: {listed.stderr[-2000:]}")
+    yield environment
+    os.killpg(node.pid, signal.SIGTERM)
+    try:
+        node.wait(timeout=30)
+    except subprocess.TimeoutExpired:
+        os.killpg(node.pid, signal.SIGKILL)
+
+
+def submit(cluster: dict[str, str], *entrypoint: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [RAY, "job", "submit", "--working-dir", ".", "--", "python", *entrypoint],
+        cwd=ROOT,
+        env=cluster,
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+
+
+@pytest.mark.parametrize("job", ["prepare_data", "embed", "train_sce", "evaluate"])
+def test_every_job_runs_under_ray_job_submit(home, cluster, job):
+    """In this order each finds what the one before it wrote."""
+    settings = ["--config", str(home / "tiny.yaml"), "--run_dir", str(home / "runs" / "submitted")]
+    done = submit(cluster, f"jobs/{job}.py", *settings, "--shared_dir", str(home / "submitted"))
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    summaries = [line for line in done.stdout.splitlines() if line.startswith('{"')]
+    assert summaries, done.stdout[-2000:]
+    json.loads(summaries[-1])
+
+
+def test_a_relative_output_is_refused_under_ray_job_submit(home, cluster):
+    done = submit(cluster, "jobs/prepare_data.py", "--run_dir", "runs/lost")
+    assert done.returncode != 0
+    assert "a folder that Ray deletes" in done.stdout + done.stderr
+
+
+def test_an_unauthenticated_submit_is_refused(cluster):
+    stranger = {**cluster, "RAY_AUTH_MODE": "disabled"}
+    done = submit(stranger, "-c", "print(1)")
+    assert done.returncode != 0
+    assert "401" in done.stdout + done.stderr or "nauth" in done.stdout + done.stderr

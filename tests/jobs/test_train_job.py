@@ -1,0 +1,133 @@
+"""The whole path with tiny random models: from the starter corpus to a measured artifact."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from mlflow.tracking import MlflowClient
+
+from jobs import evaluate as evaluate_job
+from jobs import train_sce as train_job
+from sce.cli import run_job
+from sce.embedder import EmbedderConfig
+from sce.experiment import Experiment
+from sce.measure import evaluate
+from sce.pipeline import train
+from sce.predictor import Predictor
+from tests.tiny_models import build_all
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+
+def call(job, *argv: str) -> int:
+    doc = {train: train_job.__doc__, evaluate: evaluate_job.__doc__}[job]
+    return run_job(Experiment, job, doc, argv)
+
+
+@pytest.fixture(scope="module")
+def home(ray_session, tmp_path_factory) -> Path:
+    """A folder with a configuration and everything that one training run wrote."""
+    home = tmp_path_factory.mktemp("home")
+    models = build_all(home / "models")
+    config = yaml.safe_load((CONFIGS / "tiny" / "sce.yaml").read_text())
+    config["run_dir"] = str(home / "runs" / "tiny")
+    config["embedder"]["model"] = str(models["jina"])
+    config["model"]["encoder"] = str(models["roberta"])
+    config["evaluate"]["pictures"] = True
+    (home / "tiny.yaml").write_text(yaml.safe_dump(config))
+    assert call(train, "--config", str(home / "tiny.yaml")) == 0
+    return home
+
+
+def test_the_artifact_says_everything_about_itself(home):
+    model = home / "runs" / "tiny" / "model"
+    names = {p.name for p in model.iterdir()}
+    assert {"config.json", "model.safetensors", "README.md", "tokenizer.json"} <= names
+    config = json.loads((model / "config.json").read_text())
+    assert config["embedder"]["adapter"] == "classification"
+    card = (model / "README.md").read_text()
+    assert "CC BY-NC" in card
+    assert "starter" in card
+    assert str(home) not in (model / "config.json").read_text()
+    predictor = Predictor.from_pretrained(
+        model, EmbedderConfig(kind="jina", model=str(home / "models" / "jina"))
+    )
+    assert predictor.predict("a text", ["one", "two"])[0].label in ("one", "two")
+
+
+def test_results_hold_both_methods_for_both_kinds_of_information(home):
+    results = json.loads((home / "runs/tiny/results/results.json").read_text())
+    assert {(r["name"], r["information"]) for r in results} == {
+        ("starter/article_types", "name"),
+        ("starter/article_types", "all"),
+    }
+    for result in results:
+        assert result["group"].startswith("unseen")
+        assert result["sce"]["flip_rate"] == 0.0
+        assert 0 <= result["cosine"]["accuracy"] <= 1
+        assert result["difference"] == pytest.approx(
+            result["sce"]["accuracy"] - result["cosine"]["accuracy"]
+        )
+    assert len(list((home / "runs/tiny/results/confusion").glob("*.png"))) == 2
+
+
+def test_mlflow_has_the_run_with_its_figures(home):
+    client = MlflowClient(f"sqlite:///{home}/runs/mlflow.db")
+    experiment = client.get_experiment_by_name("sce")
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "FINISHED"
+    assert run.data.params["train.epochs"] == "1"
+    assert run.data.params["trainable_parameters"].isdigit()
+    expected = {"train/loss", "validation/accuracy", "epoch_seconds", "embed_seconds"}
+    expected |= {"samples_per_second", "test/starter/article_types/accuracy"}
+    assert expected <= set(run.data.metrics)
+    artifacts = {a.path for a in client.list_artifacts(run.info.run_id)}
+    assert {"model", "results", "config.yaml", "data_counts.json"} <= artifacts
+
+
+def test_own_rows_are_a_set_like_any_other(home, tmp_path, capsys):
+    mine = tmp_path / "mine.jsonl"
+    rows = [{"text": f"text number {i}", "label": ("odd", "even")[i % 2]} for i in range(50)]
+    mine.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = str(home / "tiny.yaml")
+    code = call(evaluate, "--config", config, "--evaluate.labelled", str(mine))
+    assert code == 0
+    summary = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert summary["sets"] == 3
+    results = json.loads((home / "runs/tiny/results/results.json").read_text())
+    assert [r["rows"] for r in results if r["group"] == "own"] == [50]
+
+
+BAD_DATA = '[{"dataset": "custom", "name": "mine", "path": "%s"}]'
+
+
+@pytest.mark.parametrize(
+    ("job", "argv", "message"),
+    [
+        (train, ["--train.epochs", "-1"], "train.epochs"),
+        (train, ["--embedder.max_tokens", "64", "--resume"], "--resume"),
+        (train, ["--resources.num_workers", "500"], "500 workers"),
+        (train, ["--model.encoder", "no/such-encoder"], "no/such-encoder"),
+        (train, ["--tracking.uri", "file:///tmp/x"], "sqlite"),
+        (train, ["--data.sources", BAD_DATA % "nowhere.jsonl"], "nowhere.jsonl"),
+        (evaluate, ["--evaluate.sets", "no-such-set"], "no-such-set"),
+        (evaluate, ["--evaluate.labelled", "nowhere.jsonl"], "nowhere.jsonl"),
+    ],
+)
+def test_wrong_input_is_exit_code_2_and_leaves_the_model_as_it_was(
+    home, capsys, job, argv, message
+):
+    model = home / "runs" / "tiny" / "model" / "model.safetensors"
+    before = model.stat().st_mtime_ns
+    assert call(job, "--config", str(home / "tiny.yaml"), *argv) == 2
+    assert message in capsys.readouterr().err
+    assert model.stat().st_mtime_ns == before
+
+
+def test_a_model_of_another_embedder_is_refused(home, capsys):
+    other = home / "models" / "sentence_transformer"
+    argv = ["--embedder.kind", "sentence_transformers", "--embedder.model", str(other)]
+    argv += ["--embedder.adapter", "null"]
+    assert call(evaluate, "--config", str(home / "tiny.yaml"), *argv) == 2
+    assert "embedder" in capsys.readouterr().err
