@@ -29,7 +29,8 @@ from sce.labels import LabelSet
 from sce.random_keys import row_keys, uniforms
 
 EXAMPLE_COUNTS = np.array([1, 2, 4, 8])
-VIEWS = ("name", "synonym", "name_description", "all")
+View = Literal["name", "synonym", "name_description", "all"]
+VIEWS: tuple[View, ...] = ("name", "synonym", "name_description", "all")
 
 
 class AugmentConfig(Section):
@@ -44,7 +45,7 @@ class AugmentConfig(Section):
     foreign_similarity_limit: float = 0.7
     """A foreign label whose vector is at least this similar (cosine) to the right label's is
     left out: it may be right too."""
-    view_weights: dict[Literal["name", "synonym", "name_description", "all"], float] = {
+    view_weights: dict[View, float] = {
         "name": 1.0,
         "synonym": 1.0,
         "all": 1.0,

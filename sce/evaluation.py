@@ -15,13 +15,15 @@ from sce import metrics
 from sce.config import Section
 from sce.labels import LabelSet, only_names
 
+Information = Literal["name", "all"]
+
 
 class EvaluateConfig(Section):
     """What is measured, and how."""
 
     sets: list[str] = []
     """Label sets or datasets to measure; none means every set with test rows."""
-    information: list[Literal["name", "all"]] = ["name", "all"]
+    information: list[Information] = ["name", "all"]
     """What each method is told of the labels: bare names, all that is known of them. A set
     whose labels have nothing but names is measured once."""
     flip_shuffles: int = Field(5, ge=0)
@@ -76,7 +78,7 @@ def evaluate_set(
     sce: Method,
     cosine: Method,
     config: EvaluateConfig,
-    information: Literal["name", "all"] = "all",
+    information: Information = "all",
     seed: int = 0,
 ) -> Evaluated:
     """Measure a trained model and the cosine baseline on the same rows."""
@@ -94,7 +96,7 @@ def evaluate_set(
         "labels": len(label_set),
     }
     right: dict[str, np.ndarray] = {}
-    confusion_KK = np.zeros((0, 0))
+    confusion_KK: np.ndarray = np.zeros((0, 0))
     for name, method in (("sce", sce), ("cosine", cosine)):
         calibrated_NK = method.probabilities(queries_ND, label_set)
         raw_NK = method.probabilities(queries_ND, label_set, calibrated=False)
@@ -130,7 +132,7 @@ def evaluate_sets(
     evaluated = []
     for place, evaluation_set in enumerate(sets):
         richer = only_names(evaluation_set.label_set) != evaluation_set.label_set
-        kinds = list(dict.fromkeys(config.information)) if richer else ["all"]
+        kinds: list[Information] = list(dict.fromkeys(config.information)) if richer else ["all"]
         for kind in kinds:
             found = evaluate_set(evaluation_set, sce, cosine, config, kind, seed)
             if richer and kind == "name":

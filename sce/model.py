@@ -215,7 +215,7 @@ class SCEModel(PreTrainedModel):
             parameter.requires_grad_(False)
 
     @torch.no_grad()
-    def load_pretrained_encoder(self, pretrained: nn.Module) -> None:
+    def load_pretrained_encoder(self, pretrained: Any) -> None:
         """Copy the weights of a pretrained BERT or RoBERTa model: its first layers, and of its
         embedding block what this model keeps. Its position embeddings are left out.
 
@@ -223,8 +223,8 @@ class SCEModel(PreTrainedModel):
             pretrained: a `BertModel` or `RobertaModel` of the same width, with at least as
                 many layers.
         """
-        layers = len(self.encoder.layer)
-        for mine, theirs in zip(self.encoder.layer, pretrained.encoder.layer[:layers], strict=True):
+        layers: Any = self.encoder.layer
+        for mine, theirs in zip(layers, pretrained.encoder.layer[: len(layers)], strict=True):
             mine.load_state_dict(theirs.state_dict())
         embeddings = pretrained.embeddings
         if self.config.label_source == "tokens":

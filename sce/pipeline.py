@@ -214,12 +214,12 @@ def _calibrate(
     rows_N = np.arange(len(data.validation))
     fits = {
         name: fit_temperature(
-            scores_VNK[rows_N % len(VIEWS), rows_N], validator.targets_N, validator.label_counts_N
+            method_VNK[rows_N % len(VIEWS), rows_N], validator.targets_N, validator.label_counts_N
         )
-        for name, scores_VNK in (("sce", scores_VNK), ("cosine", cosine_VNK))
+        for name, method_VNK in (("sce", scores_VNK), ("cosine", cosine_VNK))
     }
-    for name, found in fits.items():
-        logger.info("temperature of %s: %s", name, found.reason)
+    for name, chosen in fits.items():
+        logger.info("temperature of %s: %s", name, chosen.reason)
     model.config.calibration = [fits["sce"].temperature.a, fits["sce"].temperature.b]
     model.config.cosine_calibration = [fits["cosine"].temperature.a, fits["cosine"].temperature.b]
     return fits

@@ -84,7 +84,8 @@ def headline(results: Sequence[Result]) -> str:
 
 
 def dataset_mean(dataset: str, results: Sequence[Result]) -> dict[str, Any]:
-    """One result for the sets of one dataset and group: rows added up, every figure the plain mean over its sets."""
+    """One result for the sets of a dataset in a group: rows added up, every other figure the
+    plain mean over the sets."""
     mean: dict[str, Any] = {
         "name": f"{dataset}: mean of {len(results)} sets",
         "group": results[0]["group"],

@@ -67,7 +67,9 @@ class EpochStats:
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     """Adam or AdamW over the trainable parameters in three groups: matrices, vectors, scalars."""
-    matrices, vectors, scalars = [], [], []
+    matrices: list[nn.Parameter] = []
+    vectors: list[nn.Parameter] = []
+    scalars: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             is_scalar = parameter.dim() == 0 or name.endswith("example_weight")

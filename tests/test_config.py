@@ -57,7 +57,7 @@ def test_a_wrong_file_is_refused(tmp_path, content, message):
 
 
 def test_a_missing_file_is_refused():
-    with pytest.raises(ConfigError, match="no file 'nowhere.yaml'"):
+    with pytest.raises(ConfigError, match=r"no file 'nowhere\.yaml'"):
         load("--config", "nowhere.yaml")
 
 

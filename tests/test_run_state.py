@@ -10,7 +10,7 @@ SETTINGS = {"seed": 0, "train": {"epochs": 3}}
 
 def test_a_new_run_then_an_unfinished_one(tmp_path):
     first = RunState.open(tmp_path / "c", SETTINGS, resume=False, restart=False)
-    with pytest.raises(ConfigError, match="--resume.*--restart"):
+    with pytest.raises(ConfigError, match=r"--resume.*--restart"):
         RunState.open(tmp_path / "c", SETTINGS, resume=False, restart=False)
     again = RunState.open(tmp_path / "c", SETTINGS, resume=True, restart=False)
     assert again.run_name == first.run_name

@@ -99,20 +99,21 @@ def fit(
             resources_per_worker=workers.resources,
             accelerator_type=workers.accelerator_type,
         ),
-        run_config=RunConfig(
+        run_config=RunConfig(  # type: ignore[call-arg]  # typed as the V1 class
             name=run_name,
             storage_path=str(storage),
             failure_config=FailureConfig(max_failures=settings.train.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=1, checkpoint_score_attribute="score"),
-            callbacks=[EpochLog(tracker, settings.train.epochs)],
+            callbacks=[EpochLog(tracker, settings.train.epochs)],  # type: ignore[list-item]
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
     result = trainer.fit()
+    assert result.best_checkpoints, "every run reports a checkpoint"
     checkpoint, best = max(result.best_checkpoints, key=lambda c: (c[1]["score"], -c[1]["epoch"]))
     with checkpoint.as_directory() as folder:
         model = SCEModel.from_pretrained(folder)
-    return FitResult(model, best, result.metrics)
+    return FitResult(model, best, dict(result.metrics or {}))
 
 
 class EpochLog(UserCallback):
@@ -148,6 +149,7 @@ class EpochLog(UserCallback):
 def _train_worker(config: dict[str, Any]) -> None:
     """What each worker runs. Every decision is taken on figures that all workers share."""
     transformers_logging.disable_progress_bar()
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
     settings: FitSettings = config["settings"]
     train = settings.train
     use_threads(config["threads"])
@@ -157,7 +159,7 @@ def _train_worker(config: dict[str, Any]) -> None:
     device = get_device()
 
     fresh = build_model(settings.model, settings.embedder, train.dropout, settings.seed)
-    model = fresh.model.to(device)
+    model: SCEModel = fresh.model.to(device)  # type: ignore[arg-type]
     token_means = None if fresh.tokenizer is None else token_means_of(model, fresh.tokenizer)
     sampler = EpisodeSampler(
         data.train.ids,

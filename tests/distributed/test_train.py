@@ -135,7 +135,7 @@ def test_a_run_goes_on_from_its_last_checkpoint(undisturbed, data, settings, tmp
 def test_more_than_the_cluster_has_is_refused_at_once(ray_session, data, settings, tmp_path):
     resources = ResourcesConfig(num_workers=64, cpus_per_worker=4, use_gpu=False)
     started = time.monotonic()
-    with pytest.raises(ConfigError, match="64 workers with 4 CPUs.*the cluster has"):
+    with pytest.raises(ConfigError, match=r"64 workers with 4 CPUs.*the cluster has"):
         fit(data, settings, resources, tmp_path, "run", Tracker())
     assert time.monotonic() - started < 10
 
