@@ -27,6 +27,7 @@ $(INSTALLED): pyproject.toml
 
 quickstart: $(INSTALLED)
 	$(BIN)/python jobs/train_sce.py --config configs/quickstart/sce.yaml
+	@echo; echo "make mlflow opens this run in the MLflow UI; README.md says how to go on."
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -m 'not system'

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import sys
 import time
 from importlib.metadata import version
 from itertools import chain
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import yaml
 from transformers import logging as transformers_logging
 
 from sce.baselines.cosine import cosine_scores
@@ -39,6 +41,8 @@ from sce.training_data import Rows, TextLookup, TrainingData
 from sce.validation import VIEWS, Validator
 
 logger = logging.getLogger("sce")
+
+CONFIG_FILE = "config.yaml"
 
 
 def prepare(experiment: Experiment) -> dict[str, Any]:
@@ -66,7 +70,7 @@ def train(experiment: Experiment) -> dict[str, Any]:
     started = time.perf_counter()
     tracking_uri(experiment.tracking, experiment.home.parent)
     manifest = prepare(experiment)
-    embedded = embed(experiment)
+    embed(experiment)
     prepared = PreparedData.load(experiment.data_dir)
     rows_store = EmbeddingStore.open(experiment.embeddings_dir / "rows")
     labels_store = EmbeddingStore.open(experiment.embeddings_dir / "labels")
@@ -89,6 +93,7 @@ def train(experiment: Experiment) -> dict[str, Any]:
         experiment.resume,
         experiment.restart,
     )
+    _write_config(experiment)
     tracker = open_tracker(experiment, state.tracker_run_id, "train")
     with tracker:
         state.tracker_run_id = tracker.run_id
@@ -105,7 +110,8 @@ def train(experiment: Experiment) -> dict[str, Any]:
             }
         )
         tracker.log_dict(manifest["counts"], "data_counts.json")
-        tracker.log_metrics({"embed_seconds": embedded["rows"]["seconds"]})
+        # Of the run that embedded the texts, which may have been an earlier one.
+        tracker.log_metrics({"embed_seconds": rows_store.manifest.embed_seconds})
         fitted = fit(
             data,
             settings,
@@ -272,18 +278,31 @@ def _card(
     }
 
 
+def _write_config(experiment: Experiment) -> None:
+    """The resolved configuration beside the model, so that later jobs can be given it whole."""
+    settings = experiment.model_dump(mode="json", exclude={"resume", "restart"})
+    experiment.home.mkdir(parents=True, exist_ok=True)
+    text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+    (experiment.home / CONFIG_FILE).write_text(text, encoding="utf-8")
+
+
 def _say_what_is_next(experiment: Experiment, tracker: Tracker) -> None:
     lines = [
-        f"The model is in {experiment.model_dir} (see README.md there).",
+        f"The model is in {_relative(experiment.model_dir)} (see README.md there).",
         "",
         "Classify with labels of your own:",
         "  from sce.predictor import Predictor",
-        f'  predictor = Predictor.from_pretrained("{experiment.model_dir}")',
+        f'  predictor = Predictor.from_pretrained("{_relative(experiment.model_dir)}")',
         '  predictor.predict(["The parcel never came."], ["late delivery", "billing", "praise"])',
         "How good is it on your data (JSONL or CSV with text and label):",
-        f"  python jobs/evaluate.py --name {experiment.name} --run_dir {experiment.run_dir} "
-        "--evaluate.labelled FILE",
+        f"  {_relative(Path(sys.executable))} jobs/evaluate.py "
+        f"--config {_relative(experiment.home / CONFIG_FILE)} --evaluate.labelled FILE",
     ]
     if tracker.hint:
         lines += ["Look at this run in MLflow:", f"  {tracker.hint}"]
     print("\n".join(lines), flush=True)
+
+
+def _relative(path: Path) -> Path:
+    """`path` as seen from the working directory, where it lies below it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -73,12 +73,13 @@ def verdict(result: Result) -> int | None:
 
 
 def headline(results: Sequence[Result]) -> str:
-    """One sentence on the sets that were compared: how often SCE beats cosine similarity."""
-    verdicts = [v for v in map(verdict, results) if v is not None]
+    """One sentence: on how many lines of the table SCE beats cosine similarity. A line is a
+    label set, or the mean over the many sets of one dataset."""
+    verdicts = [v for v in map(verdict, lines(results)) if v is not None]
     if not verdicts:
         return f"{len(results)} label set(s), not compared with cosine similarity."
     return (
-        f"SCE beats cosine similarity on {verdicts.count(1)} of {len(verdicts)} label set(s), "
+        f"SCE beats cosine similarity on {verdicts.count(1)} of {len(verdicts)} line(s), "
         f"loses on {verdicts.count(-1)}, no clear difference on {verdicts.count(0)}."
     )
 
@@ -198,7 +199,7 @@ def _cells(result: Result) -> list[str]:
 
 def _title(result: Result) -> str:
     name, group = " ".join(str(result["name"]).split()), result["group"]
-    return name if group in _GROUPS or name.startswith(f"{group}:") else f"{name} ({group})"
+    return name if group == "own" else f"{name} ({group})"
 
 
 def _percent(value: float | None, sign: str = "") -> str:

@@ -108,7 +108,7 @@ def test_headline_and_verdicts_count_wins_losses_and_ties():
     results = [make_result(f"s{i}", "own", d) for i, d in enumerate((0.1, 0.1, -0.1, 0.01))]
     assert [report.verdict(r) for r in results] == [1, 1, -1, 0]
     sentence = report.headline(results)
-    assert "on 2 of 4 label set(s), loses on 1, no clear difference on 1" in sentence
+    assert "on 2 of 4 line(s), loses on 1, no clear difference on 1" in sentence
     assert "not compared" in report.headline([{"name": "x", "group": "own"}])
 
 
@@ -129,9 +129,9 @@ def test_large_groups_are_one_row_unless_all_are_asked_for():
 def test_a_set_of_an_unusual_group_is_named_with_its_group():
     results = [make_result("news", group, 0.1) for group in ("seen by name", "seen")]
     rows = report.to_markdown(results).strip().splitlines()[4:]
-    assert [row.split(" | ")[0] for row in rows] == ["| news", "| news (seen by name)"]
+    assert [row.split(" | ")[0] for row in rows] == ["| news (seen)", "| news (seen by name)"]
     many = [make_result(f"u{i}", "unseen by name", 0.1) for i in range(9)]
-    assert "| unseen by name: mean of 9 sets |" in report.to_markdown(many)
+    assert "| unseen by name: mean of 9 sets (unseen by name) |" in report.to_markdown(many)
 
 
 def test_markdown_and_terminal_say_the_same():
@@ -142,8 +142,8 @@ def test_markdown_and_terminal_say_the_same():
     assert lines[0] == report.headline(results)
     assert lines[4] == "| bare | 5 | 2 | 40.0 | – | – | – | – | – | – | – |"
     assert lines[5] == (
-        "| a\\|b [bold] | 200 | 4 | 80.0 [74.0, 85.0] | 70.0 | +10.0 [+7.0, +13.0] | SCE better "
-        "| 0.777 | 0.92 → 0.61 | 0.122 → 0.031 | 0.0 |"
+        "| a\\|b [bold] (seen) | 200 | 4 | 80.0 [74.0, 85.0] | 70.0 | +10.0 [+7.0, +13.0] "
+        "| SCE better | 0.777 | 0.92 → 0.61 | 0.122 → 0.031 | 0.0 |"
     )
     for width in (200, 80):
         console = Console(width=width, record=True, file=io.StringIO())

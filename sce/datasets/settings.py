@@ -95,7 +95,9 @@ class SourceConfig(Section):
         if self.dataset == CUSTOM and self.path is None:
             raise ValueError("dataset custom needs a path")
         if self.dataset == STARTER:
-            extra = self.model_fields_set - {"dataset", "name"}
+            defaults = {name: field.default for name, field in type(self).model_fields.items()}
+            extra = {n for n, default in defaults.items() if getattr(self, n) != default}
+            extra -= {"dataset", "name"}
             if extra:
                 raise ValueError(f"dataset starter does not take {', '.join(sorted(extra))}")
         elif self.dataset != CUSTOM:

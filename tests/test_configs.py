@@ -1,0 +1,53 @@
+"""The shipped configurations: they load, and they say truly which settings are the paper's."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sce.config import load_config
+from sce.experiment import Experiment
+from sce.paper import PAPER_SETTINGS, paper_settings
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+FILES = sorted(CONFIGS.rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(CONFIGS)))
+def test_a_shipped_configuration_loads(path):
+    experiment = load_config(Experiment, ["--config", str(path)], "job", "")
+    assert experiment.data.sources
+    written = experiment.model_dump(mode="json")
+    again = Experiment(**written)
+    assert again.model_dump() == experiment.model_dump()
+
+
+def test_the_papers_configuration_has_every_setting_that_the_paper_states():
+    path = CONFIGS / "paper" / "sce.yaml"
+    experiment = load_config(Experiment, ["--config", str(path)], "job", "")
+    assert set(paper_settings(experiment)) == set(PAPER_SETTINGS)
+    names = [source.dataset for source in experiment.data.sources]
+    assert names == ["bbc", "huffpost", "mind", "nytimes", "yahoo", "ag_news", "arise", "mnds"]
+    assert experiment.embedder.kind == "jina"
+    assert experiment.embedder.adapter_name == "classification"
+
+
+def test_every_line_of_the_papers_configurations_says_whose_it_is():
+    for path in (CONFIGS / "paper" / "sce.yaml", CONFIGS / "news" / "paper_recipe.yaml"):
+        text = path.read_text()
+        for section in ("model", "augment", "train"):
+            block = text.split(f"\n{section}:\n")[1]
+            for line in block.splitlines():
+                if not line.startswith(" "):
+                    break
+                if "view_weights" not in line:
+                    assert "# P" in line or "# O" in line, line
+
+
+def test_the_quickstart_is_the_defaults():
+    experiment = load_config(
+        Experiment, ["--config", str(CONFIGS / "quickstart" / "sce.yaml")], "job", ""
+    )
+    given = set(yaml.safe_load((CONFIGS / "quickstart" / "sce.yaml").read_text()))
+    assert given == {"name", "run_dir", "data"}
+    assert experiment.model == Experiment().model
