@@ -10,8 +10,10 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 from pydantic import Field
+from scipy.special import softmax
 
 from sce import metrics
+from sce.calibration import Temperature
 from sce.config import Section
 from sce.labels import LabelSet, only_names
 
@@ -43,13 +45,12 @@ class EvaluateConfig(Section):
 
 
 class Method(Protocol):
-    """What evaluation needs of a classifier."""
+    """What evaluation needs of a classifier: scores [N, K], and the temperature that makes
+    softmax(scores / T) its probabilities."""
+
+    temperature: Temperature
 
     def scores(self, queries_ND: np.ndarray, labels: Any) -> np.ndarray: ...
-
-    def probabilities(
-        self, queries_ND: np.ndarray, labels: Any, calibrated: bool = True
-    ) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
@@ -98,8 +99,9 @@ def evaluate_set(
     right: dict[str, np.ndarray] = {}
     confusion_KK: np.ndarray = np.zeros((0, 0))
     for name, method in (("sce", sce), ("cosine", cosine)):
-        calibrated_NK = method.probabilities(queries_ND, label_set)
-        raw_NK = method.probabilities(queries_ND, label_set, calibrated=False)
+        scores_NK = method.scores(queries_ND, label_set).astype(np.float64)
+        calibrated_NK = softmax(method.temperature.scale(scores_NK, len(label_set)), axis=1)
+        raw_NK = softmax(scores_NK, axis=1)
         figures = metrics.summarise(calibrated_NK, targets_N, seed=seed)
         figures["nll_uncalibrated"] = metrics.nll(raw_NK, targets_N)
         figures["ece_uncalibrated"] = metrics.ece(raw_NK, targets_N)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow.compute as pc
 from transformers import logging as transformers_logging
 
@@ -29,6 +30,7 @@ from sce.predictor import Predictor
 from sce.report import print_results, to_markdown
 from sce.store import EmbeddingStore
 from sce.tracking import Tracker, tracking_uri
+from sce.training_data import TextLookup
 
 logger = logging.getLogger("sce")
 
@@ -93,11 +95,11 @@ def measure(
     """Evaluate the written model, print the table, write the results and log them."""
     config = experiment.evaluate
     embedder = load_embedder(experiment.embedder)
-    predictor = Predictor.from_pretrained(experiment.model_dir, embedder)
+    no_vectors = np.empty((0, embedder.dimension), np.float32)
+    text_vectors = TextLookup([], no_vectors, lambda texts: embedder.embed(texts).vectors)
+    predictor = Predictor.from_pretrained(experiment.model_dir, embedder, text_vectors=text_vectors)
     sce_config: SCEConfig = predictor.model.config
-    cosine = CosineBaseline(
-        lambda texts: embedder.embed(texts).vectors, Temperature(*sce_config.cosine_calibration)
-    )
+    cosine = CosineBaseline(text_vectors, Temperature(*sce_config.cosine_calibration))
     sets = []
     if prepared is not None and rows_store is not None:
         sets += _test_sets(prepared, rows_store, config.sets)
@@ -106,8 +108,10 @@ def measure(
     if not sets:
         raise InputError("there are no test rows to measure the model on.")
     logger.info("measuring %d label sets, %d rows", len(sets), sum(len(s.labels) for s in sets))
+    started = time.perf_counter()
     evaluated = evaluate_sets(sets, predictor, cosine, config, experiment.seed)
     results = [e.result for e in evaluated]
+    logger.info("measured in %.1f s", time.perf_counter() - started)
 
     folder = experiment.results_dir
     shutil.rmtree(folder, ignore_errors=True)
@@ -116,9 +120,10 @@ def measure(
     (folder / "results.md").write_text(to_markdown(results, show_all=True), encoding="utf-8")
     if config.pictures:
         for one in evaluated:
-            name = f"{one.result['name']}-{one.result['information']}".replace("/", "_")
-            figure = plots.confusion_figure(one.confusion_KK, one.label_names, one.result["name"])
-            plots.save(figure, folder / "confusion" / f"{name}.png")
+            if one.result["information"] == "all":
+                name = one.result["name"]
+                figure = plots.confusion_figure(one.confusion_KK, one.label_names, name)
+                plots.save(figure, folder / "confusion" / f"{name.replace('/', '_')}.png")
     print_results(results)
     tracker.log_metrics(headline_metrics(results))
     tracker.log_artifact(folder, "results")

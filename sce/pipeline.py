@@ -25,6 +25,7 @@ from sce.calibration import TemperatureFit, fit_temperature
 from sce.datasets.prepare import PreparedData, prepare_data
 from sce.datasets.tokens import multi_token_labels
 from sce.distributed.embed import embed_prepared
+from sce.distributed.resources import training_workers
 from sce.embedder import load_embedder
 from sce.evaluation import headline_metrics
 from sce.experiment import Experiment
@@ -83,6 +84,8 @@ def train(experiment: Experiment) -> dict[str, Any]:
     fresh = build_model(settings.model, fingerprint, settings.train.dropout, settings.seed)
     _say_what_is_trained(fresh, data, prepared)
 
+    # What may be refused comes before the state of an earlier run is touched.
+    workers = training_workers(experiment.resources)
     state = RunState.open(
         experiment.checkpoints_dir,
         {
@@ -115,7 +118,7 @@ def train(experiment: Experiment) -> dict[str, Any]:
         fitted = fit(
             data,
             settings,
-            experiment.resources,
+            workers,
             experiment.checkpoints_dir,
             state.run_name,
             tracker,

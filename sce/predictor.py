@@ -20,7 +20,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from sce.calibration import Temperature
 from sce.embedder import EmbedderConfig, TextEmbedder, check_fingerprint, load_embedder
 from sce.errors import ConfigError, InputError
-from sce.label_vectors import LabelVectors, encode_labels, token_means_of
+from sce.label_vectors import LabelVectors, TextVectors, encode_labels, token_means_of
 from sce.labels import LabelSet
 from sce.model import SCEModel
 from sce.scoring import MAX_BATCH_TOKENS, score
@@ -55,6 +55,7 @@ class Predictor:
         embedder: the text embedder; None where only embeddings are classified and the model
             was told of it by its fingerprint.
         tokenizer: of the encoder, where the model reads labels as token means.
+        text_vectors: where the vectors of label texts come from; by default the embedder.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Predictor:
         embedder: TextEmbedder,
         tokenizer: PreTrainedTokenizerBase | None = None,
         max_batch_tokens: int = MAX_BATCH_TOKENS,
+        text_vectors: TextVectors | None = None,
     ) -> None:
         if model.config.embedder is not None:
             check_fingerprint(model.config.embedder, embedder.fingerprint, "the model")
@@ -72,6 +74,7 @@ class Predictor:
         self.temperature = Temperature(*model.config.calibration)
         self._token_means = None if tokenizer is None else token_means_of(model, tokenizer)
         self._max_batch_tokens = max_batch_tokens
+        self._text_vectors = text_vectors or (lambda texts: embedder.embed(texts).vectors)
         self._label_cache: dict[str, LabelVectors] = {}
 
     @classmethod
@@ -81,6 +84,7 @@ class Predictor:
         embedder: TextEmbedder | EmbedderConfig | None = None,
         device: str = "auto",
         dtype: str = "float32",
+        text_vectors: TextVectors | None = None,
     ) -> Predictor:
         """Load a trained model and the embedder that it was trained with.
 
@@ -90,6 +94,7 @@ class Predictor:
                 the model's fingerprint names.
             device: "auto" (a GPU where there is one), "cpu" or "cuda".
             dtype: "float32" or "bfloat16", of the encoder.
+            text_vectors: as in the constructor.
 
         Raises:
             FingerprintMismatch: `embedder` is not the one that the model was trained with.
@@ -109,7 +114,7 @@ class Predictor:
         if not isinstance(embedder, TextEmbedder):
             settings = embedder or EmbedderConfig.from_fingerprint(model.config.embedder)
             embedder = load_embedder(settings)
-        return cls(model, embedder, tokenizer)
+        return cls(model, embedder, tokenizer, text_vectors=text_vectors)
 
     def predict(
         self,
@@ -201,9 +206,7 @@ class Predictor:
                 self._label_cache.pop(next(iter(self._label_cache)))
             self._label_cache[key] = encode_labels(
                 label_set.canonical(),
-                (lambda texts: self.embedder.embed(texts).vectors)
-                if self.model.uses_embedded_labels
-                else None,
+                self._text_vectors if self.model.uses_embedded_labels else None,
                 self._token_means,
             ).to(self.model.device)
         return self._label_cache[key]

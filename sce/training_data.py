@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sce.errors import DataError
+from sce.label_vectors import TextVectors
 from sce.labels import LabelSet
 
 
@@ -30,21 +31,35 @@ class Rows:
 
 
 class TextLookup:
-    """Vectors of texts that were embedded beforehand; stands in for a text embedder."""
+    """Vectors of texts that were embedded beforehand; stands in for a text embedder.
 
-    def __init__(self, texts: Sequence[str], vectors_MD: np.ndarray) -> None:
+    Args:
+        embed: called with the texts that are not there, whose vectors are then kept.
+    """
+
+    def __init__(
+        self, texts: Sequence[str], vectors_MD: np.ndarray, embed: TextVectors | None = None
+    ) -> None:
         self._place = {text: i for i, text in enumerate(texts)}
         self._vectors_MD = vectors_MD
+        self._embed = embed
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
-        """Vectors of `texts`, float32 [N, D]. Raises `DataError` for one that is not there."""
-        try:
-            return self._vectors_MD[[self._place[text] for text in texts]]
-        except KeyError as missing:
+        """Vectors of `texts`, float32 [N, D].
+
+        Raises:
+            DataError: one of them is not there, and there is no `embed`.
+        """
+        new = [text for text in dict.fromkeys(texts) if text not in self._place]
+        if new and self._embed is None:
             raise DataError(
-                f"the embedding store lacks the label text {missing.args[0]!r:.80}. "
+                f"the embedding store lacks the label text {new[0]!r:.80}. "
                 "Run jobs/embed.py again on this data."
-            ) from None
+            )
+        if new and self._embed is not None:
+            self._place |= {text: len(self._vectors_MD) + i for i, text in enumerate(new)}
+            self._vectors_MD = np.concatenate([self._vectors_MD, self._embed(new)])
+        return self._vectors_MD[[self._place[text] for text in texts]]
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Cosine similarity with the same embedder and the same label information (appendix E).
 
 It needs no training, so it is the bar: a trained model that does not beat it is worth nothing.
-It answers through the same methods as `sce.predictor.Predictor`.
+It scores through the same method as `sce.predictor.Predictor`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.special import softmax
 
 from sce.calibration import Temperature
 from sce.label_vectors import TextVectors, encode_labels
@@ -43,15 +42,6 @@ class CosineBaseline:
             queries_ND, label_set.canonical(), self._text_vectors
         )
         return scores_NK
-
-    def probabilities(
-        self, queries_ND: np.ndarray, labels: Any, calibrated: bool = True
-    ) -> np.ndarray:
-        """Probabilities float64 [N, K] in the order of `labels`."""
-        scores_NK = self.scores(queries_ND, labels).astype(np.float64)
-        if calibrated:
-            scores_NK = self.temperature.scale(scores_NK, scores_NK.shape[1])
-        return softmax(scores_NK, axis=1)
 
 
 def cosine_scores(

@@ -23,7 +23,7 @@ from ray.train.torch import TorchTrainer, get_device, prepare_model
 from ray.train.v2.api.callback import UserCallback
 from transformers import logging as transformers_logging
 
-from sce.distributed.resources import ResourcesConfig, training_workers, use_threads
+from sce.distributed.resources import WorkerPlan, use_threads
 from sce.episodes import AugmentConfig, EpisodeSampler, EpisodeTables
 from sce.label_vectors import token_means_of
 from sce.model import SCEModel, trainable_parameters
@@ -70,7 +70,7 @@ class FitResult:
 def fit(
     data: TrainingData,
     settings: FitSettings,
-    resources: ResourcesConfig,
+    workers: WorkerPlan,
     storage: Path,
     run_name: str,
     tracker: Tracker,
@@ -78,14 +78,13 @@ def fit(
     """Train on Ray and return the model of the epoch with the best validation accuracy.
 
     Args:
+        workers: how many and on what (`training_workers`).
         storage: folder of the checkpoints; with the same `run_name` a run that was cut short
             goes on from its last checkpoint. Every node must reach it.
 
     Raises:
-        ConfigError: the cluster cannot give what `resources` asks for.
         ray.train.TrainingFailedError: more workers died than `train.max_failures` allows.
     """
-    workers = training_workers(resources)
     trainer = TorchTrainer(
         _train_worker,
         train_loop_config={

@@ -17,7 +17,7 @@ import pytest
 import torch
 from ray import cloudpickle
 
-from sce.distributed.resources import ResourcesConfig
+from sce.distributed.resources import ResourcesConfig, training_workers
 from sce.distributed.train import FitResult, FitSettings, fit
 from sce.episodes import AugmentConfig
 from sce.errors import ConfigError
@@ -81,8 +81,8 @@ class History(Tracker):
 def run(data, settings, folder: Path, workers: int = 1) -> tuple[FitResult, dict[int, float]]:
     folder.mkdir(parents=True, exist_ok=True)
     history = History(folder / "history")
-    resources = ResourcesConfig(num_workers=workers, use_gpu=False)
-    result = fit(data, settings, resources, folder / "checkpoints", "run", history)
+    plan = training_workers(ResourcesConfig(num_workers=workers, use_gpu=False))
+    result = fit(data, settings, plan, folder / "checkpoints", "run", history)
     lines = [line.split() for line in Path(history.path).read_text().splitlines()]
     return result, {int(epoch): float(loss) for epoch, loss in lines}
 
@@ -132,11 +132,11 @@ def test_a_run_goes_on_from_its_last_checkpoint(undisturbed, data, settings, tmp
     assert_same_model(result, undisturbed[0], tolerance=0)
 
 
-def test_more_than_the_cluster_has_is_refused_at_once(ray_session, data, settings, tmp_path):
+def test_more_than_the_cluster_has_is_refused_at_once(ray_session):
     resources = ResourcesConfig(num_workers=64, cpus_per_worker=4, use_gpu=False)
     started = time.monotonic()
     with pytest.raises(ConfigError, match=r"64 workers with 4 CPUs.*the cluster has"):
-        fit(data, settings, resources, tmp_path, "run", Tracker())
+        training_workers(resources)
     assert time.monotonic() - started < 10
 
 
