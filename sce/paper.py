@@ -28,8 +28,9 @@ PAPER_SETTINGS = {
 def paper_settings(experiment: Experiment) -> list[str]:
     """Names of the experiment's settings that have the paper's value."""
     sections = experiment.model_dump(mode="json")
-    return [
-        name
-        for name, value in PAPER_SETTINGS.items()
-        if sections[name.split(".")[0]][name.split(".")[1]] == value
-    ]
+    names: list[str] = []
+    for name, value in PAPER_SETTINGS.items():
+        section, key = name.split(".")
+        if sections[section][key] == value:
+            names += [f"{name}.{part}" for part in value] if isinstance(value, dict) else [name]
+    return names

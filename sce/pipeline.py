@@ -37,7 +37,7 @@ from sce.paper import paper_settings
 from sce.pretrained import FreshModel, build_model
 from sce.run_state import RunState
 from sce.store import EmbeddingStore, text_hash
-from sce.tracking import Tracker, tracking_uri
+from sce.tracking import Tracker, git_tags, tracking_uri
 from sce.training_data import Rows, TextLookup, TrainingData
 from sce.validation import VIEWS, Validator
 
@@ -275,6 +275,7 @@ def _card(
         ],
         "recipe": experiment.model_dump(mode="json", include={"seed", "model", "augment", "train"}),
         "paper_settings": paper_settings(experiment),
+        "git_commit": git_tags().get("mlflow.source.git.commit"),
         "versions": {name: version(name) for name in ("torch", "transformers", "ray")},
         "calibration": fits["sce"].to_dict(),
         "validation": {k: v for k, v in best.items() if k.startswith("validation/")},

@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokeniz
 
 from sce.config import Section
 from sce.embedder import checkpoint_licence, explain_load_error, minilm_folder
+from sce.embedders.config import MINILM
 from sce.errors import ConfigError
 from sce.model import ENCODERS, InputNorm, LabelSource, SCEConfig, SCEModel
 
@@ -102,4 +103,5 @@ def build_model(
     )
     model.load_pretrained_encoder(pretrained)
     licence = ENCODER_LICENCES.get(config.encoder) or checkpoint_licence(folder)
-    return FreshModel(model, tokenizer, config.encoder, licence)
+    name = MINILM if config.encoder == "minilm" else config.encoder
+    return FreshModel(model, tokenizer, name, licence)
