@@ -20,6 +20,7 @@ import ray.train
 import torch
 from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, get_device, prepare_model
+from ray.train.v2._internal.execution import context as ray_train_context
 from ray.train.v2.api.callback import UserCallback
 from transformers import logging as transformers_logging
 
@@ -148,7 +149,8 @@ class EpochLog(UserCallback):
 def _train_worker(config: dict[str, Any]) -> None:
     """What each worker runs. Every decision is taken on figures that all workers share."""
     transformers_logging.disable_progress_bar()
-    logging.getLogger("ray.train").setLevel(logging.WARNING)
+    # Ray names this logger by its file, so that LoggingConfig does not reach it.
+    logging.getLogger(ray_train_context.__file__).setLevel(logging.WARNING)
     settings: FitSettings = config["settings"]
     train = settings.train
     use_threads(config["threads"])
