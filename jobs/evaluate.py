@@ -7,7 +7,8 @@
 
 `--evaluate.labelled` takes JSONL, CSV or Parquet with the columns `text` and `label`: how good
 is the model on your own data? Fifty rows are enough for a first answer. Prints a table, and
-writes results.json, results.md and the confusion matrices to RUN_DIR/results.
+writes results.json, results.md and the confusion matrices to RUN_DIR/results, or for rows of
+your own to RUN_DIR/results-own/FILE.
 The last line of standard output is JSON. Exit code 0: done, 1: failed, 2: wrong input.
 """
 

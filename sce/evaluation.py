@@ -37,7 +37,7 @@ class EvaluateConfig(Section):
     """Draw a confusion matrix for each set."""
     labelled: Path | None = None
     """The user's own labelled rows (JSONL, CSV or Parquet with the columns `text` and
-    `label`): "how good is it on my data". Measured beside the sets."""
+    `label`): "how good is it on my data". Measured alone, or beside the `sets` that are named."""
     labelled_labels: Path | None = None
     """A YAML or JSON file with the label set of `labelled`; by default the labels found there."""
     text_column: str = "text"

@@ -66,3 +66,8 @@ class Experiment(JobConfig):
     @property
     def results_dir(self) -> Path:
         return self.home / "results"
+
+    @property
+    def own_results_dir(self) -> Path:
+        """Results on the user's own rows, a folder for each file of them."""
+        return self.home / "results-own"

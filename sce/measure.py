@@ -7,6 +7,7 @@ import logging
 import shutil
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -48,8 +49,10 @@ def evaluate(experiment: Experiment) -> dict[str, Any]:
         raise InputError(
             f"there is no model in {experiment.model_dir}. jobs/train_sce.py makes one."
         )
+    # Who asks about rows of his own has no wish to wait for all the other sets.
+    only_own = experiment.evaluate.labelled is not None and not experiment.evaluate.sets
     prepared = rows_store = None
-    if experiment.data_dir.exists():
+    if experiment.data_dir.exists() and not only_own:
         prepared = PreparedData.load(experiment.data_dir)
         embed_prepared(
             experiment.data_dir,
@@ -58,18 +61,20 @@ def evaluate(experiment: Experiment) -> dict[str, Any]:
             experiment.resources,
         )
         rows_store = EmbeddingStore.open(experiment.embeddings_dir / "rows")
-    elif experiment.evaluate.labelled is None:
+    elif not only_own:
         raise InputError(
             f"there is no prepared data in {experiment.data_dir}. Run jobs/prepare_data.py, or "
             "give rows of your own: --evaluate.labelled FILE."
         )
+    labelled = experiment.evaluate.labelled
+    folder = experiment.own_results_dir / labelled.stem if labelled else experiment.results_dir
     with open_tracker(experiment, None, "evaluate") as tracker:
         tracker.log_params(experiment.model_dump(mode="json"))
-        evaluated = measure(experiment, prepared, rows_store, tracker)
+        evaluated = measure(experiment, prepared, rows_store, tracker, folder)
     results = [e.result for e in evaluated]
     return {
         "model": str(experiment.model_dir),
-        "results": str(experiment.results_dir / "results.json"),
+        "results": str(folder),
         "sets": len(results),
         "test": {k: round(v, 4) for k, v in headline_metrics(results).items() if "mean_" in k},
         "mlflow_run_id": tracker.run_id,
@@ -91,8 +96,10 @@ def measure(
     prepared: PreparedData | None,
     rows_store: EmbeddingStore | None,
     tracker: Tracker,
+    folder: Path,
 ) -> list[Evaluated]:
-    """Evaluate the written model, print the table, write the results and log them."""
+    """Evaluate the written model on the test sets of `prepared` and on the user's own rows,
+    where there are any; print the table, write the results to `folder` and log them."""
     config = experiment.evaluate
     embedder = load_embedder(experiment.embedder)
     no_vectors = np.empty((0, embedder.dimension), np.float32)
@@ -101,10 +108,10 @@ def measure(
     sce_config: SCEConfig = predictor.model.config
     cosine = CosineBaseline(text_vectors, Temperature(*sce_config.cosine_calibration))
     sets = []
-    if prepared is not None and rows_store is not None:
-        sets += _test_sets(prepared, rows_store, config.sets)
     if config.labelled is not None:
         sets.append(_own_set(experiment, embedder))
+    if prepared is not None and rows_store is not None:
+        sets += _test_sets(prepared, rows_store, config.sets)
     if not sets:
         raise InputError("there are no test rows to measure the model on.")
     logger.info("measuring %d label sets, %d rows", len(sets), sum(len(s.labels) for s in sets))
@@ -113,7 +120,6 @@ def measure(
     results = [e.result for e in evaluated]
     logger.info("measured in %.1f s", time.perf_counter() - started)
 
-    folder = experiment.results_dir
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")

@@ -126,7 +126,7 @@ def train(experiment: Experiment) -> dict[str, Any]:
         fits = _calibrate(fitted.model, fresh, data, label_texts)
         info = _card(experiment, fresh, prepared, fingerprint, fitted.best, fits)
         _write_model(experiment.model_dir, fitted.model, fresh, info)
-        evaluated = measure(experiment, prepared, rows_store, tracker)
+        evaluated = measure(experiment, prepared, rows_store, tracker, experiment.results_dir)
         results = [e.result for e in evaluated]
         write_model_card(experiment.model_dir, {**info, "results": results})
         tracker.log_artifact(experiment.model_dir, "model")
@@ -135,7 +135,7 @@ def train(experiment: Experiment) -> dict[str, Any]:
     _say_what_is_next(experiment, tracker)
     return {
         "model": str(experiment.model_dir),
-        "results": str(experiment.results_dir / "results.json"),
+        "results": str(experiment.results_dir),
         "best_epoch": int(fitted.best["epoch"]),
         "validation_accuracy": round(fitted.best["score"], 4),
         "temperature": fits["sce"].temperature.to_dict(),

@@ -86,17 +86,22 @@ def test_mlflow_has_the_run_with_its_figures(home):
     assert {"model", "results", "config.yaml", "data_counts.json"} <= artifacts
 
 
-def test_own_rows_are_a_set_like_any_other(home, tmp_path, capsys):
+def test_own_rows_are_measured_alone_or_beside_named_sets(home, tmp_path, capsys):
     mine = tmp_path / "mine.jsonl"
     rows = [{"text": f"text number {i}", "label": ("odd", "even")[i % 2]} for i in range(50)]
     mine.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    config = str(home / "tiny.yaml")
-    code = call(evaluate, "--config", config, "--evaluate.labelled", str(mine))
-    assert code == 0
-    summary = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
-    assert summary["sets"] == 3
-    results = json.loads((home / "runs/tiny/results/results.json").read_text())
-    assert [r["rows"] for r in results if r["group"] == "own"] == [50]
+    argv = ["--config", str(home / "tiny.yaml"), "--evaluate.labelled", str(mine)]
+    config = yaml.safe_load((home / "tiny.yaml").read_text())
+    config["evaluate"]["sets"] = []
+    (home / "own.yaml").write_text(yaml.safe_dump(config))
+    for file, sets in (("own.yaml", ["mine"]), ("tiny.yaml", ["mine", "starter/article_types"])):
+        argv[1] = str(home / file)
+        assert call(evaluate, *argv) == 0
+        summary = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+        results = json.loads((Path(summary["results"]) / "results.json").read_text())
+        assert sorted({r["name"] for r in results}) == sets
+        assert [r["rows"] for r in results if r["group"] == "own"] == [50]
+    assert (home / "runs/tiny/results/results.json").exists(), "those of the training stay"
 
 
 BAD_DATA = '[{"dataset": "custom", "name": "mine", "path": "%s"}]'
