@@ -30,7 +30,7 @@ class EvaluateConfig(Section):
     whose labels have nothing but names is measured once."""
     flip_shuffles: int = Field(5, ge=0)
     """Shuffles of the label order for the flip rate."""
-    flip_rows: int = Field(500, ge=1)
+    flip_rows: int = Field(200, ge=1)
     """Rows of a set on which the flip rate is measured."""
     bootstrap_samples: int = Field(1000, ge=100)
     pictures: bool = True

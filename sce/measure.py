@@ -29,7 +29,7 @@ from sce.labels import LabelSet
 from sce.model import SCEConfig
 from sce.predictor import Predictor
 from sce.report import print_results, to_markdown
-from sce.store import EmbeddingStore
+from sce.store import EmbeddingStore, embedding_matrix
 from sce.tracking import Tracker, tracking_uri
 from sce.training_data import TextLookup
 
@@ -51,7 +51,7 @@ def evaluate(experiment: Experiment) -> dict[str, Any]:
         )
     # Who asks about rows of his own has no wish to wait for all the other sets.
     only_own = experiment.evaluate.labelled is not None and not experiment.evaluate.sets
-    prepared = rows_store = None
+    prepared = None
     if experiment.data_dir.exists() and not only_own:
         prepared = PreparedData.load(experiment.data_dir)
         embed_prepared(
@@ -60,7 +60,6 @@ def evaluate(experiment: Experiment) -> dict[str, Any]:
             experiment.embedder,
             experiment.resources,
         )
-        rows_store = EmbeddingStore.open(experiment.embeddings_dir / "rows")
     elif not only_own:
         raise InputError(
             f"there is no prepared data in {experiment.data_dir}. Run jobs/prepare_data.py, or "
@@ -70,7 +69,7 @@ def evaluate(experiment: Experiment) -> dict[str, Any]:
     folder = experiment.own_results_dir / labelled.stem if labelled else experiment.results_dir
     with open_tracker(experiment, None, "evaluate") as tracker:
         tracker.log_params(experiment.model_dump(mode="json"))
-        evaluated = measure(experiment, prepared, rows_store, tracker, folder)
+        evaluated = measure(experiment, prepared, tracker, folder)
     results = [e.result for e in evaluated]
     return {
         "model": str(experiment.model_dir),
@@ -94,7 +93,6 @@ def open_tracker(experiment: Experiment, run_id: str | None, job: str) -> Tracke
 def measure(
     experiment: Experiment,
     prepared: PreparedData | None,
-    rows_store: EmbeddingStore | None,
     tracker: Tracker,
     folder: Path,
 ) -> list[Evaluated]:
@@ -102,15 +100,21 @@ def measure(
     where there are any; print the table, write the results to `folder` and log them."""
     config = experiment.evaluate
     embedder = load_embedder(experiment.embedder)
-    no_vectors = np.empty((0, embedder.dimension), np.float32)
-    text_vectors = TextLookup([], no_vectors, lambda texts: embedder.embed(texts).vectors)
+    known, known_MD = [], np.empty((0, embedder.dimension), np.float32)
+    if prepared is not None:
+        rows_store = EmbeddingStore.open(experiment.embeddings_dir / "rows")
+        labels = EmbeddingStore.open(experiment.embeddings_dir / "labels").read(
+            ["text", "embedding"]
+        )
+        known, known_MD = labels["text"].to_pylist(), embedding_matrix(labels["embedding"])
+    text_vectors = TextLookup(known, known_MD, lambda texts: embedder.embed(texts).vectors)
     predictor = Predictor.from_pretrained(experiment.model_dir, embedder, text_vectors=text_vectors)
     sce_config: SCEConfig = predictor.model.config
     cosine = CosineBaseline(text_vectors, Temperature(*sce_config.cosine_calibration))
     sets = []
     if config.labelled is not None:
         sets.append(_own_set(experiment, embedder))
-    if prepared is not None and rows_store is not None:
+    if prepared is not None:
         sets += _test_sets(prepared, rows_store, config.sets)
     if not sets:
         raise InputError("there are no test rows to measure the model on.")

@@ -126,7 +126,7 @@ def train(experiment: Experiment) -> dict[str, Any]:
         fits = _calibrate(fitted.model, fresh, data, label_texts)
         info = _card(experiment, fresh, prepared, fingerprint, fitted.best, fits)
         _write_model(experiment.model_dir, fitted.model, fresh, info)
-        evaluated = measure(experiment, prepared, rows_store, tracker, experiment.results_dir)
+        evaluated = measure(experiment, prepared, tracker, experiment.results_dir)
         results = [e.result for e in evaluated]
         write_model_card(experiment.model_dir, {**info, "results": results})
         tracker.log_artifact(experiment.model_dir, "model")

@@ -27,7 +27,8 @@ _SCE_COLOUR, _COSINE_COLOUR = "#1f5fa8", "#b9b9b9"
 def confusion_figure(matrix: ArrayLike, names: Sequence[str], title: str = "") -> Figure:
     """Confusion matrix of one label set, each row divided by its sum.
 
-    Up to 15 labels show their counts in the cells, up to 60 their names, more are an image.
+    Up to 15 labels show their counts in the cells (0 as a blank), up to 60 their names, more
+    are an image.
 
     Args:
         matrix: [K, K] counts, targets on the first axis.
@@ -54,7 +55,7 @@ def confusion_figure(matrix: ArrayLike, names: Sequence[str], title: str = "") -
     else:
         axes.set_title(f"{axes.get_title()} ({size} labels)", parse_math=False)
     if size <= MAX_COUNTED_LABELS:
-        for i, j in np.ndindex(size, size):
+        for i, j in np.argwhere(counts):
             colour = "white" if shares[i, j] > 0.5 else "black"
             axes.text(j, i, str(counts[i, j]), ha="center", va="center", color=colour, fontsize=8)
     return figure
