@@ -76,7 +76,9 @@ def test_results_replace_validation_figures():
     }
     text = modelcard.render_model_card({**INFO, "results": [result]})
     assert "0.8125" not in text
-    assert "| topics (unseen) | 100 | 5 | 60.0 | 70.0 | -10.0 [-15.0, -5.0] | cosine better |" in text
+    assert (
+        "| topics (unseen) | 100 | 5 | 60.0 | 70.0 | -10.0 [-15.0, -5.0] | cosine better |" in text
+    )
     assert text.count("loses on 1") == 2
 
 
