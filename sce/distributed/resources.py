@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ import ray.data
 import torch
 from pydantic import Field
 from ray._private.state import state as ray_state
+from ray._private.utils import read_ray_address
 
 from sce.config import Section
 from sce.errors import ConfigError
@@ -116,8 +118,23 @@ def ensure_ray() -> None:
     # Ray Train would print every line of a worker twice: as it comes, and as a log record.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     if not ray.is_initialized():
-        ray.init(logging_level=logging.ERROR)
+        ray.init(address=_address(), logging_level=logging.ERROR)
         ray.data.DataContext.get_current().print_on_execution_start = False
+
+
+def _address() -> str | None:
+    """ "local" where Ray would wait minutes for a cluster that is no longer there; else None, so
+    that Ray finds the cluster itself. A killed `ray start` leaves such an address behind."""
+    found = read_ray_address()
+    if "RAY_ADDRESS" in os.environ or not found:
+        return None
+    host, _, port = found.rpartition(":")
+    try:
+        with socket.create_connection((host, int(port)), timeout=3):
+            return None
+    except (OSError, ValueError):
+        log.warning("no cluster answers at %s, left by an earlier `ray start`", found)
+        return "local"
 
 
 def cluster_size() -> ClusterSize:

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -29,7 +30,7 @@ def home(tmp_path_factory) -> Path:
     config["embedder"]["model"] = str(models["jina"])
     config["model"]["encoder"] = str(models["roberta"])
     config["shared_dir"] = str(home / "shared")
-    config["train"] = {"epochs": 4, "batch_size": 16, "patience": 4}
+    config["train"] = {"epochs": 4, "batch_size": 128, "patience": 4}
     (home / "tiny.yaml").write_text(yaml.safe_dump(config))
     return home
 
@@ -96,6 +97,8 @@ def cluster(tmp_path_factory):
     environment.pop("RAY_ADDRESS")
     ports = ["--port", "26379", "--dashboard-port", "28265", "--dashboard-agent-listen-port"]
     ports += ["28266", "--ray-client-server-port", "28267", "--num-cpus", "4"]
+    # In a folder of its own, or its address would outlive it and be taken for a live cluster.
+    ports += ["--temp-dir", tempfile.mkdtemp(prefix="ray")]
     # A test that stops this cluster must not stop others: its processes die with its group.
     node = subprocess.Popen(
         [RAY, "start", "--head", "--block", "--include-dashboard=true", *ports],
