@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as pads
 
 from sce.errors import DataError
 from sce.store import MANIFEST, EmbeddingStore, Manifest, text_hash, write_manifest, write_part
@@ -65,15 +64,15 @@ class Update:
 
 
 def read_source(
-    source: pa.Table | Sequence[str | Path],
+    source: pa.Table,
     id_column: str,
     text_column: str,
     passthrough: Sequence[str],
 ) -> Source:
-    """Read ids, texts and passthrough columns of a table or of Parquet files, and check them.
+    """Take ids, texts and passthrough columns of a table, and check them.
 
     Raises:
-        DataError: no rows, an unreadable file, a missing column, an empty text or id, or an id
+        DataError: no rows, a missing column, an empty text or id, or an id
             that stands twice; names the first.
     """
     taken = {"row_id", "text_hash", "embedding", "truncated"} & set(passthrough)
@@ -81,11 +80,8 @@ def read_source(
         raise DataError(f"passthrough: {min(taken)!r} is a column that every store has itself.")
     columns = [id_column, text_column, *passthrough]
     try:
-        if not isinstance(source, pa.Table):
-            dataset = pads.dataset([str(path) for path in source])
-            source = dataset.to_table(columns=list(dict.fromkeys(columns)))
         table = source.select(columns)
-    except (OSError, KeyError, pa.ArrowException) as error:
+    except (KeyError, pa.ArrowException) as error:
         raise DataError(f"the rows to embed cannot be read: {error}") from None
     table = table.rename_columns(["row_id", TEXT, *passthrough]).combine_chunks()
     for i, name in enumerate(("row_id", TEXT)):

@@ -1,7 +1,7 @@
 """Embeds a corpus once, on Ray Data, into an embedding store.
 
-The driver reads ids and texts, drops what the store has already and sorts the rest by length;
-a pool of actors, one model each, embeds blocks of it. An actor writes its vectors itself, so
+Ray Data reads ids and texts; the driver drops what the store has already and sorts the rest by
+length; a pool of actors, one model each, embeds blocks of it. An actor writes its vectors itself, so
 that they never pass through the object store, and answers with one row of figures. Only parts
 that were reported are committed: a task that Ray runs twice adds nothing.
 """
@@ -20,12 +20,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
+import ray.data
 from ray.data import ActorPoolStrategy, DataContext
+from ray.exceptions import RayError
 
-from sce.datasets.prepared import PreparedData
-from sce.distributed.resources import ResourcesConfig, embed_actors, use_threads
+from sce.datasets.prepared import ROWS_FILE, PreparedData
+from sce.distributed.resources import ResourcesConfig, embed_actors, ensure_ray, use_threads
 from sce.embedder import EmbedderConfig, embedder_fingerprint, load_embedder
-from sce.errors import InputError
+from sce.errors import DataError, InputError
 from sce.schema import embeddings_schema
 from sce.store import MANIFEST, EmbeddingStore, Manifest, embedding_column, text_hash, write_part
 from sce.store_update import (
@@ -79,6 +81,8 @@ def embed_to_store(
     started = time.perf_counter()
     folder = Path(store).absolute()
     fingerprint = embedder_fingerprint(embedder)
+    if not isinstance(source, pa.Table):
+        source = _read_parquet(source, list(dict.fromkeys((id_column, text_column, *passthrough))))
     rows = read_source(source, id_column, text_column, passthrough)
     old = EmbeddingStore.open(folder) if (folder / MANIFEST).is_file() else None
     if old is not None:
@@ -151,13 +155,32 @@ def embed_prepared(
     texts = sorted(set(chain.from_iterable((*lb.info_texts, *lb.examples) for lb in labels)))
     table = pa.table({"row_id": pa.array(map(text_hash, texts), pa.string()), "text": texts})
     folder = Path(embeddings_dir)
-    columns = data.rows.select(["row_id", "text"])
     return {
-        "rows": embed_to_store(columns, folder / "rows", embedder, resources),
+        "rows": embed_to_store(
+            [Path(data_dir).absolute() / ROWS_FILE], folder / "rows", embedder, resources
+        ),
         "labels": embed_to_store(
             table, folder / "labels", embedder, resources, passthrough=("text",)
         ),
     }
+
+
+def _read_parquet(paths: Sequence[str | Path], columns: list[str]) -> pa.Table:
+    """Columns of Parquet files, read by Ray Data; the order of the rows is of no account.
+
+    Raises:
+        DataError: a file cannot be read, or lacks a column.
+    """
+    ensure_ray()
+    try:
+        dataset = ray.data.read_parquet([str(path) for path in paths])
+        schema = dataset.schema()
+        missing = [name for name in columns if schema is None or name not in schema.names]
+        if missing:
+            raise DataError(f"the rows to embed have no column {missing[0]!r}.")
+        return pa.concat_tables(ray.get(dataset.select_columns(columns).to_arrow_refs()))
+    except (OSError, pa.ArrowException, RayError) as error:
+        raise DataError(f"the rows to embed cannot be read: {error}") from None
 
 
 class EmbedActor:
