@@ -1,9 +1,9 @@
 """Embeds a corpus once, on Ray Data, into an embedding store.
 
 Ray Data reads ids and texts; the driver drops what the store has already and sorts the rest by
-length; a pool of actors, one model each, embeds blocks of it. An actor writes its vectors itself, so
-that they never pass through the object store, and answers with one row of figures. Only parts
-that were reported are committed: a task that Ray runs twice adds nothing.
+length; a pool of actors, one model each, embeds blocks of it. An actor writes its vectors
+itself, so that they never pass through the object store, and answers with one row of figures.
+Only parts that were reported are committed: a task that Ray runs twice adds nothing.
 """
 
 from __future__ import annotations
