@@ -259,13 +259,7 @@ class SCEModel(PreTrainedModel):
         Returns:
             Unit vectors [..., K, D]: unit(text) + w(n) * examples, normalised.
         """
-        g_KD = nn.functional.normalize(text_KD, dim=-1)
-        if examples_KD is None or example_counts_K is None:
-            return g_KD
-        a, b = self.example_weight.to(g_KD.dtype)
-        counts_K = example_counts_K.to(g_KD.dtype)
-        weight_K = torch.exp(a + b * torch.log(counts_K.clamp(min=1))) * (counts_K > 0)
-        return nn.functional.normalize(g_KD + weight_K.unsqueeze(-1) * examples_KD, dim=-1)
+        return pool_labels(text_KD, examples_KD, example_counts_K, self.example_weight)
 
     def forward(
         self,
@@ -351,6 +345,22 @@ class SCEModel(PreTrainedModel):
             # RoBERTa's first real position is padding_idx + 1 = 2; harmless for BERT.
             inputs = inputs + self.position_embeddings(places + 2)
         return self.input_norm(inputs) if self.config.input_norm != "none" else inputs
+
+
+def pool_labels(
+    text_KD: torch.Tensor,
+    examples_KD: torch.Tensor | None,
+    example_counts_K: torch.Tensor | None,
+    example_weight: torch.Tensor,
+) -> torch.Tensor:
+    """`SCEModel.pool_labels` with the (a, b) of w(n) given."""
+    g_KD = nn.functional.normalize(text_KD, dim=-1)
+    if examples_KD is None or example_counts_K is None:
+        return g_KD
+    a, b = example_weight.to(g_KD.dtype)
+    counts_K = example_counts_K.to(g_KD.dtype)
+    weight_K = torch.exp(a + b * torch.log(counts_K.clamp(min=1))) * (counts_K > 0)
+    return nn.functional.normalize(g_KD + weight_K.unsqueeze(-1) * examples_KD, dim=-1)
 
 
 def trainable_parameters(model: nn.Module) -> int:

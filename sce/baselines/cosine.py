@@ -15,6 +15,7 @@ import torch
 from sce.calibration import Temperature
 from sce.label_vectors import TextVectors, encode_labels
 from sce.labels import LabelSet
+from sce.model import pool_labels
 
 SCALE = 20.0
 """Cosines lie within [-1, 1]; the fitted temperature divides this multiple of them."""
@@ -53,11 +54,10 @@ def cosine_scores(
     """20 cos(q, g_k) float32 [N, K]; g_k = unit(unit(mean of texts) + w(n) mean of examples)."""
     vectors = encode_labels(label_set, text_vectors)
     assert vectors.text_KD is not None
-    g_KD = torch.nn.functional.normalize(vectors.text_KD, dim=-1)
-    if vectors.examples_KD is not None and vectors.example_counts_K is not None:
-        counts_K = vectors.example_counts_K
-        weight_K = torch.exp(
-            example_weight[0] + example_weight[1] * torch.log(counts_K.clamp(min=1))
-        ) * (counts_K > 0)
-        g_KD = torch.nn.functional.normalize(g_KD + weight_K[:, None] * vectors.examples_KD, dim=-1)
+    g_KD = pool_labels(
+        vectors.text_KD,
+        vectors.examples_KD,
+        vectors.example_counts_K,
+        torch.tensor(example_weight),
+    )
     return SCALE * (np.asarray(queries_ND, np.float32) @ g_KD.numpy().T)
