@@ -16,18 +16,25 @@ from sce.labels import LabelSet
 
 
 def read_label_file(path: Path) -> Any:
-    """The content of a YAML or JSON file of labels.
+    """The content of a file of labels: .txt with a name a line, .jsonl with a label a line,
+    .json, or else YAML.
 
     Raises:
-        DataError: it cannot be read, or is neither YAML nor JSON.
+        DataError: it cannot be read.
     """
+    kind = path.suffix.lower()
     try:
         text = path.read_text(encoding="utf-8-sig")
-        return json.loads(text) if path.suffix.lower() == ".json" else yaml.safe_load(text)
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        if kind == ".txt":
+            return lines
+        if kind in (".jsonl", ".ndjson"):
+            return [json.loads(line) for line in lines]
+        return json.loads(text) if kind == ".json" else yaml.safe_load(text)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file of labels.") from None
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise DataError(f"{path}: not a readable YAML or JSON file ({error}).") from None
+        raise DataError(f"{path}: not a readable file of labels ({error}).") from None
 
 
 class CustomLabels:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import re
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
+from pathlib import Path, PurePath
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -44,7 +46,7 @@ class BadRow:
     message: str
 
 
-def file_format(path: Path) -> str | None:
+def file_format(path: PurePath) -> str | None:
     """The suffix that decides how a file is read, without ".gz"; None if it is not a table."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] == ".gz":
@@ -68,13 +70,26 @@ def read_records(path: Path, columns: Sequence[str] = ()) -> Iterator[Record | B
         raise DataError(f"{path}: a folder. A file is needed: {ALLOWED_FILES}.")
     if kind is None:
         raise DataError(f"{path}: not a table file that can be read. Allowed: {ALLOWED_FILES}.")
+    yield from records_of(path, partial(_open, path), columns)
+
+
+def records_of(
+    path: PurePath, open_file: Callable[[], BinaryIO], columns: Sequence[str] = ()
+) -> Iterator[Record | BadRow]:
+    """`read_records` of a file that may lie anywhere.
+
+    Args:
+        path: for its suffix and for messages.
+        open_file: its bytes, gzip undone. A Parquet file must be a local one.
+    """
+    kind = file_format(path)
     try:
         if kind == ".parquet":
-            yield from _parquet(path)
+            yield from _parquet(Path(path))
         elif kind in (".csv", ".tsv"):
-            yield from _csv(path, kind, columns)
+            yield from _csv(path, kind, columns, open_file)
         else:
-            yield from _jsonl(path)
+            yield from _jsonl(path, open_file)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file.") from None
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
@@ -89,8 +104,8 @@ def _open(path: Path) -> BinaryIO:
     return path.open("rb")
 
 
-def _jsonl(path: Path) -> Iterator[Record | BadRow]:
-    with _open(path) as file:
+def _jsonl(path: PurePath, open_file: Callable[[], BinaryIO]) -> Iterator[Record | BadRow]:
+    with open_file() as file:
         for number, raw in enumerate(file, start=1):
             if number == 1:
                 raw = raw.removeprefix(b"\xef\xbb\xbf")
@@ -115,10 +130,12 @@ def _jsonl(path: Path) -> Iterator[Record | BadRow]:
             yield Record(number, fields)
 
 
-def _csv(path: Path, kind: str, columns: Sequence[str]) -> Iterator[Record | BadRow]:
+def _csv(
+    path: PurePath, kind: str, columns: Sequence[str], open_file: Callable[[], BinaryIO]
+) -> Iterator[Record | BadRow]:
     csv.field_size_limit(MAX_FIELD_BYTES)
-    with _open(path) as file:
-        lines = _decoded_lines(path, file)
+    with open_file() as file:
+        lines = _decoded_lines(file)
         if kind == ".tsv":
             reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
         else:
@@ -139,23 +156,25 @@ def _csv(path: Path, kind: str, columns: Sequence[str]) -> Iterator[Record | Bad
 
 
 def _csv_row(
-    path: Path, line: int, header: Sequence[str], values: Sequence[str]
+    path: PurePath, line: int, header: Sequence[str], values: Sequence[str]
 ) -> Record | BadRow:
     if len(values) != len(header):
         message = f"{path}:{line}: {len(values)} fields, but the columns are {len(header)}."
         return BadRow(line, "unreadable line", message)
+    if any(_UNDECODED.search(value) for value in values):
+        return BadRow(line, "not UTF-8", f"{path}:{line}: not UTF-8.")
     return Record(line, dict(zip(header, values, strict=True)))
 
 
-def _decoded_lines(path: Path, file: BinaryIO) -> Iterator[str]:
+# Bytes that are not UTF-8 become lone surrogates, so that they are found again in their row.
+_UNDECODED = re.compile("[\udc80-\udcff]")
+
+
+def _decoded_lines(file: BinaryIO) -> Iterator[str]:
     for number, raw in enumerate(file, start=1):
         if number == 1:
             raw = raw.removeprefix(b"\xef\xbb\xbf")
-        try:
-            yield raw.decode("utf-8")
-        except UnicodeDecodeError as error:
-            # A quoted field may span lines, so the row of this line cannot be left out alone.
-            raise DataError(f"{path}:{number}: not UTF-8 ({error.reason}).") from None
+        yield raw.decode("utf-8", "surrogateescape")
 
 
 def _parquet(path: Path) -> Iterator[Record]:
