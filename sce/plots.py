@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: confusion matrix, reliability, accuracy bars.
+"""Pictures of an evaluation: confusion matrix, reliability, accuracy bars, precision-coverage.
 
 Each function returns a `matplotlib.figure.Figure` made without pyplot, so nothing global is
 touched and any thread may draw. `save` writes it as PNG.
@@ -15,11 +15,13 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
+from sce.bulk.threshold import Choice, Curve
 from sce.metrics import Reliability
 
 MAX_BYTES = 300_000
 MAX_COUNTED_LABELS = 15
 MAX_NAMED_LABELS = 60
+MAX_CURVE_POINTS = 2000
 _NAME_CHARS = 28
 _SCE_COLOUR, _COSINE_COLOUR = "#1f5fa8", "#b9b9b9"
 
@@ -106,6 +108,32 @@ def accuracy_figure(results: Sequence[Mapping[str, Any]], title: str = "") -> Fi
     axes.set(xlabel="accuracy (95 % interval)", xlim=(0, 1))
     axes.set_title(_plain(title or "SCE and cosine similarity", 80), parse_math=False)
     figure.legend(loc="outside upper right", ncols=2)
+    return figure
+
+
+def precision_coverage_figure(curve: Curve, choice: Choice, title: str = "") -> Figure:
+    """Precision of the answered rows against the share that is answered, with its 95 % band, the
+    target, and the chosen threshold or, if none reaches the target, the most precise one.
+
+    A curve of more than 2,000 thresholds is drawn by as many of them, evenly spaced in order.
+    """
+    size = len(curve)
+    shown = np.unique(np.linspace(0, size - 1, min(size, MAX_CURVE_POINTS)).round().astype(int))
+    coverage, precision = curve.coverage[shown], curve.precision[shown]
+    low, high = (bound[shown] for bound in curve.interval)
+    figure = Figure(figsize=(6.5, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    axes.fill_between(coverage, low, high, color=_COSINE_COLOUR, alpha=0.5, label="95 % interval")
+    axes.plot(coverage, precision, color=_SCE_COLOUR, label="precision")
+    target = choice.target_precision
+    axes.axhline(target, color="#888888", linestyle="--", linewidth=1, label=f"target {target:g}")
+    point, name = (choice.point, "chosen") if choice.point else (choice.best, "best, below target")
+    label = f"{name}: threshold {point.threshold}"
+    axes.plot([point.coverage], [point.precision], "o", color="black", label=label)
+    axes.set(xlabel="share of rows answered", ylabel="share of them that is right")
+    axes.set(xlim=(0, 1.01), ylim=(max(0.0, min(float(precision.min()), target) - 0.1), 1.01))
+    axes.set_title(_plain(title or "Precision and coverage", 80), parse_math=False)
+    axes.legend(loc="lower left")
     return figure
 
 

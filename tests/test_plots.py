@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from sce import plots, report
+from sce.bulk.threshold import choose_threshold, precision_coverage
 from sce.metrics import reliability
 
 
@@ -88,6 +89,29 @@ def test_accuracy_figure_has_a_pair_of_bars_a_set():
     assert [bar.get_width() for bar in axes.patches] == pytest.approx([0.8, 0.8, 0.7, 1.0])
     with pytest.raises(ValueError, match="at least one"):
         plots.accuracy_figure([])
+
+
+@pytest.mark.parametrize(("target", "said"), [(0.7, "chosen"), (0.95, "best, below target")])
+def test_precision_coverage_figure_marks_the_choice(tmp_path, target, said):
+    curve = precision_coverage([0.9, 0.8, 0.8, 0.8, 0.5], [0, 1, 1, 1, 0])
+    choice = choose_threshold(curve, target)
+    axes = plots.precision_coverage_figure(curve, choice, "$cost").axes[0]
+    line, goal, mark = axes.lines
+    assert line.get_xdata().tolist() == pytest.approx([1.0, 0.8, 0.2])
+    assert line.get_ydata().tolist() == pytest.approx([0.6, 0.75, 0.0])
+    assert set(goal.get_ydata()) == {target}
+    assert (mark.get_xdata()[0], mark.get_ydata()[0]) == pytest.approx((0.8, 0.75))
+    assert mark.get_label() == f"{said}: threshold 0.8"
+    png_size(plots.save(axes.figure, tmp_path / "p.png"))
+
+
+def test_a_long_curve_is_drawn_by_some_of_its_points_with_both_ends():
+    score_N = np.linspace(0, 1, 30_000)
+    curve = precision_coverage(score_N, score_N > 0.5)
+    line = plots.precision_coverage_figure(curve, choose_threshold(curve, 0.9)).axes[0].lines[0]
+    assert len(line.get_xdata()) == plots.MAX_CURVE_POINTS
+    assert line.get_xdata()[0] == 1.0
+    assert line.get_xdata()[-1] == pytest.approx(1 / 30_000)
 
 
 def test_save_lowers_the_resolution_to_fit(tmp_path):

@@ -1,0 +1,1 @@
+"""Bulk classification: files in, one answer for each row out. No Ray in here."""
