@@ -9,14 +9,14 @@ over the examples the other; `SCEModel.pool_labels` joins them.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, chain
 
 import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from sce.labels import LabelSet
+from sce.labels import Label, LabelSet
 from sce.model import SCEModel
 
 TextVectors = Callable[[Sequence[str]], np.ndarray]
@@ -41,6 +41,26 @@ class LabelVectors:
 
     def to(self, device: torch.device | str) -> LabelVectors:
         return LabelVectors(*(None if t is None else t.to(device) for t in self._parts()))
+
+    def take(self, places_K: torch.Tensor) -> LabelVectors:
+        """The labels at these places."""
+        return LabelVectors(*(None if t is None else t[places_K] for t in self._parts()))
+
+    def joined(self, other: LabelVectors) -> LabelVectors:
+        """These labels and then the `other`; a part without examples counts none."""
+        mine, theirs = self, other
+        if (mine.examples_KD is None) != (theirs.examples_KD is None):
+            mine, theirs = mine._with_examples(), theirs._with_examples()
+        pairs = zip(mine._parts(), theirs._parts(), strict=True)
+        return LabelVectors(
+            *(None if a is None or b is None else torch.cat([a, b]) for a, b in pairs)
+        )
+
+    def _with_examples(self) -> LabelVectors:
+        if self.examples_KD is not None or self.text_KD is None:
+            return self
+        counts_K = self.text_KD.new_zeros(len(self))
+        return replace(self, examples_KD=torch.zeros_like(self.text_KD), example_counts_K=counts_K)
 
     def _parts(self) -> tuple[torch.Tensor | None, ...]:
         return (self.text_KD, self.examples_KD, self.example_counts_K, self.tokens_KH)
@@ -79,6 +99,37 @@ def encode_labels(
             counts_K = torch.tensor(counts, dtype=torch.float32)
     tokens_KH = None if token_means is None else token_means([lb.key for lb in label_set.labels])
     return LabelVectors(text_KD, examples_KD, counts_K, tokens_KH)
+
+
+class LabelBank:
+    """Vectors of labels that were encoded before, label by label, for sets that overlap.
+
+    Args:
+        encode: gives the vectors of a label set in its own order.
+        limit: when more labels than this would be kept, only those just asked for are.
+    """
+
+    def __init__(self, encode: Callable[[LabelSet], LabelVectors], limit: int) -> None:
+        self._encode = encode
+        self._limit = limit
+        self._places: dict[Label, int] = {}
+        self._vectors: LabelVectors | None = None
+
+    def vectors(self, labels: Sequence[Label]) -> LabelVectors:
+        """Vectors of distinct labels, in their order.
+
+        New labels are encoded together, in the order of `labels`: the caller sorts them, so that
+        the order in which a user gave them does not reach the vectors.
+        """
+        new = [label for label in labels if label not in self._places]
+        if len(self._places) + len(new) > self._limit:
+            self._places, self._vectors, new = {}, None, list(labels)
+        if new:
+            found = self._encode(LabelSet(tuple(new)))
+            self._vectors = found if self._vectors is None else self._vectors.joined(found)
+            self._places |= {label: len(self._places) + i for i, label in enumerate(new)}
+        assert self._vectors is not None
+        return self._vectors.take(torch.tensor([self._places[label] for label in labels]))
 
 
 def token_means_of(model: SCEModel, tokenizer: PreTrainedTokenizerBase) -> TokenMeans:

@@ -1,23 +1,170 @@
-"""The one place where a trained model scores texts: batches under a budget of label tokens."""
+"""The one place where a trained model scores texts.
+
+`Scorer` runs the weights of an `SCEModel` for inference. What does not depend on the text is
+done once a label set (`PreparedLabels`), and batches keep to a budget of tokens.
+
+Tensor names carry their shape: B rows of a batch, R rows in all, K labels, L labels of a table
+that rows choose from, D the embedder's dimension, H the encoder's width, T = K + 1 tokens,
+A attention heads, P the width of a head.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from sce.label_vectors import LabelVectors
-from sce.model import SCEModel
+from sce.model import SCEModel, pool_labels
 
-MAX_BATCH_TOKENS = 16_384
-"""Tokens (query and labels) of one forward pass. Larger ones are no faster on two cores."""
+MAX_BATCH_TOKENS = {"cpu": 1024, "cuda": 65_536}
+"""Tokens (query and labels) of one forward pass, by type of device."""
+SHORTLIST_ABOVE = 400
+"""With more labels than this, only a shortlist of them is contextualised."""
+SHORTLIST_SIZE = 100
+"""M: how many labels of a larger set are contextualised."""
+EXACT = 2**62
+"""As `shortlist_above`: contextualise every label of every set."""
 
 
-@torch.inference_mode()
+@dataclass(frozen=True)
+class PreparedLabels:
+    """What the model makes of labels before it sees a text.
+
+    Attributes:
+        g_KD: float32, for the prior; None in a model that does not read them.
+        tokens_KH: h_k by equation 2; None in a model that does not read them.
+        similarity_KD: unit vectors for the shortlist, float32; None where none were given.
+    """
+
+    g_KD: torch.Tensor | None
+    tokens_KH: torch.Tensor | None
+    similarity_KD: torch.Tensor | None
+
+    def __len__(self) -> int:
+        part = self.g_KD if self.g_KD is not None else self.tokens_KH
+        assert part is not None
+        return len(part)
+
+
+@dataclass(frozen=True)
+class ScoredBatch:
+    """Scores of consecutive rows.
+
+    Attributes:
+        rows: which of the R rows.
+        logits_BK: uncalibrated, float32, on the model's device; [B, M] with a shortlist.
+        kept_BM: which labels of each row's set they belong to, ascending, where a shortlist was
+            used.
+    """
+
+    rows: slice
+    logits_BK: torch.Tensor
+    kept_BM: torch.Tensor | None
+
+
+class Scorer:
+    """Scores labels with the weights of a model, which must not change afterwards.
+
+    Args:
+        model: in evaluation mode; its device and dtype are used.
+        max_batch_tokens: of one forward pass; None for the device's default.
+    """
+
+    def __init__(self, model: SCEModel, max_batch_tokens: int | None = None) -> None:
+        self.model = model
+        self.device: torch.device = model.query_adaptor.weight.device
+        self.max_batch_tokens = max_batch_tokens or MAX_BATCH_TOKENS.get(
+            self.device.type, MAX_BATCH_TOKENS["cuda"]
+        )
+
+    @torch.inference_mode()
+    def prepare(self, labels: LabelVectors) -> PreparedLabels:
+        """Everything about labels that no text changes.
+
+        Args:
+            labels: in canonical order. Vectors of their texts serve the shortlist also in a
+                model that does not read them.
+        """
+        labels = labels.to(self.device)
+        similarity_KD = None
+        if labels.text_KD is not None:
+            weight = torch.tensor(self.model.config.example_weight, device=self.device)
+            if self.model.uses_embedded_labels:
+                weight = self.model.example_weight
+            similarity_KD = pool_labels(
+                labels.text_KD,
+                labels.examples_KD,
+                labels.example_counts_K,
+                weight,
+            ).float()
+        g_KD = similarity_KD if self.model.uses_embedded_labels else None
+        return PreparedLabels(g_KD, labels.tokens_KH, similarity_KD)
+
+    @torch.inference_mode()
+    def batches(
+        self,
+        queries_RD: np.ndarray,
+        labels: PreparedLabels,
+        ids_RK: np.ndarray | None = None,
+        shortlist: int | None = None,
+    ) -> Iterator[ScoredBatch]:
+        """Scores of R rows, batch by batch.
+
+        Args:
+            queries_RD: unit vectors of the text embedder, float32 [R, D].
+            ids_RK: each row's labels as places in `labels`, in canonical order; None where all
+                of `labels` is every row's set.
+            shortlist: contextualise this many labels of each row, the nearest to the text.
+        """
+        width = len(labels) if ids_RK is None else ids_RK.shape[1]
+        if shortlist is not None and shortlist >= width:
+            shortlist = None
+        rows = max(1, self.max_batch_tokens // ((shortlist or width) + 1))
+        for start in range(0, len(queries_RD), rows):
+            batch = slice(start, min(start + rows, len(queries_RD)))
+            queries_BD = torch.from_numpy(np.ascontiguousarray(queries_RD[batch])).to(self.device)
+            ids_BK = kept_BM = None
+            if ids_RK is not None:
+                ids_BK = torch.from_numpy(ids_RK[batch]).to(self.device)
+            if shortlist is not None:
+                kept_BM = self._nearest(queries_BD, labels, ids_BK, shortlist)
+                ids_BK = kept_BM if ids_BK is None else ids_BK.gather(1, kept_BM)
+            yield ScoredBatch(batch, self.logits(queries_BD, labels, ids_BK), kept_BM)
+
+    @torch.inference_mode()
+    def logits(
+        self, queries_BD: torch.Tensor, labels: PreparedLabels, ids_BK: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Uncalibrated scores, float32 [B, K], as `SCEModel.forward` gives them."""
+        g_KD, tokens_KH = labels.g_KD, labels.tokens_KH
+        if ids_BK is not None:
+            g_KD = None if g_KD is None else g_KD[ids_BK]
+            tokens_KH = None if tokens_KH is None else tokens_KH[ids_BK]
+        return self.model(queries_BD, label_embeddings=g_KD, label_tokens=tokens_KH).logits
+
+    def _nearest(
+        self,
+        queries_BD: torch.Tensor,
+        labels: PreparedLabels,
+        ids_BK: torch.Tensor | None,
+        size: int,
+    ) -> torch.Tensor:
+        """The `size` labels of each row with the largest cosine, ascending places [B, M]."""
+        assert labels.similarity_KD is not None
+        cosine_BK = queries_BD @ labels.similarity_KD.T
+        if ids_BK is not None:
+            cosine_BK = cosine_BK.gather(1, ids_BK)
+        return cosine_BK.topk(size, dim=1, sorted=False).indices.sort(dim=1).values
+
+
 def score(
     model: SCEModel,
     queries_ND: np.ndarray,
     labels: LabelVectors,
-    max_batch_tokens: int = MAX_BATCH_TOKENS,
+    max_batch_tokens: int | None = None,
 ) -> np.ndarray:
     """Uncalibrated scores of every label of one set for every query.
 
@@ -29,12 +176,8 @@ def score(
     Returns:
         float32 [N, K].
     """
-    device = next(model.parameters()).device
-    inputs = labels.to(device).model_inputs()
-    rows = max(1, max_batch_tokens // (len(labels) + 1))
+    scorer = Scorer(model, max_batch_tokens)
     scores_NK = np.empty((len(queries_ND), len(labels)), np.float32)
-    for start in range(0, len(queries_ND), rows):
-        queries_BD = torch.from_numpy(np.ascontiguousarray(queries_ND[start : start + rows]))
-        logits_BK = model(queries_BD.to(device), **inputs).logits
-        scores_NK[start : start + rows] = logits_BK.cpu().numpy()
+    for batch in scorer.batches(queries_ND, scorer.prepare(labels)):
+        scores_NK[batch.rows] = batch.logits_BK.cpu().numpy()
     return scores_NK
