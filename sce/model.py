@@ -290,11 +290,6 @@ class SCEModel(PreTrainedModel):
         Returns:
             `SCEOutput` with float32 logits [B, K].
         """
-        config = self.config
-        dtype = self.query_adaptor.weight.dtype
-        scaled_BD = (query_embeddings * config.query_scale).to(dtype)
-        tokens_B1H = self._embed_inputs(self.query_adaptor(scaled_BD).unsqueeze(1), first=0)
-
         g_KD: torch.Tensor | None = None
         if self.uses_embedded_labels:
             if label_embeddings is None:
@@ -302,14 +297,8 @@ class SCEModel(PreTrainedModel):
                     "label_embeddings are needed: the model has a prior or embeds labels"
                 )
             g_KD = self.pool_labels(label_embeddings, example_embeddings, example_counts)
-        if config.label_source == "embedder":
-            assert g_KD is not None
-            h_KH = self.label_adaptor((g_KD * config.query_scale).to(dtype))
-        elif label_tokens is None:
-            raise ValueError("label_tokens are needed: the model reads labels as token means")
-        else:
-            h_KH = label_tokens.to(dtype)
-        h_KH = self._embed_inputs(h_KH, first=1)
+        query_B1H = self.embed_queries(query_embeddings)
+        h_KH = self.embed_labels(g_KD, label_tokens)
         if h_KH.dim() == 2:
             h_KH = h_KH.unsqueeze(0).expand(len(query_embeddings), -1, -1)
 
@@ -317,23 +306,54 @@ class SCEModel(PreTrainedModel):
         if label_mask is not None:
             query_mask = label_mask.new_ones(len(label_mask), 1)
             attention_mask = torch.cat([query_mask, label_mask], dim=1)[:, None, None, :]
-        e_BTH = self.encoder(torch.cat([tokens_B1H, h_KH], dim=1), attention_mask).last_hidden_state
-
-        # Scores are float32 whatever the encoder runs in: half precision would blur the prior.
-        with torch.autocast(e_BTH.device.type, enabled=False):
-            e_BTH = e_BTH.float()
-            logits_BK = torch.einsum("bh,bkh->bk", e_BTH[:, 0], e_BTH[:, 1:])
-            logits_BK = logits_BK * self.log_logit_scale.float().exp()
-            if config.prior_scale > 0:
-                assert g_KD is not None
-                equation = "bd,kd->bk" if g_KD.dim() == 2 else "bd,bkd->bk"
-                cosine_BK = torch.einsum(equation, query_embeddings.float(), g_KD.float())
-                logits_BK = logits_BK + cosine_BK * self.log_prior_scale.float().exp()
+        e_BTH = self.encoder(torch.cat([query_B1H, h_KH], dim=1), attention_mask).last_hidden_state
+        logits_BK = self.score(e_BTH, query_embeddings, g_KD)
         if label_mask is not None:
             logits_BK = logits_BK.masked_fill(~label_mask, -torch.inf)
 
         loss = None if targets is None else nn.functional.cross_entropy(logits_BK, targets)
         return SCEOutput(loss=loss, logits=logits_BK)
+
+    def embed_queries(self, query_embeddings: torch.Tensor) -> torch.Tensor:
+        """q' as the encoder reads it, [B, 1, H], from unit vectors [B, D]."""
+        scaled_BD = query_embeddings * self.config.query_scale
+        query_BH = self.query_adaptor(scaled_BD.to(self.query_adaptor.weight.dtype))
+        return self._embed_inputs(query_BH.unsqueeze(1), first=0)
+
+    def embed_labels(
+        self, g_KD: torch.Tensor | None, label_tokens: torch.Tensor | None
+    ) -> torch.Tensor:
+        """h_k as the encoder reads it, [..., K, H].
+
+        Args:
+            g_KD: what `pool_labels` gives; None in a model that has no use for it.
+            label_tokens: as in `forward`.
+        """
+        dtype = self.query_adaptor.weight.dtype
+        if self.config.label_source == "embedder":
+            assert g_KD is not None
+            h_KH = self.label_adaptor((g_KD * self.config.query_scale).to(dtype))
+        elif label_tokens is None:
+            raise ValueError("label_tokens are needed: the model reads labels as token means")
+        else:
+            h_KH = label_tokens.to(dtype)
+        return self._embed_inputs(h_KH, first=1)
+
+    def score(
+        self, e_BTH: torch.Tensor, query_embeddings: torch.Tensor, g_KD: torch.Tensor | None
+    ) -> torch.Tensor:
+        """s_k from the encoder's output, [B, K]. Float32 whatever the encoder runs in: half
+        precision would blur the prior."""
+        with torch.autocast(e_BTH.device.type, enabled=False):
+            e_BTH = e_BTH.float()
+            logits_BK = torch.einsum("bh,bkh->bk", e_BTH[:, 0], e_BTH[:, 1:])
+            logits_BK = logits_BK * self.log_logit_scale.float().exp()
+            if self.config.prior_scale > 0:
+                assert g_KD is not None
+                equation = "bd,kd->bk" if g_KD.dim() == 2 else "bd,bkd->bk"
+                cosine_BK = torch.einsum(equation, query_embeddings.float(), g_KD.float())
+                logits_BK = logits_BK + cosine_BK * self.log_prior_scale.float().exp()
+        return logits_BK
 
     def _embed_inputs(self, inputs: torch.Tensor, first: int) -> torch.Tensor:
         """What the pretrained embedding block does to an input vector, positions excepted.

@@ -51,9 +51,7 @@ CACHED_SET_LABELS = 4096
 """Prepared label sets are kept up to this many sets and this many labels in all of them."""
 CACHED_LABELS = 32_768
 """Vectors of single labels are kept up to this many, for sets that differ from row to row."""
-SHARED_ROWS = 16
-"""A set that at least this many rows have in common is prepared as a whole."""
-TABLE_LABELS = 32_768
+TABLE_LABELS = 16_384
 """Rows with sets of their own are scored in chunks of at most this many labels, repeats counted:
 a chunk's distinct labels are prepared together."""
 
@@ -147,7 +145,7 @@ class Predictor:
         self._scorer = Scorer(model, max_batch_tokens)
         self._token_means = None if tokenizer is None else token_means_of(model, tokenizer)
         self._text_vectors = text_vectors or (lambda texts: embedder.embed(texts).vectors)
-        self._prepared_sets: dict[str, PreparedLabels] = {}
+        self._prepared_sets: dict[tuple[str, bool], PreparedLabels] = {}
         self._banks = {
             with_text: LabelBank(partial(self._encode, with_text=with_text), CACHED_LABELS)
             for with_text in (False, True)
@@ -363,7 +361,7 @@ class Predictor:
         """Uncalibrated scores s_k, float32 [N, K], in the order of `labels`. Every label is
         contextualised, however many there are."""
         label_set = LabelSet.parse(labels)
-        prepared, order = self._prepared(label_set), label_set.canonical_order
+        prepared, order = self._prepared(label_set, exact=True), label_set.canonical_order
         scores_NK = np.empty((len(queries_ND), len(label_set)), np.float32)
         for batch in self._scorer.batches(queries_ND, prepared):
             scores_NK[batch.rows, order] = batch.logits_BK.cpu().numpy()
@@ -415,25 +413,32 @@ class Predictor:
             sets_SK, set_R, sizes_S = np.unique(
                 ids_RK, axis=0, return_inverse=True, return_counts=True
             )
-            for s in np.flatnonzero(sizes_S >= SHARED_ROWS).tolist():
+            shared_S = self._scorer.fills_a_batch(sizes_S, count) & (count <= self.shortlist_above)
+            for s in np.flatnonzero(shared_S).tolist():
                 mine_R = np.flatnonzero(set_R == s)
                 prepared = self._scorer.prepare(vectors.take(torch.from_numpy(sets_SK[s])))
                 yield _Group(rows_R[mine_R], prepared, None, user_RK[mine_R])
-            own_R = np.flatnonzero(sizes_S[set_R] < SHARED_ROWS)
+            own_R = np.flatnonzero(~shared_S[set_R])
             size = max(1, TABLE_LABELS // count)
             for start in range(0, len(own_R), size):
                 mine_R = own_R[start : start + size]
                 table_L, chosen_RK = np.unique(ids_RK[mine_R], return_inverse=True)
-                prepared = self._scorer.prepare(vectors.take(torch.from_numpy(table_L)))
+                table = vectors.take(torch.from_numpy(table_L))
+                prepared = self._scorer.prepare(table, shared=False)
                 chosen_RK = chosen_RK.reshape(-1, count)
                 yield _Group(rows_R[mine_R], prepared, chosen_RK, user_RK[mine_R])
 
-    def _prepared(self, label_set: LabelSet) -> PreparedLabels:
-        """A label set in canonical order; the last ones used are kept."""
-        key = label_set.fingerprint
+    def _prepared(self, label_set: LabelSet, exact: bool = False) -> PreparedLabels:
+        """A label set in canonical order; the last ones used are kept.
+
+        Args:
+            exact: every label is to be contextualised, however many there are.
+        """
+        shared = exact or len(label_set) <= self.shortlist_above
+        key = (label_set.fingerprint, shared)
         if key not in self._prepared_sets:
             vectors = self._encode(label_set.canonical(), self._needs_text(len(label_set)))
-            self._prepared_sets[key] = self._scorer.prepare(vectors)
+            self._prepared_sets[key] = self._scorer.prepare(vectors, shared)
             while len(self._prepared_sets) > 1 and (
                 len(self._prepared_sets) > CACHED_SETS
                 or sum(map(len, self._prepared_sets.values())) > CACHED_SET_LABELS
