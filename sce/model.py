@@ -215,6 +215,16 @@ class SCEModel(PreTrainedModel):
             parameter.requires_grad_(False)
 
     @torch.no_grad()
+    def cast_weights(self, dtype: torch.dtype) -> SCEModel:
+        """Run the encoder and what feeds it in `dtype`. The few numbers that scale and weigh
+        scores stay float32: bfloat16 would change a prior's weight by up to 1%."""
+        for module in self.children():
+            module.to(dtype)
+        if self.config.token_type:
+            self.token_type_embedding.data = self.token_type_embedding.data.to(dtype)
+        return self
+
+    @torch.no_grad()
     def load_pretrained_encoder(self, pretrained: Any) -> None:
         """Copy the weights of a pretrained BERT or RoBERTa model: its first layers, and of its
         embedding block what this model keeps. Its position embeddings are left out.

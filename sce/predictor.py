@@ -42,6 +42,7 @@ from sce.scoring import (
     PreparedLabels,
     ScoredBatch,
     Scorer,
+    multiplies_bfloat16,
 )
 
 __all__ = ["EXACT", "SHORTLIST_ABOVE", "SHORTLIST_SIZE", "Answers", "Prediction", "Predictor"]
@@ -90,6 +91,11 @@ class _Group:
     labels: PreparedLabels
     ids_RK: np.ndarray | None
     user_places: np.ndarray
+
+    @property
+    def width(self) -> int:
+        """K."""
+        return self.user_places.shape[-1]
 
     def to_user(self, batch: ScoredBatch, places_BX: np.ndarray) -> np.ndarray:
         """From places among a batch's scores to places in the user's order."""
@@ -169,7 +175,10 @@ class Predictor:
             embedder: one that is loaded already, or where to find it; by default the one that
                 the model's fingerprint names.
             device: "auto" (a GPU where there is one), "cpu" or "cuda".
-            dtype: "float32" or "bfloat16", of the encoder.
+            dtype: of the encoder: "float32", "bfloat16", or "auto", which is bfloat16 on a GPU
+                or CPU that multiplies it natively and float32 elsewhere. Scores are float32
+                throughout. On a CPU with AVX512-BF16 bfloat16 is about twice as fast; on
+                clinc150 it changed no answer of 1,500 and no probability by more than 0.005.
             text_vectors, shortlist_above, shortlist_size: as in the constructor.
 
         Raises:
@@ -178,10 +187,12 @@ class Predictor:
         """
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        if dtype not in ("float32", "bfloat16"):
-            raise ConfigError(f"dtype: {dtype!r} is not one of 'float32', 'bfloat16'.")
+        if dtype not in ("float32", "bfloat16", "auto"):
+            raise ConfigError(f"dtype: {dtype!r} is not one of 'float32', 'bfloat16', 'auto'.")
+        half = dtype == "bfloat16" or (dtype == "auto" and multiplies_bfloat16(device))
         try:
-            model = SCEModel.from_pretrained(path, dtype=getattr(torch, dtype)).to(device)
+            model = SCEModel.from_pretrained(path, dtype=torch.float32)
+            model = model.cast_weights(torch.bfloat16 if half else torch.float32).to(device)
             tokenizer = None
             if model.config.label_source == "tokens":
                 tokenizer = AutoTokenizer.from_pretrained(path)
@@ -328,7 +339,7 @@ class Predictor:
         writer = AnswerWriter(offsets, min(top_k, width), return_scores)
         for group in self._groups(labels, len(queries_ND)):
             for batch in self._scored(queries_ND, group):
-                top_BT, p_BT, p_BK = self._best(batch, writer.width, return_scores)
+                top_BT, p_BT, p_BK = self._best(batch, group.width, writer.width, return_scores)
                 rows_B = group.rows_R[batch.rows]
                 writer.write_top(rows_B, group.to_user(batch, top_BT), p_BT)
                 if p_BK is not None:
@@ -351,7 +362,7 @@ class Predictor:
             for batch in self._scored(queries_ND, group):
                 logits_BK = batch.logits_BK.cpu().numpy().astype(np.float64)
                 if calibrated:
-                    logits_BK = self.temperature.scale(logits_BK, logits_BK.shape[1])
+                    logits_BK = self.temperature.scale(logits_BK, group.width)
                 places_BK = np.broadcast_to(np.arange(logits_BK.shape[1]), logits_BK.shape)
                 user_BK = group.to_user(batch, places_BK)
                 np.put_along_axis(p_NK[batch.rows], user_BK, softmax(logits_BK, axis=1), 1)
@@ -368,25 +379,26 @@ class Predictor:
         return scores_NK
 
     def _scored(self, queries_ND: np.ndarray, group: _Group) -> Iterator[ScoredBatch]:
-        width = len(group.labels) if group.ids_RK is None else group.ids_RK.shape[1]
         every = len(group.rows_R) == len(queries_ND)  # they ascend, so no copy is needed
         return self._scorer.batches(
             queries_ND if every else queries_ND[group.rows_R],
             group.labels,
             group.ids_RK,
-            self.shortlist_size if width > self.shortlist_above else None,
+            self.shortlist_size if group.width > self.shortlist_above else None,
         )
 
     def _best(
-        self, batch: ScoredBatch, width: int, return_scores: bool
+        self, batch: ScoredBatch, label_count: int, width: int, return_scores: bool
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """The best places of each row's scores, their probabilities, and all probabilities.
 
-        Equal scores come in canonical order. The temperature is that of the number of labels
-        that were scored together.
+        Equal scores come in canonical order. With a shortlist the temperature is that of the
+        whole set: it holds the labels that are hard to tell apart, so its scores are as sharp as
+        those of the whole (on clinc150 the best T is 0.98 for 150 labels and for the nearest 64
+        of them, 0.95 for 64 random ones).
         """
         logits_BK = batch.logits_BK.double()
-        p_BK = torch.softmax(self.temperature.scale(logits_BK, logits_BK.shape[1]), dim=1)
+        p_BK = torch.softmax(self.temperature.scale(logits_BK, label_count), dim=1)
         if width == 1:
             top_BT = logits_BK.argmax(1, keepdim=True)
         else:

@@ -25,10 +25,13 @@ MAX_BATCH_TOKENS = {"cpu": 2048, "cuda": 65_536}
 """Tokens (query and labels) of one forward pass, by type of device. On a CPU the activations of a
 layer should stay in its cache: 1,024 to 4,096 tokens are within a few per cent of each other, 256
 are a quarter slower and 16,384 a half."""
-SHORTLIST_ABOVE = 400
+SHORTLIST_ABOVE = 200
 """With more labels than this, only a shortlist of them is contextualised."""
 SHORTLIST_SIZE = 100
-"""M: how many labels of a larger set are contextualised."""
+"""M: how many labels of a larger set are contextualised. On unions of training label sets a
+shortlist of 100 is 4 times as fast at 300 labels and 15 times at 875; 94 to 96% of the answers
+stay, and as many of the others become right as wrong (25.0 to 25.5%, 16.0 to 16.5% accuracy).
+Shorter ones lose no accuracy there either, but their probabilities are further off."""
 EXACT = 2**62
 """As `shortlist_above`: contextualise every label of every set."""
 
@@ -181,6 +184,13 @@ class Scorer:
         if ids_BK is not None:
             cosine_BK = cosine_BK.gather(1, ids_BK)
         return cosine_BK.topk(size, dim=1, sorted=False).indices.sort(dim=1).values
+
+
+def multiplies_bfloat16(device: str) -> bool:
+    """Whether a device has instructions for products of bfloat16 numbers."""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def score(
