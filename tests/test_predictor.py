@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sce.embedder import EmbedderConfig, load_embedder
-from sce.errors import FingerprintMismatch, InputError, LabelError
+from sce.errors import ConfigError, FingerprintMismatch, InputError, LabelError
 from sce.labels import LabelSet
-from sce.predictor import Predictor
+from sce.predictor import EXACT, Predictor
 from sce.pretrained import ModelConfig, build_model
+from sce.ragged_labels import RaggedLabels
 from tests.tiny_models import build_roberta, build_sentence_transformer
 
 TEXTS = ["the river rose overnight", "a short text", "the engine will not start", "thank you"]
@@ -117,6 +118,177 @@ def test_a_label_set_a_row(predictor):
         predictor.predict(TEXTS, sets[:2])
 
 
+WORDS = [
+    f"label {i} {w}" for i, w in enumerate(["flood", "fire", "praise", "cup", "fox", "parcel"] * 4)
+]
+
+
+def some_sets(seed: int, rows: int = 60) -> list[list[str]]:
+    """Sets of one to six names; some rows share theirs."""
+    random = np.random.default_rng(seed)
+    sets = [list(random.permutation(WORDS)[: random.integers(1, 7)]) for _ in range(rows)]
+    for row in range(0, rows, 3):
+        sets[row] = ["fox", "cup", "parcel"]
+    return sets
+
+
+def unit(rows: int, seed: int = 0) -> np.ndarray:
+    vectors = np.random.default_rng(seed).normal(size=(rows, 32)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def rebuilt(predictor: Predictor, **settings) -> Predictor:
+    return Predictor(predictor.model, predictor.embedder, predictor.tokenizer, **settings)
+
+
+def row_scores(answers) -> list[np.ndarray]:
+    return np.split(answers.scores_M, answers.offsets[1:-1])
+
+
+@pytest.mark.parametrize("max_batch_tokens", [16, 2048])
+def test_many_sets_answer_as_each_alone(predictor, max_batch_tokens):
+    """With a small budget the shared sets take the path of one set, with a large one they do
+    not."""
+    bulk = rebuilt(predictor, max_batch_tokens=max_batch_tokens)
+    queries, sets = unit(60), some_sets(1)
+    answers = bulk.answer(queries, RaggedLabels.from_sets(sets), top_k=4, return_scores=True)
+    assert answers.top_NT.shape == answers.top_scores_NT.shape == (60, 4)
+    assert answers.shortlist is None
+    for row, (names, scores) in enumerate(zip(sets, row_scores(answers), strict=True)):
+        alone = predictor.probabilities(queries[row : row + 1], names)[0]
+        np.testing.assert_allclose(scores, alone, atol=1e-5)
+        top, width = answers.top_NT[row], min(4, len(names))
+        np.testing.assert_array_equal(answers.top_scores_NT[row, :width], scores[top[:width]])
+        assert (np.diff(answers.top_scores_NT[row, :width]) <= 0).all()
+        assert (top[width:] == -1).all()
+        assert np.isnan(answers.top_scores_NT[row, width:]).all()
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_every_order_of_ragged_sets_gives_the_same_answer_bit_for_bit(predictor, seed):
+    random = np.random.default_rng(seed)
+    sets = some_sets(2)
+    orders = [random.permutation(len(names)) for names in sets]
+    moved = [[names[i] for i in order] for names, order in zip(sets, orders, strict=True)]
+    queries = unit(60)
+    straight, other = (  # nothing that one keeps may reach the other
+        rebuilt(predictor, max_batch_tokens=40).answer(
+            queries, RaggedLabels.from_sets(s), top_k=3, return_scores=True
+        )
+        for s in (sets, moved)
+    )
+    for order, a, b in zip(orders, row_scores(straight), row_scores(other), strict=True):
+        assert (a[order] == b).all()
+    for row, order in enumerate(orders):
+        there = other.top_NT[row] >= 0
+        assert (order[other.top_NT[row][there]] == straight.top_NT[row][there]).all()
+
+
+def test_equal_scores_fall_to_the_canonical_first(predictor):
+    """Two labels with the same vector tie whatever their order."""
+    model = copy.deepcopy(predictor.model)
+    tied = Predictor(
+        model, predictor.embedder, predictor.tokenizer, text_vectors=lambda t: unit(1)[[0] * len(t)]
+    )
+    if predictor.tokenizer is not None:
+        model.token_embeddings.weight.data[:] = 0.5
+    for names in (["b", "a", "c"], ["c", "b", "a"]):
+        for labels in (names, RaggedLabels.from_sets([names] * 4)):
+            answers = tied.answer(unit(4), labels, top_k=3)
+            assert [[names[k] for k in row] for row in answers.top_NT] == [["a", "b", "c"]] * 4
+
+
+def test_what_is_known_of_a_label_may_differ_from_row_to_row(predictor):
+    sets = [[{"name": "flood", "examples": ["water"]}, "cup"], ["flood", "cup"], ["cup", "flood"]]
+    queries = np.repeat(unit(1), 3, axis=0)
+    scores = row_scores(predictor.answer(queries, RaggedLabels.from_sets(sets), return_scores=True))
+    np.testing.assert_allclose(scores[1], scores[2][::-1], atol=1e-6)
+    for names, found in zip(sets, scores, strict=True):
+        np.testing.assert_allclose(found, predictor.probabilities(unit(1), names)[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("ragged", [False, True])
+def test_a_shortlist(predictor, ragged):
+    short = rebuilt(predictor, shortlist_above=10, shortlist_size=5)
+    queries = unit(9)
+    sets = [WORDS[i:] + WORDS[:i] for i in range(9)]
+    order = np.random.default_rng(0).permutation(len(WORDS))
+    moved = [[names[i] for i in order] for names in sets]
+    labels = [RaggedLabels.from_sets(s) if ragged else s[0] for s in (sets, moved)]
+    straight, other = (short.answer(queries, s, top_k=7, return_scores=True) for s in labels)
+    assert straight.shortlist == 5
+    for row, (a, b) in enumerate(zip(row_scores(straight), row_scores(other), strict=True)):
+        assert (a[order] == b).all()
+        assert (a > 0).sum() == 5
+        assert a.sum() == pytest.approx(1, abs=1e-5)
+        assert (straight.top_NT[row] >= 0).tolist() == [True] * 5 + [False] * 2
+        kept = [sets[row if ragged else 0][k] for k in np.flatnonzero(a)]
+        exact = predictor.scores(queries[row : row + 1], kept)[0]
+        temperature = float(predictor.temperature.at(len(WORDS)))
+        expected = np.exp(exact / temperature) / np.exp(exact / temperature).sum()
+        np.testing.assert_allclose(a[a > 0], expected, atol=1e-5)
+    if not ragged:
+        np.testing.assert_allclose(
+            short.probabilities(queries, sets[0]).ravel(), straight.scores_M, atol=1e-6
+        )
+        np.testing.assert_array_equal(
+            short.scores(queries, sets[0]), predictor.scores(queries, sets[0])
+        )
+
+
+def test_up_to_the_switch_every_label_is_contextualised(predictor):
+    labels = WORDS[:10]
+    exact = rebuilt(predictor, shortlist_above=EXACT).answer(unit(5), labels, return_scores=True)
+    at = rebuilt(predictor, shortlist_above=10, shortlist_size=5).answer(
+        unit(5), labels, return_scores=True
+    )
+    assert at.shortlist is None
+    np.testing.assert_array_equal(at.scores_M, exact.scores_M)
+    with pytest.raises(ConfigError, match="less than the shortlist's 20 labels"):
+        rebuilt(predictor, shortlist_above=10, shortlist_size=20)
+
+
+def test_answers_of_no_rows_and_of_a_thousand_labels(predictor):
+    for labels in (WORDS, RaggedLabels.from_sets([])):
+        none = predictor.answer(unit(0), labels, top_k=2, return_scores=True)
+        assert len(none) == 0
+        assert len(none.scores_M) == 0
+    many = [f"label {i}" for i in range(1000)]
+    exact = rebuilt(predictor, shortlist_above=EXACT)
+    answers = exact.answer(unit(3), many, top_k=1000, return_scores=True)
+    assert sorted(answers.top_NT[0]) == list(range(1000))
+    assert answers.scores_M.reshape(3, 1000).sum(1) == pytest.approx(np.ones(3), abs=1e-4)
+    assert predictor.answer(unit(3), many).shortlist == 100
+
+
+def test_the_first_argument_may_be_embeddings(predictor):
+    queries = unit(4)
+    expected = predictor.predict(embeddings=queries, labels=LABELS)
+    assert predictor.predict(queries, LABELS) == expected
+    assert predictor.predict(torch.from_numpy(queries), LABELS) == expected
+    assert predictor.predict(np.array(TEXTS), LABELS) == predictor.predict(TEXTS, LABELS)
+    with pytest.raises(InputError, match=r"\[N, 32\]"):
+        predictor.predict(queries[0], LABELS)
+
+
+def test_called_like_the_transformers_pipeline(predictor):
+    found = predictor(TEXTS, candidate_labels=["flood", "praise", "other"])
+    for text, one in zip(TEXTS, found, strict=True):
+        assert one["sequence"] == text
+        assert one["scores"] == sorted(one["scores"], reverse=True)
+        assert sum(one["scores"]) == pytest.approx(1, abs=1e-5)
+        prediction = predictor.predict(text, ["flood", "praise", "other"])[0]
+        assert one["labels"][0] == prediction.label
+    assert predictor(TEXTS[0], "flood, praise,other")["labels"] == found[0]["labels"]
+    short = rebuilt(predictor, shortlist_above=2, shortlist_size=2)
+    assert sorted(short(TEXTS[0], ["flood", "praise", "other"])["labels"]) == [
+        "flood",
+        "other",
+        "praise",
+    ]
+
+
 def test_below_the_threshold_the_label_is_none_and_the_score_stays(predictor):
     for prediction in predictor.predict(TEXTS, LABELS, threshold=1.1):
         assert prediction.label is None
@@ -136,6 +308,9 @@ def test_other_forms_of_labels(predictor):
         ({"labels": ["a"]}, InputError, "either texts or embeddings"),
         ({"embeddings": np.zeros((2, 5)), "labels": ["a"]}, InputError, r"\[N, 32\]"),
         ({"embeddings": np.full((2, 32), np.nan), "labels": ["a"]}, InputError, "NaN"),
+        ({"texts": TEXTS, "labels": [["a"], "b", ["c"], ["d"]]}, LabelError, r"labels\[1\]"),
+        ({"texts": TEXTS, "labels": [["a"], ["a", "a"], ["c"], ["d"]]}, LabelError, "twice"),
+        ({"texts": TEXTS, "labels": ["a"], "top_k": -1}, InputError, "top_k"),
     ],
 )
 def test_wrong_input_is_refused(predictor, call, error, message):
@@ -159,6 +334,20 @@ def test_a_saved_model_answers_like_the_one_in_memory(predictor, tmp_path):
     loaded = Predictor.from_pretrained(tmp_path, predictor.embedder)
     assert loaded.predict(TEXTS, LABELS) == predictor.predict(TEXTS, LABELS)
     assert "/" not in (tmp_path / "config.json").read_text(), "no path of a machine in it"
+
+
+def test_bfloat16_keeps_the_scales_and_comes_close(predictor, tmp_path):
+    predictor.model.save_pretrained(tmp_path)
+    if predictor.tokenizer is not None:
+        predictor.tokenizer.save_pretrained(tmp_path)
+    half = Predictor.from_pretrained(tmp_path, predictor.embedder, dtype="bfloat16")
+    assert half.model.query_adaptor.weight.dtype == torch.bfloat16
+    assert (half.model.log_prior_scale == predictor.model.log_prior_scale).all()
+    queries = unit(20)
+    exact = predictor.probabilities(queries, LABELS)
+    np.testing.assert_allclose(half.probabilities(queries, LABELS), exact, atol=0.05)
+    with pytest.raises(ConfigError, match="'float16' is not one of"):
+        Predictor.from_pretrained(tmp_path, predictor.embedder, dtype="float16")
 
 
 def test_no_model_is_an_input_error(tmp_path, embedder):
