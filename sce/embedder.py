@@ -13,7 +13,9 @@ Shapes: N texts, B texts in a batch, L tokens, D the embedder's dimension.
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +25,15 @@ from tokenizers import Tokenizer
 from transformers import AutoModel, JinaEmbeddingsV3Model, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from sce.embedders.batching import Batch, TokenisedTexts, batches, tokenise
+from sce.embedders.batching import (
+    Batch,
+    TokenisedTexts,
+    batches,
+    check_texts,
+    check_unicode,
+    pieces_by_length,
+    tokenise,
+)
 from sce.embedders.checkpoint import (
     Checkpoint,
     checkpoint_licence,
@@ -33,7 +43,7 @@ from sce.embedders.checkpoint import (
 )
 from sce.embedders.config import EmbedderConfig
 from sce.embedders.fingerprint import EmbedderFingerprint, check_fingerprint
-from sce.errors import EmbedderError
+from sce.errors import DataError, EmbedderError
 
 __all__ = [
     "Embedded",
@@ -48,7 +58,10 @@ __all__ = [
     "minilm_folder",
 ]
 
-CHUNK_TEXTS = 8192
+PIECE_TEXTS = {"cpu": 4096, "cuda": 1024}
+"""Texts that are tokenised at a time, and among which batches are formed. Small pieces give more
+padding (7% at 1,024 short texts, none at 4,096) and start sooner. A CPU spends half a per cent of
+its time on tokens, so padding decides there; a GPU would wait for the first piece."""
 _BATCH_TOKENS = {"cpu": 4096, "cuda": 65536}
 
 log = logging.getLogger(__name__)
@@ -101,21 +114,38 @@ class TextEmbedder:
     def embed(self, texts: Sequence[str]) -> Embedded:
         """Embed texts; batches are formed by length, the order of the answer is the input's.
 
-        A vector does not depend on its neighbours beyond 1e-5 (float32).
+        A vector does not depend on its neighbours beyond 1e-5 (float32). While a piece of the
+        texts goes through the model, a thread tokenises the next.
 
         Raises:
             DataError: a text is empty or not a text; names its position.
         """
+        check_texts(texts)
         vectors_ND = np.empty((len(texts), self.dimension), np.float32)
         counts_N = np.zeros(len(texts), np.int64)
         truncated_N = np.zeros(len(texts), bool)
-        for first in range(0, len(texts), CHUNK_TEXTS):
-            tokens = self.tokenise(texts[first : first + CHUNK_TEXTS])
-            chunk = slice(first, first + len(tokens.lengths))
-            counts_N[chunk], truncated_N[chunk] = tokens.lengths, tokens.truncated
+        for piece_P, tokens in self._tokenised(texts):
+            counts_N[piece_P], truncated_N[piece_P] = tokens.lengths, tokens.truncated
             for batch in self.batches(tokens):
-                vectors_ND[first + batch.positions] = self.embed_batch(batch)
+                vectors_ND[piece_P[batch.positions]] = self.embed_batch(batch)
         return Embedded(vectors_ND, counts_N, truncated_N)
+
+    def _tokenised(self, texts: Sequence[str]) -> Iterator[tuple[np.ndarray, TokenisedTexts]]:
+        """Positions of a piece of the texts, and its tokens; the next piece is tokenised in the
+        meantime."""
+        pieces = pieces_by_length(texts, PIECE_TEXTS.get(self.device.type, PIECE_TEXTS["cuda"]))
+        waiting: deque[Future[TokenisedTexts]] = deque()
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokenise") as thread:
+            for place, piece_P in enumerate(pieces):
+                for ahead_P in pieces[place + len(waiting) : place + 2]:
+                    ahead = [texts[i] for i in ahead_P.tolist()]
+                    waiting.append(thread.submit(self.tokenise, ahead))
+                try:
+                    tokens = waiting.popleft().result()
+                except DataError:
+                    check_unicode(texts)  # with the position among all texts
+                    raise
+                yield piece_P, tokens
 
     def tokenise(self, texts: Sequence[str]) -> TokenisedTexts:
         """First step of `embed`. Raises `DataError` like it."""

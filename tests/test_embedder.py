@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from sce.embedder import (
+    PIECE_TEXTS,
     EmbedderConfig,
     EmbedderFingerprint,
     check_fingerprint,
@@ -46,6 +47,20 @@ def test_order_and_neighbours_do_not_matter(folders, kind):
     assert together.vectors.flags["C_CONTIGUOUS"]
     assert together.vectors.shape == (len(TEXTS), embedder.dimension)
     assert np.abs(together.vectors[0] - together.vectors[1]).max() > 1e-2
+
+
+def test_pieces_are_put_back_in_order_and_errors_name_the_text(folders, monkeypatch):
+    embedder = load_embedder(config(folders))
+    texts = [f"{text} {i}" for i, text in enumerate(TEXTS * 4)]
+    whole = embedder.embed(texts)
+    monkeypatch.setitem(PIECE_TEXTS, embedder.device.type, 5)
+    pieces = embedder.embed(texts)
+    np.testing.assert_allclose(pieces.vectors, whole.vectors, atol=1e-5)
+    np.testing.assert_array_equal(pieces.token_counts, whole.token_counts)
+    assert embedder.embed([]).vectors.shape == (0, embedder.dimension)
+    for bad, message in [("", r"texts\[17\].*empty"), ("\ud800", r"texts\[17\].*surr")]:
+        with pytest.raises(DataError, match=message):
+            embedder.embed([*texts[:17], bad, *texts[18:20], bad])
 
 
 def test_batches_keep_the_budget_and_hold_every_text_once(folders):

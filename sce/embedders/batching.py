@@ -53,16 +53,12 @@ def tokenise(tokenizer: Tokenizer, max_tokens: int, texts: Sequence[str]) -> Tok
     Raises:
         DataError: names the position of the first text that is empty or not a text.
     """
-    for i, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise DataError(f"texts[{i}]: a text is needed, not {type(text).__name__}.")
-        if not text or text.isspace():
-            raise DataError(f"texts[{i}]: the text is empty.")
+    check_texts(texts)
     try:
         encodings = tokenizer.encode_batch_fast(texts)
     except (TypeError, UnicodeEncodeError):
-        bad = next(i for i, text in enumerate(texts) if not _is_unicode(text))
-        raise DataError(f"texts[{bad}]: the text has a lone surrogate, not Unicode.") from None
+        check_unicode(texts)
+        raise
     ids = [encoding.ids for encoding in encodings]
     lengths_N = np.fromiter(map(len, ids), np.int64, len(ids))
     truncated_N = np.zeros(len(ids), bool)
@@ -93,9 +89,27 @@ def batches(tokens: TokenisedTexts, max_batch_tokens: int, pad_id: int) -> Itera
         yield Batch(rows_B, ids_BL, mask_BL.astype(np.int64), lengths_B)
 
 
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+def pieces_by_length(texts: Sequence[str], piece_texts: int) -> list[np.ndarray]:
+    """Positions of texts of similar length in characters, the longest first, in pieces of
+    `piece_texts`: near enough to their length in tokens that little is padded in a piece."""
+    lengths_N = np.fromiter(map(len, texts), np.int64, len(texts))
+    order_N = np.argsort(-lengths_N, kind="stable")
+    return [order_N[i : i + piece_texts] for i in range(0, len(order_N), piece_texts)]
+
+
+def check_texts(texts: Sequence[str]) -> None:
+    """Raises `DataError` with the position of the first that is empty or not a text."""
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise DataError(f"texts[{i}]: a text is needed, not {type(text).__name__}.")
+        if not text or text.isspace():
+            raise DataError(f"texts[{i}]: the text is empty.")
+
+
+def check_unicode(texts: Sequence[str]) -> None:
+    """Raises `DataError` with the position of the first text that is not Unicode."""
+    for i, text in enumerate(texts):
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise DataError(f"texts[{i}]: the text has a lone surrogate, not Unicode.") from None
