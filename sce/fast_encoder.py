@@ -21,7 +21,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn import functional
+from transformers.activations import GELUActivation
 
 from sce.model import SCEModel
 
@@ -52,7 +54,7 @@ class SharedSet:
 
     Attributes:
         q_APK, k_APK, v_AKP: their queries, keys and values by head.
-        lse_AK: log of the softmax denominators, float32.
+        lse_A1K: log of the softmax denominators, float32.
         read_KAH: W o_k by head, where W is the output projection.
         base_KH: h_k + W o_k + the projection's bias.
     """
@@ -68,8 +70,8 @@ class SharedSet:
 class FastEncoder:
     """`SCEModel.forward` up to the encoder's output, for a model without positions.
 
-    Holds copies of the first parts of each layer's weights (queries, keys and values in one
-    matrix); the model's weights must not change afterwards.
+    Holds copies of some weights (queries, keys and values in one matrix); the model's must not
+    change afterwards.
     """
 
     def __init__(self, model: SCEModel) -> None:
@@ -124,16 +126,21 @@ class _Layer:
         self._activation = layer.intermediate.intermediate_act_fn
         self._outer = layer.output.dense
         self._output_norm = layer.output.LayerNorm
+        self._fused = _fused_products(self._inner.weight) and isinstance(
+            self._activation, GELUActivation
+        )
         weight_AHP = self._out.weight.detach().view(-1, self.heads, self.head_width)
         self._out_APH = weight_AHP.permute(1, 2, 0).contiguous()
 
     def qkv(self, x: torch.Tensor) -> torch.Tensor:
         """Queries (divided by sqrt(P)), keys and values, [..., 3H]."""
+        if self._fused:
+            return torch.ops.mkldnn._linear_pointwise(x, self._qkv, self._qkv_bias, "none", [], "")
         return functional.linear(x, self._qkv, self._qkv_bias)
 
     def forward(self, x_BTH: torch.Tensor, qkv_BT3H: torch.Tensor) -> torch.Tensor:
         """The layer on whole rows."""
-        x_BTH = self._out(self._attend(qkv_BT3H)).add_(x_BTH)
+        x_BTH = self._add_product(self._out, self._attend(qkv_BT3H), x_BTH)
         return self._feed_forward(self._attention_norm(x_BTH))
 
     def share(self, h_KH: torch.Tensor, qkv_K3H: torch.Tensor) -> SharedSet:
@@ -188,8 +195,19 @@ class _Layer:
         return self._feed_forward(self._attention_norm(x_BTH))
 
     def _feed_forward(self, x_BTH: torch.Tensor) -> torch.Tensor:
-        inner_BTF = self._activation(self._inner(x_BTH))
-        return self._output_norm(self._outer(inner_BTF).add_(x_BTH))
+        if self._fused:
+            inner_BTF = torch.ops.mkldnn._linear_pointwise(
+                x_BTH, self._inner.weight, self._inner.bias, "gelu", [], "none"
+            )
+        else:
+            inner_BTF = self._activation(self._inner(x_BTH))
+        return self._output_norm(self._add_product(self._outer, inner_BTF, x_BTH))
+
+    def _add_product(self, dense: nn.Linear, x: torch.Tensor, to: torch.Tensor) -> torch.Tensor:
+        """dense(x) + to."""
+        if self._fused:
+            return torch.ops.mkldnn._linear_pointwise.binary(x, to, dense.weight, dense.bias, "add")
+        return dense(x).add_(to)
 
     def _attend(self, qkv_BT3H: torch.Tensor) -> torch.Tensor:
         """What each token reads, heads side by side, [B, T, H]."""
@@ -210,3 +228,12 @@ class _Layer:
         out_CTP = torch.bmm(p_CTT.transpose(1, 2), v_CTP)
         out_BATP = out_CTP.view(rows, self.heads, tokens, self.head_width)
         return out_BATP.transpose(1, 2).reshape(rows, tokens, -1)
+
+
+def _fused_products(weight: torch.Tensor) -> bool:
+    """Whether products come with their activation or sum in one kernel of oneDNN, which is 4 to 8%
+    faster in all. torch's compiler calls these operators; a torch without them does as well."""
+    fast = torch.cpu._is_avx512_supported()
+    if weight.dtype != torch.float32:
+        fast = weight.dtype == torch.bfloat16 and torch.cpu._is_avx512_bf16_supported()
+    return weight.device.type == "cpu" and fast and hasattr(torch.ops.mkldnn, "_linear_pointwise")

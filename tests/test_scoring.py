@@ -70,6 +70,11 @@ def test_it_agrees_with_the_models_own_forward_pass(encoder, recipe):
     check_agreement(build(encoder, **recipe), labels=7)
 
 
+def test_without_fused_products_as_well(monkeypatch):
+    monkeypatch.setattr("sce.fast_encoder._fused_products", lambda weight: False)
+    check_agreement(build(), labels=7)
+
+
 @pytest.mark.parametrize("labels", [1, 2, 3, 4, 40, 300])
 @pytest.mark.parametrize("encoder", ["bert", "roberta"])
 def test_at_every_length_of_the_label_set(encoder, labels):
