@@ -123,7 +123,7 @@ class Predictor:
 
     Raises:
         FingerprintMismatch: `embedder` is not the one that the model was trained with.
-        ConfigError: the shortlist is larger than the sets that it is for.
+        ConfigError: the shortlist is empty, or larger than the sets that it is for.
     """
 
     def __init__(
@@ -143,7 +143,11 @@ class Predictor:
         self.tokenizer = tokenizer
         self.temperature = Temperature(*model.config.calibration)
         self.shortlist_above = SHORTLIST_ABOVE if shortlist_above is None else shortlist_above
-        self.shortlist_size = shortlist_size or min(SHORTLIST_SIZE, self.shortlist_above)
+        self.shortlist_size = min(SHORTLIST_SIZE, self.shortlist_above)
+        if shortlist_size is not None:
+            self.shortlist_size = shortlist_size
+        if self.shortlist_size < 1:
+            raise ConfigError("shortlist_above, shortlist_size: both must be at least 1.")
         if self.shortlist_above < self.shortlist_size:
             raise ConfigError(
                 f"shortlist_above: {self.shortlist_above} is less than the shortlist's "

@@ -247,6 +247,8 @@ def test_up_to_the_switch_every_label_is_contextualised(predictor):
     np.testing.assert_array_equal(at.scores_M, exact.scores_M)
     with pytest.raises(ConfigError, match="less than the shortlist's 20 labels"):
         rebuilt(predictor, shortlist_above=10, shortlist_size=20)
+    with pytest.raises(ConfigError, match="at least 1"):
+        rebuilt(predictor, shortlist_above=0)
 
 
 def test_answers_of_no_rows_and_of_a_thousand_labels(predictor):
