@@ -2,7 +2,7 @@
 
 A setting `train.epochs` is the YAML key `train: {epochs: 3}`, the environment variable
 `SCE_TRAIN__EPOCHS=3` and the flag `--train.epochs 3`; the later of the three wins. Unknown
-keys are refused wherever they stand.
+keys are refused wherever they stand. A flag may have "-" for "_": `--top-k`.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def load_config(config_class: type[ConfigT], argv: Sequence[str], prog: str, doc
                     **config_class.model_config,
                     "yaml_file": known.config,
                     "cli_prog_name": prog,
-                    "cli_parse_args": rest,
+                    "cli_parse_args": _underscored(rest, config_class),
                 }
             ),
         },
@@ -94,6 +94,20 @@ def load_config(config_class: type[ConfigT], argv: Sequence[str], prog: str, doc
         raise ConfigError(_explain(error, known.config)) from None
     except SettingsError as error:
         raise ConfigError(f"{prog}: {error}") from None
+
+
+def _underscored(argv: Sequence[str], config_class: type[JobConfig]) -> list[str]:
+    """`--top-k` is the flag `--top_k`; what names no setting is left as it is."""
+    found = []
+    for item in argv:
+        flag, equals, value = item.partition("=")
+        if flag.startswith("--"):
+            negation = "--no-" if flag.startswith("--no-") else "--"
+            name = flag.removeprefix(negation).replace("-", "_")
+            if name.partition(".")[0] in config_class.model_fields:
+                item = f"{negation}{name}{equals}{value}"
+        found.append(item)
+    return found
 
 
 def resolve_output(path: str | Path) -> Path:
