@@ -126,6 +126,14 @@ class EmbeddingStore:
         except (OSError, pa.ArrowException) as error:
             raise DataError(f"{path}: cannot be read ({error}). Embed again.") from None
 
+    def column_names(self) -> list[str]:
+        """Columns of the first part, which every part has."""
+        path = self.folder / self.manifest.parts[0]
+        try:
+            return list(pq.read_schema(path).names)
+        except (OSError, pa.ArrowException) as error:
+            raise DataError(f"{path}: cannot be read ({error}). Embed again.") from None
+
     def vectors_for(self, row_ids: Sequence[str] | pa.Array | pa.ChunkedArray) -> np.ndarray:
         """Vectors of the rows with these ids, in this order: float32 [N, D].
 

@@ -1,0 +1,162 @@
+"""One block of rows in, one block of answers out: what a bulk job does to its input."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sce.answers import Answers
+from sce.bulk.corpus import Columns, kept_columns
+from sce.bulk.embedding import embed_good
+from sce.bulk.rows import (
+    Errors,
+    check_ids,
+    check_labels,
+    check_texts,
+    check_vectors,
+    row_labels,
+)
+from sce.labels import LabelSet
+from sce.predictor import Predictor
+
+TOP = pa.list_(pa.struct([("label", pa.string()), ("score", pa.float32())]))
+SCORES = pa.map_(pa.string(), pa.float32())
+OWN_COLUMNS = ("id", "label", "score", "top", "scores", "truncated", "error", "place")
+
+
+@dataclass(frozen=True)
+class AnswerColumns:
+    """What the answers hold.
+
+    Attributes:
+        threshold: below this probability `label` is null.
+        top_k: a column `top` with this many labels and their probabilities; None for none.
+        return_scores: a column `scores` with every label's probability.
+    """
+
+    threshold: float | None = None
+    top_k: int | None = None
+    return_scores: bool = False
+
+
+class BlockClassifier:
+    """Classifies blocks that `read_shard` made.
+
+    Args:
+        labels: the label set; with a column of labels, what is known of some of them, or None.
+    """
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        labels: LabelSet | None,
+        columns: Columns,
+        answer: AnswerColumns,
+    ) -> None:
+        if labels is None and columns.labels is None:
+            raise ValueError("a label set or a column of labels is needed")
+        self.predictor = predictor
+        self._labels = labels
+        self._known = {label.key: label for label in labels.labels} if labels else {}
+        self._names = pa.array(labels.names, pa.string()) if labels else None
+        self._columns = columns
+        self._answer = answer
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """Rows in = rows out, in the same order.
+
+        Returns:
+            id, the columns kept (an own name taken: `input_<name>`), label, score, top and scores
+            where asked for, truncated, error, place.
+        """
+        errors = Errors.of(block["error"])
+        vectors_GD, truncated_N = self._vectors(block, errors)
+        good_N = errors.good()
+        answers = names = first_G = None
+        if good_N.any():
+            labels: Any = self._labels
+            names, first_G = self._names, np.zeros(len(vectors_GD), np.int64)
+            if self._columns.labels is not None:
+                labels, names = row_labels(block["labels"], good_N, self._known)
+                first_G = labels.offsets[:-1]
+            answers = self.predictor.answer(
+                vectors_GD,
+                labels,
+                top_k=self._answer.top_k or 1,
+                return_scores=self._answer.return_scores,
+            )
+        found = {"id": block["id"]} | kept_columns(block, OWN_COLUMNS)
+        found |= self._answers(answers, names, first_G, good_N)
+        found["truncated"] = pa.array(truncated_N)
+        found["error"] = pa.array(errors.codes_N, pa.string())
+        found["place"] = block["place"]
+        return pa.table(found)
+
+    def _vectors(self, block: pa.Table, errors: Errors) -> tuple[np.ndarray, np.ndarray]:
+        """Vectors of the good rows, and `truncated` of all."""
+        if self._columns.id is not None:
+            check_ids(block["id"], errors)
+        if self._columns.labels is not None:
+            check_labels(block["labels"], errors)
+        dimension = self.predictor.model.config.embedding_dim
+        if self._columns.embedding is not None:
+            vectors_GD = check_vectors(block["embedding"], dimension, errors)
+            return vectors_GD, block["truncated"].to_numpy()
+        check_texts(block["text"], errors)
+        return embed_good(self.predictor.embedder, block["text"], errors.good())
+
+    def _answers(
+        self,
+        answers: Answers | None,
+        names: pa.Array | None,
+        first_G: np.ndarray | None,
+        good_N: np.ndarray,
+    ) -> dict[str, pa.Array]:
+        rows = len(good_N)
+        place_N = pa.array(np.cumsum(good_N) - 1, mask=~good_N)  # among the good rows, or null
+        if answers is None or names is None or first_G is None:
+            found = {"label": pa.nulls(rows, pa.string()), "score": pa.nulls(rows, pa.float32())}
+            if self._answer.top_k:
+                found["top"] = pa.nulls(rows, TOP)
+            if self._answer.return_scores:
+                found["scores"] = pa.nulls(rows, SCORES)
+            return found
+        best_G = names.take(pa.array(first_G + answers.top_NT[:, 0]))
+        score_G = answers.top_scores_NT[:, 0]
+        if self._answer.threshold is not None:
+            sure_G = score_G >= np.float32(self._answer.threshold)
+            best_G = pc.if_else(pa.array(sure_G), best_G, pa.scalar(None, pa.string()))
+        found = {
+            "label": best_G.take(place_N),
+            "score": pa.array(score_G, pa.float32()).take(place_N),
+        }
+        if self._answer.top_k:
+            found["top"] = _top(answers, names, first_G).take(place_N)
+        if self._answer.return_scores:
+            found["scores"] = self._scores(answers, names, len(first_G)).take(place_N)
+        return found
+
+    def _scores(self, answers: Answers, names: pa.Array, rows: int) -> pa.Array:
+        assert answers.scores_M is not None
+        if self._columns.labels is None:
+            offsets = np.arange(rows + 1) * len(names)
+            names = names.take(pa.array(np.tile(np.arange(len(names)), rows)))
+        else:
+            offsets = answers.offsets
+        return pa.MapArray.from_arrays(
+            pa.array(offsets, pa.int32()), names, pa.array(answers.scores_M, pa.float32())
+        )
+
+
+def _top(answers: Answers, names: pa.Array, first_G: np.ndarray) -> pa.Array:
+    there_GT = answers.top_NT >= 0
+    place_GT = first_G[:, None] + answers.top_NT
+    labels = names.take(pa.array(place_GT[there_GT]))
+    scores = pa.array(answers.top_scores_NT[there_GT], pa.float32())
+    offsets = np.concatenate([[0], np.cumsum(there_GT.sum(axis=1))])
+    pairs = pa.StructArray.from_arrays([labels, scores], ["label", "score"])
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pairs)

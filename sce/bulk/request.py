@@ -1,0 +1,61 @@
+"""What decides an output: the model, the labels, the input. A resumed job must have the same."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from sce.bulk.corpus import Corpus
+from sce.errors import InputError
+from sce.labels import LabelSet
+from sce.model import SCEConfig
+
+_DIGITS = 16
+
+
+def identify_model(model: str) -> tuple[SCEConfig, str]:
+    """The configuration of a model, and a hash of its files (of a hub model: id and commit).
+
+    Raises:
+        InputError: there is no such model.
+    """
+    try:
+        config = SCEConfig.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        raise InputError(f"model: no SCE model at {model!r}: {error}") from None
+    if config.model_type != SCEConfig.model_type or config.embedder is None:
+        raise InputError(f"model: {model!r} is not a model that jobs/train_sce.py wrote.")
+    folder = Path(model)
+    if not folder.is_dir():
+        return config, f"{model}@{getattr(config, '_commit_hash', None)}"
+    digest = hashlib.sha256()
+    for path in sorted((*folder.glob("*.safetensors"), folder / "config.json")):
+        digest.update(path.name.encode())
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return config, digest.hexdigest()[:_DIGITS]
+
+
+def identify_labels(labels: LabelSet | None, column: str | None) -> dict[str, Any]:
+    """Each label with a hash of what is known of it; the order is of no account."""
+    found = {} if labels is None else {lb.key: _hash(lb.to_dict()) for lb in labels.labels}
+    return {"column": column, "known": found} if column is not None else found
+
+
+def identify_input(corpus: Corpus) -> Any:
+    """The rows of an embedding store, or each file's name, size and time of change."""
+    if corpus.store is not None:
+        manifest = corpus.store.manifest
+        return {
+            "store": manifest.source,
+            "rows": manifest.rows,
+            "embedder": manifest.embedder["id"],
+        }
+    return corpus.identity()
+
+
+def _hash(content: Any) -> str:
+    text = json.dumps(content, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:_DIGITS]

@@ -1,0 +1,172 @@
+"""What is wrong with a row, as a word in its `error` column; and what the good rows hold.
+
+Nothing here raises on a bad row, and nothing loops over rows but what turns text into Python.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sce.labels import MAX_NAME_CHARS, Label, normalise_name
+from sce.ragged_labels import RaggedLabels
+
+MAX_ID_CHARS = 512
+MAX_NORM_ERROR = 0.01
+
+ERRORS = {
+    "line_unreadable": "the line is not JSON, or has not the fields of its file",
+    "line_not_utf8": "the line is not UTF-8",
+    "id_missing": "the id column is null",
+    "id_too_long": f"the id has more than {MAX_ID_CHARS} characters",
+    "text_null": "there is no text",
+    "text_empty": "the text is empty or blank",
+    "text_not_string": "the text is a number, a list or an object",
+    "text_not_unicode": "the text has a lone surrogate",
+    "labels_missing": "the row's list of labels is null or empty",
+    "labels_not_a_list": "the row's labels are not a list of texts",
+    "label_empty": "a label of the row is null or blank",
+    "label_too_long": f"a label of the row has more than {MAX_NAME_CHARS} characters",
+    "label_duplicate": "a label stands twice in the row's list",
+    "embedding_missing": "there is no embedding",
+    "embedding_not_numbers": "the embedding is not a list of numbers",
+    "embedding_wrong_size": "the embedding has not the embedder's number of dimensions",
+    "embedding_not_finite": "the embedding holds NaN, infinity or null",
+    "embedding_not_unit": f"the embedding's norm is not 1 (within {MAX_NORM_ERROR})",
+}
+"""Every word of the column `error`, and what it says."""
+
+
+@dataclass
+class Errors:
+    """The errors of a block's rows; the first that is found stays.
+
+    Attributes:
+        codes_N: object array of words, "" for none.
+    """
+
+    codes_N: np.ndarray
+
+    @classmethod
+    def of(cls, column: pa.ChunkedArray) -> Errors:
+        return cls(np.array(column.to_pylist(), object))
+
+    def mark(self, bad_N: np.ndarray, code: str) -> None:
+        assert code in ERRORS, code
+        self.codes_N[bad_N & (self.codes_N == "")] = code
+
+    def good(self) -> np.ndarray:
+        """bool [N]: no error so far."""
+        return np.asarray(self.codes_N == "", bool)
+
+
+def check_ids(ids: pa.ChunkedArray, errors: Errors) -> None:
+    errors.mark(_mask(pc.is_null(ids)), "id_missing")
+    errors.mark(_mask(pc.greater(pc.utf8_length(ids), MAX_ID_CHARS)), "id_too_long")
+
+
+def check_texts(texts: pa.ChunkedArray, errors: Errors) -> None:
+    errors.mark(_mask(pc.is_null(texts)), "text_null")
+    # As the embedder sees it; Arrow has another idea of white space.
+    blank = [text is not None and (not text or text.isspace()) for text in texts.to_pylist()]
+    errors.mark(np.array(blank, bool), "text_empty")
+
+
+def check_vectors(column: pa.ChunkedArray, dimension: int, errors: Errors) -> np.ndarray:
+    """The vectors of the good rows, float32 [good rows, D]; a view of the column's buffer where
+    every row is good and it is one chunk."""
+    array = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
+    errors.mark(_mask(pc.is_null(array)), "embedding_missing")
+    lengths_N = pc.fill_null(pc.list_value_length(array), -1).to_numpy(zero_copy_only=False)
+    errors.mark(lengths_N != dimension, "embedding_wrong_size")
+    vectors_GD = _matrix(array, errors.good(), dimension)
+    finite_G = np.isfinite(vectors_GD).all(axis=1)
+    norms_G = np.sqrt(np.einsum("gd,gd->g", vectors_GD, vectors_GD))
+    unit_G = np.abs(norms_G - 1) <= MAX_NORM_ERROR
+    if finite_G.all() and unit_G.all():
+        return vectors_GD
+    places_G = np.flatnonzero(errors.good())
+    for bad_G, code in ((~finite_G, "embedding_not_finite"), (~unit_G, "embedding_not_unit")):
+        bad_N = np.zeros(len(errors.codes_N), bool)
+        bad_N[places_G[bad_G]] = True
+        errors.mark(bad_N, code)
+    return np.ascontiguousarray(vectors_GD[finite_G & unit_G])
+
+
+def check_labels(column: pa.ChunkedArray, errors: Errors) -> None:
+    """Refuse lists that are no label sets: missing, with blank, over-long or equal names."""
+    array = _as_lists(column)
+    lengths_N = pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False)
+    errors.mark(lengths_N == 0, "labels_missing")
+    owner_M = np.repeat(np.arange(len(lengths_N)), lengths_N)
+    key_M, keys = _keys(_flat(array))
+    for bad_M, code in (
+        (key_M < 0, "label_empty"),
+        (np.array([len(key) > MAX_NAME_CHARS for key in keys] + [False])[key_M], "label_too_long"),
+    ):
+        bad_N = np.zeros(len(lengths_N), bool)
+        bad_N[owner_M[bad_M]] = True
+        errors.mark(bad_N, code)
+    order_M = np.lexsort((key_M, owner_M))
+    same_M = (np.diff(owner_M[order_M]) == 0) & (np.diff(key_M[order_M]) == 0)
+    twice_N = np.zeros(len(lengths_N), bool)
+    twice_N[owner_M[order_M[1:]][same_M]] = True
+    errors.mark(twice_N, "label_duplicate")
+
+
+def row_labels(
+    column: pa.ChunkedArray, good_N: np.ndarray, known: dict[str, Label]
+) -> tuple[RaggedLabels, pa.Array]:
+    """The label sets of the good rows, and their names as the rows have them, flat.
+
+    Args:
+        known: labels by key, with what else is known of them; others have only their name.
+    """
+    array = _as_lists(column).filter(pa.array(good_N))
+    lengths_G = pc.list_value_length(array).to_numpy(zero_copy_only=False)
+    names = _flat(array)
+    key_M, keys = _keys(names)
+    labels = tuple(known.get(key) or Label(key) for key in keys)
+    offsets = np.concatenate([[0], np.cumsum(lengths_G)]).astype(np.int64)
+    return RaggedLabels(labels, key_M, offsets), names
+
+
+def _mask(values: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    return np.asarray(pc.fill_null(values, False).to_numpy(zero_copy_only=False), bool)
+
+
+def _matrix(array: pa.Array, good_N: np.ndarray, dimension: int) -> np.ndarray:
+    """The vectors of the good rows, all of `dimension` numbers; a null in one is NaN."""
+    whole = bool(good_N.all())
+    if whole and pa.types.is_fixed_size_list(array.type):
+        values = array.values.slice(array.offset * dimension, len(array) * dimension)
+    else:
+        values = (array if whole else array.filter(pa.array(good_N))).flatten()
+    values = values.cast(pa.float32())
+    if values.null_count:
+        values = pc.fill_null(values, np.nan)
+    vectors: np.ndarray = values.to_numpy(zero_copy_only=True)
+    return vectors.reshape(-1, dimension)
+
+
+def _as_lists(column: pa.ChunkedArray) -> pa.Array:
+    array = column.cast(pa.list_(pa.string()))
+    return array.combine_chunks() if array.num_chunks != 1 else array.chunk(0)
+
+
+def _flat(array: pa.Array) -> pa.Array:
+    """The texts of all lists, one after another."""
+    return array.flatten()
+
+
+def _keys(names: pa.Array) -> tuple[np.ndarray, list[str]]:
+    """For each name the number of its key, -1 for a null or blank one, and the distinct keys."""
+    encoded = names.dictionary_encode()
+    distinct = [normalise_name(name) for name in encoded.dictionary.to_pylist()]
+    numbers: dict[str, int] = {}
+    number_of = [numbers.setdefault(key, len(numbers)) if key else -1 for key in distinct]
+    code_M = pc.fill_null(encoded.indices, len(distinct)).to_numpy(zero_copy_only=False)
+    return np.array([*number_of, -1], np.int64)[code_M], list(numbers)
