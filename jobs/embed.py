@@ -1,12 +1,16 @@
-"""Embed the prepared texts and the texts of their label sets, once for every later use.
+"""Embed texts, once for every later use: any corpus, or the data of an experiment.
 
+    python jobs/embed.py --input tickets/ --store runs/tickets-embedded
     python jobs/embed.py --config configs/quickstart/sce.yaml
     ray job submit --working-dir . -- python jobs/embed.py --config configs/paper/sce.yaml \\
-        --run_dir /shared/runs/paper
+        --input s3://bucket/texts/ --store /shared/texts-embedded
 
-Reads <run_dir>/data and writes the stores <run_dir>/embeddings/rows and .../labels. Run again,
-it embeds what is new or changed, and says so where nothing is. Another embedder needs another
-run_dir.
+With --input: Parquet, JSONL or CSV (.gz too) becomes an embedding store for jobs/classify.py.
+Killed, the same command goes on where it was. The embedder is that of --config, or the default.
+
+Without: reads <run_dir>/data and writes the stores <run_dir>/embeddings/rows and .../labels. Run
+again, it embeds what is new or changed, and says so where nothing is. Another embedder needs
+another run_dir.
 
 The last line of standard output is JSON. Exit code 0: done, 1: failed, 2: wrong input.
 """
@@ -15,22 +19,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 from sce.cli import run_job
-from sce.distributed.embed import embed_prepared
-from sce.experiment import Experiment
-
-
-def embed(experiment: Experiment) -> dict[str, Any]:
-    """Embed the data of an experiment; the summary of both stores."""
-    return embed_prepared(
-        experiment.data_dir, experiment.embeddings_dir, experiment.embedder, experiment.resources
-    )
+from sce.distributed.embed_corpus import EmbedJob, embed
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_job(Experiment, embed, __doc__ or "", argv)
+    return run_job(EmbedJob, embed, __doc__ or "", argv)
 
 
 if __name__ == "__main__":

@@ -146,8 +146,11 @@ def cluster_size() -> ClusterSize:
     return ClusterSize(nodes, total)
 
 
-def embed_actors(config: ResourcesConfig) -> ActorPlan:
+def embed_actors(config: ResourcesConfig, default_cpus: float = 1.0) -> ActorPlan:
     """Turn the settings into a pool of embedding actors; joins the cluster where needed.
+
+    Args:
+        default_cpus: that Ray sets aside for an actor where the settings do not say.
 
     Raises:
         ConfigError: the cluster cannot have that much; names what was asked and what there is.
@@ -157,7 +160,7 @@ def embed_actors(config: ResourcesConfig) -> ActorPlan:
     num_gpus = _gpus_each(
         config, config.gpus_per_embed_actor, "gpus_per_embed_actor", size, "embedding"
     )
-    num_cpus = config.cpus_per_embed_actor or 1.0
+    num_cpus = config.cpus_per_embed_actor or default_cpus
     if num_gpus:
         actors = config.embed_actors or max(1, int(size.gpus / num_gpus))
         threads = max(1, int(num_cpus))

@@ -1,0 +1,32 @@
+"""Classify any number of texts with any labels; embed them once for the next label set.
+
+    python jobs/classify.py --model runs/quickstart/model --input tickets/ \\
+        --labels '["late delivery", "billing", "praise"]' --output runs/tickets \\
+        --save_embeddings runs/tickets-embedded
+    python jobs/classify.py --model runs/quickstart/model --input runs/tickets-embedded \\
+        --labels_file labels.yaml --output runs/tickets-week2 --compare_to runs/tickets
+    ray job submit --working-dir . -- python jobs/classify.py --model /shared/model \\
+        --input s3://bucket/texts/ --labels_file /shared/labels.yaml --output s3://bucket/answers
+
+The input is Parquet, JSONL or CSV (.gz too): a folder, a glob or a URI; or an embedding store.
+One row goes out for each that comes in: id, label, score, truncated, error, place (sort by it for
+the order of the input), and what is asked for with --keep_columns, --top_k, --return_scores.
+--dry_run shows what to expect first. Killed, the same command goes on where it was.
+The last line of standard output is JSON. Exit code 0: done, 1: failed, 2: wrong input.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from sce.cli import run_job
+from sce.distributed.classify import ClassifyConfig, classify
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_job(ClassifyConfig, classify, __doc__ or "", argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
