@@ -414,7 +414,7 @@ class _Watch:
                 continue
             if not tally.rows:
                 continue
-            done = self._before + tally.rows
+            done = min(self._before + tally.rows, self._total)  # a killed actor's rows count twice
             rate = tally.rows / max(tally.finished - tally.started, 1e-3)
             if self._bar is not None:
                 self._bar.update(self._task, completed=done, rate=f"{rate:,.0f}")
@@ -460,6 +460,7 @@ def _data_context(checkpoint: CheckpointConfig, block_bytes: int) -> Iterator[No
         "checkpoint_config": checkpoint,
         "target_max_block_size": block_bytes,
         "enable_progress_bars": False,
+        "raise_original_map_exception": True,  # a user's mistake is told from a bug by its type
     }
     before = {name: getattr(context, name) for name in changed}
     for name, value in changed.items():

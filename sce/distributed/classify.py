@@ -60,11 +60,13 @@ from sce.errors import ConfigError
 from sce.labels import LabelSet
 from sce.plots import precision_coverage_figure
 from sce.predictor import EXACT, SHORTLIST_ABOVE, SHORTLIST_SIZE, Predictor
+from sce.store import EmbeddingStore
 from sce.tracking import Tracker, TrackingConfig
 
 SCORES_PER_BATCH = 1_000_000
 MIN_BATCH_ROWS = 256
 VECTOR_BLOCK_BYTES = 16 * 2**20
+ROW_ID = "row_id"
 COMPARISON_FILE = "_comparison.md"
 SAMPLE_ROWS = 1000
 SAMPLE_SHARDS = 8
@@ -365,11 +367,21 @@ def _columns(config: ClassifyConfig, corpus: Corpus) -> Columns:
     return Columns(
         text=config.text_column if embedding is None else None,
         embedding=embedding,
-        id=config.id_column or ("row_id" if from_store else None),
+        id=_store_id(config, corpus.store) if corpus.store is not None else config.id_column,
         labels=config.labels_column,
         keep=tuple(dict.fromkeys(config.keep_columns)),
         raw_json=config.output_format == "jsonl" and corpus.kind == ".jsonl",
     )
+
+
+def _store_id(config: ClassifyConfig, store: EmbeddingStore) -> str:
+    """A store's ids were made when it was: the column of the texts that they are from may be
+    named again, so that the same settings serve the texts and their store."""
+    made = read_run(str(store.folder))
+    if config.id_column is None or made is None:
+        return config.id_column or ROW_ID
+    kept = config.id_column in store.column_names()
+    return config.id_column if kept or made.request["columns"]["id"] != config.id_column else ROW_ID
 
 
 def find_threshold(

@@ -202,9 +202,9 @@ def embedder_of(given: EmbedderConfig | None, trained_with: EmbedderFingerprint)
     """The embedder to load: the one given, else the one that the model was trained with.
 
     Raises:
-        FingerprintMismatch: the given one is another.
+        FingerprintMismatch: it is another.
+        EmbedderError: it is not to be found. Better said here than by an actor.
     """
     settings = local_model(given or EmbedderConfig.from_fingerprint(trained_with.to_dict()))
-    if given is not None:
-        check_fingerprint(trained_with, embedder_fingerprint(settings), "the model")
+    check_fingerprint(trained_with, embedder_fingerprint(settings), "the model")
     return settings

@@ -21,8 +21,8 @@ from sce.schema import embeddings_schema
 from sce.store import Manifest, embedding_column, write_manifest, write_part
 
 ROOT = Path(__file__).resolve().parents[2]
-ROWS, PART = 120_000, 8192
-LABELS = json.dumps([f"label {i}" for i in range(12)])
+ROWS, PART = 60_000, 4096
+LABELS = json.dumps([f"label {i}" for i in range(3)])
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
 
@@ -57,15 +57,15 @@ class Job:
 
     def __init__(self, home: Path, output: str, *more: str, **environment: str) -> None:
         self.output = home / output
-        self.log = home / f"{output}.log"
+        self.log, self.answer = home / f"{output}.log", home / f"{output}.json"
         command = [sys.executable, "jobs/classify.py", "--model", str(home / "model")]
         command += ["--input", str(home / "store"), "--labels", LABELS, "--output"]
-        command += [str(self.output), "--rows_per_file", "4096", "--commit_rows", "50000"]
-        with self.log.open("a") as log:
+        command += [str(self.output), "--rows_per_file", "4096", "--commit_rows", "25000"]
+        with self.log.open("a") as log, self.answer.open("w") as answer:
             self.process = subprocess.Popen(
                 [*command, "--no-tracking.enabled", *more],
                 cwd=ROOT,
-                stdout=log,
+                stdout=answer,
                 stderr=log,
                 start_new_session=True,
                 env={**os.environ, "PYTHONUNBUFFERED": "1", **environment},
@@ -99,9 +99,8 @@ class Job:
 
     def finish(self) -> dict:
         code = self.process.wait(timeout=600)
-        lines = self.log.read_text().strip().splitlines()
-        assert code == 0, "\n".join(lines[-60:])
-        return json.loads(lines[-1])
+        assert code == 0, self.log.read_text()[-5000:]
+        return json.loads(self.answer.read_text().splitlines()[-1])
 
 
 def check(job: Job, reference: dict[str, tuple[str, float]] | None = None) -> dict:
