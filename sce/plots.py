@@ -137,6 +137,28 @@ def precision_coverage_figure(curve: Curve, choice: Choice, title: str = "") -> 
     return figure
 
 
+def rates_figure(series: Mapping[str, Mapping[int, float]], title: str = "") -> Figure:
+    """Texts a second against the number of labels, both on logarithmic axes.
+
+    Args:
+        series: by method, the rate at each number of labels.
+    """
+    figure = Figure(figsize=(7.5, 4.8), layout="constrained")
+    axes = figure.add_subplot()
+    for place, (name, rates) in enumerate(series.items()):
+        counts = sorted(rates)
+        style = "-" if place < 2 else "--"
+        axes.plot(counts, [rates[k] for k in counts], style, marker="o", label=_plain(name, 40))
+    ticks = sorted({k for rates in series.values() for k in rates})
+    axes.set(xscale="log", yscale="log", xlabel="labels", ylabel="texts a second")
+    axes.set_xticks(ticks, [f"{k:,}" for k in ticks])
+    axes.set_xticks([], minor=True)
+    axes.grid(alpha=0.3)
+    axes.set_title(title or "A new label set, its labels embedded")
+    axes.legend(frameon=False)
+    return figure
+
+
 def save(figure: Figure, path: str | Path, max_bytes: int = MAX_BYTES) -> Path:
     """Write `figure` as a PNG of at most `max_bytes`, lowering the resolution if it must.
 

@@ -1,0 +1,71 @@
+"""Peak memory of the processes of a job, by what they are."""
+
+from __future__ import annotations
+
+import threading
+from types import TracebackType
+
+import psutil
+
+INTERVAL_SECONDS = 0.5
+
+
+class PeakMemory:
+    """Watches a process and its descendants.
+
+    `peaks` gives bytes that belong to one process alone (USS: the shared object store is not
+    counted), the most that one process of each kind ever had: "driver", "actor" (the model's),
+    "worker" (other Ray workers).
+
+    Args:
+        pid: of the driver; default this process.
+    """
+
+    def __init__(self, pid: int | None = None) -> None:
+        self._driver = psutil.Process(pid)
+        self._peaks: dict[str, int] = {}
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._loop, daemon=True)
+
+    def __enter__(self) -> PeakMemory:
+        self._look()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def peaks(self) -> dict[str, int]:
+        return dict(sorted(self._peaks.items()))
+
+    def _loop(self) -> None:
+        while not self._stop.wait(INTERVAL_SECONDS):
+            self._look()
+
+    def _look(self) -> None:
+        try:
+            processes = [self._driver, *self._driver.children(recursive=True)]
+        except psutil.Error:
+            return
+        for process in processes:
+            try:
+                kind = self._kind(process)
+                if kind is not None:
+                    used = process.memory_full_info().uss
+                    self._peaks[kind] = max(self._peaks.get(kind, 0), used)
+            except psutil.Error:
+                continue
+
+    def _kind(self, process: psutil.Process) -> str | None:
+        if process.pid == self._driver.pid:
+            return "driver"
+        title = " ".join(process.cmdline()[:1])
+        if not title.startswith("ray::"):
+            return None
+        return "actor" if "BlockActor" in title else "worker"
