@@ -33,7 +33,7 @@ test: $(INSTALLED)
 	$(BIN)/python -m pytest -m 'not system'
 
 test-system: $(INSTALLED)
-	$(BIN)/python -m pytest -m system -rs
+	$(BIN)/python -m pytest -m system -rs $(if $(SELECT),-k "$(SELECT)")
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

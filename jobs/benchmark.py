@@ -4,11 +4,12 @@
     python jobs/benchmark.py embed --rows 8000 --embedder.dtype bfloat16
     python jobs/benchmark.py classify --output runs/benchmark
     python jobs/benchmark.py memory --rows 1000000
+    python jobs/benchmark.py shortlist --model runs/quickstart/model --labelled intents.jsonl
 
 Sections: `embed` (Ray's embed path against the bare embedder on the same batches), `classify` (a
 new label set from a store and from text, the Ray job beside a bare loop, and what users would
 take instead: GLiClass, an NLI pipeline, cosine similarity), `memory` (peaks of the job at two sizes
-of input and of a resume half-way).
+of input and of a resume half-way), `shortlist` (its cost in accuracy on labelled rows of yours).
 The last line of standard output is JSON. Exit code 0: done, 1: failed, 2: wrong input.
 """
 
@@ -18,6 +19,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from sce.bulk.shortlist_cost import ShortlistBenchmark, benchmark_shortlist
 from sce.cli import run_job
 from sce.config import JobConfig
 from sce.distributed.classify_benchmark import ClassifyBenchmark, benchmark_classify
@@ -28,6 +30,7 @@ SECTIONS: dict[str, tuple[type[JobConfig], Callable[[Any], dict[str, Any]]]] = {
     "embed": (EmbedBenchmark, benchmark_embed),
     "classify": (ClassifyBenchmark, benchmark_classify),
     "memory": (MemoryBenchmark, benchmark_memory),
+    "shortlist": (ShortlistBenchmark, benchmark_shortlist),
 }
 
 

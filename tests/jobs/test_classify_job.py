@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from mlflow import MlflowClient
 
 from sce.embedder import EmbedderConfig, embedder_fingerprint
 from sce.labels import MAX_NAME_CHARS
@@ -62,7 +63,8 @@ def classify(ray_session, folder, capsys):
 
     def run(*argv: str):
         known = ["--model", str(folder / "sce"), *embedder_flags(folder / "embedder")]
-        code = job("classify").main([*known, NO_TRACKING, *argv])
+        tracking = () if any(flag.startswith("--tracking") for flag in argv) else (NO_TRACKING,)
+        code = job("classify").main([*known, *tracking, *argv])
         captured = capsys.readouterr()
         lines = captured.out.strip().splitlines()
         return code, json.loads(lines[-1]) if code == 0 else {}, captured.err
@@ -240,7 +242,7 @@ def test_the_weekly_loop_and_a_threshold_from_labelled_rows(run_well, classify, 
     new = ["--labels", json.dumps([*LABELS[:3], "galaxies"])]
     code, second, said = classify(
         "--input", store, *new, "--output", str(tmp_path / "week2"),
-        "--compare-to", str(tmp_path / "week1"),
+        "--compare-to", str(tmp_path / "week1"), "--tracking.uri", f"sqlite:///{tmp_path}/m.db",
     )  # fmt: skip
     assert code == 0, said
     moved = second["comparison"]["compare/rows_moved"]
@@ -248,6 +250,10 @@ def test_the_weekly_loop_and_a_threshold_from_labelled_rows(run_well, classify, 
     after = {row["id"]: row["label"] for row in read(tmp_path / "week2").values()}
     assert moved == sum(before[key] != after[key] for key in before)
     assert second["comparison"]["compare/labels_new"] == 1
+    logged = MlflowClient(f"sqlite:///{tmp_path}/m.db").get_run(second["mlflow_run_id"])
+    assert logged.data.metrics["classify/rows_out"] == 60
+    assert logged.data.metrics["compare/rows_moved"] == moved
+    assert logged.info.status == "FINISHED"
     report = (tmp_path / "week2" / "_comparison.md").read_text()
     assert 'Gone (1): "stars"' in report
     assert first["rows_out"] == second["rows_out"] == 60
