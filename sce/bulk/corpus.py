@@ -180,6 +180,21 @@ def open_corpus(inputs: Sequence[str]) -> Corpus:
     return Corpus(files, kinds[0])
 
 
+def column_names(corpus: Corpus) -> list[str]:
+    """The columns of the first file, in order.
+
+    Raises:
+        DataError: JSON lines, whose fields may differ from line to line.
+    """
+    first = corpus.files[0]
+    if corpus.kind == ".jsonl":
+        raise DataError("keep_columns: '*' needs a header, which JSONL has not: name the fields.")
+    if corpus.kind == ".parquet":
+        with first.open_parquet() as parquet:
+            return list(parquet.schema_arrow.names)
+    return list(getattr(next(_records(first), None), "fields", {}))
+
+
 @dataclass(frozen=True)
 class FilePlan:
     """What is to be read of one file, and the types of the columns to be kept."""

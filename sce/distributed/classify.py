@@ -27,12 +27,14 @@ from sce.bulk.corpus import (
     Columns,
     Corpus,
     Shard,
+    column_names,
     filesystem_of,
     kept_name,
     open_corpus,
     read_shard,
     read_texts,
 )
+from sce.bulk.embedding import STORE_COLUMNS
 from sce.bulk.output import OutputRun, read_run
 from sce.bulk.preview import Preview, confused_pairs
 from sce.bulk.request import identify_input, identify_labels, identify_model
@@ -83,7 +85,8 @@ class ClassifyConfig(JobConfig):
     id_column: str | None = None
     """Default: ids made from places, `tickets.jsonl:17`; of an embedding store, `row_id`."""
     keep_columns: list[str] = []
-    """Columns to carry into the output, untouched. Of JSONL: texts as they are, else as JSON."""
+    """Columns to carry into the output, untouched; `["*"]` for all that serve for nothing else. Of
+    JSONL: texts as they are, else as JSON."""
     max_errors: MaxErrors = "50%"
     """Stop when more rows than this have errors: a count (`100`) or a share (`1%`). A share
     counts from 1,000 rows on."""
@@ -152,6 +155,7 @@ def classify(config: ClassifyConfig) -> dict[str, Any]:
     _check(config, labels)
     model_config, model_id = identify_model(config.model)
     corpus = open_corpus(config.input)
+    config = _name_kept(config, corpus)
     trained_with = EmbedderFingerprint.from_dict(model_config.embedder or {})
     embedder = embedder_of(config.embedder, trained_with)
     if corpus.store is not None:
@@ -372,6 +376,19 @@ def _columns(config: ClassifyConfig, corpus: Corpus) -> Columns:
         keep=tuple(dict.fromkeys(config.keep_columns)),
         raw_json=config.output_format == "jsonl" and corpus.kind == ".jsonl",
     )
+
+
+def _name_kept(config: ClassifyConfig, corpus: Corpus) -> ClassifyConfig:
+    """With `*` replaced by names, so that a resumed run knows what it kept."""
+    if "*" not in config.keep_columns:
+        return config
+    if config.keep_columns != ["*"]:
+        raise ConfigError("keep_columns: '*' is every column already; give nothing beside it.")
+    used = {config.text_column, config.id_column, config.labels_column, config.embedding_column}
+    if corpus.store is not None:
+        used |= set(STORE_COLUMNS)
+    names = [name for name in column_names(corpus) if name not in used]
+    return config.model_copy(update={"keep_columns": names})
 
 
 def _store_id(config: ClassifyConfig, store: EmbeddingStore) -> str:

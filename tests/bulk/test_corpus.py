@@ -11,6 +11,7 @@ import pytest
 from sce.bulk.corpus import (
     PLACE_BITS,
     Columns,
+    column_names,
     join_plans,
     open_corpus,
     plan_file,
@@ -223,3 +224,13 @@ def test_texts_are_looked_up_by_id(tmp_path):
     columns = Columns(id="id")
     shards = plan_file(corpus.files[0], 0, columns).shards
     assert read_texts(shards, columns, ["t3", "t1", "none"]) == {"t1": "text 1", "t3": "text 3"}
+
+
+@pytest.mark.parametrize("kind", [".parquet", ".csv"])
+def test_the_columns_of_a_file_with_a_header(tmp_path, kind):
+    assert column_names(open_corpus([write(tmp_path, kind)])) == ["id", "text", "n"]
+
+
+def test_json_lines_have_no_header(tmp_path):
+    with pytest.raises(DataError, match="name the fields"):
+        column_names(open_corpus([write(tmp_path, ".jsonl")]))
