@@ -252,6 +252,13 @@ class Predictor:
             )
         return found[0] if isinstance(sequences, str) else found
 
+    def warm_up(self, labels: Any) -> None:
+        """Do ahead what the first answer would wait for: the vectors of one label set, and the
+        kernels and memory of a whole forward pass."""
+        label_set = LabelSet.parse(labels)
+        rows = max(1, self._scorer.max_batch_tokens // (len(label_set) + 1))
+        self.answer(np.zeros((rows, self.model.config.embedding_dim), np.float32), label_set)
+
     def predict(
         self,
         texts: str | Sequence[str] | np.ndarray | None = None,

@@ -96,6 +96,14 @@ def test_texts_and_their_embeddings_give_the_same_answers(predictor):
         ]
 
 
+def test_warming_up_changes_no_answer(predictor):
+    before = rebuilt(predictor).predict(TEXTS, LABELS, return_scores=True)
+    warm = rebuilt(predictor)
+    warm.warm_up(LABELS)
+    assert len(warm._prepared_sets) == 1, "the label set is ready"
+    assert warm.predict(TEXTS, LABELS, return_scores=True) == before
+
+
 def test_a_row_does_not_depend_on_its_neighbours(predictor):
     together = predictor.predict(TEXTS, LABELS)
     for text, prediction in zip(TEXTS, together, strict=True):

@@ -65,6 +65,8 @@ class BlockClassifier:
         self._names = pa.array(labels.names, pa.string()) if labels else None
         self._columns = columns
         self._answer = answer
+        if labels is not None and columns.labels is None:
+            predictor.warm_up(labels)
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Rows in = rows out, in the same order.

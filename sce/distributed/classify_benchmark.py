@@ -271,7 +271,7 @@ def _measure_peers(
     """A new label set on texts that are known: ours from the store, the others from the text."""
     device = predictor.model.query_adaptor.weight.device.type
     peers = {
-        "sentence-transformers cosine": (cosine_similarity(device), lambda k: config.peer_rows),
+        "sentence-transformers cosine": (cosine_similarity(device), lambda k: len(texts)),
         "GLiClass": (gliclass(device), lambda k: config.peer_rows),
         "NLI pipeline": (nli_pipeline(device), lambda k: max(2, config.peer_rows * 10 // k // 2)),
     }

@@ -7,15 +7,15 @@ from types import TracebackType
 
 import psutil
 
-INTERVAL_SECONDS = 0.5
+INTERVAL_SECONDS = 0.5  # a look takes some milliseconds
 
 
 class PeakMemory:
     """Watches a process and its descendants.
 
-    `peaks` gives bytes that belong to one process alone (USS: the shared object store is not
-    counted), the most that one process of each kind ever had: "driver", "actor" (the model's),
-    "worker" (other Ray workers).
+    `peaks` gives bytes of a process's own (resident less shared: files and the object store are
+    not counted), the most that one process of each kind ever had: "driver", "actor" (the model's),
+    "worker" (other Ray workers). Linux.
 
     Args:
         pid: of the driver; default this process.
@@ -57,7 +57,8 @@ class PeakMemory:
             try:
                 kind = self._kind(process)
                 if kind is not None:
-                    used = process.memory_full_info().uss
+                    memory = process.memory_info()
+                    used = memory.rss - memory.shared
                     self._peaks[kind] = max(self._peaks.get(kind, 0), used)
             except psutil.Error:
                 continue
