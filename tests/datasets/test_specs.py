@@ -6,6 +6,7 @@ from sce.datasets.custom import read_label_file
 from sce.datasets.specs import PAPER_SEEN, PAPER_UNSEEN, SPECS, get_spec
 from sce.datasets.synonyms import label_set_for, synonym_tables
 from sce.errors import ConfigError, DataError
+from sce.labels import LabelSet
 
 # Appendix F: number of label names of each dataset.
 PAPER_LABELS = {
@@ -88,7 +89,14 @@ def test_label_files(tmp_path):
     path.write_text("- one\n- {name: two, description: the second}\n")
     assert read_label_file(path)[0] == "one"
     path.write_text("a: [")
-    with pytest.raises(DataError, match="not a readable YAML"):
+    with pytest.raises(DataError, match=r"labels\.yaml: not a readable file of labels"):
         read_label_file(path)
+    for name, content in (
+        ("labels.txt", "one\ntwo\n"),
+        ("labels.json", '["one", "two"]'),
+        ("labels.jsonl", '{"name": "one"}\n{"name": "two", "description": "the second"}\n'),
+    ):
+        (tmp_path / name).write_text(content)
+        assert LabelSet.parse(read_label_file(tmp_path / name)).names == ["one", "two"]
     with pytest.raises(DataError, match="no such file"):
         read_label_file(tmp_path / "none.json")
