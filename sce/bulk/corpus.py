@@ -34,6 +34,9 @@ PLACE_BITS = 40
 KEEP = "keep."
 BLOCK_ROWS = 8192
 BLOCK_CHARS = 8_000_000
+PARQUET_BUFFER = 1 << 20
+"""A column chunk is read by this many bytes rather than whole: vectors of a large row group would
+be 100 MB."""
 SHARD_ROWS = 65_536
 """Row groups of a Parquet file are read together up to this many rows."""
 
@@ -69,7 +72,7 @@ class InputFile:
     def open_parquet(self) -> pq.ParquetFile:
         filesystem, path = filesystem_of(self.uri)
         try:
-            return pq.ParquetFile(filesystem.open_input_file(path))
+            return pq.ParquetFile(filesystem.open_input_file(path), buffer_size=PARQUET_BUFFER)
         except (OSError, pa.ArrowException) as error:
             raise DataError(f"{self.uri}: not readable as Parquet ({error}).") from None
 

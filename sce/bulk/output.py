@@ -38,6 +38,8 @@ LOCK_FILE = "_lock.json"
 CHECKPOINT = "_checkpoint"
 HEARTBEAT_SECONDS = 10
 STALE_SECONDS = 60
+_READ_LITTLE = {"batch_readahead": 1, "fragment_readahead": 1}
+"""One file at a time, so that memory does not grow with their number."""
 OutputFormat = Literal["parquet", "jsonl"]
 
 log = logging.getLogger(__name__)
@@ -221,7 +223,7 @@ def count_part(uri: str, output_format: OutputFormat, classified: bool) -> PartC
             counts.null_labels += pc.sum(null).as_py() or 0
     errors.pop("", None)
     counts.errors, counts.labels = dict(errors.most_common()), dict(labels.most_common())
-    if places and len(np.unique(np.concatenate(places))) != counts.rows:
+    if places and _has_twice(places):
         raise RuntimeError(f"{uri}: a row stands there twice; this is a bug. Use a new output.")
     return counts
 
@@ -235,7 +237,7 @@ def read_rows(
         return
     if output_format == "parquet":
         dataset = pads.dataset(path, filesystem=filesystem, format="parquet")
-        yield from dataset.to_batches(columns=list(columns), batch_readahead=2)
+        yield from dataset.to_batches(columns=list(columns), **_READ_LITTLE)
         return
     types = {"place": pa.int64(), "truncated": pa.bool_(), "score": pa.float32()}
     schema = pa.schema([(name, types.get(name, pa.string())) for name in columns])
@@ -244,7 +246,7 @@ def read_rows(
     read = paj.ReadOptions(block_size=32 << 20)  # at least the longest line
     json_format = pads.JsonFileFormat(parse_options=options, read_options=read)
     dataset = pads.dataset(path, filesystem=filesystem, format=json_format, schema=schema)
-    yield from dataset.to_batches(columns=list(columns), batch_readahead=2)
+    yield from dataset.to_batches(columns=list(columns), **_READ_LITTLE)
 
 
 class FolderLock:
@@ -328,6 +330,13 @@ def delete_folder(uri: str) -> None:
     filesystem, path = filesystem_of(uri)
     if filesystem.get_file_info(path).type == pafs.FileType.Directory:
         filesystem.delete_dir(path)
+
+
+def _has_twice(places: list[np.ndarray]) -> bool:
+    together = np.concatenate(places)
+    places.clear()
+    together.sort()
+    return bool((together[1:] == together[:-1]).any())
 
 
 def _counted(column: pa.Array) -> dict[str, int]:
