@@ -25,6 +25,10 @@ def run_job(
 ) -> int:
     """Load the configuration, run `job` and print its summary as one last line of JSON.
 
+    Args:
+        argv: None for this program's own command line; it then leaves the cluster before that
+            last line.
+
     Returns:
         The exit code.
     """
@@ -38,5 +42,8 @@ def run_job(
     except InputError as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return 2
+    if argv is None and "ray" in sys.modules:
+        # Ray repeats what its workers printed until it is shut down: let it have said it all.
+        sys.modules["ray"].shutdown()
     print(json.dumps(summary, sort_keys=False), flush=True)
     return 0
