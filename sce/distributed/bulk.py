@@ -55,7 +55,7 @@ from sce.bulk.corpus import (
     read_shard,
 )
 from sce.bulk.output import OutputFormat, OutputRun, PartCounts, count_part
-from sce.distributed.resources import ActorPlan, use_threads
+from sce.distributed.resources import ActorPlan, TorchThread
 from sce.errors import DataError, InputError
 
 COMMIT_ROWS = 10_000_000
@@ -309,8 +309,8 @@ class BlockActor:
     """One model; works off blocks and tells the meter of it."""
 
     def __init__(self, make: Callable[[], BlockFunction], threads: int, meter: Any) -> None:
-        use_threads(threads)
-        self._apply = make()
+        self._torch = TorchThread(threads)
+        self._apply = self._torch.run(make)
         self._meter = meter
         self._name = uuid.uuid4().hex
         self._rows = 0
@@ -319,7 +319,7 @@ class BlockActor:
 
     def __call__(self, block: pa.Table) -> pa.Table:
         self._started = self._started or time.time()
-        answered = self._apply(block)
+        answered = self._torch.run(self._apply, block)
         self._rows += answered.num_rows
         found = answered["error"].value_counts()
         for code, count in zip(

@@ -55,7 +55,7 @@ from sce.distributed.bulk import (
     run_stage,
 )
 from sce.distributed.embed_corpus import embed_corpus, embedder_of
-from sce.distributed.resources import ActorPlan, ResourcesConfig, embed_actors, use_threads
+from sce.distributed.resources import ActorPlan, ResourcesConfig, TorchThread, embed_actors
 from sce.embedder import EmbedderConfig
 from sce.embedders.fingerprint import EmbedderFingerprint
 from sce.errors import ConfigError
@@ -482,12 +482,12 @@ class _Desk:
     """A model in an actor of its own, on the hardware that the job will run on."""
 
     def __init__(self, make: Any, threads: int) -> None:
-        use_threads(threads)
-        self._apply = make()
+        self._torch = TorchThread(threads)
+        self._apply = self._torch.run(make)
 
     def answer(self, block: pa.Table) -> tuple[pa.Table, float]:
         started = time.perf_counter()
-        return self._apply(block), time.perf_counter() - started
+        return self._torch.run(self._apply, block), time.perf_counter() - started
 
 
 def _try_out(

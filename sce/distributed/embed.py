@@ -25,7 +25,7 @@ from ray.data import ActorPoolStrategy, DataContext
 from ray.exceptions import RayError
 
 from sce.datasets.prepared import ROWS_FILE, PreparedData
-from sce.distributed.resources import ResourcesConfig, embed_actors, ensure_ray, use_threads
+from sce.distributed.resources import ResourcesConfig, TorchThread, embed_actors, ensure_ray
 from sce.embedder import EmbedderConfig, embedder_fingerprint, load_embedder
 from sce.errors import DataError, InputError
 from sce.schema import embeddings_schema
@@ -190,8 +190,8 @@ class EmbedActor:
         self, config: EmbedderConfig, threads: int, staging: Path, passthrough: Sequence[str]
     ) -> None:
         started = time.perf_counter()
-        use_threads(threads)
-        self._embedder = load_embedder(config)
+        self._torch = TorchThread(threads)
+        self._embedder = self._torch.run(load_embedder, config)
         self._staging = staging
         self._passthrough = list(passthrough)
         self._load_seconds = time.perf_counter() - started
@@ -201,7 +201,8 @@ class EmbedActor:
         started = time.time()
         codes_N = block["text_hash"].combine_chunks().dictionary_encode().indices.to_numpy()
         _, first_M, text_of_N = np.unique(codes_N, return_index=True, return_inverse=True)
-        embedded = self._embedder.embed(block[TEXT].take(pa.array(first_M)).to_pylist())
+        texts = block[TEXT].take(pa.array(first_M)).to_pylist()
+        embedded = self._torch.run(self._embedder.embed, texts)
         others = block.select(self._passthrough)
         part = part_name()
         write_part(
