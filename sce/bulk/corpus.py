@@ -72,7 +72,11 @@ class InputFile:
     def open_parquet(self) -> pq.ParquetFile:
         filesystem, path = filesystem_of(self.uri)
         try:
-            return pq.ParquetFile(filesystem.open_input_file(path), buffer_size=PARQUET_BUFFER)
+            return pq.ParquetFile(
+                filesystem.open_input_file(path),
+                buffer_size=PARQUET_BUFFER,
+                pre_buffer=False,  # it would hold a whole row group, 100 MB of vectors
+            )
         except (OSError, pa.ArrowException) as error:
             raise DataError(f"{self.uri}: not readable as Parquet ({error}).") from None
 
@@ -473,7 +477,9 @@ def _read_parquet(shard: Shard, columns: Columns) -> Iterator[pa.Table]:
             ):
                 table = pa.table(batch)
                 yield _from_parquet(shard, row, table, columns)
-                row += batch.num_rows
+                row += table.num_rows
+                del batch, table
+                pa.default_memory_pool().release_unused()
         except (OSError, pa.ArrowException) as error:
             raise DataError(f"{shard.file.uri}: not readable as Parquet ({error}).") from None
 
