@@ -478,6 +478,7 @@ def _read_parquet(shard: Shard, columns: Columns) -> Iterator[pa.Table]:
                 table = pa.table(batch)
                 yield _from_parquet(shard, row, table, columns)
                 row += table.num_rows
+                # What Arrow keeps of a block for the next would stay with the worker for good.
                 del batch, table
                 pa.default_memory_pool().release_unused()
         except (OSError, pa.ArrowException) as error:

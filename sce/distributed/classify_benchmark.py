@@ -33,7 +33,7 @@ from sce.distributed.bulk import run_stage as run_bulk_stage
 from sce.distributed.classify import VECTOR_BLOCK_BYTES, ModelSettings, make_classifier
 from sce.distributed.memory import PeakMemory
 from sce.distributed.resources import ActorPlan, ResourcesConfig, embed_actors, use_threads
-from sce.embedder import EmbedderConfig, embedder_fingerprint
+from sce.embedder import EmbedderConfig, EmbedderFingerprint, embedder_fingerprint
 from sce.labels import LabelSet
 from sce.plots import rates_figure, save
 from sce.predictor import Predictor
@@ -123,17 +123,16 @@ def benchmark_classify(config: ClassifyBenchmark) -> dict[str, Any]:
 
 
 def make_texts(predictor: Predictor, count: int, tokens: int) -> list[str]:
-    """Distinct texts of real words and the same number of tokens, or nearly."""
+    """Distinct texts of real words, each of `tokens` tokens or a word less."""
     words = " ".join(t for s in read_starter() for t, _ in s.examples).split()
-    rng = np.random.default_rng(0)
-    tokenizer = predictor.embedder._tokenizer  # lengths as the embedder sees them
-    texts = []
-    for start in rng.integers(0, len(words) - tokens, count).tolist():
-        text = " ".join(words[start : start + tokens])
-        encoding = tokenizer.encode(text)
-        end = encoding.offsets[min(tokens, len(encoding.ids)) - 2][1]
-        texts.append(f"{text[:end]}")
-    return texts
+    one, two = predictor.embedder.tokenise(["a", "a a"]).lengths.tolist()
+    special = 2 * one - two  # tokens that a text has beside those of its words
+    word_tokens = predictor.embedder.tokenise(words).lengths - special
+    ends = np.cumsum(word_tokens)
+    starts = np.random.default_rng(0).choice(len(words) - tokens, count, replace=False)
+    budget = ends[starts] - word_tokens[starts] + tokens - special
+    stops = np.searchsorted(ends, budget, side="right")
+    return [" ".join(words[a:b]) for a, b in zip(starts.tolist(), stops.tolist())]
 
 
 def label_names(count: int, salt: int) -> list[str]:
@@ -141,8 +140,8 @@ def label_names(count: int, salt: int) -> list[str]:
     return [f"topic {salt} number {i}" for i in range(count)]
 
 
-def unit_vectors(rows: int, dimension: int) -> np.ndarray:
-    vectors_ND = np.random.default_rng(0).standard_normal((rows, dimension)).astype(np.float32)
+def unit_vectors(rows: int, dimension: int, seed: int = 0) -> np.ndarray:
+    vectors_ND = np.random.default_rng(seed).standard_normal((rows, dimension)).astype(np.float32)
     return vectors_ND / np.linalg.norm(vectors_ND, axis=1, keepdims=True)
 
 
@@ -312,7 +311,7 @@ def _measure_ray(
 ) -> dict[str, Any]:
     """The job from a store at 10 labels beside a plain loop over the same files."""
     store = scratch / "store"
-    write_store(store, predictor, config.rows)
+    write_store(store, predictor.embedder.fingerprint, config.rows)
     labels = LabelSet.parse(label_names(10, _salt()))
     columns = Columns(text=None, embedding="embedding", id="row_id")
     corpus = open_corpus([str(store)])
@@ -354,16 +353,17 @@ def _measure_ray(
     }
 
 
-def write_store(folder: Path, predictor: Predictor, rows: int, part_rows: int = 65_536) -> None:
-    """A store of random unit vectors."""
+def write_store(
+    folder: Path, fingerprint: EmbedderFingerprint, rows: int, part_rows: int = 65_536
+) -> None:
+    """A store of random unit vectors with the ids r0, r1, ..."""
     folder.mkdir(parents=True)
-    fingerprint = predictor.embedder.fingerprint
     schema = embeddings_schema(fingerprint.dimension)
     parts = []
     for first in range(0, rows, part_rows):
         count = min(part_rows, rows - first)
         ids = pa.array([f"r{i}" for i in range(first, first + count)])
-        vectors = embedding_column(unit_vectors(count, fingerprint.dimension))
+        vectors = embedding_column(unit_vectors(count, fingerprint.dimension, seed=first))
         parts.append(f"part-{first:09d}.parquet")
         table = pa.Table.from_arrays([ids, ids, vectors, pa.repeat(False, count)], schema=schema)
         write_part(folder / parts[-1], table)

@@ -23,7 +23,6 @@ from sce.config import JobConfig
 from sce.distributed.classify_benchmark import label_names, write_store
 from sce.distributed.memory import PeakMemory
 from sce.embedder import EmbedderConfig, embedder_fingerprint
-from sce.predictor import Predictor
 from sce.pretrained import ModelConfig, build_model
 
 _JOB = Path(__file__).parents[2] / "jobs" / "classify.py"
@@ -46,13 +45,12 @@ def benchmark_memory(config: MemoryBenchmark) -> dict[str, Any]:
     """
     with tempfile.TemporaryDirectory() as scratch:
         home = Path(scratch)
-        fingerprint = embedder_fingerprint(config.embedder).to_dict()
-        fresh = build_model(ModelConfig(), fingerprint, 0.0, seed=0)
+        fingerprint = embedder_fingerprint(config.embedder)
+        fresh = build_model(ModelConfig(), fingerprint.to_dict(), 0.0, seed=0)
         fresh.model.save_pretrained(home / "model")
-        predictor = Predictor.from_pretrained(home / "model", config.embedder)
+        del fresh
         for name, rows in (("tenth", config.rows // 10), ("whole", config.rows)):
-            write_store(home / name, predictor, rows)
-        del predictor
+            write_store(home / name, fingerprint, rows)
         tenth = _run(home, "tenth", config)
         whole = _run(home, "whole", config)
         stopped = _run(home, "whole", config, "resumed", stop_at=config.rows // 2)

@@ -15,10 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from sce.distributed.classify_benchmark import write_store
 from sce.embedder import EmbedderConfig, embedder_fingerprint
 from sce.pretrained import ModelConfig, build_model
-from sce.schema import embeddings_schema
-from sce.store import Manifest, embedding_column, write_manifest, write_part
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS, PART = 60_000, 4096
@@ -34,21 +33,7 @@ def home(tmp_path_factory) -> Path:
     fingerprint = embedder_fingerprint(EmbedderConfig())
     fresh = build_model(ModelConfig(), fingerprint.to_dict(), 0.0, seed=0)
     fresh.model.save_pretrained(home / "model")
-    store = home / "store"
-    store.mkdir()
-    rng = np.random.default_rng(0)
-    parts = []
-    for first in range(0, ROWS, PART):
-        rows = min(PART, ROWS - first)
-        vectors = rng.standard_normal((rows, fingerprint.dimension)).astype(np.float32)
-        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-        ids = [f"r{i}" for i in range(first, first + rows)]
-        columns = [pa.array(ids), pa.array(ids), embedding_column(vectors), pa.repeat(False, rows)]
-        parts.append(f"part-{first:07d}.parquet")
-        schema = embeddings_schema(fingerprint.dimension)
-        write_part(store / parts[-1], pa.Table.from_arrays(columns, schema=schema))
-    content = fingerprint.to_dict() | {"id": fingerprint.id}
-    write_manifest(store, Manifest(content, "test", ROWS, 0, 1.0, 1.0, "", parts))
+    write_store(home / "store", fingerprint, ROWS, PART)
     return home
 
 
@@ -61,6 +46,7 @@ class Job:
         command = [sys.executable, "jobs/classify.py", "--model", str(home / "model")]
         command += ["--input", str(home / "store"), "--labels", LABELS, "--output"]
         command += [str(self.output), "--rows_per_file", "4096", "--commit_rows", "25000"]
+        command += ["--dtype", "float32"]  # a kill changes who shares a batch: 1e-3 in bfloat16
         with self.log.open("a") as log, self.answer.open("w") as answer:
             self.process = subprocess.Popen(
                 [*command, "--no-tracking.enabled", *more],
