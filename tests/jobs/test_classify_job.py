@@ -62,7 +62,9 @@ def classify(ray_session, folder, capsys):
     """Runs the job; the exit code, its summary, and what it said on standard error."""
 
     def run(*argv: str):
-        known = ["--model", str(folder / "sce"), *embedder_flags(folder / "embedder")]
+        # As `Predictor` computes; by itself the job takes bfloat16 where the processor has it.
+        known = ["--model", str(folder / "sce"), "--dtype", "float32"]
+        known += embedder_flags(folder / "embedder")
         tracking = () if any(flag.startswith("--tracking") for flag in argv) else (NO_TRACKING,)
         code = job("classify").main([*known, *tracking, *argv])
         captured = capsys.readouterr()
