@@ -1,10 +1,30 @@
-"""Answers for many rows as arrays, and how they are filled batch by batch."""
+"""Answers: of one row as an object, of many as arrays, and how these are filled batch by batch."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer for one text.
+
+    Attributes:
+        label: the best label as the user wrote it; None below the threshold.
+        score: calibrated probability of the best label, also where `label` is None.
+        scores: every label's probability in the user's order, where asked for.
+        top: the best labels with their probabilities, best first, where asked for.
+        truncated: the text was longer than the embedder reads and was cut.
+    """
+
+    label: str | None
+    score: float
+    scores: dict[str, float] | None = None
+    top: list[tuple[str, float]] | None = None
+    truncated: bool = False
 
 
 @dataclass(frozen=True)
@@ -32,6 +52,80 @@ class Answers:
 
     def __len__(self) -> int:
         return len(self.top_NT)
+
+    def part(self, start: int, end: int, top_k: int, return_scores: bool) -> Answers:
+        """The rows `start` to `end`, with no more than is asked for."""
+        offsets, scores_M = self.offsets[start : end + 1], None
+        if return_scores:
+            assert self.scores_M is not None
+            scores_M = self.scores_M[offsets[0] : offsets[-1]]
+        return Answers(
+            self.top_NT[start:end, :top_k],
+            self.top_scores_NT[start:end, :top_k],
+            offsets - offsets[0],
+            scores_M,
+            self.shortlist,
+        )
+
+    @classmethod
+    def join(cls, parts: Sequence[Answers]) -> Answers:
+        """The rows of several, one after another."""
+        if len(parts) == 1:
+            return parts[0]
+        width = max(part.top_NT.shape[1] for part in parts)
+        more = [((0, 0), (0, width - part.top_NT.shape[1])) for part in parts]
+        top_scores = [part.top_scores_NT for part in parts]
+        counts_N = np.concatenate([np.diff(part.offsets) for part in parts])
+        scores = [part.scores_M for part in parts if part.scores_M is not None]
+        return cls(
+            np.concatenate([np.pad(p.top_NT, w, constant_values=-1) for p, w in zip(parts, more)]),
+            np.concatenate(
+                [np.pad(s, w, constant_values=np.nan) for s, w in zip(top_scores, more)]
+            ),
+            np.concatenate([[0], np.cumsum(counts_N)]),
+            np.concatenate(scores) if scores else None,
+            next((part.shortlist for part in parts if part.shortlist is not None), None),
+        )
+
+    def predictions(
+        self,
+        sets: Sequence[Sequence[str]],
+        threshold: float | None,
+        with_top: bool,
+        truncated: Sequence[bool],
+    ) -> list[Prediction]:
+        """As objects.
+
+        Args:
+            sets: names of each row's labels in the user's order.
+            threshold: a row whose best score is less has no label.
+            with_top: also the best labels.
+            truncated: of each row.
+        """
+        sure_N = [True] * len(self)
+        if threshold is not None:  # compared in float32, as a bulk job does
+            sure_N = (self.top_scores_NT[:, 0] >= np.float32(threshold)).tolist()
+        tops, top_scores = self.top_NT.tolist(), self.top_scores_NT.tolist()
+        bounds = self.offsets.tolist()
+        predictions = []
+        for row, names in enumerate(sets):
+            scores = top = None
+            if self.scores_M is not None:
+                scores_K = self.scores_M[bounds[row] : bounds[row + 1]]
+                scores = dict(zip(names, scores_K.tolist(), strict=True))
+            if with_top:
+                pairs = zip(tops[row], top_scores[row], strict=True)
+                top = [(names[k], p) for k, p in pairs if k >= 0]
+            predictions.append(
+                Prediction(
+                    label=names[tops[row][0]] if sure_N[row] else None,
+                    score=top_scores[row][0],
+                    scores=scores,
+                    top=top,
+                    truncated=truncated[row],
+                )
+            )
+        return predictions
 
 
 class AnswerWriter:

@@ -126,8 +126,7 @@ class TextEmbedder:
         truncated_N = np.zeros(len(texts), bool)
         for piece_P, tokens in self._tokenised(texts):
             counts_N[piece_P], truncated_N[piece_P] = tokens.lengths, tokens.truncated
-            for batch in self.batches(tokens):
-                vectors_ND[piece_P[batch.positions]] = self.embed_batch(batch)
+            vectors_ND[piece_P] = self.embed_tokens(tokens)
         return Embedded(vectors_ND, counts_N, truncated_N)
 
     def _tokenised(self, texts: Sequence[str]) -> Iterator[tuple[np.ndarray, TokenisedTexts]]:
@@ -154,6 +153,13 @@ class TextEmbedder:
     def batches(self, tokens: TokenisedTexts) -> Iterator[Batch]:
         """Second step of `embed`: the batches of its forward passes."""
         return batches(tokens, self._max_batch_tokens, self._pad_id)
+
+    def embed_tokens(self, tokens: TokenisedTexts) -> np.ndarray:
+        """Second and third step of `embed` for texts that are tokenised, float32 [N, D]."""
+        vectors_ND = np.empty((len(tokens), self.dimension), np.float32)
+        for batch in self.batches(tokens):
+            vectors_ND[batch.positions] = self.embed_batch(batch)
+        return vectors_ND
 
     @torch.inference_mode()
     def embed_batch(self, batch: Batch) -> np.ndarray:

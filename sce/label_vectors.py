@@ -115,6 +115,10 @@ class LabelBank:
         self._places: dict[Label, int] = {}
         self._vectors: LabelVectors | None = None
 
+    def unknown(self, labels: Sequence[Label]) -> list[Label]:
+        """Those that would have to be encoded."""
+        return [label for label in labels if label not in self._places]
+
     def vectors(self, labels: Sequence[Label]) -> LabelVectors:
         """Vectors of distinct labels, in their order.
 

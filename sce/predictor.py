@@ -22,7 +22,7 @@ import torch
 from scipy.special import softmax
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from sce.answers import Answers, AnswerWriter
+from sce.answers import Answers, AnswerWriter, Prediction
 from sce.calibration import Temperature
 from sce.embedder import EmbedderConfig, TextEmbedder, check_fingerprint, load_embedder
 from sce.errors import ConfigError, InputError
@@ -56,25 +56,6 @@ CACHED_LABELS = 32_768
 TABLE_LABELS = 16_384
 """Rows with sets of their own are scored in chunks of at most this many labels, repeats counted:
 a chunk's distinct labels are prepared together."""
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The answer for one text.
-
-    Attributes:
-        label: the best label as the user wrote it; None below the threshold.
-        score: calibrated probability of the best label, also where `label` is None.
-        scores: every label's probability in the user's order, where asked for.
-        top: the best labels with their probabilities, best first, where asked for.
-        truncated: the text was longer than the embedder reads and was cut.
-    """
-
-    label: str | None
-    score: float
-    scores: dict[str, float] | None = None
-    top: list[tuple[str, float]] | None = None
-    truncated: bool = False
 
 
 @dataclass(frozen=True)
@@ -259,6 +240,20 @@ class Predictor:
         rows = max(1, self._scorer.max_batch_tokens // (len(label_set) + 1))
         self.answer(np.zeros((rows, self.model.config.embedding_dim), np.float32), label_set)
 
+    def new_label_texts(self, labels: LabelSet | RaggedLabels) -> list[str]:
+        """Distinct texts that `text_vectors` would be asked for by an answer with these labels."""
+        if isinstance(labels, RaggedLabels):
+            with_text = self._needs_text(int(labels.label_counts.max(initial=1)))
+            new = self._banks[with_text].unknown(labels.labels)
+        else:
+            with_text = self._needs_text(len(labels))
+            key = (labels.fingerprint, len(labels) <= self.shortlist_above)
+            new = [] if key in self._prepared_sets else list(labels.labels)
+        if not with_text:
+            return []
+        texts = (text for label in new for text in (*label.info_texts, *label.examples))
+        return list(dict.fromkeys(texts))
+
     def predict(
         self,
         texts: str | Sequence[str] | np.ndarray | None = None,
@@ -316,7 +311,7 @@ class Predictor:
             bounds = zip(ragged.offsets[:-1].tolist(), ragged.offsets[1:].tolist())
             flat = [names[i] for i in ragged.ids_M.tolist()]
             sets = [flat[start:end] for start, end in bounds]
-        return _predictions(answers, sets, threshold, top_k is not None, truncated)
+        return answers.predictions(sets, threshold, top_k is not None, truncated)
 
     def answer(
         self,
@@ -494,40 +489,6 @@ class Predictor:
         if len(bad):
             raise InputError(f"embeddings[{bad[0]}]: holds NaN or infinity ({len(bad)} such rows).")
         return queries_ND
-
-
-def _predictions(
-    answers: Answers,
-    sets: Sequence[Sequence[str]],
-    threshold: float | None,
-    with_top: bool,
-    truncated: Sequence[bool],
-) -> list[Prediction]:
-    """Answers as objects; `sets` are the names of each row's labels in the user's order."""
-    sure_N = [True] * len(answers)
-    if threshold is not None:  # compared in float32, as a bulk job does
-        sure_N = (answers.top_scores_NT[:, 0] >= np.float32(threshold)).tolist()
-    tops, top_scores = answers.top_NT.tolist(), answers.top_scores_NT.tolist()
-    bounds = answers.offsets.tolist()
-    predictions = []
-    for row, names in enumerate(sets):
-        scores = top = None
-        if answers.scores_M is not None:
-            scores_K = answers.scores_M[bounds[row] : bounds[row + 1]]
-            scores = dict(zip(names, scores_K.tolist(), strict=True))
-        if with_top:
-            pairs = zip(tops[row], top_scores[row], strict=True)
-            top = [(names[k], p) for k, p in pairs if k >= 0]
-        predictions.append(
-            Prediction(
-                label=names[tops[row][0]] if sure_N[row] else None,
-                score=top_scores[row][0],
-                scores=scores,
-                top=top,
-                truncated=truncated[row],
-            )
-        )
-    return predictions
 
 
 def _is_numeric_array(value: Any) -> bool:

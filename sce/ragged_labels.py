@@ -62,6 +62,32 @@ class RaggedLabels:
         """K of each row, int64 [N]."""
         return np.diff(self.offsets)
 
+    def take(self, rows_G: np.ndarray) -> RaggedLabels:
+        """The sets of these rows."""
+        counts_G = self.label_counts[rows_G]
+        offsets = np.concatenate([[0], np.cumsum(counts_G)])
+        flat = np.repeat(self.offsets[rows_G] - offsets[:-1], counts_G) + np.arange(offsets[-1])
+        return RaggedLabels(self.labels, self.ids_M[flat], offsets)
+
+    @classmethod
+    def join(cls, parts: Sequence[RaggedLabels]) -> RaggedLabels:
+        """The rows of several, one after another."""
+        places: dict[Label, int] = {}
+        ids, counts = [], []
+        for part in parts:
+            place_L = [places.setdefault(label, len(places)) for label in part.labels]
+            ids.append(np.array(place_L, np.int64)[part.ids_M])
+            counts.append(part.label_counts)
+        offsets = np.concatenate([[0], np.cumsum(np.concatenate(counts))])
+        return cls(tuple(places), np.concatenate(ids), offsets)
+
+    @classmethod
+    def repeat(cls, label_set: LabelSet, rows: int) -> RaggedLabels:
+        """The same set for every row."""
+        size = len(label_set)
+        ids_M = np.tile(np.arange(size), rows)
+        return cls(label_set.labels, ids_M, np.arange(rows + 1) * size)
+
     def label_set(self, row: int) -> LabelSet:
         """One row's set, in the user's order."""
         ids = self.ids_M[self.offsets[row] : self.offsets[row + 1]]

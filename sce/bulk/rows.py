@@ -26,6 +26,7 @@ ERRORS = {
     "text_empty": "the text is empty or blank",
     "text_not_string": "the text is a number, a list or an object",
     "text_not_unicode": "the text has a lone surrogate",
+    "text_too_long": "the text is longer than the endpoint takes in a request",
     "labels_missing": "the row's list of labels is null or empty",
     "labels_not_a_list": "the row's labels are not a list of texts",
     "label_empty": "a label of the row is null or blank",
@@ -58,6 +59,11 @@ class Errors:
         assert code in ERRORS, code
         self.codes_N[bad_N & (self.codes_N == "")] = code
 
+    def mark_found(self, asked_N: np.ndarray, codes_G: np.ndarray) -> None:
+        """Errors of the rows that were asked for, "" for none."""
+        assert set(codes_G.tolist()) <= {"", *ERRORS}
+        self.codes_N[asked_N] = codes_G
+
     def good(self) -> np.ndarray:
         """bool [N]: no error so far."""
         return np.asarray(self.codes_N == "", bool)
@@ -83,17 +89,22 @@ def check_vectors(column: pa.ChunkedArray, dimension: int, errors: Errors) -> np
     lengths_N = pc.fill_null(pc.list_value_length(array), -1).to_numpy(zero_copy_only=False)
     errors.mark(lengths_N != dimension, "embedding_wrong_size")
     vectors_GD = _matrix(array, errors.good(), dimension)
-    finite_G = np.isfinite(vectors_GD).all(axis=1)
-    norms_G = np.sqrt(np.einsum("gd,gd->g", vectors_GD, vectors_GD))
-    unit_G = np.abs(norms_G - 1) <= MAX_NORM_ERROR
-    if finite_G.all() and unit_G.all():
+    codes_G = vector_errors(vectors_GD)
+    good_G = codes_G == ""
+    if good_G.all():
         return vectors_GD
-    places_G = np.flatnonzero(errors.good())
-    for bad_G, code in ((~finite_G, "embedding_not_finite"), (~unit_G, "embedding_not_unit")):
-        bad_N = np.zeros(len(errors.codes_N), bool)
-        bad_N[places_G[bad_G]] = True
-        errors.mark(bad_N, code)
-    return np.ascontiguousarray(vectors_GD[finite_G & unit_G])
+    errors.mark_found(errors.good(), codes_G)
+    return np.ascontiguousarray(vectors_GD[good_G])
+
+
+def vector_errors(vectors_ND: np.ndarray) -> np.ndarray:
+    """What is wrong with each vector, a word of `ERRORS` or ""; object array [N]."""
+    codes_N = np.full(len(vectors_ND), "", object)
+    with np.errstate(over="ignore", invalid="ignore"):
+        norms_N = np.sqrt(np.einsum("nd,nd->n", vectors_ND, vectors_ND))
+    codes_N[~(np.abs(norms_N - 1) <= MAX_NORM_ERROR)] = "embedding_not_unit"
+    codes_N[~np.isfinite(vectors_ND).all(axis=1)] = "embedding_not_finite"
+    return codes_N
 
 
 def check_labels(column: pa.ChunkedArray, errors: Errors) -> None:

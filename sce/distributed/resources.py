@@ -225,14 +225,17 @@ class TorchThread:
 
     Args:
         threads: as for `use_threads`.
+
+    Attributes:
+        executor: of that thread alone, for event loops.
     """
 
     def __init__(self, threads: int) -> None:
-        self._executor = ThreadPoolExecutor(1, "torch", use_threads, (threads,))
+        self.executor = ThreadPoolExecutor(1, "torch", use_threads, (threads,))
 
     def run(self, work: Callable[..., T], *arguments: Any) -> T:
         """Call it there and wait for what it returns or raises."""
-        return self._executor.submit(work, *arguments).result()
+        return self.executor.submit(work, *arguments).result()
 
 
 def _shared_threads(size: ClusterSize, processes: int, num_cpus: float) -> int:

@@ -26,6 +26,26 @@ class TokenisedTexts:
     lengths: np.ndarray
     truncated: np.ndarray
 
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def take(self, places_P: np.ndarray) -> TokenisedTexts:
+        """The texts at these places."""
+        lengths_P = self.lengths[places_P]
+        starts_N = np.cumsum(self.lengths) - self.lengths
+        shift_P = starts_N[places_P] - (np.cumsum(lengths_P) - lengths_P)
+        flat = np.repeat(shift_P, lengths_P) + np.arange(int(lengths_P.sum()))
+        return TokenisedTexts(self.ids[flat], lengths_P, self.truncated[places_P])
+
+    @classmethod
+    def join(cls, parts: Sequence[TokenisedTexts]) -> TokenisedTexts:
+        """The texts of several, one after another."""
+        return cls(
+            np.concatenate([part.ids for part in parts]),
+            np.concatenate([part.lengths for part in parts]),
+            np.concatenate([part.truncated for part in parts]),
+        )
+
 
 @dataclass(frozen=True)
 class Batch:
