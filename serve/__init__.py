@@ -1,0 +1,1 @@
+"""The endpoint: SCE inference over HTTP on Ray Serve."""

@@ -1,0 +1,169 @@
+"""The endpoint on Ray Serve: `make serve`, or on a cluster `serve deploy configs/serve.yaml`.
+
+    python -m serve.app --model runs/quickstart/model
+    SCE_TOKENS=$(openssl rand -hex 32) python -m serve.app --model /shared/model --host 0.0.0.0
+
+Then http://127.0.0.1:8000/ is a page to try it, /docs the interface. Ctrl+C ends it when the
+requests that it accepted are answered. Exit code 0: ended, 1: failed, 2: wrong settings.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import serve
+from ray.serve import Application, Deployment
+from ray.serve.config import HTTPOptions
+
+from sce.bulk.request import identify_model
+from sce.config import load_config
+from sce.distributed.resources import cluster_size, ensure_ray
+from sce.errors import ConfigError, InputError
+from serve.auth import Guard, read_tokens
+from serve.deployment import Gateway
+from serve.model import ModelReplica
+from serve.settings import ModelSettings, Scaling, ServeConfig
+
+ROOT = str(Path(__file__).resolve().parents[1])
+APP_NAME = "sce"
+HEALTH_SECONDS = 10.0
+
+log = logging.getLogger(__name__)
+
+
+def build(args: ServeConfig) -> Application:
+    """The application: a gateway, and a deployment for each model.
+
+    Raises:
+        ConfigError: tokens that cannot be used.
+    """
+    digests = [Guard.digest(token) for token in read_tokens(args)]
+    if not digests:
+        log.warning("no tokens are set: only this machine is answered (SCE_TOKENS, tokens_file)")
+    timeout = args.limits.request_timeout_seconds
+    handles = {}
+    for name, settings in args.named_models().items():
+        deployment = _deployment(ModelReplica).options(
+            name=f"model-{name}",
+            user_config=settings.model_dump(mode="json", exclude={"scaling"}),
+            max_ongoing_requests=2 * args.limits.max_concurrent_requests,
+            **_options(settings.scaling, timeout, _gpus(settings)),
+        )
+        handles[name] = deployment.bind(name)
+    gateway = _deployment(serve.ingress()(Gateway)).options(
+        name="gateway",
+        user_config={"limits": args.limits.model_dump(), "log_texts": args.log_texts},
+        # More than are let in, so that it is the gateway that says no.
+        max_ongoing_requests=4 * args.limits.max_concurrent_requests,
+        **_options(args.gateway, timeout, 0.0),
+    )
+    return gateway.bind(handles, digests)
+
+
+def _deployment(kind: Any) -> Deployment:
+    return serve.deployment(kind)  # type: ignore[return-value]  # typed as a decorator
+
+
+def _options(scaling: Scaling, timeout: float, gpus: float) -> dict[str, Any]:
+    actor: dict[str, Any] = {"num_cpus": scaling.num_cpus}
+    if gpus:
+        actor["num_gpus"] = gpus
+    if scaling.accelerator_type:
+        actor["accelerator_type"] = scaling.accelerator_type
+    options: dict[str, Any] = {
+        "ray_actor_options": actor,
+        "graceful_shutdown_timeout_s": timeout + 10.0,
+        "graceful_shutdown_wait_loop_s": 0.5,
+        "health_check_period_s": HEALTH_SECONDS,
+    }
+    if scaling.max_replicas > scaling.min_replicas:
+        options["autoscaling_config"] = {
+            "min_replicas": scaling.min_replicas,
+            "max_replicas": scaling.max_replicas,
+            "target_ongoing_requests": scaling.target_ongoing_requests,
+        }
+    else:
+        options["num_replicas"] = scaling.min_replicas
+    return options
+
+
+def _gpus(settings: ModelSettings) -> float:
+    if settings.device == "cpu":
+        return 0.0
+    if settings.scaling.num_gpus is not None:
+        return settings.scaling.num_gpus
+    found = 1.0 if ray.is_initialized() and cluster_size().gpus >= 1 else 0.0
+    log.info("%s: %s", settings.path, "a GPU each replica" if found else "on CPUs (no GPU)")
+    return found
+
+
+def check(config: ServeConfig) -> None:
+    """Refuse what would fail later, in words.
+
+    Raises:
+        InputError: no such model; a host beyond this machine without a token.
+    """
+    for name, settings in config.named_models().items():
+        try:
+            identify_model(settings.path)
+        except InputError as error:
+            hint = ""
+            if settings.path == ServeConfig.model_fields["model"].default:
+                hint = " `make quickstart` trains it."
+            raise InputError(f"{name}: {error}{hint}") from None
+    local = config.host == "localhost"
+    if not local:
+        try:
+            local = ipaddress.ip_address(config.host).is_loopback
+        except ValueError:
+            raise ConfigError(f"host: {config.host!r} is no address; 0.0.0.0 is all.") from None
+    if not (read_tokens(config) or local):
+        raise ConfigError(
+            f"host: {config.host} is reached from other machines, and no token is set. Set "
+            "SCE_TOKENS or tokens_file, or stay with 127.0.0.1."
+        )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S"
+    )
+    prog = "serve.app"
+    arguments = sys.argv[1:] if argv is None else argv
+    try:
+        config = load_config(ServeConfig, arguments, prog, __doc__ or "")
+        check(config)
+    except InputError as error:
+        print(f"{prog}: {error}", file=sys.stderr)
+        return 2
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    ensure_ray()
+    serve.start(
+        http_options=HTTPOptions(host=config.host, port=config.port), logging_config=LOGGING
+    )
+    serve.run(build(config), name=APP_NAME, route_prefix="/", logging_config=LOGGING)
+    guarded = "with a token" if read_tokens(config) else "from this machine only (no token is set)"
+    print(f"Serving {', '.join(config.named_models())} {guarded}:", flush=True)
+    print(f"  http://{config.host}:{config.port}/       a page to try it", flush=True)
+    print(f"  http://{config.host}:{config.port}/docs   the interface (Ctrl+C ends)", flush=True)
+    stop.wait()
+    print("Ending: accepted requests are answered first.", flush=True)
+    serve.shutdown()
+    ray.shutdown()
+    return 0
+
+
+LOGGING = {"log_level": "WARNING", "enable_access_log": False}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,110 @@
+"""Who is answered: bearer tokens, or without any only this machine."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import ipaddress
+from collections.abc import Iterable
+
+from sce.errors import ConfigError
+from serve.api import ApiError
+from serve.settings import ServeConfig
+
+MIN_TOKEN_CHARS = 16
+
+
+def read_tokens(config: ServeConfig) -> list[str]:
+    """The tokens of the settings and of the file.
+
+    Raises:
+        ConfigError: the file cannot be read, or a token is short enough to guess.
+    """
+    tokens = config.tokens.get_secret_value().split(",")
+    if config.tokens_file is not None:
+        try:
+            lines = config.tokens_file.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"tokens_file: cannot be read: {error}") from None
+        tokens += [line for line in lines if not line.lstrip().startswith("#")]
+        if not any(token.strip() for token in lines):
+            raise ConfigError(f"tokens_file: {str(config.tokens_file)!r} holds no token.")
+    found = [token.strip() for token in tokens if token.strip()]
+    for place, token in enumerate(found):
+        if len(token) < MIN_TOKEN_CHARS:
+            raise ConfigError(
+                f"tokens: the {place + 1}. has {len(token)} characters, fewer than "
+                f"{MIN_TOKEN_CHARS}. `openssl rand -hex 32` makes a good one."
+            )
+    return found
+
+
+class Guard:
+    """Decides on requests. Keeps hashes of the tokens alone.
+
+    Args:
+        digests: SHA-256 of each token; none: only loopback peers are answered.
+    """
+
+    def __init__(self, digests: Iterable[bytes]) -> None:
+        self._digests = list(digests)
+
+    @staticmethod
+    def digest(token: str) -> bytes:
+        return hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
+
+    @property
+    def has_tokens(self) -> bool:
+        return bool(self._digests)
+
+    def check(self, authorization: str | None, peer: str | None, host: str | None) -> None:
+        """Let a request pass, or raise.
+
+        Args:
+            authorization, host: the headers.
+            peer: address of the other side.
+
+        Raises:
+            ApiError: 401, no token or a wrong one; 403, not from this machine.
+        """
+        if not self._digests:
+            self._check_local(peer, host)
+            return
+        scheme, _, token = (authorization or "").partition(" ")
+        if scheme.lower() != "bearer" or not token.strip():
+            raise ApiError(
+                401, "token_missing", "send one of the server's tokens: Authorization: Bearer ..."
+            )
+        asked, known = self.digest(token.strip()), False
+        for digest in self._digests:  # all of them, so that time does not tell which
+            known |= hmac.compare_digest(asked, digest)
+        if not known:
+            raise ApiError(401, "token_wrong", "the token is none of the server's.")
+
+    def _check_local(self, peer: str | None, host: str | None) -> None:
+        """Also by the name in `Host`: a page elsewhere may have a name that leads here."""
+        if not (_is_loopback(peer) and _is_loopback(_without_port(host))):
+            raise ApiError(
+                403,
+                "loopback_only",
+                "this server has no tokens, so it answers only its own machine, by the names "
+                "localhost and 127.0.0.1. To be reached from elsewhere it needs SCE_TOKENS or "
+                "tokens_file.",
+            )
+
+
+def _is_loopback(host: str | None) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        address = ipaddress.ip_address((host or "").strip("[]"))
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return (mapped or address).is_loopback
+
+
+def _without_port(host: str | None) -> str | None:
+    if host is None or host.endswith("]"):
+        return host
+    return host.rpartition(":")[0] or host

@@ -1,0 +1,303 @@
+"""From what a request says to what a model is asked, and from its answer to what is sent back.
+
+Here every limit is checked. Shapes: N rows, D the embedder's dimension.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from sce.errors import LabelError
+from sce.labels import Label, LabelSet
+from sce.ragged_labels import RaggedLabels, is_set_a_row
+from serve.api import ApiError, ClassifyRequest, EmbeddingsRequest, Wire
+from serve.engine import ModelAnswer, ModelRequest
+from serve.settings import Limits
+
+LABELS_FORM = (
+    "a list of names, a list of objects {name, description, synonyms, examples}, a mapping "
+    "{name: description}, or one such list for each text"
+)
+FORMS = {
+    "texts": "a text or a list of texts",
+    "input": "a text or a list of texts",
+    "embeddings": "a list with, for each row, a list of numbers or base64 of little-endian float32",
+    "labels": LABELS_FORM,
+    "candidate_labels": LABELS_FORM,
+}
+
+
+@dataclass(frozen=True)
+class Classify:
+    """A checked request.
+
+    Attributes:
+        work: for the model.
+        names: of each row's labels, in the user's order.
+        labels: most labels of a row.
+    """
+
+    work: ModelRequest
+    names: Sequence[Sequence[str]]
+    labels: int
+    threshold: float | None
+    with_top: bool
+
+
+def parse(kind: type[Any], body: bytes) -> Any:
+    """A body as the wire type `kind`.
+
+    Raises:
+        ApiError: 400, it is no JSON; 422, it is not of that form.
+    """
+    try:
+        return kind.model_validate_json(body)
+    except ValidationError as error:
+        raise _malformed(kind, error) from None
+
+
+def classify_request(request: ClassifyRequest, limits: Limits, dimension: int) -> Classify:
+    """Check a request and give it the form that the model reads.
+
+    Raises:
+        ApiError: 413, a limit is exceeded; 422, labels or embeddings are wrong.
+    """
+    param = "labels" if request.labels is not None else "candidate_labels"
+    if request.texts is not None:
+        texts = [request.texts] if isinstance(request.texts, str) else request.texts
+        _check_rows(len(texts), "texts", limits)
+        queries: list[str] | np.ndarray = texts
+        errors: dict[int, str] = {}
+    else:
+        assert request.embeddings is not None
+        _check_rows(len(request.embeddings), "embeddings", limits)
+        queries, errors = _vectors(request.embeddings, dimension)
+    rows = len(queries)
+    labels = _labels(request.label_form(), rows, param, limits)
+    if isinstance(labels, LabelSet):
+        names: Sequence[Sequence[str]] = [labels.names] * rows
+        widest, label_tokens = len(labels), (len(labels) + 1) * rows
+    else:
+        all_names = [label.name for label in labels.labels]
+        bounds = labels.offsets.tolist()
+        flat = [all_names[i] for i in labels.ids_M.tolist()]
+        names = [flat[a:b] for a, b in pairwise(bounds)]
+        widest = int(labels.label_counts.max(initial=0))
+        label_tokens = len(flat) + rows
+    if label_tokens > limits.max_label_tokens:
+        raise _over("max_label_tokens", label_tokens, limits, "label tokens (labels + 1 a text)")
+    work = ModelRequest(
+        queries,
+        labels,
+        min(request.top_k or 1, max(1, widest)),
+        request.return_scores,
+        request.truncate,
+        errors,
+    )
+    return Classify(work, names, widest, request.threshold, request.top_k is not None)
+
+
+def embeddings_request(request: EmbeddingsRequest, limits: Limits, dimension: int) -> ModelRequest:
+    """As `classify_request`."""
+    texts = [request.input] if isinstance(request.input, str) else request.input
+    _check_rows(len(texts), "input", limits)
+    if request.dimensions not in (None, dimension):
+        raise ApiError(
+            422,
+            "dimensions_not_supported",
+            f"dimensions: {request.dimensions}, but this embedder has {dimension}.",
+            "dimensions",
+        )
+    return ModelRequest(texts, None, truncate=request.truncate)
+
+
+def classify_response(request: Classify, answer: ModelAnswer, model: str) -> dict[str, Any]:
+    """The body of `ClassifyResponse`."""
+    good = np.flatnonzero(answer.good_N).tolist()
+    truncated = answer.truncated_N.tolist()
+    data: list[dict[str, Any]] = [
+        {
+            "object": "classification",
+            "index": row,
+            "label": None,
+            "score": None,
+            "scores": None,
+            "top": None,
+            "truncated": truncated[row],
+            "error": answer.errors.get(row),
+        }
+        for row in range(len(request.names))
+    ]
+    if answer.answers is not None:
+        names = [request.names[row] for row in good]
+        found = answer.answers.predictions(
+            names, request.threshold, request.with_top, [truncated[row] for row in good]
+        )
+        for row, one in zip(good, found, strict=True):
+            data[row]["label"], data[row]["score"] = one.label, one.score
+            data[row]["scores"] = one.scores
+            if one.top is not None:
+                data[row]["top"] = [{"label": name, "score": p} for name, p in one.top]
+    return {
+        "id": f"cls-{uuid.uuid4().hex}",
+        "object": "list",
+        "created": int(time.time()),
+        "model": model,
+        "data": data,
+        "usage": _usage(answer),
+    }
+
+
+def embeddings_response(
+    request: EmbeddingsRequest, answer: ModelAnswer, model: str
+) -> dict[str, Any]:
+    """The body of `EmbeddingsResponse`.
+
+    Raises:
+        ApiError: 422, a text has no vector; this answer has no place to say so for one alone.
+    """
+    for row, code in sorted(answer.errors.items()):
+        raise ApiError(422, code, f"input[{row}]: {ROW_ERRORS[code]}.", f"input[{row}]")
+    assert answer.vectors_GD is not None
+    if request.encoding_format == "base64":
+        little = np.ascontiguousarray(answer.vectors_GD, "<f4")
+        vectors: list[Any] = [base64.b64encode(v.tobytes()).decode() for v in little]
+    else:
+        vectors = answer.vectors_GD.tolist()
+    truncated = answer.truncated_N.tolist()
+    data = [
+        {"object": "embedding", "index": i, "embedding": vector, "truncated": truncated[i]}
+        for i, vector in enumerate(vectors)
+    ]
+    return {"object": "list", "model": model, "data": data, "usage": _usage(answer)}
+
+
+ROW_ERRORS = {
+    "text_empty": "the text is empty or blank",
+    "text_not_unicode": "the text has a lone surrogate",
+    "text_too_long": "the text is longer than the embedder reads, and truncate is false",
+}
+
+
+def _usage(answer: ModelAnswer) -> dict[str, int]:
+    return {
+        "prompt_tokens": answer.tokens,
+        "total_tokens": answer.tokens + answer.label_tokens,
+        "embedded_texts": answer.embedded,
+        "cached_texts": answer.cached,
+        "label_tokens": answer.label_tokens,
+    }
+
+
+def _labels(form: Any, rows: int, param: str, limits: Limits) -> LabelSet | RaggedLabels:
+    """Checked in the order in which it is cheap to do so."""
+    ragged = is_set_a_row(form)
+    if ragged and len(form) != rows:
+        raise ApiError(
+            422,
+            "label_sets_mismatch",
+            f"{param}: {len(form)} label sets for {rows} rows; give one set, or one a row.",
+            param,
+        )
+    widest = max((len(labels) for labels in form if isinstance(labels, list)), default=0)
+    widest = widest if ragged else len(form)
+    if widest > limits.max_labels:
+        raise _over("max_labels", widest, limits, "labels in one set")
+    try:
+        if ragged:
+            labels: LabelSet | RaggedLabels = RaggedLabels.from_sets(form, param)
+        else:
+            labels = LabelSet.parse(form, param)
+    except LabelError as error:
+        raise ApiError(422, "invalid_labels", str(error), param) from None
+    _check_labels(labels.labels, param, limits)
+    return labels
+
+
+def _check_labels(labels: Sequence[Label], param: str, limits: Limits) -> None:
+    texts = 0
+    for i, label in enumerate(labels):
+        more = [label.description, *label.synonyms, *label.examples]
+        texts += 1 + sum(map(bool, more))
+        if len(label.name) > limits.max_label_chars:
+            raise _over("max_label_chars", len(label.name), limits, f"characters in {param}[{i}]")
+        longest = max(map(len, more))
+        if longest > limits.max_label_info_chars:
+            what = f"characters in what is said of {param}[{i}]"
+            raise _over("max_label_info_chars", longest, limits, what)
+        try:
+            "".join([label.name, *more]).encode()
+        except UnicodeEncodeError:
+            raise ApiError(
+                422, "invalid_labels", f"{param}[{i}]: has a lone surrogate, not Unicode.", param
+            ) from None
+    if texts > limits.max_label_texts:
+        raise _over("max_label_texts", texts, limits, "names, descriptions, synonyms and examples")
+
+
+def _vectors(items: list[Any], dimension: int) -> tuple[np.ndarray, dict[int, str]]:
+    """Float32 [N, D], and the errors of rows that are no vectors of D numbers."""
+    vectors_ND, errors = np.zeros((len(items), dimension), np.float32), {}
+    for row, item in enumerate(items):
+        try:
+            with np.errstate(over="ignore"):
+                if isinstance(item, str):
+                    vector = np.frombuffer(base64.b64decode(item, validate=True), "<f4")
+                else:
+                    vector = np.array(item, np.float64).astype(np.float32)
+        except (binascii.Error, ValueError):
+            errors[row] = "embedding_not_numbers"
+            continue
+        if len(vector) != dimension:
+            errors[row] = "embedding_wrong_size"
+            continue
+        vectors_ND[row] = vector
+    return vectors_ND, errors
+
+
+def _check_rows(rows: int, param: str, limits: Limits) -> None:
+    if rows > limits.max_texts:
+        raise _over("max_texts", rows, limits, param)
+
+
+def _over(limit: str, found: int, limits: Limits, what: str) -> ApiError:
+    allowed = getattr(limits, limit)
+    message = f"{found} {what}, but {limit} is {allowed}."
+    return ApiError(413, "limit_exceeded", message, limit)
+
+
+def _malformed(kind: type[Wire], error: ValidationError) -> ApiError:
+    """The first thing that is wrong, said for people."""
+    errors = error.errors(include_url=False, include_context=False)
+    first = errors[0]
+    if first["type"] == "json_invalid":
+        return ApiError(400, "invalid_json", f"the body is no JSON: {first['msg']}")
+    if not first["loc"]:
+        message = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "model_type":
+            message = f"the body is a JSON object with the fields {', '.join(kind.model_fields)}"
+        return ApiError(422, "invalid_request", f"{message}.")
+    field = str(first["loc"][0])
+    if first["type"] == "extra_forbidden" and len(first["loc"]) == 1:
+        message = f"{field}: no such field. There are: {', '.join(kind.model_fields)}."
+        return ApiError(422, "unknown_field", message, field)
+    if field in FORMS:
+        # One error for each form that it might have had: the deepest is of the form meant.
+        deepest = max((e for e in errors if e["loc"][:1] == (field,)), key=lambda e: len(e["loc"]))
+        place = "".join(f"[{p}]" for p in deepest["loc"][1:] if isinstance(p, int))
+        what = "of a wrong form or type"
+        if deepest["type"] == "extra_forbidden":
+            what = f"unknown field {str(deepest['loc'][-1])!r}"
+        message = f"{field}{place}: {what}. {field} is {FORMS[field]}."
+        return ApiError(422, "invalid_type", message, field)
+    return ApiError(422, "invalid_value", f"{field}: {first['msg']}.", field)

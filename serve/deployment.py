@@ -1,0 +1,118 @@
+"""The gateway as a Ray Serve deployment: handles to the models, metrics, changes while it runs."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fastapi import FastAPI
+from ray.exceptions import RayActorError, RayTaskError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.handle import DeploymentHandle
+
+from serve.api import ApiError
+from serve.auth import Guard
+from serve.convert import Classify
+from serve.engine import ModelAnswer, ModelRequest
+from serve.gateway import Desk, make_app
+from serve.metrics import GatewayMetrics, gather_metrics
+from serve.settings import Limits
+
+ATTEMPTS = 3
+"""A request whose replica died is sent again: classifying twice does no harm."""
+INFO_SECONDS = 5.0
+
+log = logging.getLogger("ray.serve")
+
+
+class ServedPort:
+    """A model's replicas, behind a handle."""
+
+    def __init__(self, name: str, handle: DeploymentHandle, metrics: GatewayMetrics) -> None:
+        self._name, self._handle, self._metrics = name, handle, metrics
+
+    async def answer(self, request: ModelRequest) -> ModelAnswer:
+        for attempt in range(1, ATTEMPTS + 1):
+            response = self._handle.answer.remote(request)
+            try:
+                return await response
+            except asyncio.CancelledError:  # a timeout, or the caller has gone
+                response.cancel()
+                raise
+            except RayActorError:
+                self._metrics.retries.inc(1, {"model": self._name})
+                log.warning("%s: a replica died (attempt %d)", self._name, attempt)
+            except (BackPressureError, DeploymentUnavailableError) as error:
+                raise self._unavailable(str(error)) from None
+        raise self._unavailable("its replicas died one after another")
+
+    async def info(self) -> Mapping[str, Any]:
+        try:
+            async with asyncio.timeout(INFO_SECONDS):
+                return await self._handle.info.remote()
+        except (RayActorError, RayTaskError, BackPressureError, DeploymentUnavailableError) as e:
+            raise self._unavailable(type(e).__name__) from None
+        except TimeoutError:
+            raise self._unavailable(f"no answer within {INFO_SECONDS:g} s") from None
+
+    def _unavailable(self, reason: str) -> ApiError:
+        message = f"the model {self._name!r} does not answer at the moment ({reason})."
+        return ApiError(503, "model_unavailable", message, "model", retry_after=2)
+
+
+class MetricsRecorder:
+    """Writes what the desk tells into the metrics."""
+
+    def __init__(self, metrics: GatewayMetrics) -> None:
+        self._metrics = metrics
+
+    def request(self, route: str, status: int, model: str, seconds: float) -> None:
+        tags = {"route": route, "status": str(status), "model": model}
+        self._metrics.requests.inc(1, tags)
+        self._metrics.request_seconds.observe(seconds, {"route": route})
+
+    def classified(self, model: str, asked: Classify, body: Mapping[str, Any]) -> None:
+        tags = {"model": model}
+        rows: Sequence[Mapping[str, Any]] = body["data"]
+        if not rows:
+            return
+        self._metrics.texts.inc(len(rows), tags)
+        self._metrics.labels.observe(asked.labels, tags)
+        nulls = sum(row["label"] is None and row["error"] is None for row in rows)
+        if nulls:
+            self._metrics.null_answers.inc(nulls, tags)
+        for row in rows:
+            if row["error"] is not None:
+                self._metrics.row_errors.inc(1, {**tags, "error": row["error"]})
+
+    def open_requests(self, count: int) -> None:
+        self._metrics.open_requests.set(count)
+
+
+class Gateway:
+    """Every route of the interface; what may change while it runs comes through `reconfigure`.
+
+    Args:
+        models: by name, the default first.
+        digests: of the tokens (`Guard.digest`).
+    """
+
+    def __init__(self, models: Mapping[str, DeploymentHandle], digests: Sequence[bytes]) -> None:
+        metrics = GatewayMetrics()
+        self._desk = Desk(
+            {name: ServedPort(name, handle, metrics) for name, handle in models.items()},
+            Limits(),
+            Guard(digests),
+            MetricsRecorder(metrics),
+            gather_metrics,
+        )
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return make_app(self._desk)
+
+    def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """`limits` and `log_texts`. Requests that were accepted go on under the limits of then."""
+        self._desk.limits = Limits.model_validate(user_config["limits"])
+        self._desk.log_texts = bool(user_config["log_texts"])

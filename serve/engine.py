@@ -1,0 +1,495 @@
+"""One loaded model: requests that come at the same time share its forward passes.
+
+Knows nothing of Ray or HTTP. Texts go through the lane "embed", whose batches count tokens, and
+then the vectors through the lane "classify", whose batches count label tokens; all of torch's work
+is done in one thread, the tokenising in another, and the event loop only passes things on.
+
+Shapes: N rows of a request, G of them without an error, D the embedder's dimension.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+import numpy as np
+
+from sce.answers import Answers
+from sce.bulk.rows import vector_errors
+from sce.embedder import TextEmbedder
+from sce.embedders.batching import TokenisedTexts
+from sce.labels import LabelSet
+from sce.predictor import Predictor
+from sce.ragged_labels import RaggedLabels
+from serve.batching import BatchReport, DeviceQueue, Lane
+from serve.cache import CachedText, VectorCache
+
+EMBED_BATCH_TOKENS = {"cpu": 2048, "cuda": 65_536}
+CLASSIFY_BATCH_TOKENS = {"cpu": 8192, "cuda": 262_144}
+PIECES_WAITING = 2
+"""Pieces of one request that may wait in a lane at a time: a large request keeps the device busy
+and lets those that come later in between."""
+OWN_PASS = 512
+"""Label tokens of one label set in a batch that are worth forward passes of their own, in which
+what the set's labels have in common is computed once."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ModelRequest:
+    """What a model is asked.
+
+    Attributes:
+        queries: texts, or unit vectors float32 [N, D].
+        labels: one set for all rows or one a row; None to embed only.
+        top_k: how many best labels.
+        return_scores: also every label's probability.
+        truncate: cut a text that is too long; else it gets the error `text_too_long`.
+        errors: of rows that have one already, by position; their vectors are not looked at.
+    """
+
+    queries: list[str] | np.ndarray
+    labels: LabelSet | RaggedLabels | None
+    top_k: int = 1
+    return_scores: bool = False
+    truncate: bool = True
+    errors: Mapping[int, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ModelAnswer:
+    """What it answers.
+
+    Attributes:
+        good_N: bool, the rows that have an answer.
+        errors: of the other rows, by position.
+        truncated_N: bool, the text was longer than the embedder reads.
+        tokens: that the embedder reads of the texts.
+        embedded, cached: distinct texts (labels' among the first) that were embedded anew, and
+            texts of rows whose vectors were known.
+        label_tokens: that the encoder read.
+        answers: of the G good rows; None where none was asked for or no row is good.
+        vectors_GD: of the good rows, where only these were asked for.
+        seconds: spent, by step: queue, tokenise, embed, classify.
+    """
+
+    good_N: np.ndarray
+    errors: Mapping[int, str]
+    truncated_N: np.ndarray
+    tokens: int
+    embedded: int
+    cached: int
+    label_tokens: int = 0
+    answers: Answers | None = None
+    vectors_GD: np.ndarray | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+class KnownTexts:
+    """Vectors of labels' texts: those that were embedded ahead, else the embedder's."""
+
+    def __init__(self, embedder: TextEmbedder) -> None:
+        self._embedder = embedder
+        self.known: Mapping[str, np.ndarray] = {}
+
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        """Float32 [N, D]. A predictor may drop what it knew of a label in the meantime."""
+        known = self.known
+        missing = [text for text in dict.fromkeys(texts) if text not in known]
+        found = dict(zip(missing, self._embedder.embed(missing).vectors)) if missing else {}
+        return np.stack([known[text] if text in known else found[text] for text in texts])
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model, and what is needed to serve it.
+
+    Attributes:
+        label_texts: the predictor's source of the vectors of labels' texts.
+        info: for `/info`.
+    """
+
+    predictor: Predictor
+    label_texts: KnownTexts
+    info: Mapping[str, Any]
+
+    @property
+    def embedder_id(self) -> str:
+        return self.predictor.embedder.fingerprint.id
+
+
+@dataclass(frozen=True)
+class _EmbedItem:
+    model: LoadedModel
+    tokens: TokenisedTexts
+
+
+@dataclass(frozen=True)
+class _ClassifyItem:
+    model: LoadedModel
+    vectors_GD: np.ndarray
+    labels: LabelSet | RaggedLabels
+    label_vectors: Mapping[str, np.ndarray]
+    top_k: int
+    return_scores: bool
+
+    @property
+    def label_tokens(self) -> int:
+        return _label_tokens(self.labels, len(self.vectors_GD))
+
+
+@dataclass(frozen=True)
+class _Examined:
+    """Texts before they are embedded: `distinct` are those without an error, and for each good
+    row its place among them."""
+
+    errors: dict[int, str]
+    places_G: np.ndarray
+    distinct: list[str]
+
+
+@dataclass(frozen=True)
+class _Vectors:
+    """Of distinct texts [U]; `tokens` counts those of the embedder."""
+
+    vectors_UD: np.ndarray
+    tokens_U: np.ndarray
+    truncated_U: np.ndarray
+    embedded: int
+    seconds: dict[str, float]
+
+
+class Engine:
+    """Answers requests with the model that was given last; those accepted before it finish with
+    theirs.
+
+    Args:
+        device: "cpu" or "cuda", for the default budgets.
+        executor: one thread, for all of torch's work; loading included.
+        cache: of text vectors.
+        report: is told of every batch.
+        embed_tokens, classify_tokens: budgets of a batch; None for the device's.
+    """
+
+    def __init__(
+        self,
+        device: str,
+        executor: Executor,
+        cache: VectorCache,
+        report: Callable[[BatchReport], None] = lambda batch: None,
+        embed_tokens: int | None = None,
+        classify_tokens: int | None = None,
+    ) -> None:
+        self.model: LoadedModel | None = None
+        self.cache = cache
+        self._device = device
+        self._embed = Lane("embed", _embed_batch, 1)
+        self._classify = Lane("classify", _classify_batch, 1)
+        self.set_budgets(embed_tokens, classify_tokens)
+        self._queue = DeviceQueue(executor, (self._classify, self._embed), report)
+        self._tokenising = ThreadPoolExecutor(1, "tokenise")
+
+    def set_budgets(self, embed_tokens: int | None, classify_tokens: int | None) -> None:
+        """Tokens and label tokens of a batch; None for the device's default."""
+        self._embed.budget = embed_tokens or EMBED_BATCH_TOKENS[self._device]
+        self._classify.budget = classify_tokens or CLASSIFY_BATCH_TOKENS[self._device]
+
+    @property
+    def waiting(self) -> int:
+        """Pieces of work in the lanes."""
+        return self._queue.waiting
+
+    def close(self) -> None:
+        self._queue.close()
+        self._tokenising.shutdown(wait=False, cancel_futures=True)
+
+    async def answer(self, request: ModelRequest) -> ModelAnswer:
+        """Every row has its answer or its error."""
+        model = self.model
+        assert model is not None, "no model yet"
+        started = time.perf_counter()
+        if isinstance(request.queries, np.ndarray):
+            found = _known_vectors(request.queries, request.errors)
+        else:
+            found = await self._embed_texts(model, request.queries, request.truncate)
+        if request.labels is None:
+            return _timed(found, started)
+        vectors_GD, good_N = found.vectors_GD, found.good_N
+        assert vectors_GD is not None
+        found = replace(found, vectors_GD=None)
+        if not good_N.any():
+            return _timed(found, started)
+        labels = request.labels
+        if isinstance(labels, RaggedLabels) and not good_N.all():
+            labels = labels.take(np.flatnonzero(good_N))
+        label_vectors, new = await self._label_vectors(model, labels)
+        began = time.perf_counter()
+        pieces = [
+            _ClassifyItem(
+                model,
+                vectors_GD[start:end],
+                labels if isinstance(labels, LabelSet) else labels.take(np.arange(start, end)),
+                label_vectors,
+                request.top_k,
+                request.return_scores,
+            )
+            for start, end in _pieces(_row_costs(labels, len(vectors_GD)), self._classify.budget)
+        ]
+        parts = await self._send("classify", pieces, [item.label_tokens for item in pieces])
+        seconds = {**found.seconds, "classify": time.perf_counter() - began}
+        found = replace(
+            found,
+            answers=Answers.join(parts),
+            label_tokens=sum(item.label_tokens for item in pieces),
+            embedded=found.embedded + new,
+            seconds=seconds,
+        )
+        return _timed(found, started)
+
+    async def _embed_texts(
+        self, model: LoadedModel, texts: list[str], truncate: bool
+    ) -> ModelAnswer:
+        examined = await self._off_loop(_examine, texts)
+        found = await self._vectors(model, examined.distinct, truncate)
+        cached = len(examined.distinct) - found.embedded
+        good_N = np.ones(len(texts), bool)
+        good_N[list(examined.errors)] = False
+        places_G = examined.places_G
+        truncated_N = np.zeros(len(texts), bool)
+        truncated_N[good_N] = found.truncated_U[places_G]
+        tokens = int(found.tokens_U[places_G].sum())
+        errors = dict(examined.errors)
+        if not truncate and truncated_N.any():
+            long_N = truncated_N.copy()
+            errors |= dict.fromkeys(np.flatnonzero(long_N).tolist(), "text_too_long")
+            places_G = places_G[~long_N[good_N]]
+            good_N &= ~long_N
+            truncated_N[:] = False  # nothing was cut
+        vectors_GD = found.vectors_UD[places_G]
+        return ModelAnswer(
+            good_N, errors, truncated_N, tokens, found.embedded, cached, vectors_GD=vectors_GD,
+            seconds=found.seconds,
+        )  # fmt: skip
+
+    async def _vectors(self, model: LoadedModel, texts: list[str], truncate: bool) -> _Vectors:
+        """Of distinct texts, as far as they are not known yet. One that is too long is not
+        embedded without `truncate`."""
+        began = time.perf_counter()
+        known, new_W, tokens = await self._off_loop(self._look_up, model, texts, truncate)
+        seconds = {"tokenise": time.perf_counter() - began}
+        vectors_UD = np.zeros((len(texts), model.predictor.embedder.dimension), np.float32)
+        tokens_U, truncated_U = np.zeros(len(texts), np.int64), np.zeros(len(texts), bool)
+        for place, entry in known.items():
+            vectors_UD[place], tokens_U[place] = entry.vector, entry.tokens
+            truncated_U[place] = entry.truncated
+        embedded = 0
+        if tokens is not None:
+            tokens_U[new_W], truncated_U[new_W] = tokens.lengths, tokens.truncated
+            wanted_W = np.ones(len(tokens), bool) if truncate else ~tokens.truncated
+            embedded = int(wanted_W.sum())
+            if embedded:
+                kept = tokens if embedded == len(tokens) else tokens.take(np.flatnonzero(wanted_W))
+                began = time.perf_counter()
+                found_WD = await self._embed_tokens(model, kept)
+                seconds["embed"] = time.perf_counter() - began
+                places_W = new_W[wanted_W]
+                vectors_UD[places_W] = found_WD
+                self.cache.put(
+                    [VectorCache.key(model.embedder_id, texts[i]) for i in places_W.tolist()],
+                    [
+                        CachedText(vector_D.copy(), int(tokens_U[i]), bool(truncated_U[i]))
+                        for i, vector_D in zip(places_W.tolist(), found_WD)
+                    ],
+                )
+        return _Vectors(vectors_UD, tokens_U, truncated_U, embedded, seconds)
+
+    def _look_up(
+        self, model: LoadedModel, texts: list[str], truncate: bool
+    ) -> tuple[dict[int, CachedText], np.ndarray, TokenisedTexts | None]:
+        """What the cache has, by place; the places of the other texts, and their tokens."""
+        entries = self.cache.get([VectorCache.key(model.embedder_id, text) for text in texts])
+        known = {place: entry for place, entry in enumerate(entries) if entry is not None}
+        new_W = np.array([i for i in range(len(texts)) if i not in known], np.int64)
+        if not len(new_W):
+            return known, new_W, None
+        return known, new_W, model.predictor.embedder.tokenise([texts[i] for i in new_W.tolist()])
+
+    async def _embed_tokens(self, model: LoadedModel, tokens: TokenisedTexts) -> np.ndarray:
+        """In pieces of texts of similar length; float32 [W, D]."""
+        order_W = np.argsort(-tokens.lengths, kind="stable")
+        lengths_W = tokens.lengths[order_W]
+        places = [order_W[a:b] for a, b in _pieces(lengths_W, self._embed.budget)]
+        items = [_EmbedItem(model, tokens.take(places_P)) for places_P in places]
+        parts = await self._send("embed", items, [int(i.tokens.lengths.sum()) for i in items])
+        vectors_WD = np.empty((len(tokens), model.predictor.embedder.dimension), np.float32)
+        vectors_WD[order_W] = np.concatenate(parts)
+        return vectors_WD
+
+    async def _label_vectors(
+        self, model: LoadedModel, labels: LabelSet | RaggedLabels
+    ) -> tuple[dict[str, np.ndarray], int]:
+        """Vectors of the labels' texts that the predictor does not know yet, and how many of them
+        were embedded anew."""
+        texts = await self._off_loop(model.predictor.new_label_texts, labels)
+        if not texts:
+            return {}, 0
+        found = await self._vectors(model, texts, truncate=True)
+        return dict(zip(texts, found.vectors_UD)), found.embedded
+
+    async def _send(self, lane: str, items: Sequence[Any], costs: Sequence[int]) -> list[Any]:
+        """Results in order; the first failure is raised, and what waits is taken back."""
+        if len(items) == 1:
+            return [await self._queue.submit(lane, items[0], costs[0])]
+        places = asyncio.Semaphore(PIECES_WAITING)
+
+        async def send(item: Any, cost: int) -> Any:
+            async with places:
+                return await self._queue.submit(lane, item, cost)
+
+        tasks = [asyncio.create_task(send(*pair)) for pair in zip(items, costs, strict=True)]
+        try:
+            return list(await asyncio.gather(*tasks))
+        except BaseException:
+            for task in tasks:
+                task.cancel()
+            raise
+
+    def _off_loop(self, work: Callable[..., T], *arguments: Any) -> Awaitable[T]:
+        return asyncio.get_running_loop().run_in_executor(self._tokenising, work, *arguments)
+
+
+def _embed_batch(items: list[_EmbedItem]) -> list[np.ndarray]:
+    """Items of several models, which have the same embedder as a rule, in one go each."""
+    found: list[Any] = [None] * len(items)
+    for places in _grouped(range(len(items)), lambda i: items[i].model.embedder_id):
+        joined = TokenisedTexts.join([items[i].tokens for i in places])
+        vectors_WD = items[places[0]].model.predictor.embedder.embed_tokens(joined)
+        ends = np.cumsum([len(items[i].tokens) for i in places])
+        for i, part_WD in zip(places, np.split(vectors_WD, ends[:-1])):
+            found[i] = part_WD
+    return found
+
+
+def _classify_batch(items: list[_ClassifyItem]) -> list[Answers]:
+    """Rows with the same label set together where they are many, all others in mixed batches."""
+    found: list[Any] = [None] * len(items)
+    for of_model in _grouped(range(len(items)), lambda i: id(items[i].model)):
+        predictor = items[of_model[0]].model.predictor
+        label_texts = items[of_model[0]].model.label_texts
+        label_texts.known = {t: v for i in of_model for t, v in items[i].label_vectors.items()}
+        groups = _grouped(of_model, lambda i: _set_key(items[i].labels))
+        mixed: list[int] = []
+        for places in groups:
+            cost = sum(items[i].label_tokens for i in places)
+            if len(groups) == 1 or cost >= OWN_PASS:
+                _answer_together(predictor, items, places, found)
+            else:
+                mixed += places
+        if mixed:
+            _answer_together(predictor, items, mixed, found)
+        label_texts.known = {}
+    return found
+
+
+def _answer_together(
+    predictor: Predictor, items: list[_ClassifyItem], places: list[int], found: list[Any]
+) -> None:
+    mine = [items[i] for i in places]
+    vectors_GD = np.concatenate([item.vectors_GD for item in mine])
+    labels: LabelSet | RaggedLabels = mine[0].labels
+    if any(_set_key(item.labels) != _set_key(labels) for item in mine[1:]) or (
+        len(mine) > 1 and isinstance(labels, RaggedLabels)
+    ):
+        labels = RaggedLabels.join(
+            [
+                RaggedLabels.repeat(item.labels, len(item.vectors_GD))
+                if isinstance(item.labels, LabelSet)
+                else item.labels
+                for item in mine
+            ]
+        )
+    answers = predictor.answer(
+        vectors_GD,
+        labels,
+        top_k=max(item.top_k for item in mine),
+        return_scores=any(item.return_scores for item in mine),
+    )
+    start = 0
+    for i, item in zip(places, mine):
+        end = start + len(item.vectors_GD)
+        found[i] = answers.part(start, end, item.top_k, item.return_scores)
+        start = end
+
+
+def _set_key(labels: LabelSet | RaggedLabels) -> Any:
+    """Equal for sets whose answers have the same places: the same labels in the same order."""
+    if isinstance(labels, LabelSet):
+        return (labels.fingerprint, tuple(labels.canonical_order))
+    return id(labels)
+
+
+def _grouped(places: Iterable[int], key: Callable[[int], Any]) -> list[list[int]]:
+    groups: dict[Any, list[int]] = {}
+    for i in places:
+        groups.setdefault(key(i), []).append(i)
+    return list(groups.values())
+
+
+def _examine(texts: list[str]) -> _Examined:
+    errors: dict[int, str] = {}
+    places: dict[str, int] = {}
+    rows: list[int] = []
+    for i, text in enumerate(texts):
+        if not text or text.isspace():
+            errors[i] = "text_empty"
+            continue
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            errors[i] = "text_not_unicode"
+            continue
+        rows.append(places.setdefault(text, len(places)))
+    return _Examined(errors, np.array(rows, np.int64), list(places))
+
+
+def _known_vectors(vectors_ND: np.ndarray, known: Mapping[int, str]) -> ModelAnswer:
+    """Embeddings that the user has: finite unit vectors, or an error for the row."""
+    codes_N = vector_errors(vectors_ND)
+    codes_N[list(known)] = list(known.values())
+    good_N = codes_N == ""
+    errors = {i: str(codes_N[i]) for i in np.flatnonzero(~good_N).tolist()}
+    return ModelAnswer(
+        good_N, errors, np.zeros(len(good_N), bool), 0, 0, 0, vectors_GD=vectors_ND[good_N]
+    )
+
+
+def _row_costs(labels: LabelSet | RaggedLabels, rows: int) -> np.ndarray:
+    if isinstance(labels, LabelSet):
+        return np.full(rows, len(labels) + 1)
+    return labels.label_counts + 1
+
+
+def _label_tokens(labels: LabelSet | RaggedLabels, rows: int) -> int:
+    return int(_row_costs(labels, rows).sum())
+
+
+def _pieces(costs_N: np.ndarray, budget: int) -> list[tuple[int, int]]:
+    """Ranges of rows that cost no more than the budget together, or one row that does."""
+    ends_N = np.cumsum(costs_N)
+    pieces = []
+    start = 0
+    while start < len(costs_N):
+        spent = int(ends_N[start - 1]) if start else 0
+        end = max(start + 1, int(np.searchsorted(ends_N, spent + budget, side="right")))
+        pieces.append((start, end))
+        start = end
+    return pieces
+
+
+def _timed(answer: ModelAnswer, started: float) -> ModelAnswer:
+    return replace(answer, seconds={**answer.seconds, "total": time.perf_counter() - started})

@@ -1,0 +1,151 @@
+"""Prometheus metrics of the endpoint: what is counted, and how `/metrics` gathers it.
+
+Replicas report to Ray's agent on their node, some seconds later; `/metrics` asks the agents of all
+nodes, so that any gateway tells of the whole endpoint.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+
+import aiohttp
+import ray
+from ray.serve import metrics as ray_metrics
+
+from serve.batching import BatchReport
+
+PREFIX = "ray_sce_"
+AGENT_SECONDS = 5.0
+
+_SECONDS = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60]
+_SIZES: list[float] = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024]
+_TOKENS: list[float] = [16, 64, 256, 1024, 4096, 16_384, 65_536, 262_144, 1_048_576]
+
+
+def _counter(name: str, text: str, *tags: str) -> ray_metrics.Counter:
+    return ray_metrics.Counter(name, text, tags)  # type: ignore[arg-type]  # Tuple[str], they say
+
+
+def _histogram(name: str, text: str, bounds: list[float], *tags: str) -> ray_metrics.Histogram:
+    return ray_metrics.Histogram(name, text, bounds, tags)  # type: ignore[arg-type]
+
+
+class GatewayMetrics:
+    """Of requests."""
+
+    def __init__(self) -> None:
+        self.requests = _counter(
+            "sce_requests", "Requests by route, status and model.", "route", "status", "model"
+        )
+        self.request_seconds = _histogram(
+            "sce_request_seconds", "From the first byte to the answer.", _SECONDS, "route"
+        )
+        self.open_requests = ray_metrics.Gauge("sce_open_requests", "Requests being worked on.")
+        self.labels = _histogram(
+            "sce_labels", "Labels of a request's largest set.", _SIZES, "model"
+        )
+        self.texts = _counter("sce_texts", "Texts and embeddings asked.", "model")
+        self.null_answers = _counter(
+            "sce_null_answers", "Rows whose best label was below the threshold.", "model"
+        )
+        self.row_errors = _counter(
+            "sce_row_errors", "Rows without an answer, by error.", "model", "error"
+        )
+        self.retries = _counter(
+            "sce_retries", "Requests sent to another replica because theirs died.", "model"
+        )
+
+
+class ModelMetrics:
+    """Of a model's replica.
+
+    Args:
+        model: its name.
+    """
+
+    def __init__(self, model: str) -> None:
+        self._tags = {"model": model}
+        tags = ("model", "lane")
+        self._tokens = _counter(
+            "sce_text_tokens", "Tokens of texts, as the embedder counts them.", "model"
+        )
+        self._label_tokens = _counter("sce_label_tokens", "Tokens that the encoder read.", "model")
+        self._hits = _counter("sce_cache_hits", "Texts whose vectors were known.", "model")
+        self._misses = _counter("sce_cache_misses", "Texts, also of labels, embedded.", "model")
+        self._queue = _histogram(
+            "sce_queue_seconds", "Waiting for the device.", _SECONDS, "model", "lane"
+        )
+        self._work = {
+            "embed": _histogram(
+                "sce_embed_seconds", "Of a batch of texts.", _SECONDS, "model", "lane"
+            ),
+            "classify": _histogram(
+                "sce_classify_seconds", "Of a batch of rows.", _SECONDS, "model", "lane"
+            ),
+        }
+        self._items = _histogram(
+            "sce_batch_requests", "Requests in a batch.", _SIZES, "model", "lane"
+        )
+        self._batch_tokens = _histogram(
+            "sce_batch_tokens", "Tokens, or label tokens, of a batch.", _TOKENS, *tags
+        )
+
+    def batch(self, report: BatchReport) -> None:
+        tags = {**self._tags, "lane": report.lane}
+        self._work[report.lane].observe(report.seconds, tags)
+        self._items.observe(report.items, tags)
+        self._batch_tokens.observe(max(1, report.cost), tags)
+        for wait in report.waits:
+            self._queue.observe(wait, tags)
+
+    def answer(self, tokens: int, label_tokens: int, embedded: int, cached: int) -> None:
+        for metric, value in (
+            (self._tokens, tokens),
+            (self._label_tokens, label_tokens),
+            (self._misses, embedded),
+            (self._hits, cached),
+        ):
+            if value:
+                metric.inc(value, self._tags)
+
+
+async def gather_metrics() -> str:
+    """The endpoint's metrics of all nodes, in Prometheus' text format."""
+    nodes = await asyncio.to_thread(ray.nodes)
+    urls = [
+        f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+        for node in nodes
+        if node["Alive"] and node["MetricsExportPort"]
+    ]
+    timeout = aiohttp.ClientTimeout(total=AGENT_SECONDS)
+    async with aiohttp.ClientSession(timeout=timeout) as session:
+        return merge(await asyncio.gather(*(_fetch(session, url) for url in urls)))
+
+
+async def _fetch(session: aiohttp.ClientSession, url: str) -> str:
+    try:
+        async with session.get(url) as response:
+            return await response.text()
+    except (aiohttp.ClientError, TimeoutError):
+        return ""
+
+
+def merge(pages: Iterable[str]) -> str:
+    """The lines of our metrics in several exports, the samples of a metric together."""
+    families: dict[str, list[str]] = {}
+    heads: dict[str, dict[str, str]] = {}
+    for page in pages:
+        family = ""
+        for line in page.splitlines():
+            words = line.split(" ", 3)
+            if line.startswith("#") and len(words) > 2:
+                family = words[2]
+                if family.startswith(PREFIX):
+                    heads.setdefault(family, {}).setdefault(words[1], line)
+            elif line.startswith(PREFIX):
+                families.setdefault(family, []).append(line)
+    return "".join(
+        "\n".join([*heads.get(family, {}).values(), *lines]) + "\n"
+        for family, lines in families.items()
+    )

@@ -1,0 +1,107 @@
+"""The deployment of one model: a replica holds the weights and batches what it is asked."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from typing import Any
+
+from sce.distributed.resources import TorchThread
+from sce.errors import SCEError
+from serve.cache import VectorCache
+from serve.engine import Engine, LoadedModel, ModelAnswer, ModelRequest
+from serve.loading import choose_device, load_model, warm_up
+from serve.metrics import ModelMetrics
+from serve.settings import ModelSettings
+
+log = logging.getLogger("ray.serve")
+
+
+class ModelReplica:
+    """Answers for one model; everything it may be told later comes through `reconfigure`.
+
+    Args:
+        name: by which requests choose it.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._metrics = ModelMetrics(name)
+        self._engine: Engine | None = None
+        self._settings: ModelSettings | None = None
+        self._torch: TorchThread | None = None
+        self._loading: asyncio.Task[None] | None = None
+        self._last_error: str | None = None
+
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """The first time, load the model. Later, take new budgets at once and load another model
+        beside the one that goes on answering: Ray sends a replica nothing until this returns.
+
+        Raises:
+            InputError: the first time, that there is no such model. A model that cannot be loaded
+                later is named in `info`, and the one before stays.
+        """
+        settings = ModelSettings.model_validate(user_config)
+        if self._engine is None:
+            await self._start(settings)
+            return
+        assert self._settings is not None
+        self._engine.set_budgets(settings.embed_batch_tokens, settings.classify_batch_tokens)
+        if _weights(settings) != _weights(self._settings) or self._last_error:
+            if self._loading is not None:
+                self._loading.cancel()
+            self._loading = asyncio.create_task(self._swap(settings))
+        self._settings = settings
+
+    async def answer(self, request: ModelRequest) -> ModelAnswer:
+        assert self._engine is not None
+        found = await self._engine.answer(request)
+        self._metrics.answer(found.tokens, found.label_tokens, found.embedded, found.cached)
+        return found
+
+    async def info(self) -> dict[str, Any]:
+        """For `/info`; `error` says why the last model that was to be loaded was not."""
+        assert self._engine is not None
+        assert self._engine.model is not None
+        loading = self._loading is not None and not self._loading.done()
+        return {**self._engine.model.info, "loading": loading, "error": self._last_error}
+
+    async def _start(self, settings: ModelSettings) -> None:
+        self._torch = TorchThread(settings.threads or os.cpu_count() or 1)
+        loaded = await self._load(settings, None)
+        engine = Engine(
+            choose_device(settings),
+            self._torch.executor,
+            VectorCache(settings.cache_bytes),
+            self._metrics.batch,
+            settings.embed_batch_tokens,
+            settings.classify_batch_tokens,
+        )
+        engine.model = loaded
+        self._engine, self._settings = engine, settings
+        log.info("%s is ready on %s", self._name, loaded.info["device"])
+
+    async def _swap(self, settings: ModelSettings) -> None:
+        assert self._engine is not None
+        try:
+            loaded = await self._load(settings, self._engine.model)
+        except (SCEError, OSError, RuntimeError, ValueError) as error:
+            self._last_error = f"{settings.path}: {error}"
+            log.exception("%s: the model before stays", self._name)
+            return
+        self._engine.model, self._last_error = loaded, None
+        log.info("%s answers with %s", self._name, settings.path)
+
+    async def _load(self, settings: ModelSettings, before: LoadedModel | None) -> LoadedModel:
+        """In a thread that ends, so that OpenMP keeps one team (`TorchThread`)."""
+        assert self._torch is not None
+        embedder = None if before is None else before.predictor.embedder
+        loaded = await asyncio.to_thread(load_model, self._name, settings, embedder)
+        await asyncio.get_running_loop().run_in_executor(self._torch.executor, warm_up, loaded)
+        return loaded
+
+
+def _weights(settings: ModelSettings) -> dict[str, Any]:
+    """What a model must be loaded anew for."""
+    return settings.model_dump(include={"path", "embedder", "device", "dtype", "exact"})

@@ -1,0 +1,132 @@
+"""What an operator decides of the endpoint. YAML, environment and command line as for the jobs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr, model_validator
+
+from sce.config import JobConfig, Section
+from sce.embedder import EmbedderConfig
+
+
+class Limits(Section):
+    """How much one request may ask, and how much may be asked at a time. Each is named in the
+    refusal of a request that exceeds it, and in `/info`."""
+
+    max_body_bytes: int = Field(default=16 * 2**20, ge=1024)
+    """Of a request, 413 above."""
+    max_texts: int = Field(default=1024, ge=1)
+    """Texts or embeddings of a request, 413 above."""
+    max_labels: int = Field(default=1000, ge=1)
+    """Labels of one set, 413 above."""
+    max_label_chars: int = Field(default=200, ge=1, le=200)
+    """Characters of a label's name, 413 above."""
+    max_label_info_chars: int = Field(default=10_000, ge=0, le=10_000)
+    """Characters of a description, a synonym or an example, 413 above."""
+    max_label_texts: int = Field(default=4000, ge=1)
+    """Names, synonyms, descriptions and examples of all labels of a request, 413 above."""
+    max_label_tokens: int = Field(default=400_000, ge=2)
+    """Tokens that the encoder reads for a request, labels + 1 for each text, 413 above."""
+    max_concurrent_requests: int = Field(default=256, ge=1)
+    """Requests that are worked on at a time by a replica of the gateway, 429 above."""
+    max_concurrent_bytes: int = Field(default=256 * 2**20, ge=1024)
+    """Bytes of their bodies together, 429 above."""
+    request_timeout_seconds: float = Field(default=60.0, gt=0)
+    """504 after it."""
+
+
+class Scaling(Section):
+    """Replicas of a deployment, and what each takes."""
+
+    min_replicas: int = Field(default=1, ge=1)
+    max_replicas: int = Field(default=1, ge=1)
+    target_ongoing_requests: float = Field(default=16, gt=0)
+    """Requests a replica above which another is started."""
+    num_cpus: float = Field(default=0.5, ge=0)
+    """That Ray sets aside; on a CPU the replica computes with `threads` all the same."""
+    num_gpus: float | None = Field(default=None, ge=0)
+    """Default: 1 for a model where the cluster has any."""
+    accelerator_type: str | None = None
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Scaling:
+        if self.max_replicas < self.min_replicas:
+            raise ValueError("max_replicas is less than min_replicas")
+        return self
+
+
+class ModelSettings(Section):
+    """One model behind the endpoint."""
+
+    path: str
+    """Folder or hub id of a model that jobs/train_sce.py wrote."""
+    embedder: EmbedderConfig | None = None
+    """Default: the model's. Give it where its checkpoint lies elsewhere on this machine."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    exact: bool = False
+    """Contextualise every label also of a large set, rather than a shortlist."""
+    threads: int | None = Field(default=None, ge=1)
+    """Of a replica on a CPU. Default: all cores."""
+    embed_batch_tokens: int | None = Field(default=None, ge=64)
+    """Tokens of texts that are embedded together. Default: 2,048 on a CPU, 65,536 on a GPU."""
+    classify_batch_tokens: int | None = Field(default=None, ge=64)
+    """Label tokens (labels + 1 for each text) that are classified together. Default: 8,192 on a
+    CPU, 262,144 on a GPU."""
+    cache_bytes: int = Field(default=256 * 2**20, ge=0)
+    """Of the vectors of texts and labels that a replica keeps."""
+    scaling: Scaling = Scaling()
+
+
+class BatchSettings(Section):
+    """Bulk jobs through `/v1/batches`; refused unless both roots are named."""
+
+    input_roots: list[str] = []
+    """Folders or URIs that inputs must lie under."""
+    output_roots: list[str] = []
+    """Folders or URIs that outputs must lie under."""
+    dashboard: str | None = None
+    """Address of Ray's job server. Default: that of this cluster."""
+    max_running: int = Field(default=1, ge=1)
+    """Jobs that run at a time, 429 above."""
+
+    @property
+    def allowed(self) -> bool:
+        return bool(self.input_roots and self.output_roots)
+
+
+class ServeConfig(JobConfig):
+    """Settings of the endpoint."""
+
+    model: str = "runs/quickstart/model"
+    """Folder or hub id of the only model, where `models` names none."""
+    models: dict[str, ModelSettings] = {}
+    """Models by the name that requests choose them by; the first is the default."""
+    limits: Limits = Limits()
+    tokens: SecretStr = SecretStr("")
+    """Bearer tokens, by commas: best as the environment variable SCE_TOKENS. Without any, only
+    this machine is answered."""
+    tokens_file: Path | None = None
+    """More of them, one a line."""
+    log_texts: bool = False
+    """Write texts and labels into the log."""
+    batches: BatchSettings = BatchSettings()
+    gateway: Scaling = Scaling(num_cpus=0.1, target_ongoing_requests=64)
+    host: str = "127.0.0.1"
+    """Of `make serve`; a cluster's is in the YAML of `serve deploy`."""
+    port: int = Field(default=8000, ge=1, le=65535)
+
+    def named_models(self) -> dict[str, ModelSettings]:
+        """`models`, or the one of `model` under its own name."""
+        if self.models:
+            return self.models
+        return {default_name(self.model): ModelSettings(path=self.model)}
+
+
+def default_name(path: str) -> str:
+    """What a model is called that has no name: its folder's, or its run's where that is `model`."""
+    parts = [part for part in Path(path).parts if part not in ("/", "..", ".")]
+    name = parts[-1] if parts else path
+    return parts[-2] if name == "model" and len(parts) > 1 else name

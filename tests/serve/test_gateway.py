@@ -1,0 +1,349 @@
+"""The interface without Ray: forms of requests and answers, every refusal, every limit."""
+
+import asyncio
+import base64
+import json
+import math
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+
+from serve.api import (
+    CLASSIFY_EXAMPLES,
+    ClassifyResponse,
+    EmbeddingsResponse,
+    ErrorResponse,
+)
+from serve.auth import Guard
+from serve.engine import Engine, ModelAnswer, ModelRequest
+from serve.gateway import Desk, make_app
+from serve.settings import Limits
+from tests.serve.conftest import make_engine
+
+TOKEN = "a-token-that-is-long-enough"
+LIMITS = Limits(
+    max_body_bytes=20_000,
+    max_texts=20,
+    max_labels=30,
+    max_label_chars=50,
+    max_label_info_chars=100,
+    max_label_texts=40,
+    max_label_tokens=300,
+    request_timeout_seconds=20,
+)
+TEXTS = ["the river rose overnight", "the engine will not start", "thank you"]
+LABELS = ["flood", "engine trouble", "praise"]
+
+
+class LocalPort:
+    """A model in this process, in place of its replicas."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.hold: threading.Event | None = None
+
+    async def answer(self, request: ModelRequest) -> ModelAnswer:
+        if self.hold is not None:
+            await asyncio.to_thread(self.hold.wait, 30)
+        return await self._engine.answer(request)
+
+    async def info(self) -> Mapping[str, Any]:
+        assert self._engine.model is not None
+        return self._engine.model.info
+
+
+@pytest.fixture
+def port(loaded) -> LocalPort:
+    """Of this test alone: an engine's queue lives in one event loop."""
+    return LocalPort(make_engine(loaded))
+
+
+@pytest.fixture
+def desk(port) -> Desk:
+    return Desk({"tiny": port, "second": port}, LIMITS, Guard([Guard.digest(TOKEN)]))
+
+
+@pytest.fixture
+def client(desk):
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    with TestClient(make_app(desk), headers=headers, raise_server_exceptions=False) as client:
+        yield client
+
+
+def refusal(response, status: int) -> dict[str, Any]:
+    assert response.status_code == status, response.text
+    return ErrorResponse.model_validate(response.json()).error.model_dump()
+
+
+@pytest.mark.parametrize("example", CLASSIFY_EXAMPLES)
+def test_every_example_of_the_document_is_answered(client, example):
+    response = client.post("/v1/classify", json=example)
+    assert response.status_code == 200, response.text
+    found = ClassifyResponse.model_validate(response.json())
+    texts = example["texts"] if isinstance(example["texts"], list) else [example["texts"]]
+    assert [row.index for row in found.data] == list(range(len(texts)))
+    assert all(row.error is None and row.score is not None for row in found.data)
+
+
+def test_the_answers_are_the_predictors(client, predictor):
+    for labels in (LABELS, {"flood": "water", "praise": "", "engine trouble": "it will not start"}):
+        body = {"texts": TEXTS, "labels": labels, "top_k": 2, "return_scores": True}
+        found = client.post("/v1/classify", json=body).json()["data"]
+        alone = predictor.predict(TEXTS, labels, top_k=2, return_scores=True)
+        for row, one in zip(found, alone, strict=True):
+            assert row["label"] == one.label
+            assert row["score"] == pytest.approx(one.score, abs=2e-5)
+            assert list(row["scores"]) == list(one.scores)
+            assert row["scores"] == pytest.approx(one.scores, abs=2e-5)
+            assert [t["label"] for t in row["top"]] == [name for name, _ in one.top]
+
+
+def test_embeddings_in_both_encodings_give_the_answer_of_their_texts(client):
+    of_texts = client.post("/v1/classify", json={"texts": TEXTS, "labels": LABELS}).json()
+    numbers = client.post("/v1/embeddings", json={"input": TEXTS}).json()
+    coded = client.post("/v1/embeddings", json={"input": TEXTS, "encoding_format": "base64"}).json()
+    for found in (numbers, coded):
+        EmbeddingsResponse.model_validate(found)
+        vectors = [row["embedding"] for row in found["data"]]
+        body = {"embeddings": vectors, "labels": LABELS}
+        of_vectors = client.post("/v1/classify", json=body).json()
+        assert [r["label"] for r in of_vectors["data"]] == [r["label"] for r in of_texts["data"]]
+    decoded = np.frombuffer(base64.b64decode(coded["data"][0]["embedding"]), "<f4")
+    np.testing.assert_allclose(decoded, numbers["data"][0]["embedding"], rtol=1e-6)
+
+
+def test_threshold_takes_the_label_and_leaves_the_score(client):
+    body = {"texts": TEXTS, "labels": LABELS}
+    plain = client.post("/v1/classify", json=body).json()["data"]
+    strict = client.post("/v1/classify", json=body | {"threshold": 1.0}).json()["data"]
+    assert [row["label"] for row in strict] == [None] * 3
+    assert [row["score"] for row in strict] == [row["score"] for row in plain]
+
+
+def test_rows_have_their_own_errors(client):
+    body = {"texts": ["", "fine", "word " * 600], "labels": LABELS, "truncate": False}
+    found = client.post("/v1/classify", json=body).json()["data"]
+    assert [row["error"] for row in found] == ["text_empty", None, "text_too_long"]
+    dimension = client.get("/info").json()["models"][0]["dimension"]
+    good = [1.0] + [0.0] * (dimension - 1)
+    vectors = [good, good[:-1], "!!", [math.nan, *good[1:]], [2.0, *good[1:]], "AAAA"]
+    text = json.dumps({"embeddings": vectors, "labels": LABELS})
+    found = client.post(
+        "/v1/classify", content=text, headers={"Content-Type": "application/json"}
+    ).json()["data"]
+    assert [row["error"] for row in found] == [
+        None, "embedding_wrong_size", "embedding_not_numbers", "embedding_not_finite",
+        "embedding_not_unit", "embedding_not_numbers",
+    ]  # fmt: skip
+
+
+def test_cached_texts_and_counts_are_in_the_usage(client):
+    body = {"texts": ["a text that no other test has", "and one more"], "labels": ["u", "v"]}
+    first = client.post("/v1/classify", json=body).json()["usage"]
+    again = client.post("/v1/classify", json=body | {"labels": ["w", "x", "y"]}).json()["usage"]
+    assert (first["cached_texts"], again["cached_texts"]) == (0, 2)
+    assert first["prompt_tokens"] == again["prompt_tokens"] > 0
+    assert (first["label_tokens"], again["label_tokens"]) == (2 * 3, 2 * 4)
+    assert again["total_tokens"] == again["prompt_tokens"] + again["label_tokens"]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code", "param"),
+    [
+        ({"texts": ["a"]}, 422, "invalid_request", None),
+        ({"labels": ["a"]}, 422, "invalid_request", None),
+        ({"texts": ["a"], "labels": []}, 422, "invalid_labels", "labels"),
+        ({"texts": ["a"], "labels": ["x", " x"]}, 422, "invalid_labels", "labels"),
+        ({"texts": ["a"], "labels": ["x", ""]}, 422, "invalid_labels", "labels"),
+        ({"texts": ["a"], "labels": "x"}, 422, "invalid_type", "labels"),
+        ({"texts": ["a", 1], "labels": ["x"]}, 422, "invalid_type", "texts"),
+        ({"texts": ["a", "b"], "labels": [["x"]]}, 422, "label_sets_mismatch", "labels"),
+        ({"texts": ["a", "b"], "labels": [["x"], []]}, 422, "invalid_labels", "labels"),
+        ({"texts": ["a"], "candidate_labels": []}, 422, "invalid_labels", "candidate_labels"),
+        ({"texts": ["a"], "labels": ["x"], "treshold": 1}, 422, "unknown_field", "treshold"),
+        ({"texts": ["a"], "labels": ["x"], "threshold": 2}, 422, "invalid_value", "threshold"),
+        ({"texts": ["a"], "labels": ["x"], "top_k": 0}, 422, "invalid_value", "top_k"),
+        ({"texts": ["a"], "labels": ["x"], "model": "no"}, 404, "model_not_found", "model"),
+        ({"texts": ["a"], "labels": [{"name": "x", "descr": "y"}]}, 422, "invalid_type", "labels"),
+        ({"texts": ["a"] * 21, "labels": ["x"]}, 413, "limit_exceeded", "max_texts"),
+        (
+            {"texts": "a", "labels": [f"{k}" for k in range(31)]},
+            413, "limit_exceeded", "max_labels",
+        ),
+        ({"texts": "a", "labels": ["x" * 51]}, 413, "limit_exceeded", "max_label_chars"),
+        ({"texts": "a", "labels": {"x": "y" * 101}}, 413, "limit_exceeded", "max_label_info_chars"),
+        (
+            {"texts": "a", "labels": [{"name": "x", "examples": [f"{i}" for i in range(40)]}]},
+            413, "limit_exceeded", "max_label_texts",
+        ),
+        (
+            {"texts": ["a"] * 20, "labels": [f"{k}" for k in range(15)]},
+            413, "limit_exceeded", "max_label_tokens",
+        ),
+        ({"texts": ["a" * 20_000], "labels": ["x"]}, 413, "limit_exceeded", "max_body_bytes"),
+    ],
+)  # fmt: skip
+def test_refusals_say_what_and_where(client, body, status, code, param):
+    error = refusal(client.post("/v1/classify", json=body), status)
+    assert (error["code"], error["param"]) == (code, param)
+    if param and param.startswith("max_"):
+        assert param in error["message"]
+        assert str(getattr(LIMITS, param)) in error["message"]
+
+
+def test_no_request_is_too_little(client):
+    assert client.post("/v1/classify", json={"texts": [], "labels": ["x"]}).json()["data"] == []
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b"\xff\xfe", b"[" * 5000, b'{"texts": ["\\ud800"], "labels": ["x"]}', b"{'a': 1}"],
+)
+def test_a_body_that_is_no_json(client, body):
+    response = client.post(
+        "/v1/classify", content=body, headers={"Content-Type": "application/json"}
+    )
+    assert refusal(response, 400)["code"] == "invalid_json"
+
+
+def test_routes_methods_and_media_types(client):
+    assert refusal(client.get("/v2/classify"), 404)["code"] == "route_not_found"
+    wrong = client.get("/v1/classify")
+    assert refusal(wrong, 405)["code"] == "method_not_allowed"
+    assert wrong.headers["Allow"] == "POST"
+    form = client.post("/v1/classify", data={"texts": "a"})
+    assert refusal(form, 415)["code"] == "not_json"
+    assert refusal(client.get("/v1/models/none"), 404)["code"] == "model_not_found"
+
+
+def test_models_info_and_health(client):
+    assert [m["id"] for m in client.get("/v1/models").json()["data"]] == ["tiny", "second"]
+    info = client.get("/info").json()
+    assert info["limits"] == LIMITS.model_dump()
+    assert info["default_model"] == "tiny"
+    assert info["models"][0]["max_text_tokens"] > 0
+    assert client.get("/health").json() == {"status": "ok"}
+
+
+def test_tokens(desk):
+    with TestClient(make_app(desk)) as client:
+        for path in ("/", "/health", "/docs", "/openapi.json"):
+            assert client.get(path).status_code == 200, path
+        for path in ("/info", "/v1/models", "/metrics"):
+            missing = client.get(path)
+            assert refusal(missing, 401)["code"] == "token_missing"
+            assert missing.headers["WWW-Authenticate"] == "Bearer"
+        for value in ("Bearer wrong", f"Basic {TOKEN}", f"Bearer {TOKEN}x", TOKEN, "Bearer "):
+            refusal(client.get("/info", headers={"Authorization": value}), 401)
+        assert client.get("/info", headers={"Authorization": f"bearer {TOKEN}"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("peer", "host", "status"),
+    [
+        ("127.0.0.1", "localhost:8000", 200),
+        ("127.0.0.1", "127.0.0.1", 200),
+        ("::1", "[::1]:8000", 200),
+        ("192.0.2.7", "localhost:8000", 403),
+        ("127.0.0.1", "rebound.example:8000", 403),
+    ],
+)
+def test_without_tokens_only_this_machine_is_answered(port, peer, host, status):
+    desk = Desk({"tiny": port}, LIMITS, Guard([]))
+    with TestClient(make_app(desk), client=(peer, 5000), headers={"Host": host}) as client:
+        response = client.get("/info")
+        assert response.status_code == status
+        assert client.get("/health").status_code == 200
+    if status == 403:
+        assert refusal(response, 403)["code"] == "loopback_only"
+
+
+def test_overload_is_refused_at_once_and_passes(port, client, desk):
+    desk.limits = LIMITS.model_copy(update={"max_concurrent_requests": 2})
+    port.hold = threading.Event()
+    body = {"texts": TEXTS, "labels": LABELS}
+    statuses: list[int] = []
+
+    def ask() -> None:
+        statuses.append(client.post("/v1/classify", json=body).status_code)
+
+    threads = [threading.Thread(target=ask) for _ in range(2)]
+    try:
+        for thread in threads:
+            thread.start()
+        while desk._requests < 2:
+            pass
+        refused = client.post("/v1/classify", json=body)
+        error = refusal(refused, 429)
+        assert (error["code"], error["param"]) == ("overloaded", "max_concurrent_requests")
+        assert int(refused.headers["Retry-After"]) >= 1
+        assert client.get("/health").status_code == 200
+    finally:
+        port.hold.set()
+        for thread in threads:
+            thread.join()
+        port.hold = None
+    assert statuses == [200, 200]
+    assert client.post("/v1/classify", json=body).status_code == 200
+    assert (desk._requests, desk._bytes) == (0, 0)
+
+
+def test_bytes_being_worked_on_are_bounded(client, desk):
+    desk.limits = LIMITS.model_copy(update={"max_concurrent_bytes": 1024})
+    body = {"texts": ["a" * 2000], "labels": LABELS}
+    error = refusal(client.post("/v1/classify", json=body), 429)
+    assert error["param"] == "max_concurrent_bytes"
+    assert (desk._requests, desk._bytes) == (0, 0)
+
+
+def test_a_request_that_takes_too_long(port, client, desk):
+    desk.limits = LIMITS.model_copy(update={"request_timeout_seconds": 0.2})
+    port.hold = threading.Event()
+    try:
+        response = client.post("/v1/classify", json={"texts": TEXTS, "labels": LABELS})
+    finally:
+        port.hold.set()
+        port.hold = None
+    assert refusal(response, 504)["code"] == "timeout"
+    assert (desk._requests, desk._bytes) == (0, 0)
+
+
+def test_a_fault_of_the_server_tells_nothing_of_it(client, desk, monkeypatch):
+    async def broken(request):
+        raise RuntimeError("secret path")
+
+    monkeypatch.setattr(desk.models["tiny"], "answer", broken)
+    response = client.post("/v1/classify", json={"texts": TEXTS, "labels": LABELS})
+    assert refusal(response, 500)["code"] == "internal_error"
+    assert "secret" not in response.text
+
+
+def test_texts_are_logged_only_where_asked(client, desk, caplog):
+    caplog.set_level("INFO", "ray.serve")
+    body = {"texts": ["a private text"], "labels": LABELS}
+    client.post("/v1/classify", json=body)
+    client.post("/v1/classify", json=body | {"top_k": 0})
+    assert "private" not in caplog.text
+    desk.log_texts = True
+    client.post("/v1/classify", json=body)
+    assert "private" in caplog.text
+
+
+def test_the_document_describes_the_bodies(client):
+    document = client.get("/openapi.json").json()
+    for path, name in (
+        ("/v1/classify", "ClassifyRequest"),
+        ("/v1/embeddings", "EmbeddingsRequest"),
+    ):
+        post = document["paths"][path]["post"]
+        schema = post["requestBody"]["content"]["application/json"]["schema"]
+        assert schema == {"$ref": f"#/components/schemas/{name}"}
+        assert document["components"]["schemas"][name]["examples"]
+        assert {"200", "401", "413", "422", "429", "503", "504"} <= set(post["responses"])
+    assert (
+        "http" not in client.get("/docs").text.replace("http://testserver", "").split("<body>")[0]
+    )
