@@ -21,6 +21,8 @@ from pydantic_settings.exceptions import SettingsError
 from sce.errors import ConfigError
 
 ENV_PREFIX = "SCE_"
+SECRETS = ("SCE_TOKENS", "SCE_TOKENS_FILE", "SCE_ENDPOINT_TOKEN")
+"""Belong into the environment of a machine, where programs see them that have no use for them."""
 
 
 class Section(BaseModel):
@@ -141,6 +143,8 @@ def _check_environment(config_class: type[JobConfig]) -> None:
     """pydantic-settings skips variables that name no field; a typing error must not pass."""
     known = {f"{ENV_PREFIX}{name}".upper() for name in config_class.model_fields}
     for variable in os.environ:
+        if variable.upper() in SECRETS:
+            continue
         if variable.upper().startswith(ENV_PREFIX) and variable.upper().split("__")[0] not in known:
             raise ConfigError(
                 f"environment variable {variable}: no such setting. Sections: "

@@ -208,6 +208,10 @@ class BatchRequest(Wire):
             raise ValueError("give either labels or labels_column")
         return self
 
+    def label_form(self) -> Any:
+        """The labels as plain lists, mappings and texts; None where they are in a column."""
+        return _plain(self.labels)
+
 
 class RequestCounts(Wire):
     total: int | None = None
@@ -239,6 +243,7 @@ class ErrorBody(Wire):
     type: Literal[
         "invalid_request_error",
         "authentication_error",
+        "permission_error",
         "not_found_error",
         "limit_error",
         "overloaded_error",
@@ -275,7 +280,7 @@ class ApiError(Exception):
         self.retry_after, self.allow = retry_after, allow
 
     def body(self) -> dict[str, Any]:
-        kinds = {401: "authentication_error", 403: "authentication_error", 404: "not_found_error"}
+        kinds = {401: "authentication_error", 403: "permission_error", 404: "not_found_error"}
         kinds |= {413: "limit_error", 429: "overloaded_error", 503: "overloaded_error"}
         kind = kinds.get(self.status)
         if kind is None:

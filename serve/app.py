@@ -49,18 +49,24 @@ def build(args: ServeConfig) -> Application:
     if not digests:
         log.warning("no tokens are set: only this machine is answered (SCE_TOKENS, tokens_file)")
     timeout = args.limits.request_timeout_seconds
-    handles = {}
+    handles, configs = {}, {}
     for name, settings in args.named_models().items():
+        configs[name] = settings.model_dump(mode="json", exclude={"scaling"})
         deployment = _deployment(ModelReplica).options(
             name=f"model-{name}",
-            user_config=settings.model_dump(mode="json", exclude={"scaling"}),
+            user_config=configs[name],
             max_ongoing_requests=2 * args.limits.max_concurrent_requests,
             **_options(settings.scaling, timeout, _gpus(settings)),
         )
         handles[name] = deployment.bind(name)
     gateway = _deployment(serve.ingress()(Gateway)).options(
         name="gateway",
-        user_config={"limits": args.limits.model_dump(), "log_texts": args.log_texts},
+        user_config={
+            "limits": args.limits.model_dump(),
+            "log_texts": args.log_texts,
+            "batches": args.batches.model_dump(),
+            "models": configs,
+        },
         # More than are let in, so that it is the gateway that says no.
         max_ongoing_requests=4 * args.limits.max_concurrent_requests,
         **_options(args.gateway, timeout, 0.0),
@@ -111,13 +117,12 @@ def check(config: ServeConfig) -> None:
     Raises:
         InputError: no such model; a host beyond this machine without a token.
     """
+    default = ServeConfig.model_fields["model"].default
     for name, settings in config.named_models().items():
         try:
             identify_model(settings.path)
         except InputError as error:
-            hint = ""
-            if settings.path == ServeConfig.model_fields["model"].default:
-                hint = " `make quickstart` trains it."
+            hint = " `make quickstart` trains it." if settings.path == default else ""
             raise InputError(f"{name}: {error}{hint}") from None
     local = config.host == "localhost"
     if not local:

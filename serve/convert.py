@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from sce.errors import LabelError
 from sce.labels import Label, LabelSet
 from sce.ragged_labels import RaggedLabels, is_set_a_row
-from serve.api import ApiError, ClassifyRequest, EmbeddingsRequest, Wire
+from serve.api import ApiError, BatchRequest, ClassifyRequest, EmbeddingsRequest, Wire
 from serve.engine import ModelAnswer, ModelRequest
 from serve.settings import Limits
 
@@ -105,6 +105,11 @@ def classify_request(request: ClassifyRequest, limits: Limits, dimension: int) -
         errors,
     )
     return Classify(work, names, widest, request.threshold, request.top_k is not None)
+
+
+def batch_labels(request: BatchRequest, limits: Limits) -> None:
+    """Refuse labels that the job would refuse, as `classify_request`."""
+    _labels(request.label_form(), 0, "labels", limits)
 
 
 def embeddings_request(request: EmbeddingsRequest, limits: Limits, dimension: int) -> ModelRequest:

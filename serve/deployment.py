@@ -14,11 +14,12 @@ from ray.serve.handle import DeploymentHandle
 
 from serve.api import ApiError
 from serve.auth import Guard
+from serve.batches import BatchDesk
 from serve.convert import Classify
 from serve.engine import ModelAnswer, ModelRequest
 from serve.gateway import Desk, make_app
 from serve.metrics import GatewayMetrics, gather_metrics
-from serve.settings import Limits
+from serve.settings import BatchSettings, Limits, ModelSettings
 
 ATTEMPTS = 3
 """A request whose replica died is sent again: classifying twice does no harm."""
@@ -107,12 +108,20 @@ class Gateway:
             Guard(digests),
             MetricsRecorder(metrics),
             gather_metrics,
+            BatchDesk(BatchSettings(), {}),
         )
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return make_app(self._desk)
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """`limits` and `log_texts`. Requests that were accepted go on under the limits of then."""
+        """`limits`, `log_texts`, `batches` and the models' settings for them. Requests that were
+        accepted go on under the limits of then."""
         self._desk.limits = Limits.model_validate(user_config["limits"])
         self._desk.log_texts = bool(user_config["log_texts"])
+        assert self._desk.batches is not None
+        self._desk.batches.settings = BatchSettings.model_validate(user_config["batches"])
+        self._desk.batches.models = {
+            name: ModelSettings.model_validate(settings)
+            for name, settings in user_config["models"].items()
+        }

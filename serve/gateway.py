@@ -27,6 +27,9 @@ from starlette.exceptions import HTTPException
 from sce import __version__
 from serve.api import (
     ApiError,
+    Batch,
+    BatchList,
+    BatchRequest,
     ClassifyRequest,
     ClassifyResponse,
     EmbeddingsRequest,
@@ -34,8 +37,10 @@ from serve.api import (
     ErrorResponse,
 )
 from serve.auth import Guard
+from serve.batches import BatchDesk
 from serve.convert import (
     Classify,
+    batch_labels,
     classify_request,
     classify_response,
     embeddings_request,
@@ -85,6 +90,7 @@ class Desk:
         models: by name, the default first.
         recorder: None to record nothing.
         metrics: the page of `/metrics`.
+        batches: None where there are none.
         log_texts: write what is asked into the log.
     """
 
@@ -95,6 +101,7 @@ class Desk:
         guard: Guard,
         recorder: Recorder | None = None,
         metrics: Callable[[], Awaitable[str]] | None = None,
+        batches: BatchDesk | None = None,
         log_texts: bool = False,
     ) -> None:
         self.models = dict(models)
@@ -102,6 +109,7 @@ class Desk:
         self.guard = guard
         self.recorder = recorder
         self.metrics = metrics
+        self.batches = batches
         self.log_texts = log_texts
         self._requests = 0
         self._bytes = 0
@@ -289,6 +297,7 @@ def make_app(desk: Desk) -> FastAPI:
             "limits": desk.limits.model_dump(),
             "version": __version__,
             "authentication": "bearer" if desk.guard.has_tokens else "loopback",
+            "batches": desk.batches is not None and desk.batches.settings.allowed,
         }
 
     @app.get("/v1/models", summary="In OpenAI's form.", responses=_errors(401, 403, 503))
@@ -352,8 +361,49 @@ def make_app(desk: Desk) -> FastAPI:
             found = await _off_loop(size, embeddings_response, asked, answer, name)
             return await _json_response(size, found)
 
-    _add_schemas(app, ClassifyRequest, EmbeddingsRequest)
+    _add_batches(app, desk)
+    _add_schemas(app, ClassifyRequest, EmbeddingsRequest, BatchRequest)
     return app
+
+
+def _add_batches(app: FastAPI, desk: Desk) -> None:
+    """Bulk jobs, in the manner of OpenAI's Batch API."""
+
+    def batches() -> BatchDesk:
+        if desk.batches is None:
+            raise ApiError(403, "batches_disabled", "this server takes no batches.")
+        return desk.batches
+
+    @app.post(
+        "/v1/batches",
+        summary="Classify files: starts a bulk job.",
+        response_model=Batch,
+        responses=_errors(400, 401, 403, 404, 408, 409, 413, 415, 422, 429, 503, 504),
+        openapi_extra=_schema(BatchRequest),
+    )
+    async def create(request: Request) -> Batch:
+        async with desk.admitted(request) as body:
+            asked: BatchRequest = await _off_loop(len(body), parse, BatchRequest, body)
+            name = request.state.model = desk.choose(asked.model)
+            if asked.labels is not None:
+                batch_labels(asked, desk.limits)
+            return await batches().create(asked, name)
+
+    @app.get("/v1/batches", response_model=BatchList, responses=_errors(401, 403, 503))
+    async def every() -> BatchList:
+        return BatchList(data=await batches().every())
+
+    @app.get("/v1/batches/{batch_id}", response_model=Batch, responses=_errors(401, 403, 404, 503))
+    async def one(batch_id: str) -> Batch:
+        return await batches().get(batch_id)
+
+    @app.post(
+        "/v1/batches/{batch_id}/cancel",
+        response_model=Batch,
+        responses=_errors(401, 403, 404, 503),
+    )
+    async def cancel(batch_id: str) -> Batch:
+        return await batches().cancel(batch_id)
 
 
 PAGE_HEADERS = {

@@ -88,7 +88,7 @@ class BatchSettings(Section):
     output_roots: list[str] = []
     """Folders or URIs that outputs must lie under."""
     dashboard: str | None = None
-    """Address of Ray's job server. Default: that of this cluster."""
+    """Address of Ray's job server (http://host:8265). Default: that of this cluster."""
     max_running: int = Field(default=1, ge=1)
     """Jobs that run at a time, 429 above."""
 
@@ -119,10 +119,14 @@ class ServeConfig(JobConfig):
     port: int = Field(default=8000, ge=1, le=65535)
 
     def named_models(self) -> dict[str, ModelSettings]:
-        """`models`, or the one of `model` under its own name."""
-        if self.models:
-            return self.models
-        return {default_name(self.model): ModelSettings(path=self.model)}
+        """`models`, or the one of `model` under its own name; folders by their absolute path."""
+        models = self.models or {default_name(self.model): ModelSettings(path=self.model)}
+        return {name: _absolute(settings) for name, settings in models.items()}
+
+
+def _absolute(settings: ModelSettings) -> ModelSettings:
+    path = Path(settings.path).expanduser()
+    return settings.model_copy(update={"path": str(path.absolute())}) if path.is_dir() else settings
 
 
 def default_name(path: str) -> str:

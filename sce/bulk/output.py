@@ -29,6 +29,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.fs as pafs
 import pyarrow.json as paj
+import pyarrow.parquet as pq
 
 from sce.bulk.corpus import filesystem_of
 from sce.errors import ConfigError
@@ -196,6 +197,21 @@ def read_run(uri: str) -> OutputRun | None:
         raise ConfigError(
             f"{uri}: its {RUN_FILE} is damaged ({error}). Give a new folder."
         ) from None
+
+
+def rows_done(run: OutputRun) -> int:
+    """Rows of finished parts, and of the unfinished part those that a kill would not undo."""
+    filesystem, path = filesystem_of(f"{run.uri.rstrip('/')}/{CHECKPOINT}")
+    selector = pafs.FileSelector(path, allow_not_found=True, recursive=True)
+    rows = sum(part.rows for part in run.parts.values())
+    for info in filesystem.get_file_info(selector):
+        if info.path.endswith(".parquet") and not info.path.endswith(".pending.parquet"):
+            try:
+                with filesystem.open_input_file(info.path) as file:
+                    rows += pq.read_metadata(file).num_rows
+            except FileNotFoundError:  # its part was finished in the meantime
+                continue
+    return rows
 
 
 def count_part(uri: str, output_format: OutputFormat, classified: bool) -> PartCounts:

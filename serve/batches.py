@@ -1,0 +1,259 @@
+"""Bulk jobs by request: `/v1/batches` starts `jobs/classify.py` as a Ray job.
+
+All that is known of a batch is with Ray's job server and in the output's folder, so any gateway,
+also one that was started later, can tell of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import posixpath
+import shutil
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import ray
+import yaml
+from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
+
+from sce.bulk.output import read_run, rows_done
+from sce.errors import InputError
+from serve.api import ApiError, Batch, BatchRequest, RequestCounts
+from serve.settings import BatchSettings, ModelSettings
+
+ROOT = Path(__file__).resolve().parents[1]
+CODE = ("sce", "jobs", "serve")
+PREFIX = "batch_"
+_RUNNING = (JobStatus.PENDING, JobStatus.RUNNING)
+_CLASSIFY = ("text_column", "id_column", "keep_columns", "threshold", "top_k", "return_scores",
+             "output_format", "max_errors", "labels_column")  # fmt: skip
+
+log = logging.getLogger("ray.serve")
+T = TypeVar("T")
+
+
+class BatchDesk:
+    """Starts, finds and stops batches.
+
+    Args:
+        models: settings of the models, by name.
+        client: makes the client of the job server at an address.
+    """
+
+    def __init__(
+        self,
+        settings: BatchSettings,
+        models: Mapping[str, ModelSettings],
+        client: Callable[[str], JobSubmissionClient] = JobSubmissionClient,
+    ) -> None:
+        self.settings = settings
+        self.models = models
+        self._make_client = client
+        self._client: JobSubmissionClient | None = None
+        self._stopped: set[str] = set()
+        self._starting = asyncio.Lock()
+
+    async def create(self, request: BatchRequest, model: str) -> Batch:
+        """Start a job.
+
+        Raises:
+            ApiError: 403, no batches here, or not there; 429, enough of them are running.
+        """
+        source = self._allowed("input", request.input, self.settings.input_roots)
+        target = self._allowed("output", request.output, self.settings.output_roots)
+        content = self._content(request, source, target, self.models[model])
+        about = {"model": model, "input": source, "output": target, "metadata": request.metadata}
+        async with self._starting:
+            running = [job for job in await self._jobs() if job.status in _RUNNING]
+            if len(running) >= self.settings.max_running:
+                raise ApiError(
+                    429,
+                    "overloaded",
+                    f"{len(running)} batches are running (max_running: "
+                    f"{self.settings.max_running}); try again later.",
+                    "max_running",
+                    retry_after=30,
+                )
+            if any(_about(job)["output"] == target for job in running):
+                raise ApiError(409, "output_in_use", f"a batch is writing {target!r}.", "output")
+            name = f"{PREFIX}{uuid.uuid4().hex}"
+            await self._call(self._submit, name, content, about)
+        return await self.get(name)
+
+    async def get(self, name: str) -> Batch:
+        """Raises `ApiError` 404 where there is no such batch."""
+        found = [job for job in await self._jobs() if job.submission_id == name]
+        if not found:
+            raise ApiError(404, "batch_not_found", f"no batch {name!r}.", "batch_id")
+        return await self._call(self._describe, found[0])
+
+    async def every(self) -> list[Batch]:
+        """The newest first."""
+        jobs = sorted(await self._jobs(), key=lambda job: -(job.start_time or 0))
+        return [await self._call(self._describe, job) for job in jobs]
+
+    async def cancel(self, name: str) -> Batch:
+        """Stop it; rows that are done stay, and a batch with the same request goes on there."""
+        batch = await self.get(name)
+        if batch.status == "in_progress":
+            self._stopped.add(name)
+            await self._call(self._jobs_client().stop_job, name)
+            batch = await self.get(name)
+        return batch
+
+    def _allowed(self, param: str, place: str, roots: Sequence[str]) -> str:
+        """The place in its plainest form, which is the one that the job gets."""
+        if not self.settings.allowed:
+            raise ApiError(
+                403,
+                "batches_disabled",
+                "this server takes no batches: its settings batches.input_roots and "
+                "batches.output_roots are empty.",
+            )
+        plain = plain_place(place)
+        if plain is None or not any(_is_below(plain, plain_place(root)) for root in roots):
+            raise ApiError(
+                403,
+                "location_not_allowed",
+                f"{param}: {place!r} is not below {' or '.join(map(repr, roots))}.",
+                param,
+            )
+        return plain
+
+    def _content(
+        self, request: BatchRequest, source: str, target: str, model: ModelSettings
+    ) -> dict[str, Any]:
+        """Settings of `jobs/classify.py`."""
+        content = request.model_dump(include=set(_CLASSIFY), exclude_none=True)
+        content |= {"input": [source], "output": target, "model": model.path}
+        content |= {"dtype": model.dtype, "exact": model.exact}
+        if model.embedder is not None:
+            content["embedder"] = model.embedder.model_dump(exclude_none=True)
+        if request.labels is not None:
+            content["labels_file"] = "labels.json"
+        return content | {"labels": request.label_form()}
+
+    def _submit(self, name: str, content: dict[str, Any], about: dict[str, Any]) -> None:
+        """With the code of this server, so that it runs on any node."""
+        labels = content.pop("labels")
+        with tempfile.TemporaryDirectory() as scratch:
+            for folder in CODE:
+                skip = shutil.ignore_patterns("__pycache__")
+                shutil.copytree(ROOT / folder, Path(scratch) / folder, ignore=skip)
+            (Path(scratch) / "batch.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+            if labels is not None:
+                (Path(scratch) / "labels.json").write_text(json.dumps(labels), encoding="utf-8")
+            self._jobs_client().submit_job(
+                entrypoint=f"{sys.executable} jobs/classify.py --config batch.yaml",
+                submission_id=name,
+                runtime_env={"working_dir": scratch},
+                metadata={"batch": json.dumps(about), "created": str(int(time.time()))},
+            )
+        log.info("%s: %s -> %s", name, about["input"], about["output"])
+
+    def _describe(self, job: JobDetails) -> Batch:
+        about = _about(job)
+        status, error = self._status(job), None
+        counts = RequestCounts()
+        try:
+            run = read_run(about["output"])
+            if run is not None and run.done:
+                assert run.summary is not None
+                total, failed = run.summary["rows_in"], sum(run.summary["errors"].values())
+                counts = RequestCounts(total=total, completed=total - failed, failed=failed)
+            elif run is not None:
+                failed = sum(sum(part.errors.values()) for part in run.parts.values())
+                done = rows_done(run)
+                counts = RequestCounts(completed=done - failed, failed=failed)
+        except (InputError, OSError) as problem:
+            error = str(problem)
+        if status == "failed":
+            error = _last_words(self._jobs_client().get_job_logs(job.submission_id or ""))
+        ended = job.end_time if job.status.is_terminal() else None
+        return Batch(
+            id=job.submission_id or "",
+            status=status,  # type: ignore[arg-type]
+            model=about["model"],
+            input=about["input"],
+            output=about["output"],
+            created_at=int((job.metadata or {}).get("created", 0)),
+            completed_at=None if not ended else ended // 1000,
+            request_counts=counts,
+            error=error,
+            metadata=about["metadata"],
+        )
+
+    def _status(self, job: JobDetails) -> str:
+        if job.status == JobStatus.SUCCEEDED:
+            return "completed"
+        if job.status == JobStatus.STOPPED:
+            return "cancelled"
+        if job.status == JobStatus.FAILED:
+            return "failed"
+        return "cancelling" if job.submission_id in self._stopped else "in_progress"
+
+    async def _jobs(self) -> list[JobDetails]:
+        found = await self._call(self._jobs_client_list)
+        return [job for job in found if (job.submission_id or "").startswith(PREFIX)]
+
+    def _jobs_client_list(self) -> list[JobDetails]:
+        return self._jobs_client().list_jobs()
+
+    def _jobs_client(self) -> JobSubmissionClient:
+        if self._client is None:
+            address = self.settings.dashboard or ray.get_runtime_context().gcs_address
+            self._client = self._make_client(address)
+        return self._client
+
+    async def _call(self, work: Callable[..., T], *arguments: Any) -> T:
+        try:
+            return await asyncio.to_thread(work, *arguments)
+        except (ConnectionError, RuntimeError) as error:
+            log.exception("Ray's job server")
+            message = f"Ray's job server does not answer: {str(error)[:200]}"
+            raise ApiError(503, "jobs_unavailable", message, retry_after=5) from None
+
+
+def plain_place(place: str) -> str | None:
+    """A path or URI without "..", links and doubled separators; None where it cannot be one.
+
+    A URI with a query, a fragment or a user is none: its query could name another server.
+    """
+    if "\x00" in place or not place.strip():
+        return None
+    if "://" not in place:
+        path = Path(place)
+        return str(path.resolve()) if path.is_absolute() else None
+    parts = urlsplit(place)
+    if parts.query or parts.fragment or "@" in parts.netloc or "%" in place or "\\" in place:
+        return None
+    if parts.scheme == "file":
+        return plain_place(parts.path) if not parts.netloc else None
+    path_in = posixpath.normpath(f"/{parts.path}")
+    if ".." in parts.path.split("/"):
+        return None
+    return f"{parts.scheme.lower()}://{parts.netloc}{path_in.rstrip('/')}"
+
+
+def _is_below(place: str, root: str | None) -> bool:
+    return root is not None and place.startswith(root.rstrip("/") + "/")
+
+
+def _about(job: JobDetails) -> dict[str, Any]:
+    known: dict[str, Any] = json.loads((job.metadata or {}).get("batch", "{}"))
+    return {"model": "", "input": "", "output": "", "metadata": {}} | known
+
+
+def _last_words(log_text: str) -> str:
+    """Why a job failed, as it said itself."""
+    lines = [line for line in log_text.splitlines() if line.strip()]
+    found = [line for line in lines if ": " in line and not line.startswith((" ", "{"))]
+    return (found or lines or ["no reason is known"])[-1][-500:]
