@@ -5,13 +5,16 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 MLFLOW_URI := sqlite:///$(CURDIR)/runs/mlflow.db
 MLFLOW_PORT ?= 5000
+MODEL ?= runs/quickstart/model
+SERVE_PORT ?= 8000
 
-.PHONY: help install quickstart test test-system lint mlflow clean
+.PHONY: help install quickstart serve test test-system lint mlflow clean
 
 help:
 	@echo "make quickstart   train and evaluate a model on the starter corpus (minutes, no GPU)"
+	@echo "make serve        the HTTP endpoint and its page, for this machine (MODEL=, SERVE_PORT=)"
 	@echo "make test         the test suite"
-	@echo "make test-system  tests that kill processes and submit jobs"
+	@echo "make test-system  tests that kill processes, submit jobs and drive a browser"
 	@echo "make lint         ruff and mypy"
 	@echo "make mlflow       open the MLflow UI on the runs made here"
 	@echo "make clean        delete runs/ (models, embeddings, MLflow runs); .venv stays"
@@ -28,6 +31,9 @@ $(INSTALLED): pyproject.toml
 quickstart: $(INSTALLED)
 	$(BIN)/python jobs/train_sce.py --config configs/quickstart/sce.yaml
 	@echo; echo "make mlflow opens this run in the MLflow UI; README.md says how to go on."
+
+serve: $(INSTALLED)
+	$(BIN)/python -m serve.app --model $(MODEL) --port $(SERVE_PORT)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -m 'not system'

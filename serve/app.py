@@ -12,6 +12,7 @@ from __future__ import annotations
 import ipaddress
 import logging
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Sequence
@@ -115,7 +116,7 @@ def check(config: ServeConfig) -> None:
     """Refuse what would fail later, in words.
 
     Raises:
-        InputError: no such model; a host beyond this machine without a token.
+        InputError: no such model; a port in use; a host beyond this machine without a token.
     """
     default = ServeConfig.model_fields["model"].default
     for name, settings in config.named_models().items():
@@ -129,7 +130,17 @@ def check(config: ServeConfig) -> None:
         try:
             local = ipaddress.ip_address(config.host).is_loopback
         except ValueError:
-            raise ConfigError(f"host: {config.host!r} is no address; 0.0.0.0 is all.") from None
+            raise ConfigError(
+                f"host: {config.host!r} is no address of this machine; 0.0.0.0 means all."
+            ) from None
+    try:
+        with socket.create_server((config.host, config.port)):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"port: {config.host}:{config.port} cannot be used ({error.strerror}); "
+            "choose another with --port."
+        ) from None
     if not (read_tokens(config) or local):
         raise ConfigError(
             f"host: {config.host} is reached from other machines, and no token is set. Set "
