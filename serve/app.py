@@ -7,8 +7,7 @@ Then http://127.0.0.1:8000/ is a page to try it, /docs the interface. Ctrl+C end
 requests that it accepted are answered. Exit code 0: ended, 1: failed, 2: wrong settings.
 """
 
-from __future__ import annotations
-
+# No `from __future__ import annotations`: Ray reads the type of the builder's argument.
 import ipaddress
 import logging
 import signal

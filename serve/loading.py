@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from sce.bulk.request import identify_model
-from sce.embedder import EmbedderConfig, TextEmbedder, load_embedder
+from sce.embedder import EmbedderConfig, EmbedderFingerprint, TextEmbedder, load_embedder
 from sce.predictor import EXACT, Predictor
 from serve.engine import KnownTexts, LoadedModel
 from serve.settings import ModelSettings
@@ -38,7 +38,8 @@ def load_model(
     assert config.embedder is not None
     device = choose_device(settings)
     wanted = settings.embedder or EmbedderConfig.from_fingerprint(config.embedder)
-    if embedder is None or embedder.fingerprint.id != config.embedder["id"]:
+    known = EmbedderFingerprint.from_dict(config.embedder).id
+    if embedder is None or embedder.fingerprint.id != known or embedder.device.type != device:
         embedder = load_embedder(wanted.model_copy(update={"device": device}))
     label_texts = KnownTexts(embedder)
     predictor = Predictor.from_pretrained(

@@ -8,7 +8,6 @@ import os
 from typing import Any
 
 from sce.distributed.resources import TorchThread
-from sce.errors import SCEError
 from serve.cache import VectorCache
 from serve.engine import Engine, LoadedModel, ModelAnswer, ModelRequest
 from serve.loading import choose_device, load_model, warm_up
@@ -86,7 +85,7 @@ class ModelReplica:
         assert self._engine is not None
         try:
             loaded = await self._load(settings, self._engine.model)
-        except (SCEError, OSError, RuntimeError, ValueError) as error:
+        except Exception as error:  # whatever it is: those who ask go on
             self._last_error = f"{settings.path}: {error}"
             log.exception("%s: the model before stays", self._name)
             return
