@@ -39,6 +39,9 @@ test: $(INSTALLED)
 	$(BIN)/python -m pytest -m 'not system'
 
 test-system: $(INSTALLED)
+	@command -v chromedriver >/dev/null || \
+	  { apt-get -qq update && apt-get -qq install -y chromium chromium-driver; } >/dev/null 2>&1 || \
+	  echo "chromium is missing and could not be installed (apt, root): the page's tests are skipped"
 	$(BIN)/python -m pytest -m system -rs $(if $(SELECT),-k "$(SELECT)")
 
 lint: $(INSTALLED)

@@ -4,12 +4,15 @@
     python jobs/benchmark.py embed --rows 8000 --embedder.dtype bfloat16
     python jobs/benchmark.py classify --output runs/benchmark
     python jobs/benchmark.py memory --rows 1000000
+    python jobs/benchmark.py serve --model runs/quickstart/model
     python jobs/benchmark.py shortlist --model runs/quickstart/model --labelled intents.jsonl
 
 Sections: `embed` (Ray's embed path against the bare embedder on the same batches), `classify` (a
 new label set from a store and from text, the Ray job beside a bare loop, and what users would
 take instead: GLiClass, an NLI pipeline, cosine similarity), `memory` (peaks of the job at two sizes
-of input and of a resume half-way), `shortlist` (its cost in accuracy on labelled rows of yours).
+of input and of a resume half-way), `serve` (the endpoint under load beside the bare predictor and
+GLiClass's server, latencies, bulk work through it), `shortlist` (its cost in accuracy on labelled
+rows of yours).
 The last line of standard output is JSON. Exit code 0: done, 1: failed, 2: wrong input.
 """
 
@@ -25,11 +28,13 @@ from sce.config import JobConfig
 from sce.distributed.classify_benchmark import ClassifyBenchmark, benchmark_classify
 from sce.distributed.embed_benchmark import EmbedBenchmark, benchmark_embed
 from sce.distributed.memory_benchmark import MemoryBenchmark, benchmark_memory
+from sce.distributed.serve_benchmark import ServeBenchmark, benchmark_serve
 
 SECTIONS: dict[str, tuple[type[JobConfig], Callable[[Any], dict[str, Any]]]] = {
     "embed": (EmbedBenchmark, benchmark_embed),
     "classify": (ClassifyBenchmark, benchmark_classify),
     "memory": (MemoryBenchmark, benchmark_memory),
+    "serve": (ServeBenchmark, benchmark_serve),
     "shortlist": (ShortlistBenchmark, benchmark_shortlist),
 }
 

@@ -5,6 +5,8 @@
         --save_embeddings runs/tickets-embedded
     python jobs/classify.py --model runs/quickstart/model --input runs/tickets-embedded \\
         --labels_file labels.yaml --output runs/tickets-week2 --compare_to runs/tickets
+    python jobs/classify.py --endpoint http://server:8000 --input tickets/ \\
+        --labels_file labels.yaml --output runs/tickets-served
     ray job submit --working-dir . -- python jobs/classify.py --model /shared/model \\
         --input s3://bucket/texts/ --labels_file /shared/labels.yaml --output s3://bucket/answers
 
@@ -12,6 +14,8 @@ The input is Parquet, JSONL or CSV (.gz too): a folder, a glob or a URI; or an e
 One row goes out for each that comes in: id, label, score, truncated, error, place (sort by it for
 the order of the input), and what is asked for with --keep_columns, --top_k, --return_scores.
 --dry_run shows what to expect first. Killed, the same command goes on where it was.
+With --endpoint a server (serve/app.py) answers, and nothing here needs a model or a GPU; its token
+is best given as SCE_ENDPOINT_TOKEN.
 The last line of standard output is JSON. Exit code 0: done, 1: failed, 2: wrong input.
 """
 
@@ -19,13 +23,27 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 
+from sce.bulk.predictors import Endpoint, RemotePredictor
 from sce.cli import run_job
 from sce.distributed.classify import ClassifyConfig, classify
 
+ROOT = str(Path(__file__).resolve().parents[1])
+
+
+def connect(endpoint: Endpoint) -> RemotePredictor:
+    """Runs here and in the actors, which find `serve` beside `jobs`: it is not installed."""
+    if ROOT not in sys.path:
+        sys.path.append(ROOT)
+    from serve.client import EndpointPredictor
+
+    return EndpointPredictor.connect(endpoint)
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_job(ClassifyConfig, classify, __doc__ or "", argv)
+    return run_job(ClassifyConfig, partial(classify, connect=connect), __doc__ or "", argv)
 
 
 if __name__ == "__main__":

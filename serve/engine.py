@@ -75,7 +75,7 @@ class ModelAnswer:
         label_tokens: that the encoder read.
         answers: of the G good rows; None where none was asked for or no row is good.
         vectors_GD: of the good rows, where only these were asked for.
-        seconds: spent, by step: queue, tokenise, embed, classify.
+        seconds: by step: tokenise, embed and classify (both with their waiting), model (in all).
     """
 
     good_N: np.ndarray
@@ -492,4 +492,4 @@ def _pieces(costs_N: np.ndarray, budget: int) -> list[tuple[int, int]]:
 
 
 def _timed(answer: ModelAnswer, started: float) -> ModelAnswer:
-    return replace(answer, seconds={**answer.seconds, "total": time.perf_counter() - started})
+    return replace(answer, seconds={**answer.seconds, "model": time.perf_counter() - started})

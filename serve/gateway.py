@@ -253,10 +253,12 @@ def make_app(desk: Desk) -> FastAPI:
         started = time.perf_counter()
         request.state.model = ""
         response = await _guarded(desk, request, call_next)
+        seconds = time.perf_counter() - started
+        if "server-timing" in response.headers:
+            response.headers["server-timing"] += f", gateway;dur={1000 * seconds:.1f}"
         route = request.scope.get("route")
         path = getattr(route, "path", "unknown")
         if desk.recorder is not None:
-            seconds = time.perf_counter() - started
             desk.recorder.request(path, response.status_code, request.state.model, seconds)
         return response
 
@@ -339,7 +341,7 @@ def make_app(desk: Desk) -> FastAPI:
             found = await _off_loop(size, classify_response, checked, answer, name)
             if desk.recorder is not None:
                 desk.recorder.classified(name, checked, found)
-            return await _json_response(size, found)
+            return await _json_response(size, found, answer.seconds)
 
     @app.post(
         "/v1/embeddings",
@@ -359,7 +361,7 @@ def make_app(desk: Desk) -> FastAPI:
             answer = await desk.models[name].answer(work)
             size = 4 * dimension * len(work.queries)
             found = await _off_loop(size, embeddings_response, asked, answer, name)
-            return await _json_response(size, found)
+            return await _json_response(size, found, answer.seconds)
 
     _add_batches(app, desk)
     _add_schemas(app, ClassifyRequest, EmbeddingsRequest, BatchRequest)
@@ -439,8 +441,11 @@ def _error_response(error: ApiError) -> Response:
     )
 
 
-async def _json_response(size: int, content: Any) -> Response:
-    return Response(await _off_loop(size, to_json, content), media_type="application/json")
+async def _json_response(size: int, content: Any, seconds: Mapping[str, float]) -> Response:
+    """With the header `Server-Timing`: milliseconds of each step, as browsers show them."""
+    timing = ", ".join(f"{step};dur={1000 * spent:.1f}" for step, spent in seconds.items())
+    body = await _off_loop(size, to_json, content)
+    return Response(body, headers={"Server-Timing": timing}, media_type="application/json")
 
 
 def _of_http(error: HTTPException, request: Request) -> ApiError:

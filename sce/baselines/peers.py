@@ -8,6 +8,7 @@ not depend on weights, and accuracy is not measured with them.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -54,8 +55,40 @@ def gliclass(device: str = "cpu", max_tokens: int = 4096) -> Peer:
     Raises:
         ConfigError: the package is not installed.
     """
+    model, tokenizer = _build_gliclass(max_tokens)
+    from gliclass import ZeroShotClassificationPipeline
+
+    classify = ZeroShotClassificationPipeline(
+        model,
+        tokenizer,
+        max_classes=1000,
+        max_length=max_tokens,
+        classification_type="single-label",
+        device=device,
+        progress_bar=False,
+    )
+
+    @torch.inference_mode()
+    def answer(texts: Sequence[str], labels: Sequence[str]) -> Any:
+        return classify(list(texts), list(labels), threshold=0.0, batch_size=BATCH_ROWS)
+
+    return answer
+
+
+def save_gliclass(folder: Path, max_tokens: int = 4096) -> None:
+    """The model of `gliclass` as a folder, for GLiClass's own server.
+
+    Raises:
+        ConfigError: the package is not installed.
+    """
+    model, tokenizer = _build_gliclass(max_tokens)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _build_gliclass(max_tokens: int) -> tuple[Any, PreTrainedTokenizerBase]:
     try:
-        from gliclass import GLiClassModel, GLiClassModelConfig, ZeroShotClassificationPipeline
+        from gliclass import GLiClassModel, GLiClassModelConfig
     except ImportError:
         raise ConfigError(
             "gliclass is not installed: pip install 'soft-contextualized-encoder[peers]'"
@@ -75,21 +108,7 @@ def gliclass(device: str = "cpu", max_tokens: int = 4096) -> Peer:
         max_num_classes=1000,
         prompt_first=True,
     )
-    classify = ZeroShotClassificationPipeline(
-        GLiClassModel(config).eval(),
-        tokenizer,
-        max_classes=1000,
-        max_length=max_tokens,
-        classification_type="single-label",
-        device=device,
-        progress_bar=False,
-    )
-
-    @torch.inference_mode()
-    def answer(texts: Sequence[str], labels: Sequence[str]) -> Any:
-        return classify(list(texts), list(labels), threshold=0.0, batch_size=BATCH_ROWS)
-
-    return answer
+    return GLiClassModel(config).eval(), tokenizer
 
 
 def cosine_similarity(device: str = "cpu") -> Peer:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,8 @@ import pyarrow.compute as pc
 
 from sce.answers import Answers
 from sce.bulk.corpus import Columns, kept_columns
-from sce.bulk.embedding import embed_good
+from sce.bulk.embedding import embed_distinct
+from sce.bulk.predictors import BlockAnswers, BlockPredictor
 from sce.bulk.rows import (
     Errors,
     check_ids,
@@ -43,6 +44,34 @@ class AnswerColumns:
     return_scores: bool = False
 
 
+class LocalPredictor:
+    """A block's answers from a model in this process."""
+
+    def __init__(self, predictor: Predictor) -> None:
+        self._predictor = predictor
+
+    @property
+    def dimension(self) -> int:
+        return self._predictor.embedder.dimension
+
+    def warm_up(self, labels: Any) -> None:
+        self._predictor.warm_up(labels)
+
+    def answer_texts(
+        self, texts_G: pa.Array, labels: Any, top_k: int, return_scores: bool
+    ) -> BlockAnswers:
+        vectors_GD, truncated_G = embed_distinct(self._predictor.embedder, texts_G)
+        found = self.answer_vectors(vectors_GD, labels, top_k, return_scores)
+        return replace(found, truncated_G=truncated_G)
+
+    def answer_vectors(
+        self, vectors_GD: np.ndarray, labels: Any, top_k: int, return_scores: bool
+    ) -> BlockAnswers:
+        answers = self._predictor.answer(vectors_GD, labels, top_k, return_scores)
+        rows = len(vectors_GD)
+        return BlockAnswers(answers, np.zeros(rows, bool), np.full(rows, "", object))
+
+
 class BlockClassifier:
     """Classifies blocks that `read_shard` made.
 
@@ -52,14 +81,14 @@ class BlockClassifier:
 
     def __init__(
         self,
-        predictor: Predictor,
+        predictor: BlockPredictor,
         labels: LabelSet | None,
         columns: Columns,
         answer: AnswerColumns,
     ) -> None:
         if labels is None and columns.labels is None:
             raise ValueError("a label set or a column of labels is needed")
-        self.predictor = predictor
+        self._predictor = predictor
         self._labels = labels
         self._known = {label.key: label for label in labels.labels} if labels else {}
         self._names = pa.array(labels.names, pa.string()) if labels else None
@@ -76,50 +105,59 @@ class BlockClassifier:
             where asked for, truncated, error, place.
         """
         errors = Errors.of(block["error"])
-        vectors_GD, truncated_N = self._vectors(block, errors)
-        good_N = errors.good()
+        vectors_GD = self._check(block, errors)
+        asked_N = errors.good()
+        truncated_N = block["truncated"].to_numpy().copy()
         answers = names = first_G = None
-        if good_N.any():
+        if asked_N.any():
             labels: Any = self._labels
-            names, first_G = self._names, np.zeros(len(vectors_GD), np.int64)
+            names, first_G = self._names, np.zeros(int(asked_N.sum()), np.int64)
             if self._columns.labels is not None:
-                labels, names = row_labels(block["labels"], good_N, self._known)
+                labels, names = row_labels(block["labels"], asked_N, self._known)
                 first_G = labels.offsets[:-1]
-            answers = self.predictor.answer(
-                vectors_GD,
-                labels,
-                top_k=self._answer.top_k or 1,
-                return_scores=self._answer.return_scores,
-            )
+            found_G = self._ask(block, asked_N, vectors_GD, labels)
+            answers = found_G.answers
+            if vectors_GD is None:
+                truncated_N[asked_N] = found_G.truncated_G
+            errors.mark_found(asked_N, found_G.errors_G)
         found = {"id": block["id"]} | kept_columns(block, OWN_COLUMNS)
-        found |= self._answers(answers, names, first_G, good_N)
+        found |= self._answers(answers, names, first_G, asked_N, errors.good())
         found["truncated"] = pa.array(truncated_N)
         found["error"] = pa.array(errors.codes_N, pa.string())
         found["place"] = block["place"]
         return pa.table(found)
 
-    def _vectors(self, block: pa.Table, errors: Errors) -> tuple[np.ndarray, np.ndarray]:
-        """Vectors of the good rows, and `truncated` of all."""
+    def _check(self, block: pa.Table, errors: Errors) -> np.ndarray | None:
+        """Mark what can be seen of a row before it is answered; the vectors of the good rows, or
+        None where they are texts."""
         if self._columns.id is not None:
             check_ids(block["id"], errors)
         if self._columns.labels is not None:
             check_labels(block["labels"], errors)
-        dimension = self.predictor.model.config.embedding_dim
         if self._columns.embedding is not None:
-            vectors_GD = check_vectors(block["embedding"], dimension, errors)
-            return vectors_GD, block["truncated"].to_numpy()
+            return check_vectors(block["embedding"], self._predictor.dimension, errors)
         check_texts(block["text"], errors)
-        return embed_good(self.predictor.embedder, block["text"], errors.good())
+        return None
+
+    def _ask(
+        self, block: pa.Table, asked_N: np.ndarray, vectors_GD: np.ndarray | None, labels: Any
+    ) -> BlockAnswers:
+        top_k, return_scores = self._answer.top_k or 1, self._answer.return_scores
+        if vectors_GD is not None:
+            return self._predictor.answer_vectors(vectors_GD, labels, top_k, return_scores)
+        texts_G = block["text"].filter(pa.array(asked_N)).combine_chunks()
+        return self._predictor.answer_texts(texts_G, labels, top_k, return_scores)
 
     def _answers(
         self,
         answers: Answers | None,
         names: pa.Array | None,
         first_G: np.ndarray | None,
+        asked_N: np.ndarray,
         good_N: np.ndarray,
     ) -> dict[str, pa.Array]:
         rows = len(good_N)
-        place_N = pa.array(np.cumsum(good_N) - 1, mask=~good_N)  # among the good rows, or null
+        place_N = pa.array(np.cumsum(asked_N) - 1, mask=~good_N)  # among those asked, or null
         if answers is None or names is None or first_G is None:
             found = {"label": pa.nulls(rows, pa.string()), "score": pa.nulls(rows, pa.float32())}
             if self._answer.top_k:
@@ -127,7 +165,8 @@ class BlockClassifier:
             if self._answer.return_scores:
                 found["scores"] = pa.nulls(rows, SCORES)
             return found
-        best_G = names.take(pa.array(first_G + answers.top_NT[:, 0]))
+        # A row that got an error has no best label; what stands there is not read.
+        best_G = names.take(pa.array(first_G + np.maximum(answers.top_NT[:, 0], 0)))
         score_G = answers.top_scores_NT[:, 0]
         if self._answer.threshold is not None:
             sure_G = score_G >= np.float32(self._answer.threshold)

@@ -51,15 +51,22 @@ class BlockEmbedder:
 def embed_good(
     embedder: TextEmbedder, texts: pa.ChunkedArray, good_N: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Vectors of the good rows [G, D], and of every row whether its text was cut [N]. A text
-    that several rows share is embedded once."""
+    """Vectors of the good rows [G, D], and of every row whether its text was cut [N]."""
     truncated_N = np.zeros(len(good_N), bool)
-    encoded = texts.filter(pa.array(good_N)).combine_chunks().dictionary_encode()
+    good_texts = texts.filter(pa.array(good_N)).combine_chunks()
+    vectors_GD, truncated_N[good_N] = embed_distinct(embedder, good_texts)
+    return vectors_GD, truncated_N
+
+
+def embed_distinct(embedder: TextEmbedder, texts_G: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors [G, D], and whether the text was cut [G]. A text that several rows share is embedded
+    once."""
+    encoded = texts_G.dictionary_encode()
     if not len(encoded):
-        return np.empty((0, embedder.dimension), np.float32), truncated_N
+        return np.empty((0, embedder.dimension), np.float32), np.zeros(0, bool)
     embedded = embedder.embed(encoded.dictionary.to_pylist())
     code_G = encoded.indices.to_numpy()
-    truncated_N[good_N] = embedded.truncated[code_G]
+    truncated_G = embedded.truncated[code_G]
     if len(encoded.dictionary) == len(code_G):
-        return embedded.vectors, truncated_N
-    return embedded.vectors[code_G], truncated_N
+        return embedded.vectors, truncated_G
+    return embedded.vectors[code_G], truncated_G

@@ -15,12 +15,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
-from pydantic import Field
+from pydantic import Field, SecretStr
 from ray.exceptions import RayTaskError
 from rich.console import Console
 
 from sce.bulk import threshold as thresholds
-from sce.bulk.classifier import OWN_COLUMNS, AnswerColumns, BlockClassifier
+from sce.bulk.classifier import OWN_COLUMNS, AnswerColumns, BlockClassifier, LocalPredictor
 from sce.bulk.compare import Comparison, compare_outputs
 from sce.bulk.corpus import (
     BLOCK_ROWS,
@@ -36,6 +36,7 @@ from sce.bulk.corpus import (
 )
 from sce.bulk.embedding import STORE_COLUMNS
 from sce.bulk.output import OutputRun, read_run
+from sce.bulk.predictors import BlockPredictor, Connect, Endpoint, ServedModel
 from sce.bulk.preview import Preview, confused_pairs
 from sce.bulk.request import identify_input, identify_labels, identify_model
 from sce.config import JobConfig, resolve_output
@@ -50,7 +51,6 @@ from sce.distributed.bulk import (
     ErrorLimit,
     MaxErrors,
     Stage,
-    cause_of,
     plan_corpus,
     run_stage,
 )
@@ -58,7 +58,7 @@ from sce.distributed.embed_corpus import embed_corpus, embedder_of
 from sce.distributed.resources import ActorPlan, ResourcesConfig, TorchThread, embed_actors
 from sce.embedder import EmbedderConfig
 from sce.embedders.fingerprint import EmbedderFingerprint
-from sce.errors import ConfigError
+from sce.errors import ConfigError, SCEError
 from sce.labels import LabelSet
 from sce.plots import precision_coverage_figure
 from sce.predictor import EXACT, SHORTLIST_ABOVE, SHORTLIST_SIZE, Predictor
@@ -72,6 +72,10 @@ ROW_ID = "row_id"
 COMPARISON_FILE = "_comparison.md"
 SAMPLE_ROWS = 1000
 SAMPLE_SHARDS = 8
+ENDPOINT_CPUS = 0.25
+"""That Ray sets aside for an actor that asks an endpoint."""
+FIRST_CONTACT_SECONDS = 20
+"""How long an endpoint is waited for before anything was answered: the URL may be wrong."""
 
 log = logging.getLogger(__name__)
 
@@ -100,8 +104,18 @@ class ClassifyConfig(JobConfig):
     resources: ResourcesConfig = ResourcesConfig()
     tracking: TrackingConfig = TrackingConfig()
 
-    model: str
+    model: str | None = None
     """Folder or hub id of a model that jobs/train_sce.py wrote."""
+    endpoint: str | None = None
+    """Instead of `model`: URL of a server (serve/app.py) that answers the rows."""
+    endpoint_model: str | None = None
+    """One of the endpoint's models. Default: its own default."""
+    endpoint_token: SecretStr = SecretStr("")
+    """Bearer token of the endpoint: best as the environment variable SCE_ENDPOINT_TOKEN."""
+    endpoint_concurrency: int = Field(default=4, ge=1, le=256)
+    """Requests at a time of each actor (`resources.embed_actors`, by default one)."""
+    endpoint_patience_seconds: float = Field(default=600.0, gt=0)
+    """How long to wait for an endpoint that is overloaded or away, before the job fails."""
     output: str | None = None
     """Folder or URI for the answers; needed but for `--dry_run`."""
     labels: list[str] = []
@@ -139,8 +153,11 @@ class ClassifyConfig(JobConfig):
     """Contextualise every label also of a large set, rather than a shortlist."""
 
 
-def classify(config: ClassifyConfig) -> dict[str, Any]:
+def classify(config: ClassifyConfig, connect: Connect | None = None) -> dict[str, Any]:
     """Answer every row of the input.
+
+    Args:
+        connect: how to ask the endpoint that the settings name.
 
     Returns:
         The summary: rows_in, rows_out, errors, truncated, null_labels, labels, seconds,
@@ -149,38 +166,31 @@ def classify(config: ClassifyConfig) -> dict[str, Any]:
     Raises:
         InputError: settings, labels or input that cannot be used; an output that another request
             wrote; too many rows with errors.
+        SCEError: the endpoint gives no answer; what was answered is kept.
     """
     started = time.perf_counter()
     labels = _read_labels(config)
     _check(config, labels)
-    model_config, model_id = identify_model(config.model)
+    source = _local_source(config) if config.endpoint is None else _endpoint(config, connect)
     corpus = open_corpus(config.input)
     config = _name_kept(config, corpus)
-    trained_with = EmbedderFingerprint.from_dict(model_config.embedder or {})
-    embedder = embedder_of(config.embedder, trained_with)
     if corpus.store is not None:
-        corpus.store.require(trained_with)
+        corpus.store.require(source.embedder)
         if config.save_embeddings is not None:
             raise ConfigError("save_embeddings: the input is an embedding store already.")
     run = None
     if not config.dry_run:
         assert config.output is not None
         uri = config.output if "://" in config.output else str(resolve_output(config.output))
-        run = OutputRun.open(uri, _request(config, labels, model_id, trained_with, corpus))
+        run = OutputRun.open(uri, _request(config, labels, source, corpus))
         if run.done:
             assert run.summary is not None
             rows = run.summary["rows_out"]
             log.info("%s: answered before, %d rows; nothing to do", uri, rows)
             return _finish(config, run, corpus, run.summary | {"unchanged": True})
 
-    plan = embed_actors(config.resources, default_cpus=ACTOR_CPUS)
-    settings = ModelSettings(
-        str(Path(config.model).resolve()) if Path(config.model).is_dir() else config.model,
-        embedder.model_copy(update={"device": plan.device}),
-        plan.device,
-        config.dtype,
-        config.exact,
-    )
+    plan = source.plan(config.resources)
+    settings = source.settings(plan)
     threshold, chosen = config.threshold, None
     if config.labelled is not None:
         assert labels is not None
@@ -194,9 +204,9 @@ def classify(config: ClassifyConfig) -> dict[str, Any]:
     with _tracker(config, run.uri) as tracker:
         tracker.log_params(config.model_dump(mode="json"))
         if config.save_embeddings is not None:
-            corpus, embedded = _embed(config, corpus, embedder, plan)
+            corpus, embedded = _embed(config, corpus, source, plan)
             tracker.log_metrics({"embed/texts_per_second": embedded["texts_per_second"]})
-        summary = _answer(config, run, corpus, labels, answer, settings, plan)
+        summary = _answer(config, run, corpus, labels, answer, source, plan)
         summary["seconds"] = round(time.perf_counter() - started, 1)
         summary["mlflow_run_id"] = tracker.run_id
         if chosen is not None:
@@ -228,19 +238,140 @@ class ModelSettings:
             shortlist_above=EXACT if self.exact else None,
         )
 
+    def block_predictor(self) -> BlockPredictor:
+        return LocalPredictor(self.load())
+
+
+@dataclass(frozen=True)
+class EndpointSettings:
+    """What an actor needs to ask the endpoint."""
+
+    connect: Connect
+    endpoint: Endpoint
+
+    def block_predictor(self) -> BlockPredictor:
+        return self.connect(self.endpoint)
+
+
+ActorSettings = ModelSettings | EndpointSettings
+
 
 def make_classifier(
-    settings: ModelSettings, labels: LabelSet | None, columns: Columns, answer: AnswerColumns
+    settings: ActorSettings, labels: LabelSet | None, columns: Columns, answer: AnswerColumns
 ) -> BlockClassifier:
     """Runs in the actor."""
-    return BlockClassifier(settings.load(), labels, columns, answer)
+    return BlockClassifier(settings.block_predictor(), labels, columns, answer)
+
+
+@dataclass(frozen=True)
+class _LocalSource:
+    """A model that the actors load.
+
+    Attributes:
+        embedder: that its vectors are of.
+        embedder_config: where to find it.
+        identity: all of the model and of how it is used that decides an answer.
+        shortlist: sets of more labels than the first are scored by the second many.
+    """
+
+    model: str
+    embedder: EmbedderFingerprint
+    embedder_config: EmbedderConfig
+    identity: dict[str, Any]
+    dtype: str
+    shortlist: tuple[int | None, int | None]
+
+    def plan(self, resources: ResourcesConfig) -> ActorPlan:
+        return embed_actors(resources, default_cpus=ACTOR_CPUS)
+
+    def settings(self, plan: ActorPlan) -> ActorSettings:
+        return ModelSettings(
+            str(Path(self.model).resolve()) if Path(self.model).is_dir() else self.model,
+            self.embedder_config.model_copy(update={"device": plan.device}),
+            plan.device,
+            self.dtype,
+            exact=self.shortlist[0] is None,
+        )
+
+    def named(self) -> dict[str, Any]:
+        return {"model": self.model}
+
+
+@dataclass(frozen=True)
+class _EndpointSource:
+    """A model that the actors ask at an endpoint."""
+
+    connect: Connect
+    endpoint: Endpoint
+    served: ServedModel
+
+    @property
+    def embedder(self) -> EmbedderFingerprint:
+        return self.served.embedder
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return self.served.identity()
+
+    @property
+    def shortlist(self) -> tuple[int | None, int | None]:
+        above = self.served.shortlist_above
+        return None if above == EXACT else above, self.served.shortlist_size
+
+    def plan(self, resources: ResourcesConfig) -> ActorPlan:
+        asked = {"use_gpu": False, "embed_actors": resources.embed_actors or 1}
+        plan = embed_actors(resources.model_copy(update=asked), default_cpus=ENDPOINT_CPUS)
+        return replace(plan, threads=1)
+
+    def settings(self, plan: ActorPlan) -> ActorSettings:
+        return EndpointSettings(self.connect, replace(self.endpoint, served=self.served))
+
+    def named(self) -> dict[str, Any]:
+        return {"model": self.served.name, "endpoint": self.endpoint.url}
+
+
+Source = _LocalSource | _EndpointSource
+
+
+def _local_source(config: ClassifyConfig) -> _LocalSource:
+    assert config.model is not None
+    model_config, model_id = identify_model(config.model)
+    trained_with = EmbedderFingerprint.from_dict(model_config.embedder or {})
+    return _LocalSource(
+        config.model,
+        trained_with,
+        embedder_of(config.embedder, trained_with),
+        {
+            "model": model_id,
+            "embedder": trained_with.id,
+            "dtype": config.dtype,
+            "exact": config.exact,
+        },
+        config.dtype,
+        (None, None) if config.exact else (SHORTLIST_ABOVE, SHORTLIST_SIZE),
+    )
+
+
+def _endpoint(config: ClassifyConfig, connect: Connect | None) -> _EndpointSource:
+    if connect is None:
+        raise ConfigError("endpoint: this program asks none; jobs/classify.py does.")
+    assert config.endpoint is not None
+    endpoint = Endpoint(
+        config.endpoint,
+        config.endpoint_model,
+        config.endpoint_token,
+        config.endpoint_concurrency,
+        config.endpoint_patience_seconds,
+    )
+    patience = min(FIRST_CONTACT_SECONDS, endpoint.patience_seconds)
+    served = connect(replace(endpoint, patience_seconds=patience)).served
+    return _EndpointSource(connect, replace(endpoint, model=served.name), served)
 
 
 def _request(
     config: ClassifyConfig,
     labels: LabelSet | None,
-    model_id: str,
-    trained_with: EmbedderFingerprint,
+    source: Source,
     corpus: Corpus,
 ) -> dict[str, Any]:
     """All that decides the rows of the output."""
@@ -250,8 +381,6 @@ def _request(
     columns = _columns(config, corpus)
     return {
         "job": "classify",
-        "model": model_id,
-        "embedder": trained_with.id,
         "labels": identify_labels(labels, config.labels_column),
         "input": identify_input(corpus),
         "columns": {name: value for name, value in columns.__dict__.items() if value},
@@ -261,16 +390,16 @@ def _request(
         "top_k": config.top_k,
         "return_scores": config.return_scores,
         "output_format": config.output_format,
-        "dtype": config.dtype,
-        "exact": config.exact,
+        **source.identity,
     }
 
 
 def _embed(
-    config: ClassifyConfig, corpus: Corpus, embedder: EmbedderConfig, plan: ActorPlan
+    config: ClassifyConfig, corpus: Corpus, source: Source, plan: ActorPlan
 ) -> tuple[Corpus, dict[str, Any]]:
     """Put the corpus into the store that the user wants to keep; that store is the input then."""
     assert config.save_embeddings is not None
+    assert isinstance(source, _LocalSource)
     keep = [*config.keep_columns, config.labels_column, config.text_column]
     columns = Columns(
         text=config.text_column,
@@ -279,7 +408,13 @@ def _embed(
     )
     limit = ErrorLimit.parse(config.max_errors)
     store, summary = embed_corpus(
-        corpus, columns, config.save_embeddings, embedder, plan, limit, config.commit_rows
+        corpus,
+        columns,
+        config.save_embeddings,
+        source.embedder_config,
+        plan,
+        limit,
+        config.commit_rows,
     )
     return open_corpus([str(store.folder)]), summary
 
@@ -290,7 +425,7 @@ def _answer(
     corpus: Corpus,
     labels: LabelSet | None,
     answer: AnswerColumns,
-    settings: ModelSettings,
+    source: Source,
     plan: ActorPlan,
 ) -> dict[str, Any]:
     """Classify, and sum up."""
@@ -301,7 +436,7 @@ def _answer(
     if config.return_scores and labels is not None:
         batch_rows = int(np.clip(SCORES_PER_BATCH // len(labels), MIN_BATCH_ROWS, BLOCK_ROWS))
     stage = Stage(
-        make=partial(make_classifier, settings, labels, columns, answer),
+        make=partial(make_classifier, source.settings(plan), labels, columns, answer),
         columns=columns,
         output_format=config.output_format,
         rows_per_file=config.rows_per_file
@@ -313,12 +448,18 @@ def _answer(
         else (),
     )
     limit = ErrorLimit.parse(config.max_errors)
-    counts, tally = run_stage(run, shards, stage, plan, limit, "classifying", config.commit_rows)
+    try:
+        counts, tally = run_stage(
+            run, shards, stage, plan, limit, "classifying", config.commit_rows
+        )
+    except RayTaskError as error:
+        log.error("%s: the rows that are done stay; the same command goes on", run.uri)
+        raise _cause(error) from None
     rows_in = sum(shard.rows for shard in shards)
     seconds = tally.finished - tally.started
     return {
         "output": run.uri,
-        "model": config.model,
+        **source.named(),
         "rows_in": rows_in,
         "rows_out": counts.rows,
         "errors": counts.errors,
@@ -327,7 +468,7 @@ def _answer(
         "labels": counts.labels,
         "label_names": None if labels is None or config.labels_column else labels.names,
         "threshold": answer.threshold,
-        "scoring": _scoring(config, labels),
+        "scoring": _scoring(source, labels),
         "rows_this_run": tally.rows,
         "answer_seconds": round(seconds, 3),
         "texts_per_second": round(tally.rows / seconds, 1) if tally.rows else 0.0,
@@ -353,6 +494,7 @@ def _read_labels(config: ClassifyConfig) -> LabelSet | None:
 
 
 def _check(config: ClassifyConfig, labels: LabelSet | None) -> None:
+    _check_model(config)
     if config.output is None and not config.dry_run:
         raise ConfigError("output: give a folder for the answers (or --dry_run).")
     if (config.target_precision is None) != (config.labelled is None):
@@ -363,6 +505,31 @@ def _check(config: ClassifyConfig, labels: LabelSet | None) -> None:
         raise ConfigError("labelled: a threshold needs one label set for all rows.")
     if config.embedding_column is not None and config.save_embeddings is not None:
         raise ConfigError("save_embeddings: the input has embeddings already.")
+
+
+def _check_model(config: ClassifyConfig) -> None:
+    if config.endpoint is None:
+        if config.model is None:
+            raise ConfigError("give a model with --model, or a server that has one: --endpoint.")
+        if config.endpoint_model is not None:
+            raise ConfigError("endpoint_model: it names a model of an endpoint; give --endpoint.")
+        return
+    resources = config.resources
+    given = {
+        "model": config.model is not None,
+        "embedder": config.embedder is not None,
+        "dtype": config.dtype != "auto",
+        "exact": config.exact,
+        "save_embeddings": config.save_embeddings is not None,
+        "resources.use_gpu": resources.use_gpu is True,
+        "resources.gpus_per_embed_actor": bool(resources.gpus_per_embed_actor),
+        "resources.accelerator_type": resources.accelerator_type is not None,
+    }
+    for name in (name for name, is_given in given.items() if is_given):
+        raise ConfigError(
+            f"{name}: with --endpoint the model is the server's, and so is what decides how it "
+            f"is used. Leave {name} out, or give --model rather than --endpoint."
+        )
 
 
 def _columns(config: ClassifyConfig, corpus: Corpus) -> Columns:
@@ -402,7 +569,7 @@ def _store_id(config: ClassifyConfig, store: EmbeddingStore) -> str:
 
 
 def find_threshold(
-    config: ClassifyConfig, labels: LabelSet, settings: ModelSettings, plan: ActorPlan
+    config: ClassifyConfig, labels: LabelSet, settings: ActorSettings, plan: ActorPlan
 ) -> tuple[thresholds.Curve, thresholds.Choice]:
     """Classify the labelled rows, print the precision-coverage curve, and choose from it.
 
@@ -439,7 +606,7 @@ def _dry_run(
     columns: Columns,
     labels: LabelSet | None,
     answer: AnswerColumns,
-    settings: ModelSettings,
+    settings: ActorSettings,
     plan: ActorPlan,
 ) -> dict[str, Any]:
     shards = plan_corpus(corpus, columns)
@@ -497,9 +664,14 @@ def _try_out(
     try:
         return [ray.get(desk.answer.remote(block)) for block in blocks]
     except RayTaskError as error:
-        raise cause_of(error) from None
+        raise _cause(error) from None
     finally:
         ray.kill(desk)
+
+
+def _cause(error: RayTaskError) -> Exception:
+    """What to raise for it: what was raised on purpose as such, anything else as it is."""
+    return error.cause if isinstance(error.cause, SCEError) else error
 
 
 def _finish(
@@ -548,14 +720,15 @@ def _texts_of(
     return lambda ids: read_texts(plan_corpus(corpus, columns), columns, ids)
 
 
-def _scoring(config: ClassifyConfig, labels: LabelSet | None) -> str:
+def _scoring(source: Source, labels: LabelSet | None) -> str:
     """How the labels were scored, in words."""
-    if config.exact:
+    above, size = source.shortlist
+    if above is None:
         return "exact"
-    many = f"shortlist of {SHORTLIST_SIZE}"
+    many = f"shortlist of {size}"
     if labels is None:
-        return f"exact up to {SHORTLIST_ABOVE} labels in a row, else {many}"
-    return many + f" of {len(labels)}" if len(labels) > SHORTLIST_ABOVE else "exact"
+        return f"exact up to {above} labels in a row, else {many}"
+    return many + f" of {len(labels)}" if len(labels) > above else "exact"
 
 
 def _tracker(config: ClassifyConfig, output: str, run_id: str | None = None) -> Tracker:

@@ -1,0 +1,97 @@
+"""The endpoint as a user starts it: the README's commands, and the same answers as Python's."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import requests
+
+from sce.distributed.serve_benchmark import serve_app
+from serve.client import Client
+from tests.serve.conftest import settings_of
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+CURLS = [block for block in re.findall(r"```bash\n(.*?)```", README, re.S) if "curl" in block]
+TEXTS = ["the river rose overnight", "the engine will not start", "thank you", "a b c " * 60]
+LABELS = [{"name": "flood", "description": "water", "examples": ["it rained"]}, "engine", "praise"]
+
+pytestmark = pytest.mark.timeout(240)
+
+
+@pytest.fixture(scope="module")
+def url(models, tmp_path_factory):
+    model = json.loads(settings_of(models).model_dump_json(exclude={"scaling"}))
+    with serve_app(tmp_path_factory.mktemp("served"), {"models": {"tiny": model}}) as url:
+        yield url
+
+
+@pytest.mark.parametrize("command", CURLS, ids=range(len(CURLS)))
+def test_the_curl_commands_of_the_readme(url, command):
+    assert "http://127.0.0.1:8000" in command
+    done = subprocess.run(
+        ["bash", "-c", command.replace("http://127.0.0.1:8000", url)],
+        capture_output=True, text=True, check=True, timeout=60,
+    )  # fmt: skip
+    found = json.loads(done.stdout)
+    body = json.loads(shlex.split(command)[-1])
+    assert len(found["data"]) == len(body.get("texts") or body["input"])
+    for row in found["data"]:
+        assert row["object"] in ("classification", "embedding")
+        if row["object"] == "classification":
+            assert set(row["scores"]) == set(body["labels"])
+
+
+def test_the_readme_has_both_kinds_of_request():
+    assert {"classify", "embeddings"} <= set(re.findall(r"/v1/(\w+)", "".join(CURLS)))
+
+
+def test_over_http_as_in_python(url, predictor):
+    settings = {"top_k": 2, "return_scores": True, "threshold": 0.3}
+    alone = predictor.predict(TEXTS, LABELS, **settings)
+    with Client(url) as client:
+        vectors = client.embed(TEXTS).vectors
+        for found in (
+            client.predict(TEXTS, LABELS, **settings),
+            client.predict(embeddings=vectors, labels=LABELS, **settings),
+            client.predict(TEXTS, [LABELS] * len(TEXTS), **settings),
+        ):
+            for one, wanted in zip(found, alone, strict=True):
+                assert one.label == wanted.label
+                assert one.score == pytest.approx(wanted.score, abs=2e-5)
+                assert one.scores == pytest.approx(wanted.scores, abs=2e-5)
+                assert [name for name, _ in one.top] == [name for name, _ in wanted.top]
+
+
+def test_the_page_and_the_document_are_there(url):
+    assert "<title>" in requests.get(f"{url}/", timeout=10).text
+    for asset in re.findall(
+        r'(?:src|href)="([^"]+)"', requests.get(f"{url}/docs", timeout=10).text
+    ):
+        assert requests.get(url + asset, timeout=10).status_code == 200, asset
+    timing = requests.post(
+        f"{url}/v1/classify", json={"texts": TEXTS, "labels": ["a", "b"]}, timeout=10
+    ).headers["Server-Timing"]
+    assert {"embed", "classify", "gateway"} <= set(re.findall(r"(\w+);dur=", timing))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--model", "nowhere"], "nowhere"),
+        (["--host", "0.0.0.0"], "no token is set"),
+        (["--tokens", "short"], "fewer than 16"),
+        (["--tokens_file", "nowhere"], "tokens_file: cannot be read"),
+        (["--port", "0"], "port"),
+        (["--modell", "x"], "unrecognized arguments"),
+    ],
+)
+def test_what_cannot_be_served_is_said(models, flags, message):
+    command = [sys.executable, "-m", "serve.app", "--model", str(models / "sce"), *flags]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert message in done.stderr
