@@ -82,6 +82,7 @@ class DeviceQueue:
         self._report = report
         self._arrived = asyncio.Event()
         self._loop: asyncio.Task[None] | None = None
+        self._working_since: float | None = None
 
     async def submit(self, lane: str, item: Any, cost: int) -> Any:
         """The item's result, or its exception."""
@@ -99,6 +100,12 @@ class DeviceQueue:
     @property
     def waiting(self) -> int:
         return sum(len(lane.waiting) for lane in self._lanes.values())
+
+    @property
+    def working_seconds(self) -> float:
+        """How long the batch of now has been with the device."""
+        since = self._working_since
+        return 0.0 if since is None else time.perf_counter() - since
 
     async def _serve(self) -> None:
         while True:
@@ -118,8 +125,12 @@ class DeviceQueue:
                                 one.future.set_exception(error)
 
     async def _run(self, lane: Lane, batch: list[_Waiting]) -> None:
-        started = time.perf_counter()
-        for one, result in zip(batch, await self._results(lane, batch), strict=True):
+        started = self._working_since = time.perf_counter()
+        try:
+            results = await self._results(lane, batch)
+        finally:
+            self._working_since = None
+        for one, result in zip(batch, results, strict=True):
             if one.future.done():
                 continue
             if isinstance(result, BaseException):

@@ -204,6 +204,11 @@ class Engine:
         """Pieces of work in the lanes."""
         return self._queue.waiting
 
+    @property
+    def working_seconds(self) -> float:
+        """How long the batch of now has been with the device."""
+        return self._queue.working_seconds
+
     def close(self) -> None:
         self._queue.close()
         self._tokenising.shutdown(wait=False, cancel_futures=True)

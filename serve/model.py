@@ -14,6 +14,9 @@ from serve.loading import choose_device, load_model, warm_up
 from serve.metrics import ModelMetrics
 from serve.settings import ModelSettings
 
+STUCK_SECONDS = 300.0
+"""A batch takes seconds; one that takes longer than this will never end."""
+
 log = logging.getLogger("ray.serve")
 
 
@@ -65,6 +68,11 @@ class ModelReplica:
         assert self._engine.model is not None
         loading = self._loading is not None and not self._loading.done()
         return {**self._engine.model.info, "loading": loading, "error": self._last_error}
+
+    def check_health(self) -> None:
+        """Ray replaces a replica for which this raises."""
+        if self._engine is not None and self._engine.working_seconds > STUCK_SECONDS:
+            raise RuntimeError(f"{self._name}: a batch takes more than {STUCK_SECONDS:g} s")
 
     async def _start(self, settings: ModelSettings) -> None:
         self._torch = TorchThread(settings.threads or os.cpu_count() or 1)

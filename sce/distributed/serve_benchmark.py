@@ -316,10 +316,8 @@ def _gliclass_server(home: Path) -> Iterator[str]:
     save_gliclass(home / "gliclass")
     port = _free_port()
     dtype = "bfloat16" if multiplies_bfloat16("cpu") else "float32"
-    command = [sys.executable, "-m", "gliclass.serve", "--model", str(home / "gliclass")]
-    command += ["--device", "cpu", "--dtype", dtype, "--num-gpus-per-replica", "0"]
-    command += ["--tokenizer-threads", str(os.cpu_count() or 1)]
-    command += ["--host", "127.0.0.1", "--port", str(port)]
+    command = [sys.executable, "-m", "sce.distributed.gliclass_server", "--dtype", dtype]
+    command += ["--model", str(home / "gliclass"), "--port", str(port)]
     url = f"http://127.0.0.1:{port}{PEER_ROUTE}"
     body = json.dumps({"text": "a text", "labels": ["a", "b"]}).encode()
     with _server(home, "peer", command, lambda: _answers(url, body)):

@@ -76,7 +76,7 @@ def test_the_page_and_the_document_are_there(url):
     timing = requests.post(
         f"{url}/v1/classify", json={"texts": TEXTS, "labels": ["a", "b"]}, timeout=10
     ).headers["Server-Timing"]
-    assert {"embed", "classify", "gateway"} <= set(re.findall(r"(\w+);dur=", timing))
+    assert {"model", "classify", "gateway"} <= set(re.findall(r"(\w+);dur=", timing))
 
 
 @pytest.mark.parametrize(

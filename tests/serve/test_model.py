@@ -1,0 +1,126 @@
+"""A model's replica without Ray: loading, swapping weights, budgets, health; and the builder."""
+
+import asyncio
+
+import pytest
+
+import serve.model
+from sce.errors import InputError
+from sce.labels import LabelSet
+from serve.app import build
+from serve.engine import ModelRequest
+from serve.model import ModelReplica
+from serve.settings import ServeConfig, default_name
+from tests.serve.conftest import run, settings_of
+
+REQUEST = ModelRequest(["a text", "another"], LabelSet.parse(["a", "b", "c"]), 3, True)
+
+
+class NoMetrics:
+    def __init__(self, name: str) -> None:
+        pass
+
+    def batch(self, report) -> None:
+        pass
+
+    def answer(self, *numbers: int) -> None:
+        pass
+
+
+@pytest.fixture(autouse=True)
+def no_metrics(monkeypatch):
+    monkeypatch.setattr(serve.model, "ModelMetrics", NoMetrics)
+
+
+def config_of(models, name="sce", **more):
+    return settings_of(models, name, **more).model_dump(mode="json", exclude={"scaling"})
+
+
+async def swapped(replica: ModelReplica) -> dict:
+    while (info := await replica.info())["loading"]:
+        await asyncio.sleep(0.01)
+    return info
+
+
+def test_other_weights_load_while_the_model_answers(models):
+    async def swap():
+        replica = ModelReplica("tiny")
+        await replica.reconfigure(config_of(models))
+        before, info = await replica.answer(REQUEST), await replica.info()
+        await replica.reconfigure(config_of(models, "other"))
+        during = [asyncio.create_task(replica.answer(REQUEST)) for _ in range(20)]
+        later = await swapped(replica)
+        await asyncio.gather(*during)
+        after = await replica.answer(REQUEST)
+        return before, info, after, later
+
+    before, info, after, later = run(swap())
+    assert info["model_fingerprint"] != later["model_fingerprint"]
+    assert later["error"] is None
+    assert before.answers.scores_M.tolist() != after.answers.scores_M.tolist()
+    assert after.cached == 2  # the embedder is the same, so are its vectors
+
+
+def test_weights_that_are_not_there_leave_the_model(models):
+    async def swap():
+        replica = ModelReplica("tiny")
+        await replica.reconfigure(config_of(models))
+        before = await replica.info()
+        await replica.reconfigure(config_of(models) | {"path": "nowhere/at all"})
+        failed = await swapped(replica)
+        await replica.answer(REQUEST)
+        await replica.reconfigure(config_of(models, "other"))
+        return before, failed, await swapped(replica)
+
+    before, failed, healed = run(swap())
+    assert failed["model_fingerprint"] == before["model_fingerprint"]
+    assert "nowhere" in failed["error"]
+    assert healed["error"] is None
+    assert healed["model_fingerprint"] != before["model_fingerprint"]
+
+
+def test_the_first_model_must_be_there(models):
+    with pytest.raises(InputError, match="nowhere"):
+        run(ModelReplica("tiny").reconfigure(config_of(models) | {"path": "nowhere"}))
+
+
+def test_a_replica_that_is_stuck_is_replaced(models, monkeypatch):
+    async def stuck():
+        replica = ModelReplica("tiny")
+        await replica.reconfigure(config_of(models))
+        replica.check_health()
+        monkeypatch.setattr(type(replica._engine), "working_seconds", 1e6)
+        with pytest.raises(RuntimeError, match="batch takes more"):
+            replica.check_health()
+
+    run(stuck())
+
+
+def deployments(config: ServeConfig) -> dict:
+    gateway = build(config)._bound_deployment
+    found = {gateway.name: gateway}
+    for handle in gateway.init_args[0].values():
+        found[handle._bound_deployment.name] = handle._bound_deployment
+    return found
+
+
+def test_the_builder_makes_a_deployment_a_model(models):
+    one = settings_of(models, threads=1).model_dump() | {"scaling": {"max_replicas": 3}}
+    config = ServeConfig(models={"one": one, "two": settings_of(models, "other")}, tokens="x" * 20)
+    found = deployments(config)
+    assert list(found) == ["gateway", "model-one", "model-two"]
+    assert found["model-one"]._deployment_config.autoscaling_config.max_replicas == 3
+    assert found["model-two"]._deployment_config.autoscaling_config is None
+    assert found["model-two"].num_replicas == 1
+    assert "x" * 20 not in repr(found["gateway"].user_config)
+    timeout = config.limits.request_timeout_seconds
+    assert all(d._deployment_config.graceful_shutdown_timeout_s > timeout for d in found.values())
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [("runs/quickstart/model", "quickstart"), ("/models/week2/", "week2"), ("me/my-sce", "my-sce"),
+     ("model", "model")],
+)  # fmt: skip
+def test_a_model_without_a_name_has_its_folders(path, name):
+    assert default_name(path) == name
