@@ -159,14 +159,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return 2
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
     ensure_ray()
     serve.start(
         http_options=HTTPOptions(host=config.host, port=config.port), logging_config=LOGGING
     )
     serve.run(build(config), name=APP_NAME, route_prefix="/", logging_config=LOGGING)
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):  # now, since Ray sets handlers of its own
+        signal.signal(number, lambda *_: stop.set())
     guarded = "with a token" if read_tokens(config) else "from this machine only (no token is set)"
     print(f"Serving {', '.join(config.named_models())} {guarded}:", flush=True)
     print(f"  http://{config.host}:{config.port}/       a page to try it", flush=True)

@@ -118,8 +118,9 @@ class BatchDesk:
                 "this server takes no batches: its settings batches.input_roots and "
                 "batches.output_roots are empty.",
             )
-        plain = plain_place(place)
-        if plain is None or not any(_is_below(plain, plain_place(root)) for root in roots):
+        plain, known = plain_place(place), [plain_place(root) for root in roots]
+        itself = param == "input" and plain in known  # a whole root may be read
+        if plain is None or not (itself or any(_is_below(plain, root) for root in known)):
             raise ApiError(
                 403,
                 "location_not_allowed",

@@ -21,8 +21,8 @@ from sce.errors import LabelError
 from sce.labels import Label, LabelSet
 from sce.ragged_labels import RaggedLabels, is_set_a_row
 from serve.api import ApiError, BatchRequest, ClassifyRequest, EmbeddingsRequest, Wire
-from serve.engine import ModelAnswer, ModelRequest
 from serve.settings import Limits
+from serve.work import ModelAnswer, ModelRequest
 
 LABELS_FORM = (
     "a list of names, a list of objects {name, description, synonyms, examples}, a mapping "

@@ -16,10 +16,10 @@ from serve.api import ApiError
 from serve.auth import Guard
 from serve.batches import BatchDesk
 from serve.convert import Classify
-from serve.engine import ModelAnswer, ModelRequest
 from serve.gateway import Desk, make_app
 from serve.metrics import GatewayMetrics, gather_metrics
 from serve.settings import BatchSettings, Limits, ModelSettings
+from serve.work import ModelAnswer, ModelRequest
 
 ATTEMPTS = 3
 """A request whose replica died is sent again: classifying twice does no harm."""

@@ -13,7 +13,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -27,6 +27,7 @@ from sce.predictor import Predictor
 from sce.ragged_labels import RaggedLabels
 from serve.batching import BatchReport, DeviceQueue, Lane
 from serve.cache import CachedText, VectorCache
+from serve.work import ModelAnswer, ModelRequest
 
 EMBED_BATCH_TOKENS = {"cpu": 2048, "cuda": 65_536}
 CLASSIFY_BATCH_TOKENS = {"cpu": 8192, "cuda": 262_144}
@@ -38,56 +39,6 @@ OWN_PASS = 512
 what the set's labels have in common is computed once."""
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class ModelRequest:
-    """What a model is asked.
-
-    Attributes:
-        queries: texts, or unit vectors float32 [N, D].
-        labels: one set for all rows or one a row; None to embed only.
-        top_k: how many best labels.
-        return_scores: also every label's probability.
-        truncate: cut a text that is too long; else it gets the error `text_too_long`.
-        errors: of rows that have one already, by position; their vectors are not looked at.
-    """
-
-    queries: list[str] | np.ndarray
-    labels: LabelSet | RaggedLabels | None
-    top_k: int = 1
-    return_scores: bool = False
-    truncate: bool = True
-    errors: Mapping[int, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class ModelAnswer:
-    """What it answers.
-
-    Attributes:
-        good_N: bool, the rows that have an answer.
-        errors: of the other rows, by position.
-        truncated_N: bool, the text was longer than the embedder reads.
-        tokens: that the embedder reads of the texts.
-        embedded, cached: distinct texts (labels' among the first) that were embedded anew, and
-            texts of rows whose vectors were known.
-        label_tokens: that the encoder read.
-        answers: of the G good rows; None where none was asked for or no row is good.
-        vectors_GD: of the good rows, where only these were asked for.
-        seconds: by step: tokenise, embed and classify (both with their waiting), model (in all).
-    """
-
-    good_N: np.ndarray
-    errors: Mapping[int, str]
-    truncated_N: np.ndarray
-    tokens: int
-    embedded: int
-    cached: int
-    label_tokens: int = 0
-    answers: Answers | None = None
-    vectors_GD: np.ndarray | None = None
-    seconds: Mapping[str, float] = field(default_factory=dict)
 
 
 class KnownTexts:

@@ -47,8 +47,8 @@ from serve.convert import (
     embeddings_response,
     parse,
 )
-from serve.engine import ModelAnswer, ModelRequest
 from serve.settings import Limits
+from serve.work import ModelAnswer, ModelRequest
 
 SWAGGER = Path(str(files("fastapi_swagger"))) / "resources"
 PAGE = Path(__file__).with_name("page.html")

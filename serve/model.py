@@ -9,10 +9,11 @@ from typing import Any
 
 from sce.distributed.resources import TorchThread
 from serve.cache import VectorCache
-from serve.engine import Engine, LoadedModel, ModelAnswer, ModelRequest
+from serve.engine import Engine, LoadedModel
 from serve.loading import choose_device, load_model, warm_up
 from serve.metrics import ModelMetrics
 from serve.settings import ModelSettings
+from serve.work import ModelAnswer, ModelRequest
 
 STUCK_SECONDS = 300.0
 """A batch takes seconds; one that takes longer than this will never end."""

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, SecretStr, model_validator
 
 from sce.config import JobConfig, Section
-from sce.embedder import EmbedderConfig
+from sce.embedders.config import EmbedderConfig
 
 
 class Limits(Section):

@@ -42,3 +42,11 @@ def test_the_predictor_loads_without_ray_and_mlflow():
         "assert not {'ray', 'mlflow', 'fastapi'} & set(sys.modules), 'an engine was imported'"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_gateway_loads_without_torch():
+    code = (
+        "import sys, serve.deployment\n"
+        "assert not {'torch', 'transformers'} & set(sys.modules), 'it would take 200 MB more'"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

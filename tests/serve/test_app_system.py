@@ -94,9 +94,15 @@ class Cluster:
         file.write_text(yaml.safe_dump(self.config))
         self.run("serve", "deploy", str(file))
         deadline = time.monotonic() + 120
-        while requests.get(f"{self.url}/health", timeout=10).status_code != 200:
+        while not self._healthy():
             assert time.monotonic() < deadline, "not ready"
             time.sleep(0.5)
+
+    def _healthy(self) -> bool:
+        try:
+            return requests.get(f"{self.url}/health", timeout=10).status_code == 200
+        except requests.RequestException:
+            return False
 
     def post(self, path: str, body: Any) -> requests.Response:
         return requests.post(f"{self.url}{path}", json=body, headers=HEADERS, timeout=60)
@@ -387,7 +393,9 @@ def test_batches(cluster):
     (source / "link").unlink()
     assert cluster.post("/v1/batches", asked | {"labels": []}).status_code == 422
 
-    batch = cluster.post("/v1/batches", asked | {"metadata": {"week": "1"}}).json()
+    accepted = cluster.post("/v1/batches", asked | {"metadata": {"week": "1"}})
+    assert accepted.status_code == 200, accepted.text
+    batch = accepted.json()
     assert batch["status"] == "in_progress"
     busy = cluster.post("/v1/batches", asked | {"output": str(target / "two")})
     assert busy.status_code == 429

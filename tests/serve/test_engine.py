@@ -13,7 +13,7 @@ from sce.labels import LabelSet
 from sce.ragged_labels import RaggedLabels
 from serve.batching import BatchReport, DeviceQueue, Lane
 from serve.cache import CachedText, VectorCache
-from serve.engine import ModelAnswer, ModelRequest
+from serve.work import ModelAnswer, ModelRequest
 from tests.serve.conftest import make_engine, run
 
 TEXTS = [f"text {i} of the {'long ' * (i % 7)}river that rose" for i in range(40)]

@@ -19,9 +19,10 @@ from serve.api import (
     ErrorResponse,
 )
 from serve.auth import Guard
-from serve.engine import Engine, ModelAnswer, ModelRequest
+from serve.engine import Engine
 from serve.gateway import Desk, make_app
 from serve.settings import Limits
+from serve.work import ModelAnswer, ModelRequest
 from tests.serve.conftest import make_engine
 
 TOKEN = "a-token-that-is-long-enough"

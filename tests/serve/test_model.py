@@ -8,9 +8,9 @@ import serve.model
 from sce.errors import InputError
 from sce.labels import LabelSet
 from serve.app import build
-from serve.engine import ModelRequest
 from serve.model import ModelReplica
 from serve.settings import ServeConfig, default_name
+from serve.work import ModelRequest
 from tests.serve.conftest import run, settings_of
 
 REQUEST = ModelRequest(["a text", "another"], LabelSet.parse(["a", "b", "c"]), 3, True)

@@ -1,0 +1,65 @@
+"""What passes between the gateway and a model. Needs no torch, so neither does the gateway.
+
+Shapes: N rows of a request, G of them without an error, D the embedder's dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from sce.answers import Answers
+from sce.labels import LabelSet
+from sce.ragged_labels import RaggedLabels
+
+
+@dataclass(frozen=True)
+class ModelRequest:
+    """What a model is asked.
+
+    Attributes:
+        queries: texts, or unit vectors float32 [N, D].
+        labels: one set for all rows or one a row; None to embed only.
+        top_k: how many best labels.
+        return_scores: also every label's probability.
+        truncate: cut a text that is too long; else it gets the error `text_too_long`.
+        errors: of rows that have one already, by position; their vectors are not looked at.
+    """
+
+    queries: list[str] | np.ndarray
+    labels: LabelSet | RaggedLabels | None
+    top_k: int = 1
+    return_scores: bool = False
+    truncate: bool = True
+    errors: Mapping[int, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ModelAnswer:
+    """What it answers.
+
+    Attributes:
+        good_N: bool, the rows that have an answer.
+        errors: of the other rows, by position.
+        truncated_N: bool, the text was longer than the embedder reads.
+        tokens: that the embedder reads of the texts.
+        embedded, cached: distinct texts (labels' among the first) that were embedded anew, and
+            texts of rows whose vectors were known.
+        label_tokens: that the encoder read.
+        answers: of the G good rows; None where none was asked for or no row is good.
+        vectors_GD: of the good rows, where only these were asked for.
+        seconds: by step: tokenise, embed and classify (both with their waiting), model (in all).
+    """
+
+    good_N: np.ndarray
+    errors: Mapping[int, str]
+    truncated_N: np.ndarray
+    tokens: int
+    embedded: int
+    cached: int
+    label_tokens: int = 0
+    answers: Answers | None = None
+    vectors_GD: np.ndarray | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)
