@@ -6,7 +6,7 @@ import io
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +20,7 @@ from ray.exceptions import RayTaskError
 from rich.console import Console
 
 from sce.bulk import threshold as thresholds
-from sce.bulk.classifier import OWN_COLUMNS, AnswerColumns, BlockClassifier, LocalPredictor
+from sce.bulk.classifier import OWN_COLUMNS, AnswerColumns, BlockClassifier
 from sce.bulk.compare import Comparison, compare_outputs
 from sce.bulk.corpus import (
     BLOCK_ROWS,
@@ -36,14 +36,13 @@ from sce.bulk.corpus import (
 )
 from sce.bulk.embedding import STORE_COLUMNS
 from sce.bulk.output import OutputRun, read_run
-from sce.bulk.predictors import BlockPredictor, Connect, Endpoint, ServedModel
+from sce.bulk.predictors import Connect, Endpoint
 from sce.bulk.preview import Preview, confused_pairs
-from sce.bulk.request import identify_input, identify_labels, identify_model
+from sce.bulk.request import identify_input, identify_labels
 from sce.config import JobConfig, resolve_output
 from sce.datasets.custom import read_label_file
 from sce.datasets.labelled import read_labelled
 from sce.distributed.bulk import (
-    ACTOR_CPUS,
     COMMIT_ROWS,
     EMBED_ROWS_PER_FILE,
     ROWS_PER_FILE,
@@ -54,14 +53,19 @@ from sce.distributed.bulk import (
     plan_corpus,
     run_stage,
 )
-from sce.distributed.embed_corpus import embed_corpus, embedder_of
-from sce.distributed.resources import ActorPlan, ResourcesConfig, TorchThread, embed_actors
+from sce.distributed.embed_corpus import embed_corpus
+from sce.distributed.resources import ActorPlan, ResourcesConfig, TorchThread
+from sce.distributed.sources import (
+    ActorSettings,
+    LocalSource,
+    Source,
+    endpoint_source,
+    local_source,
+)
 from sce.embedder import EmbedderConfig
-from sce.embedders.fingerprint import EmbedderFingerprint
 from sce.errors import ConfigError, SCEError
 from sce.labels import LabelSet
 from sce.plots import precision_coverage_figure
-from sce.predictor import EXACT, SHORTLIST_ABOVE, SHORTLIST_SIZE, Predictor
 from sce.store import EmbeddingStore
 from sce.tracking import Tracker, TrackingConfig
 
@@ -72,10 +76,6 @@ ROW_ID = "row_id"
 COMPARISON_FILE = "_comparison.md"
 SAMPLE_ROWS = 1000
 SAMPLE_SHARDS = 8
-ENDPOINT_CPUS = 0.25
-"""That Ray sets aside for an actor that asks an endpoint."""
-FIRST_CONTACT_SECONDS = 20
-"""How long an endpoint is waited for before anything was answered: the URL may be wrong."""
 
 log = logging.getLogger(__name__)
 
@@ -171,7 +171,7 @@ def classify(config: ClassifyConfig, connect: Connect | None = None) -> dict[str
     started = time.perf_counter()
     labels = _read_labels(config)
     _check(config, labels)
-    source = _local_source(config) if config.endpoint is None else _endpoint(config, connect)
+    source = _source(config, connect)
     corpus = open_corpus(config.input)
     config = _name_kept(config, corpus)
     if corpus.store is not None:
@@ -219,43 +219,6 @@ def classify(config: ClassifyConfig, connect: Connect | None = None) -> dict[str
     return _finish(config, run, corpus, summary)
 
 
-@dataclass(frozen=True)
-class ModelSettings:
-    """What an actor needs to load the model."""
-
-    model: str
-    embedder: EmbedderConfig
-    device: str
-    dtype: str
-    exact: bool
-
-    def load(self) -> Predictor:
-        return Predictor.from_pretrained(
-            self.model,
-            self.embedder,
-            self.device,
-            self.dtype,
-            shortlist_above=EXACT if self.exact else None,
-        )
-
-    def block_predictor(self) -> BlockPredictor:
-        return LocalPredictor(self.load())
-
-
-@dataclass(frozen=True)
-class EndpointSettings:
-    """What an actor needs to ask the endpoint."""
-
-    connect: Connect
-    endpoint: Endpoint
-
-    def block_predictor(self) -> BlockPredictor:
-        return self.connect(self.endpoint)
-
-
-ActorSettings = ModelSettings | EndpointSettings
-
-
 def make_classifier(
     settings: ActorSettings, labels: LabelSet | None, columns: Columns, answer: AnswerColumns
 ) -> BlockClassifier:
@@ -263,99 +226,12 @@ def make_classifier(
     return BlockClassifier(settings.block_predictor(), labels, columns, answer)
 
 
-@dataclass(frozen=True)
-class _LocalSource:
-    """A model that the actors load.
-
-    Attributes:
-        embedder: that its vectors are of.
-        embedder_config: where to find it.
-        identity: all of the model and of how it is used that decides an answer.
-        shortlist: sets of more labels than the first are scored by the second many.
-    """
-
-    model: str
-    embedder: EmbedderFingerprint
-    embedder_config: EmbedderConfig
-    identity: dict[str, Any]
-    dtype: str
-    shortlist: tuple[int | None, int | None]
-
-    def plan(self, resources: ResourcesConfig) -> ActorPlan:
-        return embed_actors(resources, default_cpus=ACTOR_CPUS)
-
-    def settings(self, plan: ActorPlan) -> ActorSettings:
-        return ModelSettings(
-            str(Path(self.model).resolve()) if Path(self.model).is_dir() else self.model,
-            self.embedder_config.model_copy(update={"device": plan.device}),
-            plan.device,
-            self.dtype,
-            exact=self.shortlist[0] is None,
-        )
-
-    def named(self) -> dict[str, Any]:
-        return {"model": self.model}
-
-
-@dataclass(frozen=True)
-class _EndpointSource:
-    """A model that the actors ask at an endpoint."""
-
-    connect: Connect
-    endpoint: Endpoint
-    served: ServedModel
-
-    @property
-    def embedder(self) -> EmbedderFingerprint:
-        return self.served.embedder
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        return self.served.identity()
-
-    @property
-    def shortlist(self) -> tuple[int | None, int | None]:
-        above = self.served.shortlist_above
-        return None if above == EXACT else above, self.served.shortlist_size
-
-    def plan(self, resources: ResourcesConfig) -> ActorPlan:
-        asked = {"use_gpu": False, "embed_actors": resources.embed_actors or 1}
-        plan = embed_actors(resources.model_copy(update=asked), default_cpus=ENDPOINT_CPUS)
-        return replace(plan, threads=1)
-
-    def settings(self, plan: ActorPlan) -> ActorSettings:
-        return EndpointSettings(self.connect, replace(self.endpoint, served=self.served))
-
-    def named(self) -> dict[str, Any]:
-        return {"model": self.served.name, "endpoint": self.endpoint.url}
-
-
-Source = _LocalSource | _EndpointSource
-
-
-def _local_source(config: ClassifyConfig) -> _LocalSource:
-    assert config.model is not None
-    model_config, model_id = identify_model(config.model)
-    trained_with = EmbedderFingerprint.from_dict(model_config.embedder or {})
-    return _LocalSource(
-        config.model,
-        trained_with,
-        embedder_of(config.embedder, trained_with),
-        {
-            "model": model_id,
-            "embedder": trained_with.id,
-            "dtype": config.dtype,
-            "exact": config.exact,
-        },
-        config.dtype,
-        (None, None) if config.exact else (SHORTLIST_ABOVE, SHORTLIST_SIZE),
-    )
-
-
-def _endpoint(config: ClassifyConfig, connect: Connect | None) -> _EndpointSource:
+def _source(config: ClassifyConfig, connect: Connect | None) -> Source:
+    if config.endpoint is None:
+        assert config.model is not None
+        return local_source(config.model, config.embedder, config.dtype, config.exact)
     if connect is None:
         raise ConfigError("endpoint: this program asks none; jobs/classify.py does.")
-    assert config.endpoint is not None
     endpoint = Endpoint(
         config.endpoint,
         config.endpoint_model,
@@ -363,9 +239,7 @@ def _endpoint(config: ClassifyConfig, connect: Connect | None) -> _EndpointSourc
         config.endpoint_concurrency,
         config.endpoint_patience_seconds,
     )
-    patience = min(FIRST_CONTACT_SECONDS, endpoint.patience_seconds)
-    served = connect(replace(endpoint, patience_seconds=patience)).served
-    return _EndpointSource(connect, replace(endpoint, model=served.name), served)
+    return endpoint_source(endpoint, connect)
 
 
 def _request(
@@ -399,7 +273,7 @@ def _embed(
 ) -> tuple[Corpus, dict[str, Any]]:
     """Put the corpus into the store that the user wants to keep; that store is the input then."""
     assert config.save_embeddings is not None
-    assert isinstance(source, _LocalSource)
+    assert isinstance(source, LocalSource)
     keep = [*config.keep_columns, config.labels_column, config.text_column]
     columns = Columns(
         text=config.text_column,

@@ -30,9 +30,10 @@ from sce.config import JobConfig, resolve_output
 from sce.datasets.starter import read_starter
 from sce.distributed.bulk import ACTOR_CPUS, ROWS_PER_FILE, ErrorLimit, Stage, plan_corpus
 from sce.distributed.bulk import run_stage as run_bulk_stage
-from sce.distributed.classify import VECTOR_BLOCK_BYTES, ModelSettings, make_classifier
+from sce.distributed.classify import VECTOR_BLOCK_BYTES, make_classifier
 from sce.distributed.memory import PeakMemory
 from sce.distributed.resources import ActorPlan, ResourcesConfig, embed_actors, use_threads
+from sce.distributed.sources import ModelSettings
 from sce.embedder import EmbedderConfig, EmbedderFingerprint, embedder_fingerprint
 from sce.labels import LabelSet
 from sce.plots import rates_figure, save
