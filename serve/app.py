@@ -21,7 +21,7 @@ from typing import Any
 import ray
 from ray import serve
 from ray.serve import Application, Deployment
-from ray.serve.config import HTTPOptions
+from ray.serve.config import BackpressureConfig, HTTPOptions
 
 from sce.bulk.request import identify_model
 from sce.config import load_config
@@ -67,8 +67,11 @@ def build(args: ServeConfig) -> Application:
             "batches": args.batches.model_dump(),
             "models": configs,
         },
-        # More than are let in, so that it is the gateway that says no.
+        # More than are let in, so that it is the gateway that says no; Ray's proxy says so to the
+        # rest, without reading their bodies.
         max_ongoing_requests=4 * args.limits.max_concurrent_requests,
+        max_queued_requests=args.limits.max_concurrent_requests,
+        backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
         **_options(args.gateway, timeout, 0.0),
     )
     return gateway.bind(handles, digests)

@@ -247,6 +247,37 @@ def test_weights_and_limits_change_under_load(cluster, right):
         time.sleep(0.2)
 
 
+def test_more_than_it_can_take(cluster, right):
+    gateway = cluster.processes("ServeReplica:sce:gateway")[0]
+    before = _own_bytes(gateway)
+    seen: Counter[int] = Counter()
+
+    async def ask(session: aiohttp.ClientSession, i: int) -> None:
+        text = TEXTS[i % len(TEXTS)]
+        body = {"texts": [text] + [f"{'long ' * 30}{i} {j}" for j in range(20)], "labels": LABELS}
+        url = f"{cluster.url}/v1/classify"
+        async with session.post(url, json=body, headers=HEADERS) as response:
+            seen[response.status] += 1
+            if response.status == 200:
+                row = (await response.json())["data"][0]
+                assert row["label"] == right["sce"][text][0]
+            else:
+                assert int(response.headers["Retry-After"]) >= 1
+                ErrorResponse.model_validate(await response.json())
+
+    async def flood() -> None:
+        connector = aiohttp.TCPConnector(limit=0)
+        async with aiohttp.ClientSession(connector=connector) as session:
+            await asyncio.gather(*(ask(session, i) for i in range(240)))
+
+    asyncio.run(flood())
+    print(f"\n240 requests at once: {dict(seen)}")
+    assert set(seen) == {200, 429}
+    assert seen[200] >= LIMITS["max_concurrent_requests"]
+    assert _own_bytes(gateway) < before + 50 * 2**20
+    assert cluster.post("/v1/classify", {"texts": "x", "labels": LABELS}).status_code == 200
+
+
 def test_a_replica_killed_under_load(cluster, right, record_property):
     (replica,) = cluster.processes("ServeReplica:sce:model-tiny")
     with Load(cluster, [right["sce"]]) as load:
