@@ -1,0 +1,164 @@
+"""What training costs, in operations: the paper's appendices N to S as functions of the letters of
+appendix H, and the exact count beside them.
+
+The paper counts a multiplication and addition as one operation, every key and value head as if it
+were a query head, and neither the output layer over the vocabulary nor the gradient checkpoints.
+The functions that begin with `exact_` count as the hardware does: two operations for a
+multiplication and addition, grouped key and value heads as they are, the output layer on request.
+Both leave out what is no matrix product, and both count causal attention in full.
+
+Letters: d hidden size, d_ff feed-forward size, n_f1 and n_f2 expanding and contracting layers of a
+block, L blocks, m tokens of a sequence, r rank of LoRA, d_ext size of the external embedding, N
+samples of an epoch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+LORA_RANK = 180
+"""Of the paper's LoRA Llama (appendix M)."""
+EPOCH_SAMPLES = 16_000
+"""N of the paper's training set (appendix S)."""
+LLAMA_TOKENS = 225
+"""m of a prompt: 140 of the template, 75 of the text, 10 of the labels (appendix S)."""
+SCE_TOKENS = 11
+"""m of the encoder: ten labels and the query. Appendix S prints "1 = 10"; with 11 its figure comes
+out."""
+JINA_TOKENS = 84.17
+"""m of a text for the embedder (appendix S)."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The letters of appendix H, and what the exact count needs beside them.
+
+    Attributes:
+        kv_size: of all key, or all value, heads together; d where they are not grouped.
+        vocabulary: rows of the output layer.
+    """
+
+    d: int
+    d_ff: int
+    n_f1: int
+    n_f2: int
+    blocks: int
+    kv_size: int
+    vocabulary: int
+
+    @property
+    def ffn_layers(self) -> int:
+        """n_f1 + n_f2."""
+        return self.n_f1 + self.n_f2
+
+
+ROBERTA_BASE = Architecture(768, 3072, 1, 1, 12, 768, 50_265)
+"""Appendix I."""
+JINA_V3 = Architecture(1024, 4096, 1, 1, 24, 1024, 250_002)
+"""Appendix J."""
+F2LLM_1_7B = Architecture(2048, 6144, 2, 1, 28, 1024, 151_936)
+"""Appendix K (Qwen3-1.7B)."""
+LLAMA_1B = Architecture(2048, 8192, 2, 1, 16, 512, 128_256)
+"""Appendix L (Llama-3.2-1B)."""
+
+
+def forward_block(a: Architecture, m: float) -> float:
+    """4md^2 + 2m^2d + m d d_ff (n_f1 + n_f2): table 4."""
+    return 4 * m * a.d**2 + 2 * m**2 * a.d + m * a.d * a.d_ff * a.ffn_layers
+
+
+def backward_block(a: Architecture, m: float) -> float:
+    """8md^2 + 4m^2d + 2m d d_ff (n_f1 + n_f2): table 6."""
+    return 2 * forward_block(a, m)
+
+
+def forward_block_lora(a: Architecture, m: float, r: int) -> float:
+    """4m(d^2 + 2dr) + 2m^2d + m(d d_ff + dr + d_ff r)(n_f1 + n_f2): table 5."""
+    ffn = a.d * a.d_ff + a.d * r + a.d_ff * r
+    return 4 * m * (a.d**2 + 2 * a.d * r) + 2 * m**2 * a.d + m * ffn * a.ffn_layers
+
+
+def backward_block_lora(a: Architecture, m: float, r: int) -> float:
+    """4m(d^2 + 4dr) + 4m^2d + m(d d_ff + 2dr + 2d_ff r)(n_f1 + n_f2): table 7."""
+    ffn = a.d * a.d_ff + 2 * a.d * r + 2 * a.d_ff * r
+    return 4 * m * (a.d**2 + 4 * a.d * r) + 4 * m**2 * a.d + m * ffn * a.ffn_layers
+
+
+def lora_sample(a: Architecture, m: float, r: int) -> float:
+    """Forward and backward of a sample through a model with LoRA: appendix P."""
+    return a.blocks * (forward_block_lora(a, m, r) + backward_block_lora(a, m, r))
+
+
+def encoder_sample(a: Architecture, m: float, d_ext: int) -> float:
+    """Forward and backward of a sample through the SCE encoder and its affine map: appendix Q.
+
+    Args:
+        m: labels and the query.
+    """
+    return a.blocks * (forward_block(a, m) + backward_block(a, m)) + 3 * a.d * d_ext
+
+
+def embedding_sample(a: Architecture, m: float) -> float:
+    """Forward of a text through the embedder: appendix Q."""
+    return a.blocks * forward_block(a, m)
+
+
+def llama_epoch(m: float = LLAMA_TOKENS, samples: int = EPOCH_SAMPLES) -> float:
+    """9.355e15 in the paper: appendix S."""
+    return samples * lora_sample(LLAMA_1B, m, LORA_RANK)
+
+
+def sce_epoch(m: float = SCE_TOKENS, samples: int = EPOCH_SAMPLES) -> float:
+    """4.5e13 in the paper: appendix S. The texts are embedded already."""
+    return samples * encoder_sample(ROBERTA_BASE, m, JINA_V3.d)
+
+
+def embedding_epoch(m: float = JINA_TOKENS, samples: int = EPOCH_SAMPLES) -> float:
+    """4.12e14 in the paper: appendix S. Needed once, however many epochs follow."""
+    return samples * embedding_sample(JINA_V3, m)
+
+
+def cost_ratio(epochs: int | None = None) -> float:
+    """SCE's training cost over LoRA Llama's.
+
+    Args:
+        epochs: of both; the embedding of the texts, once, is included then (the upper bound of
+            section 3.3: 0.049 for one epoch, 0.009 over ten). None for epochs alone (0.005).
+    """
+    if epochs is None:
+        return sce_epoch() / llama_epoch()
+    return (epochs * sce_epoch() + embedding_epoch()) / (epochs * llama_epoch())
+
+
+def _linears(a: Architecture) -> list[tuple[int, int]]:
+    """(d_in, d_out) of every linear layer of a block."""
+    attention = [(a.d, a.d), (a.d, a.kv_size), (a.d, a.kv_size), (a.d, a.d)]
+    return attention + [(a.d, a.d_ff)] * a.n_f1 + [(a.d_ff, a.d)] * a.n_f2
+
+
+def lora_parameters(a: Architecture, r: int) -> int:
+    """Trainable parameters of LoRA on every linear layer: 126,812,160 in appendix M."""
+    return a.blocks * sum(r * (d_in + d_out) for d_in, d_out in _linears(a))
+
+
+def exact_forward(a: Architecture, m: int, r: int = 0, output_tokens: int = 0) -> int:
+    """Of a sequence.
+
+    Args:
+        r: rank of LoRA on every linear layer; 0 for none.
+        output_tokens: whose scores over the vocabulary are computed.
+    """
+    linear = sum(d_in * d_out + r * (d_in + d_out) for d_in, d_out in _linears(a))
+    block = m * linear + 2 * m**2 * a.d
+    return 2 * (a.blocks * block + output_tokens * a.d * a.vocabulary)
+
+
+def exact_backward(a: Architecture, m: int, r: int = 0, output_tokens: int = 0) -> int:
+    """Of a sequence whose input needs gradients; every weight is trained, or with `r` those of
+    LoRA alone (and the output layer never). Arguments as in `exact_forward`."""
+    if r:
+        linear = sum(d_in * d_out + 2 * r * (d_in + d_out) for d_in, d_out in _linears(a))
+    else:
+        linear = sum(2 * d_in * d_out for d_in, d_out in _linears(a))
+    block = m * linear + 4 * m**2 * a.d
+    return 2 * (a.blocks * block + output_tokens * a.d * a.vocabulary)
