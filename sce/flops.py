@@ -141,6 +141,15 @@ def lora_parameters(a: Architecture, r: int) -> int:
     return a.blocks * sum(r * (d_in + d_out) for d_in, d_out in _linears(a))
 
 
+def encoder_parameters(a: Architecture, d_ext: int) -> int:
+    """Trainable parameters of the SCE encoder: its blocks with biases and layer norms, and the
+    affine map from the external embedding. 85.8 million for roberta-base and jina-embeddings-v3;
+    the token dictionary E is frozen. (Appendix M matches LoRA's 126.8 million to it.)"""
+    attention = 4 * (a.d**2 + a.d)
+    ffn = a.ffn_layers * a.d * a.d_ff + a.n_f1 * a.d_ff + a.n_f2 * a.d
+    return a.blocks * (attention + ffn + 4 * a.d) + d_ext * a.d + a.d
+
+
 def exact_forward(a: Architecture, m: int, r: int = 0, output_tokens: int = 0) -> int:
     """Of a sequence.
 
