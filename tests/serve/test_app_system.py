@@ -514,3 +514,18 @@ def test_a_server_that_is_told_to_end_answers_what_it_accepted(models, tmp_path)
     finally:
         process.kill()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_the_benchmark_of_the_endpoint():
+    command = [sys.executable, "jobs/benchmark.py", "serve", "--texts", "16", "--seconds", "1",
+               "--rounds", "1", "--clients", "[1, 4]", "--request-texts", "[1, 8]",
+               "--saturating-texts", "16", "--bulk-rows", "50"]  # fmt: skip
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert set(found["throughput"]) == {"1", "8"}
+    assert all(one["served"] > 0 < one["bare"] for one in found["throughput"].values())
+    assert set(found["latency"]["4"]) == {"p50", "p95", "p99", "requests_per_second"}
+    assert found["peer"]["ratio"] > 0
+    assert set(found["bulk"]) == {"text", "store"}
+    assert "| texts a request |" in done.stdout
