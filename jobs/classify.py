@@ -37,7 +37,7 @@ def connect(endpoint: Endpoint) -> RemotePredictor:
     """Runs here and in the actors, which find `serve` beside `jobs`: it is not installed."""
     if ROOT not in sys.path:
         sys.path.append(ROOT)
-    from serve.client import EndpointPredictor
+    from serve.bulk import EndpointPredictor
 
     return EndpointPredictor.connect(endpoint)
 

@@ -27,12 +27,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
-import pyarrow as pa
 import requests
 from requests.adapters import HTTPAdapter
 
-from sce.answers import Answers, Prediction
-from sce.bulk.predictors import BlockAnswers, Endpoint, ServedModel
+from sce.answers import Prediction
+from sce.bulk.predictors import ServedModel
 from sce.bulk.rows import ERRORS
 from sce.embedders.batching import check_texts, check_unicode
 from sce.embedders.fingerprint import EmbedderFingerprint
@@ -581,107 +580,6 @@ class _Rows:
         return len(self.labels.sets[row]) + 1
 
 
-class EndpointPredictor:
-    """Answers the blocks of a bulk job by an endpoint: a `RemotePredictor`.
-
-    After every block the server is asked which model it has: answers of two never get into one
-    output.
-    """
-
-    def __init__(self, client: Client, served: ServedModel | None = None) -> None:
-        self._client = client
-        self.served = served or client.served_model()
-
-    @classmethod
-    def connect(cls, endpoint: Endpoint) -> EndpointPredictor:
-        """Nothing is asked yet where the endpoint says which model is expected.
-
-        Raises:
-            InputError, EndpointError: see `Client.info` and `Client.served_model`.
-        """
-        client = Client(
-            endpoint.url,
-            endpoint.token.get_secret_value() or None,
-            endpoint.model,
-            patience_seconds=endpoint.patience_seconds,
-            concurrency=endpoint.concurrency,
-        )
-        return cls(client, endpoint.served)
-
-    @property
-    def dimension(self) -> int:
-        """D."""
-        return self.served.dimension
-
-    def warm_up(self, labels: Any) -> None:
-        """Nothing: the server keeps what it has made of labels."""
-
-    def answer_texts(
-        self, texts_G: pa.Array, labels: Any, top_k: int, return_scores: bool
-    ) -> BlockAnswers:
-        found = self._client.classify(
-            texts_G.to_pylist(), labels, top_k=top_k, return_scores=return_scores
-        )
-        return self._block_answers(found, labels, top_k, return_scores)
-
-    def answer_vectors(
-        self, vectors_GD: np.ndarray, labels: Any, top_k: int, return_scores: bool
-    ) -> BlockAnswers:
-        found = self._client.classify(
-            embeddings=vectors_GD, labels=labels, top_k=top_k, return_scores=return_scores
-        )
-        return self._block_answers(found, labels, top_k, return_scores)
-
-    def _block_answers(
-        self,
-        found: Sequence[Prediction | RowError],
-        labels: LabelSet | RaggedLabels,
-        top_k: int,
-        return_scores: bool,
-    ) -> BlockAnswers:
-        self._check_served()
-        rows = len(found)
-        if isinstance(labels, LabelSet):
-            counts_G = np.full(rows, len(labels))
-            sets = [{name: k for k, name in enumerate(labels.names)}] * rows
-        else:
-            counts_G, names = labels.label_counts, [label.name for label in labels.labels]
-            sets = [{names[i]: k for k, i in enumerate(ids)} for ids in _ids_of(labels)]
-        offsets = np.concatenate([[0], np.cumsum(counts_G)])
-        width = min(top_k, int(counts_G.max(initial=1)))
-        top_GT = np.full((rows, width), -1, np.int64)
-        top_scores_GT = np.full((rows, width), np.nan, np.float32)
-        scores_M = np.zeros(int(offsets[-1]), np.float32) if return_scores else None
-        truncated_G, errors_G = np.zeros(rows, bool), np.full(rows, "", object)
-        for row, (item, places) in enumerate(zip(found, sets, strict=True)):
-            if isinstance(item, RowError):
-                if item.code not in ERRORS:
-                    raise EndpointError(f"{self._client.url}: an unknown row error, {item.code!r}.")
-                errors_G[row] = item.code
-                continue
-            truncated_G[row] = item.truncated
-            for t, (name, score) in enumerate(item.top or []):
-                top_GT[row, t], top_scores_GT[row, t] = places[name], score
-            if scores_M is not None and item.scores is not None:
-                scores_M[offsets[row] : offsets[row + 1]] = [item.scores[name] for name in places]
-        above = self.served.shortlist_above
-        shortlisted = above is not None and bool((counts_G > above).any())
-        shortlist = self.served.shortlist_size if shortlisted else None
-        answers = Answers(top_GT, top_scores_GT, offsets, scores_M, shortlist)
-        return BlockAnswers(answers, truncated_G, errors_G)
-
-    def _check_served(self) -> None:
-        then, now = self.served.identity(), self._client.served_model().identity()
-        if then == now:
-            return
-        lines = [f"  {k}: {then[k]} then, {now[k]} now" for k in then if then[k] != now[k]]
-        raise ConfigError(
-            f"{self._client.url} answers with another model than when the job began:\n"
-            + "\n".join(lines)
-            + "\nThe rows that were done before are kept, and go on with the model of then only."
-        )
-
-
 class _Bearer(requests.auth.AuthBase):
     """Set also without a token: else `requests` looks for passwords in ~/.netrc."""
 
@@ -741,7 +639,7 @@ def _encode_labels(labels: Any, rows: int) -> _Labels:
         raise InputError(f"labels: {sets} label sets for {rows} texts; one a text.")
     ragged = labels if isinstance(labels, RaggedLabels) else RaggedLabels.from_sets(labels)
     encoded = [_json(_wire_label(label)) for label in ragged.labels]
-    ids = _ids_of(ragged)
+    ids = label_ids(ragged)
     return _Labels(
         [b"[" + b",".join(encoded[i] for i in row) + b"]" for row in ids],
         [len(row) for row in ids],
@@ -750,7 +648,7 @@ def _encode_labels(labels: Any, rows: int) -> _Labels:
     )
 
 
-def _ids_of(ragged: RaggedLabels) -> list[list[int]]:
+def label_ids(ragged: RaggedLabels) -> list[list[int]]:
     """Each row's labels as places in `ragged.labels`."""
     ids, offsets = ragged.ids_M.tolist(), ragged.offsets.tolist()
     return [ids[start:end] for start, end in pairwise(offsets)]

@@ -28,10 +28,10 @@ from sce.errors import ConfigError, DataError, InputError, LabelError
 from sce.labels import LabelSet
 from sce.ragged_labels import RaggedLabels
 from serve.api import ClassifyRequest, EmbeddingsRequest
+from serve.bulk import EndpointPredictor
 from serve.client import (
     Client,
     EndpointError,
-    EndpointPredictor,
     EndpointUnavailable,
     LimitExceeded,
     NotAuthorised,
