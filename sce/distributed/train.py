@@ -7,7 +7,6 @@ worker or of the whole job, ends at the model that an undisturbed run ends at.
 
 from __future__ import annotations
 
-import logging
 import tempfile
 import time
 from dataclasses import dataclass
@@ -20,11 +19,9 @@ import ray.train
 import torch
 from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, get_device, prepare_model
-from ray.train.v2._internal.execution import context as ray_train_context
-from ray.train.v2.api.callback import UserCallback
-from transformers import logging as transformers_logging
 
 from sce.distributed.resources import WorkerPlan, use_threads
+from sce.distributed.workers import EpochLog, Progress, gather, quiet, sum_over_workers
 from sce.episodes import AugmentConfig, EpisodeSampler, EpisodeTables
 from sce.label_vectors import token_means_of
 from sce.model import SCEModel, trainable_parameters
@@ -42,10 +39,7 @@ from sce.training import (
 from sce.training_data import TrainingData
 from sce.validation import Validator
 
-logger = logging.getLogger("sce.train")
-
 STATE_FILE = "training_state.pt"
-PROGRESS_SECONDS = 15.0
 
 
 @dataclass(frozen=True)
@@ -116,41 +110,9 @@ def fit(
     return FitResult(model, best, dict(result.metrics or {}))
 
 
-class EpochLog(UserCallback):
-    """Says how each epoch went, in the log and to the tracker. Runs in Ray's controller."""
-
-    def __init__(self, tracker: Tracker, epochs: int) -> None:
-        self._tracker = tracker
-        self._epochs = epochs
-
-    def after_report(
-        self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any
-    ) -> None:
-        figures = metrics[0]
-        epoch = int(figures["epoch"])
-        line = f"epoch {epoch}/{self._epochs}"
-        if epoch:
-            line += (
-                f"  loss {figures['train/loss']:.4f}  {figures['samples_per_second']:.0f} rows/s"
-                f"  {figures['epoch_seconds']:.1f} s"
-            )
-        datasets = ", ".join(
-            f"{name.split('/')[1]} {100 * value:.1f}"
-            for name, value in figures.items()
-            if name.startswith("validation/") and name.count("/") == 2
-        )
-        line += f"  validation {100 * figures['validation/accuracy']:.1f} ({datasets})"
-        print(line, flush=True)
-        self._tracker.log_metrics(
-            {k: v for k, v in figures.items() if k not in ("epoch", "score")}, step=epoch
-        )
-
-
 def _train_worker(config: dict[str, Any]) -> None:
     """What each worker runs. Every decision is taken on figures that all workers share."""
-    transformers_logging.disable_progress_bar()
-    # Ray names this logger by its file, so that LoggingConfig does not reach it.
-    logging.getLogger(ray_train_context.__file__).setLevel(logging.WARNING)
+    quiet()
     settings: FitSettings = config["settings"]
     train = settings.train
     use_threads(config["threads"])
@@ -187,13 +149,13 @@ def _train_worker(config: dict[str, Any]) -> None:
     def close_epoch(figures: dict[str, float]) -> None:
         """Validate, remember the best, write a checkpoint and report."""
         scores_VNK = torch.from_numpy(validator.scores(model, rank, world_size))
-        scores_VNK = _sum_over_workers(scores_VNK, device, world_size)
+        scores_VNK = sum_over_workers(scores_VNK, device, world_size)
         found = validator.figures(validator.finish(scores_VNK.numpy()))
         better = found.accuracy > state["best"]
         state["best"] = max(found.accuracy, state["best"])
         state["epochs_without_gain"] = 0 if better else state["epochs_without_gain"] + 1
         state["optimizer"] = optimizer.state_dict()
-        state["random"] = _gather(random_state(), world_size)
+        state["random"] = gather(random_state(), world_size)
         report = {"epoch": state["epoch"], "score": found.accuracy, **found.metrics(), **figures}
         with tempfile.TemporaryDirectory() as folder:
             saved = None
@@ -207,12 +169,12 @@ def _train_worker(config: dict[str, Any]) -> None:
         close_epoch({"trainable_parameters": trainable_parameters(model)})
     while state["epoch"] < train.epochs and state["epochs_without_gain"] < train.patience:
         started = time.perf_counter()
-        progress = _Progress(state["epoch"] + 1, train.epochs) if rank == 0 else None
+        progress = Progress(state["epoch"] + 1, train.epochs) if rank == 0 else None
         stats = train_epoch(
             wrapped, sampler, tables, optimizer, train, state["epoch"], rank, world_size, progress
         )
         totals = torch.tensor([stats.loss_sum, stats.rows], dtype=torch.float64)
-        totals = _sum_over_workers(totals, device, world_size)
+        totals = sum_over_workers(totals, device, world_size)
         seconds = time.perf_counter() - started
         state["epoch"] += 1
         factor = rate_factor(state["epoch"] * steps - 1, steps * train.epochs, train)
@@ -243,34 +205,3 @@ def _restore(
     if rank == 0:
         print(f"going on after epoch {state['epoch']}", flush=True)
     return state
-
-
-def _sum_over_workers(tensor: torch.Tensor, device: torch.device, world_size: int) -> torch.Tensor:
-    if world_size == 1:
-        return tensor
-    moved = tensor.to(device)
-    torch.distributed.all_reduce(moved)
-    return moved.cpu()
-
-
-def _gather(value: Any, world_size: int) -> list[Any]:
-    values = [value] * world_size
-    if world_size > 1:
-        torch.distributed.all_gather_object(values, value)
-    return values
-
-
-class _Progress:
-    """A line every few seconds for a person who watches."""
-
-    def __init__(self, epoch: int, epochs: int) -> None:
-        self._head = f"epoch {epoch}/{epochs}"
-        self._started = self._last = time.monotonic()
-
-    def __call__(self, step: int, steps: int) -> None:
-        now = time.monotonic()
-        if now - self._last < PROGRESS_SECONDS:
-            return
-        self._last = now
-        left = (now - self._started) / step * (steps - step)
-        print(f"{self._head}  step {step}/{steps}  {left:.0f} s left", flush=True)

@@ -1,0 +1,106 @@
+"""`jobs/train_llama.py` on a tiny Llama: two workers, 4 bits, resume, adapters alone, merging."""
+
+import json
+from pathlib import Path
+
+import pytest
+from peft import PeftModel
+
+from sce.baselines.lora import LoraSettings, load_base, load_chat_tokenizer, merge
+from sce.baselines.prompted import PromptedClassifier
+from sce.cli import run_job
+from sce.labels import LabelSet
+from sce.llama_pipeline import LlamaExperiment, train_llama
+from tests.test_lora import folder  # noqa: F401  # the tiny Llama
+
+SET = LabelSet.parse(["flood", "engine trouble", "praise"])
+WORDS = {"flood": "river water rain", "engine trouble": "car motor smoke", "praise": "thank you"}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    rows = []
+    for i in range(48):
+        label = SET.names[i % 3]
+        split = "validation" if i >= 39 else "train"
+        rows.append({"text": f"{WORDS[label]} {i}", "label": label, "split": split})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def call(folder, data, home, *flags) -> int:  # noqa: F811
+    source = json.dumps([{"dataset": "custom", "path": str(data), "name": "own"}])
+    argv = ["--base", str(folder / "base"), "--run-dir", str(home), "--data.sources", source]
+    argv += ["--prompt", "sentence", "--lora.rank", "4", "--lora.dtype", "float32"]
+    argv += ["--train.micro_batch_size", "2", "--train.accumulation_steps", "4"]
+    argv += ["--train.learning_rate", "0.01", "--train.patience", "20", "--no-tracking.enabled"]
+    argv += ["--resources.use_gpu", "false", *flags]
+    return run_job(LlamaExperiment, train_llama, "", argv)
+
+
+def summary(capsys) -> dict:
+    return json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+
+
+def texts_and_labels(data):
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    return [row["text"] for row in rows], [row["label"] for row in rows]
+
+
+def test_two_workers_in_4_bits(ray_session, folder, data, tmp_path, capsys):  # noqa: F811
+    flags = ["--train.epochs", "8", "--resources.num_workers", "2", "--merge"]
+    assert call(folder, data, tmp_path, *flags) == 0
+    found = summary(capsys)
+    assert found["validation_accuracy"] == found["merged_accuracy"] == 1.0
+    assert found["train_loss"] < 2
+    adapter = Path(found["adapter"])
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= {
+        path.name for path in adapter.iterdir()
+    }
+    assert not list(adapter.glob("model*.safetensors"))
+
+    texts, labels = texts_and_labels(data)
+    settings = LoraSettings(rank=4, dtype="float32")
+    tokenizer = load_chat_tokenizer(folder / "base")
+    model = PeftModel.from_pretrained(load_base(folder / "base", settings, "cpu"), adapter)
+    scores = PromptedClassifier(model, tokenizer, "sentence").scores(texts, SET)
+    assert [SET.names[k] for k in scores.argmax(1)] == labels
+    plain = load_base(folder / "base", settings, "cpu", quantised=False)
+    for merged in (merge(plain, adapter), load_base(found["merged"], settings, "cpu", False)):
+        again = PromptedClassifier(merged, tokenizer, "sentence").scores(texts, SET)
+        assert [SET.names[k] for k in again.argmax(1)] == labels
+
+
+def test_resume_ends_where_an_undisturbed_run_ends(
+    ray_session,
+    folder,
+    data,
+    tmp_path,
+    capsys,  # noqa: F811
+):
+    """Cut by patience: the rates follow from the epochs planned."""
+    flags = ["--train.epochs", "3", "--lora.quantisation", "none"]
+    assert call(folder, data, tmp_path / "whole", *flags) == 0
+    whole = summary(capsys)
+    assert call(folder, data, tmp_path / "cut", *flags) == 0
+    state = tmp_path / "cut" / "checkpoints" / "run.json"
+    state.write_text(json.dumps(json.loads(state.read_text()) | {"finished": False}))
+    assert call(folder, data, tmp_path / "cut", *flags) == 2
+    assert "--resume" in capsys.readouterr().err
+    assert call(folder, data, tmp_path / "cut", *flags, "--resume", "--seed", "1") == 2
+    assert "seed" in capsys.readouterr().err
+    assert call(folder, data, tmp_path / "cut", *flags, "--resume") == 0
+    assert summary(capsys)["validation_accuracy"] == whole["validation_accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--base", "nowhere/at/all"], "no tokenizer at"),
+        (["--train.batch_size", "7"], "leave it out"),
+    ],
+)
+def test_wrong_input_is_said(ray_session, folder, data, tmp_path, capsys, flags, message):  # noqa: F811
+    assert call(folder, data, tmp_path, *flags) == 2
+    assert message in capsys.readouterr().err
