@@ -10,7 +10,7 @@ from sce.baselines.prompted import PromptedClassifier
 from sce.labels import LabelSet
 from sce.llama_training import LlamaRows, LlamaSampler, LlamaTrainConfig, train_llama_epoch
 from sce.training import make_optimizer
-from tests.test_lora import folder  # noqa: F401  # the tiny Llama
+from tests.tiny_models import build_llama
 
 SETTINGS = LoraSettings(rank=4, dtype="float32", quantisation="none", gradient_checkpointing=False)
 SET = LabelSet.parse(["flood", "engine trouble", "praise"])
@@ -25,7 +25,14 @@ ROWS = LlamaRows(
 CPU = torch.device("cpu")
 
 
-def fresh(folder, config):  # noqa: F811
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("llama")
+    build_llama(folder / "base")
+    return folder
+
+
+def fresh(folder, config):
     torch.manual_seed(0)
     tokenizer = load_chat_tokenizer(folder / "base")
     model = add_adapters(load_base(folder / "base", SETTINGS, "cpu"), SETTINGS)
@@ -38,7 +45,7 @@ def weights(model) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in model.parameters() if p.requires_grad])
 
 
-def train(folder, micro, accumulation, workers, epochs=1, rate=3e-3):  # noqa: F811
+def train(folder, micro, accumulation, workers, epochs=1, rate=3e-3):
     config = LlamaTrainConfig(
         micro_batch_size=micro, accumulation_steps=accumulation, learning_rate=rate, epochs=epochs
     )
@@ -72,7 +79,7 @@ def train(folder, micro, accumulation, workers, epochs=1, rate=3e-3):  # noqa: F
 
 
 @pytest.mark.parametrize(("micro", "accumulation", "workers"), [(1, 8, 1), (2, 4, 2), (3, 3, 1)])
-def test_a_step_is_the_same_however_it_is_cut(folder, micro, accumulation, workers):  # noqa: F811
+def test_a_step_is_the_same_however_it_is_cut(folder, micro, accumulation, workers):
     size = micro * accumulation
     ((one, *_),), _ = train(folder, size, 1, 1)
     made, _ = train(folder, micro, accumulation, workers)
@@ -80,7 +87,7 @@ def test_a_step_is_the_same_however_it_is_cut(folder, micro, accumulation, worke
         torch.testing.assert_close(weights(model), weights(one), atol=2e-5, rtol=1e-3)
 
 
-def test_the_loss_goes_down_and_the_labels_are_learned(folder):  # noqa: F811
+def test_the_loss_goes_down_and_the_labels_are_learned(folder):
     _, first = train(folder, 4, 2, 1)
     ((_, classifier, *_),), last = train(folder, 4, 2, 1, epochs=20, rate=1e-2)
     assert last < 0.3 * first
@@ -88,7 +95,7 @@ def test_the_loss_goes_down_and_the_labels_are_learned(folder):  # noqa: F811
     assert [SET.names[k] for k in found] == ROWS.labels
 
 
-def test_what_is_drawn_follows_from_seed_epoch_and_row(folder):  # noqa: F811
+def test_what_is_drawn_follows_from_seed_epoch_and_row(folder):
     config = LlamaTrainConfig()
     _, _, sampler, _ = fresh(folder, config)
     one, _ = sampler.draw(0, [0, 5])

@@ -3,7 +3,6 @@
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from sce.baselines.lora import (
     LoraSettings,
@@ -16,7 +15,7 @@ from sce.baselines.lora import (
 )
 from sce.baselines.prompted import PromptedClassifier
 from sce.errors import ConfigError, InputError
-from tests.tiny_models import build_roberta
+from tests.tiny_models import build_llama
 
 TEXTS = ["the river rose overnight", "the engine will not start", "thank you so much", "it rained"]
 LABELS = ["flood", "engine trouble", "praise"]
@@ -26,21 +25,8 @@ SETTINGS = LoraSettings(rank=4, dtype="float32")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A tiny Llama with a chat template."""
     folder = tmp_path_factory.mktemp("llama")
-    build_roberta(folder / "tokenizer")
-    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
-    tokenizer.chat_template = (
-        "{% for m in messages %}<s>{{ m.content }}</s>{% endfor %}"
-        "{% if add_generation_prompt %}<s>{% endif %}"
-    )
-    tokenizer.save_pretrained(folder / "base")
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=16, vocab_size=len(tokenizer), initializer_range=0.2,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder / "base")
+    build_llama(folder / "base")
     return folder
 
 

@@ -24,10 +24,13 @@ from tokenizers import (
     trainers,
 )
 from transformers import (
+    AutoTokenizer,
     BertConfig,
     BertModel,
     JinaEmbeddingsV3Config,
     JinaEmbeddingsV3Model,
+    LlamaConfig,
+    LlamaForCausalLM,
     PreTrainedTokenizerFast,
     RobertaConfig,
     RobertaModel,
@@ -143,6 +146,30 @@ def build_roberta(folder: Path) -> Path:
             eos_token_id=2,
         )
     ).save_pretrained(folder)
+    return folder
+
+
+def build_llama(folder: Path) -> Path:
+    """A Llama with a chat template; its tokenizer is that of `build_roberta`."""
+    build_roberta(folder / "tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    tokenizer.chat_template = (
+        "{% for m in messages %}<s>{{ m.content }}</s>{% endfor %}"
+        "{% if add_generation_prompt %}<s>{% endif %}"
+    )
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        vocab_size=len(tokenizer),
+        initializer_range=0.2,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
     return folder
 
 

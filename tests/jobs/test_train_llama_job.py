@@ -11,10 +11,17 @@ from sce.baselines.prompted import PromptedClassifier
 from sce.cli import run_job
 from sce.labels import LabelSet
 from sce.llama_pipeline import LlamaExperiment, train_llama
-from tests.test_lora import folder  # noqa: F401  # the tiny Llama
+from tests.tiny_models import build_llama
 
 SET = LabelSet.parse(["flood", "engine trouble", "praise"])
 WORDS = {"flood": "river water rain", "engine trouble": "car motor smoke", "praise": "thank you"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("llama")
+    build_llama(folder / "base")
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +36,7 @@ def data(tmp_path_factory) -> Path:
     return path
 
 
-def call(folder, data, home, *flags) -> int:  # noqa: F811
+def call(folder, data, home, *flags) -> int:
     source = json.dumps([{"dataset": "custom", "path": str(data), "name": "own"}])
     argv = ["--base", str(folder / "base"), "--run-dir", str(home), "--data.sources", source]
     argv += ["--prompt", "sentence", "--lora.rank", "4", "--lora.dtype", "float32"]
@@ -48,7 +55,7 @@ def texts_and_labels(data):
     return [row["text"] for row in rows], [row["label"] for row in rows]
 
 
-def test_two_workers_in_4_bits(ray_session, folder, data, tmp_path, capsys):  # noqa: F811
+def test_two_workers_in_4_bits(ray_session, folder, data, tmp_path, capsys):
     flags = ["--train.epochs", "8", "--resources.num_workers", "2", "--merge"]
     assert call(folder, data, tmp_path, *flags) == 0
     found = summary(capsys)
@@ -77,7 +84,7 @@ def test_resume_ends_where_an_undisturbed_run_ends(
     folder,
     data,
     tmp_path,
-    capsys,  # noqa: F811
+    capsys,
 ):
     """Cut by patience: the rates follow from the epochs planned."""
     flags = ["--train.epochs", "3", "--lora.quantisation", "none"]
@@ -101,6 +108,6 @@ def test_resume_ends_where_an_undisturbed_run_ends(
         (["--train.batch_size", "7"], "leave it out"),
     ],
 )
-def test_wrong_input_is_said(ray_session, folder, data, tmp_path, capsys, flags, message):  # noqa: F811
+def test_wrong_input_is_said(ray_session, folder, data, tmp_path, capsys, flags, message):
     assert call(folder, data, tmp_path, *flags) == 2
     assert message in capsys.readouterr().err
