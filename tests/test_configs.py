@@ -1,16 +1,26 @@
 """The shipped configurations: they load, and they say truly which settings are the paper's."""
 
+import importlib
 from pathlib import Path
 
 import pytest
 import yaml
+from ray.serve.schema import (
+    DeploymentSchema,
+    HTTPOptionsSchema,
+    LoggingConfig,
+    ServeApplicationSchema,
+    ServeDeploySchema,
+)
 
 from sce.config import load_config
 from sce.experiment import Experiment
 from sce.paper import PAPER_SETTINGS, paper_settings
+from serve.settings import ServeConfig
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-FILES = sorted(CONFIGS.rglob("*.yaml"))
+SERVE = CONFIGS / "serve.yaml"
+FILES = sorted(set(CONFIGS.rglob("*.yaml")) - {SERVE})
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(CONFIGS)))
@@ -52,3 +62,34 @@ def test_the_quickstart_is_the_defaults():
     given = set(yaml.safe_load((CONFIGS / "quickstart" / "sce.yaml").read_text()))
     assert given == {"name", "run_dir", "data"}
     assert experiment.model == Experiment().model
+
+
+def uncommented(text: str) -> str:
+    """With the settings that stand there as examples."""
+    lines = []
+    for line in text.splitlines():
+        bare = line.lstrip().removeprefix("# ")
+        example = line.lstrip().startswith("# ") and (": " in bare or bare.rstrip().endswith(":"))
+        lines.append(line.replace("# ", "", 1) if example and line.startswith(" ") else line)
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize("with_examples", [False, True])
+def test_the_configuration_of_the_endpoint_has_only_keys_that_ray_and_we_know(with_examples):
+    """Ray itself takes keys that it does not know in silence."""
+    text = SERVE.read_text(encoding="utf-8")
+    content = yaml.safe_load(uncommented(text) if with_examples else text)
+    ServeDeploySchema.model_validate(content)
+    assert set(content) <= set(ServeDeploySchema.model_fields)
+    assert set(content["http_options"]) <= set(HTTPOptionsSchema.model_fields)
+    assert set(content["logging_config"]) <= set(LoggingConfig.model_fields)
+    (app,) = content["applications"]
+    assert set(app) <= set(ServeApplicationSchema.model_fields)
+    config = ServeConfig.model_validate(app["args"])
+    names = {"gateway", *(f"model-{name}" for name in config.named_models())}
+    for deployment in app.get("deployments", []):
+        assert deployment["name"] in names
+        assert set(deployment) <= set(DeploymentSchema.model_fields)
+    module, _, function = app["import_path"].partition(":")
+    assert callable(getattr(importlib.import_module(module), function))
+    assert ("deployments" in app) == with_examples
