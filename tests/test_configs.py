@@ -13,14 +13,17 @@ from ray.serve.schema import (
     ServeDeploySchema,
 )
 
+from sce.baselines.lora import LINEARS
 from sce.config import load_config
 from sce.experiment import Experiment
+from sce.llama_pipeline import LlamaExperiment
 from sce.paper import PAPER_SETTINGS, paper_settings
 from serve.settings import ServeConfig
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 SERVE = CONFIGS / "serve.yaml"
-FILES = sorted(set(CONFIGS.rglob("*.yaml")) - {SERVE})
+LLAMA = CONFIGS / "paper" / "llama.yaml"
+FILES = sorted(set(CONFIGS.rglob("*.yaml")) - {SERVE, LLAMA})
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(CONFIGS)))
@@ -30,6 +33,16 @@ def test_a_shipped_configuration_loads(path):
     written = experiment.model_dump(mode="json")
     again = Experiment(**written)
     assert again.model_dump() == experiment.model_dump()
+
+
+def test_the_papers_llama_has_what_the_paper_states():
+    experiment = load_config(LlamaExperiment, ["--config", str(LLAMA)], "job", "")
+    assert (experiment.lora.rank, experiment.lora.quantisation) == (180, "nf4")
+    assert experiment.lora.targets == LINEARS
+    assert (experiment.train.micro_batch_size, experiment.train.accumulation_steps) == (2, 32)
+    assert experiment.train.batch_size == 64
+    sce = load_config(Experiment, ["--config", str(CONFIGS / "paper" / "sce.yaml")], "job", "")
+    assert experiment.data.sources == sce.data.sources[:4]
 
 
 def test_the_papers_configuration_has_every_setting_that_the_paper_states():
@@ -44,9 +57,14 @@ def test_the_papers_configuration_has_every_setting_that_the_paper_states():
 
 
 def test_every_line_of_the_papers_configurations_says_whose_it_is():
-    for path in (CONFIGS / "paper" / "sce.yaml", CONFIGS / "news" / "paper_recipe.yaml"):
+    parts = ("model", "augment", "train")
+    for path, sections in (
+        (CONFIGS / "paper" / "sce.yaml", parts),
+        (CONFIGS / "news" / "paper_recipe.yaml", parts),
+        (LLAMA, ("lora", "train")),
+    ):
         text = path.read_text()
-        for section in ("model", "augment", "train"):
+        for section in sections:
             block = text.split(f"\n{section}:\n")[1]
             for line in block.splitlines():
                 if not line.startswith(" "):
