@@ -68,7 +68,9 @@ class Server:
         embedder = {"kind": "sentence_transformers", "model": str(model.parent / "embedder")}
         served = {"path": str(model), "embedder": embedder, "device": "cpu", "dtype": "float32"}
         limits = {"max_texts": MAX_TEXTS}
-        settings = {"models": {"tiny": served | {"threads": 1}}, "limits": limits}
+        # Without a cache a second run takes as long as the first: the kill comes in its middle.
+        tiny = served | {"threads": 1, "cache_bytes": 0}
+        settings = {"models": {"tiny": tiny}, "limits": limits}
         self.config.write_text(yaml.safe_dump(settings | {"tokens": TOKEN}))
 
     def start(self) -> None:

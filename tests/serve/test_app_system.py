@@ -424,7 +424,12 @@ def test_batches(cluster):
     (source / "link").unlink()
     assert cluster.post("/v1/batches", asked | {"labels": []}).status_code == 422
 
-    accepted = cluster.post("/v1/batches", asked | {"metadata": {"week": "1"}})
+    deadline = time.monotonic() + 60  # Ray's job agents come some time after the cluster
+    while True:
+        accepted = cluster.post("/v1/batches", asked | {"metadata": {"week": "1"}})
+        if accepted.status_code != 503 or time.monotonic() > deadline:
+            break
+        time.sleep(int(accepted.headers["Retry-After"]))
     assert accepted.status_code == 200, accepted.text
     batch = accepted.json()
     assert batch["status"] == "in_progress"
