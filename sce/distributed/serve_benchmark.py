@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 import aiohttp
 import numpy as np
@@ -73,6 +73,9 @@ class ServeBenchmark(JobConfig):
     rounds: int = Field(default=3, ge=1)
     peers: bool = True
     """Also GLiClass's own server, under the same load."""
+    peer_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of GLiClass. `auto`: bfloat16 where the processor multiplies it, as our encoder has it then;
+    our text embedder is float32."""
     bulk_rows: int = Field(default=3000, ge=0)
     """Texts of `jobs/classify.py` through the endpoint and in its own actors; 0: neither."""
     embedder: EmbedderConfig = EmbedderConfig()
@@ -202,8 +205,11 @@ def _peer(
 ) -> dict[str, Any]:
     """GLiClass's Ray Serve server under the same load: one text a request, as it reads no more.
 
-    Its weights are random around a backbone of the same size, in the number format of ours.
+    Its weights are random around a backbone of the same size.
     """
+    dtype = config.peer_dtype
+    if dtype == "auto":
+        dtype = "bfloat16" if multiplies_bfloat16("cpu") else "float32"
     ours: list[Load] = []
     theirs: list[Load] = []
     bodies = _bodies(texts, labels, 1)
@@ -212,7 +218,7 @@ def _peer(
         for text in texts
     ]
     clients = min(128, config.saturating_texts)
-    with _gliclass_server(home) as peer_url:
+    with _gliclass_server(home, dtype) as peer_url:
         run_load(peer_url, peer_bodies, 1, clients, 3.0)
         for _ in range(config.rounds):
             for load_of, mine, target in ((ours, bodies, url), (theirs, peer_bodies, peer_url)):
@@ -222,6 +228,7 @@ def _peer(
     ratios = [one.rate / other.rate for one, other in zip(ours, theirs)]
     return {
         "clients": clients,
+        "gliclass_dtype": dtype,
         "served": round(median(load.rate for load in ours), 1),
         "gliclass": round(median(load.rate for load in theirs), 1),
         "served_ms": ours[-1].milliseconds(),
@@ -312,10 +319,9 @@ def serve_app(home: Path, settings: dict[str, Any]) -> Iterator[str]:
 
 
 @contextmanager
-def _gliclass_server(home: Path) -> Iterator[str]:
+def _gliclass_server(home: Path, dtype: str) -> Iterator[str]:
     save_gliclass(home / "gliclass")
     port = _free_port()
-    dtype = "bfloat16" if multiplies_bfloat16("cpu") else "float32"
     command = [sys.executable, "-m", "sce.distributed.gliclass_server", "--dtype", dtype]
     command += ["--model", str(home / "gliclass"), "--port", str(port)]
     url = f"http://127.0.0.1:{port}{PEER_ROUTE}"
@@ -403,7 +409,7 @@ def _markdown(found: dict[str, Any]) -> str:
         peer = found["peer"]
         lines.append(
             f"One text a request, {peer['clients']} clients: {peer['served']} texts/s, GLiClass's "
-            f"server {peer['gliclass']}; ratio {peer['ratio']}."
+            f"server ({peer['gliclass_dtype']}) {peer['gliclass']}; ratio {peer['ratio']}."
         )
     for name, bulk in found.get("bulk", {}).items():
         lines.append(
