@@ -39,7 +39,7 @@ LABELS = [
 ]
 WORDS = ("markets", "rose", "the", "team", "won", "my parcel", "never came", "a galaxy", "light")
 MAX_TEXTS = 40
-ROWS_OF_A_KILL = 8000
+ROWS_OF_A_KILL = 40_000
 TOKEN = "let-me-in-0123456789"
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]

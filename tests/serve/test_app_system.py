@@ -50,7 +50,7 @@ class Cluster:
 
     def __init__(self, home: Path, models: Path) -> None:
         self.home, self.models = home, models
-        self.port, self.gcs, self.dashboard = _free_ports(3)
+        self.port, self.gcs, self.dashboard, self.agent = _free_ports(4)
         self.url = f"http://127.0.0.1:{self.port}"
         self.ray_folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")
         self.environment = {
@@ -72,6 +72,8 @@ class Cluster:
 
     def start(self) -> None:
         ports = ["--port", str(self.gcs), "--dashboard-port", str(self.dashboard)]
+        # By default that of any other Ray of this machine; without it there are no jobs.
+        ports += ["--dashboard-agent-listen-port", str(self.agent)]
         self.run("ray", "start", "--head", "--num-cpus", "4", *ports)
         self.deploy()
 
