@@ -20,7 +20,7 @@ from sce.datasets.prepare import DataConfig, PreparedData, prepare_data
 from sce.distributed.resources import ResourcesConfig, training_workers
 from sce.errors import DataError
 from sce.flops import LORA_RANK
-from sce.llama_training import LlamaRows, LlamaTrainConfig
+from sce.llama_training import LlamaRows, LlamaTrainConfig, right_answers
 from sce.random_keys import permutation, row_keys
 from sce.run_state import RunState
 from sce.tracking import Tracker, TrackingConfig, tracking_uri
@@ -153,15 +153,7 @@ def _merge(experiment: LlamaExperiment, adapter: Path, validation: LlamaRows) ->
     classifier = PromptedClassifier(
         merged, tokenizer, experiment.prompt, experiment.train.max_text_tokens
     )
-    right = 0
-    for name in dict.fromkeys(validation.sets):
-        members = [i for i, of in enumerate(validation.sets) if of == name]
-        label_set = validation.label_sets[name]
-        best = classifier.scores([validation.texts[i] for i in members], label_set).argmax(1)
-        right += sum(
-            label_set.index(validation.labels[i]) == k for i, k in zip(members, best.tolist())
-        )
-    accuracy = right / len(validation)
+    accuracy = float(right_answers(classifier, validation, range(len(validation))).mean())
     logger.info("merged: validation %.1f", 100 * accuracy)
     return {"merged": str(folder), "merged_accuracy": round(accuracy, 4)}
 

@@ -69,6 +69,21 @@ class LlamaRows:
         return len(self.ids)
 
 
+def right_answers(
+    classifier: PromptedClassifier, rows: LlamaRows, places: Sequence[int]
+) -> np.ndarray:
+    """Whether each of the rows at `places` is answered right, labels as they are given; bool, in
+    the order of `places`."""
+    right = np.zeros(len(places), bool)
+    for name in dict.fromkeys(rows.sets[i] for i in places):
+        members = [n for n, i in enumerate(places) if rows.sets[i] == name]
+        label_set = rows.label_sets[name]
+        scores = classifier.scores([rows.texts[places[n]] for n in members], label_set)
+        targets = np.array([label_set.index(rows.labels[places[n]]) for n in members])
+        right[members] = scores.argmax(1) == targets
+    return right
+
+
 class LlamaSampler:
     """Turns rows into micro-batches. What it draws follows from (seed, epoch, row id).
 

@@ -304,13 +304,7 @@ class Predictor:
         answers = self.answer(
             queries_ND, labels if ragged is None else ragged, top_k or 1, return_scores
         )
-        if ragged is None:
-            sets = [labels.names] * len(answers)
-        else:
-            names = [label.name for label in ragged.labels]
-            bounds = zip(ragged.offsets[:-1].tolist(), ragged.offsets[1:].tolist())
-            flat = [names[i] for i in ragged.ids_M.tolist()]
-            sets = [flat[start:end] for start, end in bounds]
+        sets = [labels.names] * len(answers) if ragged is None else ragged.names()
         return answers.predictions(sets, threshold, top_k is not None, truncated)
 
     def answer(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -61,6 +62,12 @@ class RaggedLabels:
     def label_counts(self) -> np.ndarray:
         """K of each row, int64 [N]."""
         return np.diff(self.offsets)
+
+    def names(self) -> list[list[str]]:
+        """Of each row's labels, in the user's order."""
+        names, bounds = [label.name for label in self.labels], self.offsets.tolist()
+        flat = [names[i] for i in self.ids_M.tolist()]
+        return [flat[start:end] for start, end in pairwise(bounds)]
 
     def take(self, rows_G: np.ndarray) -> RaggedLabels:
         """The sets of these rows."""

@@ -11,7 +11,6 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -88,12 +87,9 @@ def classify_request(request: ClassifyRequest, limits: Limits, dimension: int) -
         names: Sequence[Sequence[str]] = [labels.names] * rows
         widest, label_tokens = len(labels), (len(labels) + 1) * rows
     else:
-        all_names = [label.name for label in labels.labels]
-        bounds = labels.offsets.tolist()
-        flat = [all_names[i] for i in labels.ids_M.tolist()]
-        names = [flat[a:b] for a, b in pairwise(bounds)]
+        names = labels.names()
         widest = int(labels.label_counts.max(initial=0))
-        label_tokens = len(flat) + rows
+        label_tokens = len(labels.ids_M) + rows
     if label_tokens > limits.max_label_tokens:
         raise _over("max_label_tokens", label_tokens, limits, "label tokens (labels + 1 a text)")
     work = ModelRequest(

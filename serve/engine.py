@@ -151,11 +151,6 @@ class Engine:
         self._classify.budget = classify_tokens or CLASSIFY_BATCH_TOKENS[self._device]
 
     @property
-    def waiting(self) -> int:
-        """Pieces of work in the lanes."""
-        return self._queue.waiting
-
-    @property
     def working_seconds(self) -> float:
         """How long the batch of now has been with the device."""
         return self._queue.working_seconds

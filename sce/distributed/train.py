@@ -17,11 +17,10 @@ import numpy as np
 import ray
 import ray.train
 import torch
-from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer, get_device, prepare_model
+from ray.train.torch import get_device, prepare_model
 
 from sce.distributed.resources import WorkerPlan, use_threads
-from sce.distributed.workers import EpochLog, Progress, gather, quiet, sum_over_workers
+from sce.distributed.workers import Progress, gather, quiet, run_training, sum_over_workers
 from sce.episodes import AugmentConfig, EpisodeSampler, EpisodeTables
 from sce.label_vectors import token_means_of
 from sce.model import SCEModel, trainable_parameters
@@ -74,40 +73,17 @@ def fit(
 
     Args:
         workers: how many and on what (`training_workers`).
-        storage: folder of the checkpoints; with the same `run_name` a run that was cut short
-            goes on from its last checkpoint. Every node must reach it.
+        storage, run_name: as of `run_training`.
 
     Raises:
         ray.train.TrainingFailedError: more workers died than `train.max_failures` allows.
     """
-    trainer = TorchTrainer(
-        _train_worker,
-        train_loop_config={
-            "data": [ray.put(data)],
-            "settings": settings,
-            "threads": workers.threads,
-        },
-        scaling_config=ScalingConfig(
-            num_workers=workers.count,
-            use_gpu=workers.use_gpu,
-            resources_per_worker=workers.resources,
-            accelerator_type=workers.accelerator_type,
-        ),
-        run_config=RunConfig(  # type: ignore[call-arg]  # typed as the V1 class
-            name=run_name,
-            storage_path=str(storage),
-            failure_config=FailureConfig(max_failures=settings.train.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=1, checkpoint_score_attribute="score"),
-            callbacks=[EpochLog(tracker, settings.train.epochs)],  # type: ignore[list-item]
-            logging_config=LoggingConfig(log_level="ERROR"),
-        ),
+    checkpoint, best, last = run_training(
+        _train_worker, data, settings, settings.train, workers, storage, run_name, tracker
     )
-    result = trainer.fit()
-    assert result.best_checkpoints, "every run reports a checkpoint"
-    checkpoint, best = max(result.best_checkpoints, key=lambda c: (c[1]["score"], -c[1]["epoch"]))
     with checkpoint.as_directory() as folder:
         model = SCEModel.from_pretrained(folder)
-    return FitResult(model, best, dict(result.metrics or {}))
+    return FitResult(model, best, last)
 
 
 def _train_worker(config: dict[str, Any]) -> None:

@@ -19,14 +19,19 @@ import ray
 import ray.train
 import torch
 from peft import load_peft_weights, set_peft_model_state_dict
-from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer, get_device
+from ray.train.torch import get_device
 
 from sce.baselines.lora import LoraSettings, add_adapters, load_base, load_chat_tokenizer
 from sce.baselines.prompted import PromptedClassifier, PromptName
 from sce.distributed.resources import WorkerPlan, use_threads
-from sce.distributed.workers import EpochLog, Progress, gather, quiet, sum_over_workers
-from sce.llama_training import LlamaRows, LlamaSampler, LlamaTrainConfig, train_llama_epoch
+from sce.distributed.workers import Progress, gather, quiet, run_training, sum_over_workers
+from sce.llama_training import (
+    LlamaRows,
+    LlamaSampler,
+    LlamaTrainConfig,
+    right_answers,
+    train_llama_epoch,
+)
 from sce.model import trainable_parameters
 from sce.tracking import Tracker
 from sce.training import (
@@ -73,39 +78,18 @@ def fit_llama(
     """Train on Ray; the adapters of the epoch with the best validation accuracy go to `target`.
 
     Args:
-        storage, run_name: as of `sce.distributed.train.fit`.
+        storage, run_name: as of `run_training`.
 
     Raises:
         ray.train.TrainingFailedError: more workers died than `train.max_failures` allows.
     """
-    trainer = TorchTrainer(
-        _train_worker,
-        train_loop_config={
-            "data": [ray.put((train, validation))],
-            "settings": settings,
-            "threads": workers.threads,
-        },
-        scaling_config=ScalingConfig(
-            num_workers=workers.count,
-            use_gpu=workers.use_gpu,
-            resources_per_worker=workers.resources,
-            accelerator_type=workers.accelerator_type,
-        ),
-        run_config=RunConfig(  # type: ignore[call-arg]  # typed as the V1 class
-            name=run_name,
-            storage_path=str(storage),
-            failure_config=FailureConfig(max_failures=settings.train.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=1, checkpoint_score_attribute="score"),
-            callbacks=[EpochLog(tracker, settings.train.epochs)],  # type: ignore[list-item]
-            logging_config=LoggingConfig(log_level="ERROR"),
-        ),
+    data = (train, validation)
+    checkpoint, best, last = run_training(
+        _train_worker, data, settings, settings.train, workers, storage, run_name, tracker
     )
-    result = trainer.fit()
-    assert result.best_checkpoints, "every run reports a checkpoint"
-    checkpoint, best = max(result.best_checkpoints, key=lambda c: (c[1]["score"], -c[1]["epoch"]))
     checkpoint.to_directory(target)
     (target / STATE_FILE).unlink()
-    return LlamaFit(target, best, dict(result.metrics or {}))
+    return LlamaFit(target, best, last)
 
 
 def _train_worker(config: dict[str, Any]) -> None:
@@ -189,15 +173,8 @@ def _validate(
     """Accuracy on the validation rows, each worker's share of them, labels as they are given."""
     classifier.model.eval()
     right_N = np.zeros(len(rows))
-    mine = set(range(rank, len(rows), world_size))
-    for name in dict.fromkeys(rows.sets):
-        members = [i for i in sorted(mine) if rows.sets[i] == name]
-        if not members:
-            continue
-        label_set = rows.label_sets[name]
-        scores = classifier.scores([rows.texts[i] for i in members], label_set)
-        targets = np.array([label_set.index(rows.labels[i]) for i in members])
-        right_N[members] = scores.argmax(1) == targets
+    mine = range(rank, len(rows), world_size)
+    right_N[mine] = right_answers(classifier, rows, mine)
     right_N = sum_over_workers(torch.from_numpy(right_N), device, world_size).numpy()
     datasets = np.array([name.split("/")[0] for name in rows.sets])
     return {"validation/accuracy": float(right_N.mean())} | {

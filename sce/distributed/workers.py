@@ -1,19 +1,80 @@
-"""What the workers of every training on Ray have in common: their log, sums and progress."""
+"""What the trainings on Ray have in common: how one is run, its log, sums, progress."""
 
 from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import ray
+import ray.train
 import torch
+from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.execution import context as ray_train_context
 from ray.train.v2.api.callback import UserCallback
 from transformers import logging as transformers_logging
 
+from sce.distributed.resources import WorkerPlan
 from sce.tracking import Tracker
+from sce.training import TrainConfig
 
 PROGRESS_SECONDS = 15.0
+
+Figures = dict[str, float]
+
+
+def run_training(
+    worker: Callable[[dict[str, Any]], None],
+    data: Any,
+    settings: Any,
+    train: TrainConfig,
+    workers: WorkerPlan,
+    storage: Path,
+    run_name: str,
+    tracker: Tracker,
+) -> tuple[ray.train.Checkpoint, Figures, Figures]:
+    """Run `worker` on Ray Train; it reports an epoch's figures with `epoch` and `score`.
+
+    Args:
+        worker: gets `data` (a list with one reference), `settings` and `threads`.
+        storage: folder of the checkpoints; with the same `run_name` a run that was cut short
+            goes on from its last checkpoint. Every node must reach it.
+
+    Returns:
+        The checkpoint with the best score (the earliest of equal ones), its figures, the last.
+
+    Raises:
+        ray.train.TrainingFailedError: more workers died than `train.max_failures` allows.
+    """
+    trainer = TorchTrainer(
+        worker,
+        train_loop_config={
+            "data": [ray.put(data)],
+            "settings": settings,
+            "threads": workers.threads,
+        },
+        scaling_config=ScalingConfig(
+            num_workers=workers.count,
+            use_gpu=workers.use_gpu,
+            resources_per_worker=workers.resources,
+            accelerator_type=workers.accelerator_type,
+        ),
+        run_config=RunConfig(  # type: ignore[call-arg]  # typed as the V1 class
+            name=run_name,
+            storage_path=str(storage),
+            failure_config=FailureConfig(max_failures=train.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=1, checkpoint_score_attribute="score"),
+            callbacks=[EpochLog(tracker, train.epochs)],  # type: ignore[list-item]
+            logging_config=LoggingConfig(log_level="ERROR"),
+        ),
+    )
+    result = trainer.fit()
+    assert result.best_checkpoints, "every run reports a checkpoint"
+    checkpoint, best = max(result.best_checkpoints, key=lambda c: (c[1]["score"], -c[1]["epoch"]))
+    return checkpoint, best, dict(result.metrics or {})
 
 
 def quiet() -> None:
