@@ -67,10 +67,11 @@ def build(args: ServeConfig) -> Application:
             "batches": args.batches.model_dump(),
             "models": configs,
         },
-        # More than are let in, so that it is the gateway that says no; Ray's proxy says so to the
-        # rest, without reading their bodies.
+        # More than are let in, so that it is the gateway that says no, in words; Ray's proxy says
+        # so to the rest (429, in plain text), without reading their bodies. A busy router lets many
+        # wait though the replica is free.
         max_ongoing_requests=4 * args.limits.max_concurrent_requests,
-        max_queued_requests=args.limits.max_concurrent_requests,
+        max_queued_requests=4 * args.limits.max_concurrent_requests,
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
         **_options(args.gateway, timeout, 0.0),
     )
@@ -176,6 +177,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"  http://{config.host}:{config.port}/docs   the interface (Ctrl+C ends)", flush=True)
     stop.wait()
     print("Ending: accepted requests are answered first.", flush=True)
+    serve.delete(APP_NAME)  # answers go through the proxies, which a shutdown kills at once
     serve.shutdown()
     ray.shutdown()
     return 0

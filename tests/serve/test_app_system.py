@@ -502,21 +502,32 @@ def test_a_server_that_is_told_to_end_answers_what_it_accepted(models, tmp_path)
         for line in process.stdout:
             if "Ctrl+C" in line:
                 break
-        statuses: list[int] = []
-        body = {"texts": [f"{'word ' * 60}{i}" for i in range(1000)], "labels": LABELS}
+        answered: list[float] = []
 
-        def ask() -> None:
+        def ask(run: int) -> None:
+            texts = [f"{'word ' * 400}{run} {i}" for i in range(1000)]
             url = f"http://127.0.0.1:{port}/v1/classify"
-            response = requests.post(url, json=body, timeout=60)
-            statuses.append(response.status_code)
+            response = requests.post(url, json={"texts": texts, "labels": LABELS}, timeout=120)
+            assert response.status_code == 200
             assert len(response.json()["data"]) == 1000
+            answered.append(time.monotonic())
 
-        asking = threading.Thread(target=ask)
-        asking.start()
-        time.sleep(0.5)
+        ask(0)
+        started = time.monotonic()
+        ask(1)
+        seconds = answered[1] - started
+        asking = [threading.Thread(target=ask, args=(2 + i,)) for i in range(8)]
+        for thread in asking:
+            thread.start()
+        time.sleep(3 * seconds)  # all accepted, and work for five more
+        told = time.monotonic()
         process.send_signal(signal.SIGTERM)
-        asking.join(60)
-        assert statuses == [200]
+        for thread in asking:
+            thread.join(120)
+        after = sum(at > told for at in answered)
+        print(f"\na request of {seconds:.1f} s alone; {after} of 8 came after the signal")
+        assert len(answered) == 10
+        assert after
         assert process.wait(60) == 0
     finally:
         process.kill()
