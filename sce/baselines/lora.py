@@ -174,14 +174,30 @@ def label_loss(model: torch.nn.Module, samples: Samples) -> torch.Tensor:
     return (nll_BS.sum(1) / told_B).mean()
 
 
+def read_adapters(base: PreTrainedModel, adapter: str | Path) -> PeftModel:
+    """The model with saved adapters on it, not to be trained further.
+
+    Raises:
+        InputError: there are no adapters at `adapter`, or they are for another model.
+    """
+    try:
+        return PeftModel.from_pretrained(base, str(adapter))
+    except (OSError, ValueError) as error:
+        raise InputError(f"no adapters at {str(adapter)!r}: {error}") from error
+    except RuntimeError as error:  # torch's word for weights of another size
+        raise InputError(f"the adapters at {str(adapter)!r} do not fit: {error}") from error
+
+
 def merge(base: PreTrainedModel, adapter: str | Path) -> PreTrainedModel:
     """An unquantised model with the adapters in its weights.
 
     Raises:
-        InputError: there are no adapters at `adapter`.
+        InputError: as `read_adapters`; also where a merged weight would not be a number.
     """
+    model = read_adapters(base, adapter)
     try:
-        merged = PeftModel.from_pretrained(base, str(adapter)).merge_and_unload(safe_merge=True)  # type: ignore[operator]
-    except (OSError, ValueError) as error:
-        raise InputError(f"no adapters at {str(adapter)!r}: {error}") from error
+        merged = model.merge_and_unload(safe_merge=True)  # type: ignore[operator]
+    except ValueError as error:
+        raise InputError(f"the adapters at {str(adapter)!r} cannot be merged: {error}") from error
+    assert isinstance(merged, PreTrainedModel)
     return merged.eval()

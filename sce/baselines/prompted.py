@@ -17,14 +17,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from peft import PeftModel
+from pydantic import Field
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from sce.baselines.lora import LoraSettings, load_base, load_chat_tokenizer, read_adapters
+from sce.config import Section
 from sce.embedders.batching import check_texts
-from sce.errors import ConfigError
+from sce.errors import ConfigError, InputError
 from sce.labels import LabelSet
 
 PromptName = Literal["sentence", "template"]
@@ -64,6 +69,26 @@ would be another."""
 BATCH_TOKENS = {"cpu": 4096, "cuda": 16_384}
 
 
+class PromptedConfig(Section):
+    """A language model that is asked which label fits, and how it is run."""
+
+    base: str = "meta-llama/Llama-3.2-1B-Instruct"
+    """Hub id or folder of a causal language model whose tokenizer has a chat template."""
+    adapter: Path | None = None
+    """Folder of LoRA adapters to put on it (`jobs/train_llama.py` writes one); by default the
+    model is asked as it is."""
+    prompt: PromptName = "template"
+    """`template` of appendix G.1, or the `sentence` of appendix D."""
+    quantisation: Literal["none", "nf4"] = "none"
+    """Of the weights: as they are, or 4-bit NormalFloat. Adapters keep their own format."""
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """That is computed in. `auto`: bfloat16 on a GPU, float32 on a CPU."""
+    max_text_tokens: int = Field(1024, ge=1)
+    """Longer texts are cut before they go into the prompt, and counted."""
+    max_batch_tokens: int | None = Field(None, ge=16)
+    """Tokens of a forward pass, padding included. Default: 4096 on a CPU, 16384 on a GPU."""
+
+
 def write_prompt(name: PromptName, text: str, labels: Sequence[str]) -> str:
     """The user's message. The paper does not say how the list is written: here the set of
     appendix D with commas, the categories of G.1 as a Python list."""
@@ -72,12 +97,43 @@ def write_prompt(name: PromptName, text: str, labels: Sequence[str]) -> str:
     return TEMPLATE.format(text=text, labels=list(labels))
 
 
+def label_tokens(tokenizer: PreTrainedTokenizerBase, labels: Sequence[str]) -> list[list[int]]:
+    """Tokens of each label as the beginning of the model's answer.
+
+    Raises:
+        ConfigError: two labels have the same tokens; names both.
+    """
+    found = [tokenizer(name, add_special_tokens=False)["input_ids"] for name in labels]
+    seen: dict[tuple[int, ...], str] = {}
+    for name, ids in zip(labels, found, strict=True):
+        other = seen.setdefault(tuple(ids), name)
+        if other is not name or not ids:
+            raise ConfigError(f"labels: {other!r} and {name!r} have the same tokens.")
+    return found
+
+
 @dataclass(frozen=True)
 class Prompted:
     """Tokens of a text's prompt, and whether its text was cut."""
 
     ids: list[int]
     truncated: bool
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """A label set as the model reads it: names, and tokens of each as the answer's beginning."""
+
+    names: list[str]
+    tokens: list[list[int]]
+
+
+@dataclass(frozen=True)
+class PromptedScores:
+    """Scores, float32 [N, K], and whose text was cut, bool [N]."""
+
+    scores_NK: np.ndarray
+    truncated_N: np.ndarray
 
 
 class PromptedClassifier:
@@ -102,8 +158,7 @@ class PromptedClassifier:
         max_text_tokens: int = 1024,
         max_batch_tokens: int | None = None,
     ) -> None:
-        if not tokenizer.chat_template:
-            raise ConfigError(f"{tokenizer.name_or_path}: this tokenizer has no chat template.")
+        _need_chat_template(tokenizer, tokenizer.name_or_path)
         self.model = model.eval()
         self.prompt = prompt
         self._tokenizer = tokenizer
@@ -126,18 +181,8 @@ class PromptedClassifier:
         return Prompted(encoded, truncated)
 
     def label_tokens(self, labels: Sequence[str]) -> list[list[int]]:
-        """Tokens of each label as the beginning of the model's answer.
-
-        Raises:
-            ConfigError: two labels have the same tokens; names both.
-        """
-        found = [self._tokenizer(name, add_special_tokens=False)["input_ids"] for name in labels]
-        seen: dict[tuple[int, ...], str] = {}
-        for name, ids in zip(labels, found, strict=True):
-            other = seen.setdefault(tuple(ids), name)
-            if other is not name or not ids:
-                raise ConfigError(f"labels: {other!r} and {name!r} have the same tokens.")
-        return found
+        """As the function of that name."""
+        return label_tokens(self._tokenizer, labels)
 
     def scores(self, texts: Sequence[str], labels: Any) -> np.ndarray:
         """Mean log-likelihoods of the labels' tokens, float32 [N, K], in the order of `labels`,
@@ -148,15 +193,23 @@ class PromptedClassifier:
             ConfigError: two labels have the same tokens.
         """
         check_texts(texts)
-        label_set = LabelSet.parse(labels)
-        names = label_set.names
-        answers = self.label_tokens(names)
-        prompts = [self.prompt_tokens(text, names).ids for text in texts]
-        scores_NK = np.empty((len(texts), len(names)), np.float32)
-        for rows_B in self._batches(prompts, sum(map(len, answers)) - len(answers)):
-            batch = [prompts[i] for i in rows_B]
+        return self.answer(texts, self.candidates(labels)).scores_NK
+
+    def candidates(self, labels: Any) -> Candidates:
+        """Read a label set once, to score many texts with it. Raises as `scores`."""
+        names = LabelSet.parse(labels).names
+        return Candidates(names, self.label_tokens(names))
+
+    def answer(self, texts: Sequence[str], candidates: Candidates) -> PromptedScores:
+        """`scores` for a label set that was read before; says which texts were cut."""
+        prompts = [self.prompt_tokens(text, candidates.names) for text in texts]
+        tokens = [prompt.ids for prompt in prompts]
+        answers = candidates.tokens
+        scores_NK = np.empty((len(texts), len(answers)), np.float32)
+        for rows_B in self._batches(tokens, sum(map(len, answers)) - len(answers)):
+            batch = [tokens[i] for i in rows_B]
             scores_NK[rows_B] = self._score(batch, answers).float().cpu().numpy()
-        return scores_NK
+        return PromptedScores(scores_NK, np.array([p.truncated for p in prompts], bool))
 
     def _batches(self, prompts: Sequence[list[int]], behind: int) -> Iterator[list[int]]:
         """Positions of prompts of similar length, the longest first."""
@@ -223,3 +276,60 @@ def _allowed(
     allowed_TT[width:, width:] = same & (depth_S[:, None] >= depth_S[None, :])
     real_BT = torch.arange(total)[None, :] >= pads_B[:, None]
     return (allowed_TT[None] & real_BT[:, None, :]) | torch.eye(total, dtype=torch.bool)[None]
+
+
+def check_prompted(config: PromptedConfig) -> PreTrainedTokenizerBase:
+    """See, without loading weights, whether the model of a configuration is there.
+
+    Returns:
+        Its tokenizer.
+
+    Raises:
+        InputError: there is no language model, or there are no adapters.
+        ConfigError: the tokenizer has no chat template.
+    """
+    tokenizer = load_chat_tokenizer(config.base)
+    _need_chat_template(tokenizer, config.base)
+    try:
+        AutoConfig.from_pretrained(config.base)
+    except (OSError, ValueError) as error:
+        raise InputError(f"no language model at {config.base!r}: {error}") from error
+    if Path(config.base).is_dir() and not any(Path(config.base).glob("*.safetensors")):
+        raise InputError(f"no language model at {config.base!r}: no *.safetensors file in it.")
+    if config.adapter is not None:
+        for name in ("adapter_config.json", "adapter_model.safetensors"):
+            if not (config.adapter / name).is_file():
+                raise InputError(f"no adapters at {str(config.adapter)!r}: no {name} there.")
+    return tokenizer
+
+
+def load_prompted(config: PromptedConfig, device: Literal["cpu", "cuda"]) -> PromptedClassifier:
+    """Load what a configuration describes, ready to score.
+
+    Raises:
+        InputError, ConfigError: as `check_prompted`; also where the adapters do not fit.
+    """
+    tokenizer = load_chat_tokenizer(config.base)
+    dtype = config.dtype
+    if dtype == "auto":
+        dtype = "bfloat16" if device == "cuda" else "float32"
+    settings = LoraSettings(quantisation=config.quantisation, dtype=dtype)
+    model = load_base(config.base, settings, device)
+    if config.adapter is not None:
+        model = read_adapters(model, config.adapter)  # type: ignore[assignment]
+    return PromptedClassifier(
+        model, tokenizer, config.prompt, config.max_text_tokens, config.max_batch_tokens
+    )
+
+
+def parameter_count(model: torch.nn.Module) -> int:
+    """Parameters of a model, adapters included, each weight of 4 bits as one."""
+    if isinstance(model, PeftModel):
+        return int(model.get_nb_trainable_parameters()[1])
+    assert isinstance(model, PreTrainedModel)
+    return int(model.num_parameters())
+
+
+def _need_chat_template(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    if not tokenizer.chat_template:
+        raise ConfigError(f"{name}: this tokenizer has no chat template.")

@@ -40,7 +40,8 @@ class ResourcesConfig(Section):
     cpus_per_worker: float = Field(default=0.5, gt=0)
     """Below 1 by default, so that training on a small machine leaves a CPU for reading."""
     embed_actors: int | None = Field(default=None, ge=1)
-    """Actors that embed. Default: one for each GPU, or one for each node without GPUs."""
+    """Actors that embed, or that prompt a language model. Default: one for each GPU, or one for
+    each node without GPUs."""
     gpus_per_embed_actor: float | None = Field(default=None, ge=0)
     """Default: 1 where GPUs are used, else 0."""
     cpus_per_embed_actor: float | None = Field(default=None, gt=0)
@@ -85,6 +86,10 @@ class WorkerPlan:
     use_gpu: bool
     threads: int
     accelerator_type: str | None = None
+
+    def __str__(self) -> str:
+        kind = self.accelerator_type or "GPU"
+        return f"{self.count} on {kind}" if self.use_gpu else f"{self.count} on CPU"
 
 
 @dataclass(frozen=True)
@@ -150,20 +155,21 @@ def cluster_size() -> ClusterSize:
     return ClusterSize(nodes, total)
 
 
-def embed_actors(config: ResourcesConfig, default_cpus: float = 1.0) -> ActorPlan:
+def embed_actors(
+    config: ResourcesConfig, default_cpus: float = 1.0, what: str = "embedding"
+) -> ActorPlan:
     """Turn the settings into a pool of embedding actors; joins the cluster where needed.
 
     Args:
         default_cpus: that Ray sets aside for an actor where the settings do not say.
+        what: the actors do, for messages.
 
     Raises:
         ConfigError: the cluster cannot have that much; names what was asked and what there is.
     """
     ensure_ray()
     size = cluster_size()
-    num_gpus = _gpus_each(
-        config, config.gpus_per_embed_actor, "gpus_per_embed_actor", size, "embedding"
-    )
+    num_gpus = _gpus_each(config, config.gpus_per_embed_actor, "gpus_per_embed_actor", size, what)
     num_cpus = config.cpus_per_embed_actor or default_cpus
     if num_gpus:
         actors = config.embed_actors or max(1, int(size.gpus / num_gpus))
@@ -172,9 +178,10 @@ def embed_actors(config: ResourcesConfig, default_cpus: float = 1.0) -> ActorPla
         cpu_nodes = sum(node.get("CPU", 0.0) >= num_cpus for node in size.nodes)
         actors = config.embed_actors or max(1, cpu_nodes)
         threads = max(1, int(config.cpus_per_embed_actor or _shared_threads(size, actors, 1)))
-    _check_fits(size, "embedding", actors, "actors", num_cpus, num_gpus, config.accelerator_type)
+    _check_fits(size, what, actors, "actors", num_cpus, num_gpus, config.accelerator_type)
     log.info(
-        "embedding: %d actor(s) on %s, %d thread(s) each; the cluster has %s",
+        "%s: %d actor(s) on %s, %d thread(s) each; the cluster has %s",
+        what,
         actors,
         f"{num_gpus:g} GPU each" if num_gpus else "CPU (no GPU is used)",
         threads,
