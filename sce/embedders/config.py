@@ -23,7 +23,7 @@ class EmbedderConfig(Section):
     """`minilm` (all-MiniLM-L6-v2, part of the installation), `sentence_transformers` (any such
     checkpoint) or `jina` (jina-embeddings-v3; CC BY-NC 4.0, not for commercial use)."""
     model: str | None = None
-    """Hub id or local folder; needed by `sentence_transformers`, the default is known otherwise."""
+    """Hub id, folder or URI; needed by `sentence_transformers`, the default is known otherwise."""
     revision: str | None = None
     """Commit, tag or branch on the hub."""
     adapter: str | None = None
@@ -31,6 +31,10 @@ class EmbedderConfig(Section):
     max_tokens: int | None = Field(default=None, ge=4)
     """Longer texts are truncated and counted. Default: what the checkpoint says (minilm: 256);
     never more than the model has positions for."""
+    end_token: bool | None = None
+    """Put the tokenizer's end-of-text token behind every text, where the tokenizer does not.
+    Needed by a checkpoint that pools the last token and whose tokenizer puts nothing there: `true`
+    for one that was trained so, as F2LLM was, `false` to pool the text's own last token."""
     max_batch_tokens: int | None = Field(default=None, ge=16)
     """Tokens in one forward pass, padding included. Default: 4096 on a CPU, 65536 on a GPU."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -68,6 +72,7 @@ class EmbedderConfig(Section):
             model=None if kind == "minilm" else fingerprint["model"],
             revision=fingerprint["revision"],
             adapter=fingerprint["adapter"],
+            end_token=fingerprint.get("end_token") is not None,
             max_tokens=fingerprint["max_tokens"],
             dtype=fingerprint["dtype"],
         )

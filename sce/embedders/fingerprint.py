@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from functools import cached_property
 from typing import Any
 
@@ -32,6 +32,8 @@ class EmbedderFingerprint:
         dtype: of weights and activations.
         weights_sha256: of the safetensors files, the adapter's among them.
         tokenizer_sha256: of tokenizer.json.
+        end_token: that the embedder puts behind every text; None where the tokenizer alone
+            decides. Missing in what was written before there was one.
     """
 
     kind: str
@@ -45,6 +47,7 @@ class EmbedderFingerprint:
     dtype: str
     weights_sha256: str
     tokenizer_sha256: str
+    end_token: str | None = None
 
     @cached_property
     def id(self) -> str:
@@ -62,20 +65,23 @@ class EmbedderFingerprint:
         Raises:
             FingerprintMismatch: a field is missing, so nothing can be compared.
         """
-        missing = [f.name for f in fields(cls) if f.name not in values]
+        missing = [f.name for f in fields(cls) if f.default is MISSING and f.name not in values]
         if missing:
             raise FingerprintMismatch(
                 f"an embedder fingerprint lacks {', '.join(missing)}: it was written by another "
                 "version of this software."
             )
-        return cls(**{f.name: values[f.name] for f in fields(cls)})
+        return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
 
     def __str__(self) -> str:
         adapter = f" + {self.adapter}" if self.adapter else ""
         return f"{self.model}{adapter} ({self.id})"
 
     def _deciding(self) -> dict[str, Any]:
-        return {name: value for name, value in asdict(self).items() if name not in _NAMES}
+        found = {name: value for name, value in asdict(self).items() if name not in _NAMES}
+        if self.end_token is None:  # the ids of embedders without one stay what they were
+            del found["end_token"]
+        return found
 
 
 def check_fingerprint(
@@ -101,9 +107,9 @@ def check_fingerprint(
         return
     theirs, ours = made._deciding(), used._deciding()
     lines = [
-        f"  {name}: {theirs[name]!r} there, {ours[name]!r} here"
-        for name in theirs
-        if theirs[name] != ours[name]
+        f"  {name}: {theirs.get(name)!r} there, {ours.get(name)!r} here"
+        for name in theirs | ours
+        if theirs.get(name) != ours.get(name)
     ]
     raise FingerprintMismatch(
         f"{what} was made with the embedder {made}, but the one in use is {used}. "
