@@ -8,11 +8,14 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
+
+from pydantic import BaseModel
 
 from sce.config import JobConfig, load_config
 from sce.errors import InputError
+from sce.storage import RemotePath
 
 ConfigT = TypeVar("ConfigT", bound=JobConfig)
 
@@ -38,6 +41,8 @@ def run_job(
     prog = sys.argv[0]
     try:
         config = load_config(config_class, sys.argv[1:] if argv is None else argv, prog, doc)
+        for setting, place in remote_places(config):
+            place.check(setting)
         summary = job(config)
     except InputError as error:
         print(f"{prog}: {error}", file=sys.stderr)
@@ -47,3 +52,12 @@ def run_job(
         sys.modules["ray"].shutdown()
     print(json.dumps(summary, sort_keys=False), flush=True)
     return 0
+
+
+def remote_places(settings: BaseModel, head: str = "") -> Iterator[tuple[str, RemotePath]]:
+    """The settings that are URIs, by name."""
+    for name, value in settings:
+        if isinstance(value, BaseModel):
+            yield from remote_places(value, f"{head}{name}.")
+        elif isinstance(value, RemotePath):
+            yield f"{head}{name}", value

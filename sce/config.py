@@ -19,6 +19,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict, YamlConfigSettin
 from pydantic_settings.exceptions import SettingsError
 
 from sce.errors import ConfigError
+from sce.storage import Place, RemotePath, to_place
 
 ENV_PREFIX = "SCE_"
 SECRETS = ("SCE_TOKENS", "SCE_TOKENS_FILE", "SCE_ENDPOINT_TOKEN")
@@ -112,18 +113,22 @@ def _underscored(argv: Sequence[str], config_class: type[JobConfig]) -> list[str
     return found
 
 
-def resolve_output(path: str | Path) -> Path:
-    """Absolute form of an output folder.
+def resolve_output(path: str | Place) -> Place:
+    """Absolute form of an output folder; a URI as it is.
 
     Raises:
         ConfigError: the path is relative and this process runs in the upload folder of a
             submitted Ray job, which Ray deletes: what is written there would be lost.
     """
-    path = Path(path).expanduser()
+    path = to_place(path)
+    if isinstance(path, RemotePath):
+        return path
+    path = path.expanduser()
     if not path.is_absolute() and "working_dir_files" in Path.cwd().parts:
         raise ConfigError(
             f"run_dir: {str(path)!r} is relative, and a submitted job runs in a folder that Ray "
-            f"deletes. Give an absolute path that the cluster keeps: --run_dir /data/{path}"
+            f"deletes. Give an absolute path that the cluster keeps (--run_dir /data/{path}), or a "
+            "URI (s3://bucket/folder)."
         )
     return path.absolute()
 

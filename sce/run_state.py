@@ -7,15 +7,13 @@ user's: an unfinished run is neither continued nor thrown away unless asked for.
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from sce.errors import ConfigError
+from sce.storage import Place, remove, write_text
 
 STATE_FILE = "run.json"
 
@@ -33,7 +31,7 @@ class RunState:
         resumed: this process goes on with an earlier one's work.
     """
 
-    folder: Path
+    folder: Place
     settings: dict[str, Any]
     run_name: str
     tracker_run_id: str | None = None
@@ -42,7 +40,7 @@ class RunState:
 
     @classmethod
     def open(
-        cls, folder: Path, settings: Mapping[str, Any], resume: bool, restart: bool
+        cls, folder: Place, settings: Mapping[str, Any], resume: bool, restart: bool
     ) -> RunState:
         """Decide what a job may do in `folder`.
 
@@ -71,21 +69,18 @@ class RunState:
                 f"an unfinished training run lies in {folder}. Go on with it: --resume. "
                 "Throw it away and begin again: --restart."
             )
-        shutil.rmtree(folder, ignore_errors=True)
+        remove(folder)
         state = cls(folder, plain, f"run-{uuid.uuid4().hex[:8]}")
         state.save()
         return state
 
     def save(self) -> None:
         """Write the state; never half of it."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         content = {k: v for k, v in asdict(self).items() if k not in ("folder", "resumed")}
-        temporary = self.folder / f".{STATE_FILE}.tmp"
-        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, self.folder / STATE_FILE)
+        write_text(self.folder / STATE_FILE, json.dumps(content, indent=2) + "\n")
 
     @classmethod
-    def _read(cls, folder: Path) -> RunState | None:
+    def _read(cls, folder: Place) -> RunState | None:
         path = folder / STATE_FILE
         if not path.exists():
             return None

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +20,7 @@ import pyarrow.parquet as pq
 
 from sce.embedders.fingerprint import EmbedderFingerprint, check_fingerprint
 from sce.errors import DataError
+from sce.storage import Place, RemotePath, parquet_source, to_place, write_text
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -56,18 +55,18 @@ class Manifest:
 class EmbeddingStore:
     """A finished store. Open one with `EmbeddingStore.open`."""
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
+    def __init__(self, folder: Place, manifest: Manifest) -> None:
         self.folder = folder
         self.manifest = manifest
 
     @classmethod
-    def open(cls, folder: str | Path) -> EmbeddingStore:
+    def open(cls, folder: str | Place) -> EmbeddingStore:
         """Read the manifest of a store.
 
         Raises:
             DataError: no store there, one that was never finished, or of another version.
         """
-        folder = Path(folder)
+        folder = to_place(folder)
         if not folder.is_dir():
             raise DataError(f"no embedding store at {str(folder)!r}. Run jobs/embed.py first.")
         try:
@@ -117,7 +116,7 @@ class EmbeddingStore:
         """The rows of one part. Raises `DataError` like `read`."""
         path = self.folder / part
         try:
-            with pq.ParquetFile(path) as file:
+            with pq.ParquetFile(parquet_source(path)) as file:
                 names = file.schema_arrow.names
                 missing = [name for name in columns or () if name not in names]
                 if missing:
@@ -130,7 +129,7 @@ class EmbeddingStore:
         """Columns of the first part, which every part has."""
         path = self.folder / self.manifest.parts[0]
         try:
-            return list(pq.read_schema(path).names)
+            return list(pq.read_schema(parquet_source(path)).names)
         except (OSError, pa.ArrowException) as error:
             raise DataError(f"{path}: cannot be read ({error}). Embed again.") from None
 
@@ -176,17 +175,17 @@ def text_hash(text: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
-def write_part(path: Path, table: pa.Table) -> None:
+def write_part(path: Place, table: pa.Table) -> None:
     """Write one part. Vectors do not compress, so only the other columns have dictionaries."""
     others = [name for name in table.column_names if name != "embedding"]
-    pq.write_table(table, path, use_dictionary=others, write_statistics=others, compression="none")
+    options = {"use_dictionary": others, "write_statistics": others, "compression": "none"}
+    if isinstance(path, RemotePath):
+        with path.open_output() as file:
+            pq.write_table(table, file, **options)
+    else:
+        pq.write_table(table, path, **options)
 
 
-def write_manifest(folder: Path, manifest: Manifest) -> None:
+def write_manifest(folder: Place, manifest: Manifest) -> None:
     """Commit a store: from here on, readers see the parts that the manifest names."""
-    temporary = folder / f"{MANIFEST}.{os.getpid()}.tmp"
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(asdict(manifest), file, indent=2, ensure_ascii=False)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, folder / MANIFEST)
+    write_text(folder / MANIFEST, json.dumps(asdict(manifest), indent=2, ensure_ascii=False))

@@ -8,7 +8,6 @@ them is written again without them. So a store holds exactly the rows of its sou
 from __future__ import annotations
 
 import hashlib
-import shutil
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sce.errors import DataError
+from sce.storage import Place, remove
 from sce.store import MANIFEST, EmbeddingStore, Manifest, text_hash, write_manifest, write_part
 
 TEXT = "_text"
@@ -126,9 +126,15 @@ def plan_update(store: EmbeddingStore | None, source: Source) -> Update:
     return Update(_by_length(pending), kept, int((source_of_M < 0).sum()), stale)
 
 
-def open_staging(folder: Path) -> Path:
-    """An empty folder for new parts. What an earlier run left unfinished is removed."""
+def open_staging(folder: Place) -> Place:
+    """Where new parts go. What an earlier run left unfinished is removed.
+
+    It is an empty folder, or where there is no renaming the store's own: a part is in the store
+    only once the manifest names it.
+    """
     discard_unnamed(folder)
+    if not isinstance(folder, Path):
+        return folder
     staging = folder / _STAGING
     staging.mkdir(parents=True)
     return staging
@@ -140,7 +146,7 @@ def part_name() -> str:
 
 
 def commit(
-    folder: Path,
+    folder: Place,
     store: EmbeddingStore | None,
     source: Source,
     update: Update,
@@ -150,13 +156,13 @@ def commit(
     """Make the store hold the source: stale parts anew, staged parts in, then the manifest.
 
     Args:
-        staged: parts in the staging folder that hold `update.pending`.
+        staged: parts where `open_staging` said, that hold `update.pending`.
         manifest: `parts`, `rows` and `truncated` are filled in here.
 
     Raises:
         RuntimeError: rows would be missing; the store stays as it was.
     """
-    staging = folder / _STAGING
+    staging = folder / _STAGING if isinstance(folder, Path) else folder
     parts = list(staged)
     for part, (rows, source_rows) in update.stale.items():
         assert store is not None
@@ -167,8 +173,9 @@ def commit(
             table = table.append_column(field, column)
         parts.append(part_name())
         write_part(staging / parts[-1], table)
-    for part in parts:
-        (staging / part).rename(folder / part)
+    if isinstance(staging, Path) and isinstance(folder, Path):
+        for part in parts:
+            (staging / part).rename(folder / part)
     values = manifest.__dict__ | {"parts": sorted([*update.kept, *parts])}
     new = EmbeddingStore(folder, Manifest(**values))
     truncated = new.read(["truncated"])["truncated"]
@@ -180,12 +187,12 @@ def commit(
     return EmbeddingStore.open(folder)
 
 
-def discard_unnamed(folder: Path) -> None:
+def discard_unnamed(folder: Place) -> None:
     """Remove staged files and parts that the manifest does not name."""
-    shutil.rmtree(folder / _STAGING, ignore_errors=True)
+    remove(folder / _STAGING)
     named = EmbeddingStore.open(folder).manifest.parts if (folder / MANIFEST).is_file() else []
-    for path in folder.glob("part-*.parquet"):
-        if path.name not in named:
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.name.startswith("part-") and path.suffix == ".parquet" and path.name not in named:
             path.unlink()
 
 

@@ -41,6 +41,7 @@ import yaml
 
 from sce.config import Section
 from sce.errors import ConfigError
+from sce.storage import Place, RemotePath, fetch
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -101,14 +102,15 @@ class Tracker:
         config: TrackingConfig,
         run_name: str | None = None,
         tags: Mapping[str, str] | None = None,
-        default_dir: str | Path = ".",
+        default_dir: str | Place = ".",
     ) -> Tracker:
         """Open a new run.
 
         Args:
             run_name: used if the configuration names none.
             tags: added to MLflow's own (user, source, git revision).
-            default_dir: folder of the default SQLite store and of local artifacts.
+            default_dir: folder of the default SQLite store and of local artifacts; of a URI, the
+                working directory.
 
         Raises:
             ConfigError: a URI of a kind that cannot work; nothing else raises.
@@ -126,7 +128,7 @@ class Tracker:
         run_id: str | None,
         run_name: str | None = None,
         tags: Mapping[str, str] | None = None,
-        default_dir: str | Path = ".",
+        default_dir: str | Place = ".",
     ) -> Tracker:
         """Go on in the run `run_id`, as a retry does; open a new one if it is not there.
 
@@ -205,12 +207,13 @@ class Tracker:
 
         self._send("log metrics", send)
 
-    def log_artifact(self, path: str | Path, folder: str | None = None) -> None:
+    def log_artifact(self, path: str | Place, folder: str | None = None) -> None:
         """Copy a file, or a folder with all in it, into the run's artifacts."""
 
         def send(client: MlflowClient, run_id: str) -> None:
-            upload = client.log_artifacts if Path(path).is_dir() else client.log_artifact
-            upload(run_id, str(path), folder)
+            local = fetch(path)
+            upload = client.log_artifacts if local.is_dir() else client.log_artifact
+            upload(run_id, str(local), folder)
 
         self._send(f"log the artifact {path}", send)
 
@@ -269,12 +272,12 @@ class Tracker:
         config: TrackingConfig,
         run_name: str | None,
         tags: Mapping[str, str] | None,
-        default_dir: str | Path,
+        default_dir: str | Place,
     ) -> None:
         from mlflow.tracking.context.registry import resolve_tags
 
         client = self._connect(create=True)
-        experiment_id = _experiment(client, config.experiment, self.uri, Path(default_dir))
+        experiment_id = _experiment(client, config.experiment, self.uri, _local(default_dir))
         all_tags = resolve_tags({**git_tags(), **(tags or {})})
         run = client.create_run(experiment_id, tags=all_tags, run_name=config.run_name or run_name)
         self.experiment_id, self.run_id = experiment_id, run.info.run_id
@@ -358,7 +361,7 @@ class Tracker:
             return None
 
 
-def tracking_uri(config: TrackingConfig, default_dir: str | Path) -> str:
+def tracking_uri(config: TrackingConfig, default_dir: str | Place) -> str:
     """The store's URI: the configuration's, the environment's, or SQLite in `default_dir`.
 
     SQLite paths come back absolute.
@@ -366,7 +369,7 @@ def tracking_uri(config: TrackingConfig, default_dir: str | Path) -> str:
     Raises:
         ConfigError: a `file:` URI or bare path, which MLflow no longer takes; an unknown kind.
     """
-    default = _SQLITE + str(Path(default_dir).absolute() / DATABASE_NAME)
+    default = _SQLITE + str(_local(default_dir) / DATABASE_NAME)
     uri = config.uri or os.environ.get("MLFLOW_TRACKING_URI") or default
     scheme = uri.split(":", 1)[0].split("+")[0].lower() if ":" in uri else ""
     where = "tracking.uri" if config.uri else "MLFLOW_TRACKING_URI"
@@ -386,6 +389,12 @@ def tracking_uri(config: TrackingConfig, default_dir: str | Path) -> str:
             )
         return _SQLITE + str(Path(path).absolute())
     return uri
+
+
+def _local(folder: str | Place) -> Path:
+    """No database can lie in an object store."""
+    remote = isinstance(folder, RemotePath) or "://" in str(folder)
+    return Path.cwd() if remote else Path(str(folder)).absolute()
 
 
 def metric_name(name: str) -> str:
@@ -448,7 +457,7 @@ def _experiment(client: MlflowClient, name: str, uri: str, default_dir: Path) ->
     if uri.startswith(_SQLITE):
         location = (Path(uri.removeprefix(_SQLITE)).parent / ARTIFACTS_NAME).as_uri()
     elif not uri.startswith(("http", "databricks")):
-        location = (default_dir.absolute() / ARTIFACTS_NAME).as_uri()
+        location = (default_dir / ARTIFACTS_NAME).as_uri()
     found = client.get_experiment_by_name(name)
     if found is not None and found.lifecycle_stage == "deleted":
         client.restore_experiment(found.experiment_id)

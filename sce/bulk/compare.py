@@ -28,8 +28,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sce.bulk.corpus import filesystem_of
 from sce.errors import DataError
+from sce.storage import filesystem_of
 
 MAX_MATRIX_LABELS = 15
 MAX_SHOWN_LABELS = 40

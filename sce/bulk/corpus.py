@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 
 from sce.datasets.readers import ALLOWED_FILES, file_format, records_of
 from sce.errors import DataError
+from sce.storage import RemotePath, filesystem_of, to_place
 from sce.store import MANIFEST, EmbeddingStore
 
 PLACE_BITS = 40
@@ -142,20 +143,6 @@ class Columns:
         return list(dict.fromkeys(name for name in found if name is not None))
 
 
-def filesystem_of(uri: str) -> tuple[pafs.FileSystem, str]:
-    """The filesystem of a path or URI, and the path within it.
-
-    Raises:
-        DataError: a scheme that is not known here.
-    """
-    if "://" not in uri:
-        return pafs.LocalFileSystem(), uri
-    try:
-        return pafs.FileSystem.from_uri(uri)
-    except (pa.ArrowException, ValueError, OSError) as error:
-        raise DataError(f"{uri!r}: {error}") from None
-
-
 def open_corpus(inputs: Sequence[str]) -> Corpus:
     """Find the files of an input.
 
@@ -170,10 +157,9 @@ def open_corpus(inputs: Sequence[str]) -> Corpus:
     """
     if not inputs:
         raise DataError("input: give a file, a folder, a glob or a URI.")
-    if len(inputs) == 1 and (Path(inputs[0]) / MANIFEST).is_file() and _is_store(inputs[0]):
+    if len(inputs) == 1 and _is_store(inputs[0]):
         store = EmbeddingStore.open(inputs[0])
-        files = tuple(_local_file(path, Path(path).name) for path in store.paths)
-        return Corpus(files, ".parquet", store)
+        return Corpus(tuple(_store_files(store)), ".parquet", store)
     found = [file for item in inputs for file in _find(item)]
     files = tuple(sorted(found, key=lambda file: file.uri))
     for one, other in pairwise(files):
@@ -393,11 +379,28 @@ def _is_data(name: str) -> bool:
     return not hidden and file_format(PurePosixPath(name)) is not None
 
 
-def _is_store(folder: str) -> bool:
+def _is_store(item: str) -> bool:
+    if "://" in item and any(c in item for c in "*?["):
+        return False
+    manifest = to_place(item) / MANIFEST
+    if not manifest.is_file():
+        return False
     try:
-        return "embedder" in json.loads((Path(folder) / MANIFEST).read_text(encoding="utf-8"))
+        return "embedder" in json.loads(manifest.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return True  # let opening it say what is wrong
+
+
+def _store_files(store: EmbeddingStore) -> Iterator[InputFile]:
+    if not isinstance(store.folder, RemotePath):
+        yield from (_local_file(path, Path(path).name) for path in store.paths)
+        return
+    for uri in store.paths:
+        filesystem, path = filesystem_of(uri)
+        info = filesystem.get_file_info(path)
+        if info.type != pafs.FileType.File:
+            raise DataError(f"{uri}: cannot be read (no such file).")
+        yield InputFile(uri, info.base_name, info.size, info.mtime_ns or 0)
 
 
 def _kind(kind: str) -> str:

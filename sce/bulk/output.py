@@ -18,7 +18,6 @@ import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
@@ -31,8 +30,8 @@ import pyarrow.fs as pafs
 import pyarrow.json as paj
 import pyarrow.parquet as pq
 
-from sce.bulk.corpus import filesystem_of
 from sce.errors import ConfigError
+from sce.storage import RemotePath, filesystem_of, remove, to_place, write_text
 
 RUN_FILE = "_run.json"
 LOCK_FILE = "_lock.json"
@@ -103,10 +102,13 @@ class OutputRun:
         Nothing is written yet, so a mistake that comes out later leaves no trace.
 
         Raises:
-            ConfigError: other files are there, or the job in it was asked for something else;
-                names every difference.
+            InputError: a URI that cannot be used; other files are there, or the job in it was
+                asked for something else; names every difference.
         """
         plain = json.loads(json.dumps(request))
+        place = to_place(uri)
+        if isinstance(place, RemotePath):
+            place.check(what)
         old = read_run(uri)
         if old is None:
             filesystem, path = filesystem_of(uri)
@@ -167,13 +169,13 @@ class OutputRun:
         """Mark a part as finished; its checkpoint is of no more use."""
         self.parts[number] = counts
         self.save()
-        delete_folder(self.checkpoint_uri(number))
+        remove(to_place(self.checkpoint_uri(number)))
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Mark the whole as done."""
         self.summary = summary
         self.save()
-        delete_folder(f"{self.uri.rstrip('/')}/{CHECKPOINT}")
+        remove(to_place(f"{self.uri.rstrip('/')}/{CHECKPOINT}"))
 
     def lock(self) -> FolderLock:
         return FolderLock(self.uri)
@@ -330,22 +332,7 @@ class FolderLock:
 
 def write_json(uri: str, content: Mapping[str, Any]) -> None:
     """Write a file of JSON; readers see the old one or the new one, never half of it."""
-    filesystem, path = filesystem_of(uri)
-    data = (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
-    if not isinstance(filesystem, pafs.LocalFileSystem):
-        with filesystem.open_output_stream(path) as file:  # object stores show whole objects only
-            file.write(data)
-        return
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(f"{path}.{os.getpid()}.tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
-
-
-def delete_folder(uri: str) -> None:
-    filesystem, path = filesystem_of(uri)
-    if filesystem.get_file_info(path).type == pafs.FileType.Directory:
-        filesystem.delete_dir(path)
+    write_text(to_place(uri), json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def _has_twice(places: list[np.ndarray]) -> bool:

@@ -11,6 +11,7 @@ from sce.bulk.corpus import Corpus
 from sce.errors import InputError
 from sce.labels import LabelSet
 from sce.model import SCEConfig
+from sce.storage import fetch_model
 
 _DIGITS = 16
 
@@ -21,19 +22,20 @@ def identify_model(model: str) -> tuple[SCEConfig, str]:
     Raises:
         InputError: there is no such model.
     """
+    path = fetch_model(model)
     try:
-        config = SCEConfig.from_pretrained(model)
+        config = SCEConfig.from_pretrained(path)
     except (OSError, ValueError) as error:
         raise InputError(f"model: no SCE model at {model!r}: {error}") from None
     if config.model_type != SCEConfig.model_type or config.embedder is None:
         raise InputError(f"model: {model!r} is not a model that jobs/train_sce.py wrote.")
-    folder = Path(model)
+    folder = Path(path)
     if not folder.is_dir():
         return config, f"{model}@{getattr(config, '_commit_hash', None)}"
     digest = hashlib.sha256()
-    for path in sorted((*folder.glob("*.safetensors"), folder / "config.json")):
-        digest.update(path.name.encode())
-        with path.open("rb") as file:
+    for part in sorted((*folder.glob("*.safetensors"), folder / "config.json")):
+        digest.update(part.name.encode())
+        with part.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return config, digest.hexdigest()[:_DIGITS]
 

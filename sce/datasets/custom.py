@@ -13,9 +13,10 @@ from sce.datasets.columns import RawRow, not_in_set
 from sce.datasets.readers import BadRow
 from sce.errors import DataError, LabelError
 from sce.labels import LabelSet
+from sce.storage import Place, to_place
 
 
-def read_label_file(path: Path) -> Any:
+def read_label_file(path: Place) -> Any:
     """The content of a file of labels: .txt with a name a line, .jsonl with a label a line,
     .json, or else YAML.
 
@@ -57,7 +58,7 @@ class CustomLabels:
         self._where = f"labels of source {name!r}"
         if isinstance(labels, str):
             self._where = labels
-            labels = read_label_file(Path(labels).expanduser())
+            labels = read_label_file(to_place(labels).expanduser())
             if labels is None:
                 raise LabelError(f"{self._where}: the file is empty. Give at least one label.")
         self._given = labels

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from sce.datasets.columns import Columns, not_in_set, raise_bad, read_rows
 from sce.errors import DataError, LabelError
 from sce.labels import LabelSet
+from sce.storage import Place, fetch
 
 
 def read_labelled(
-    path: str | Path,
+    path: str | Place,
     text_column: str = "text",
     label_column: str = "label",
     labels: LabelSet | None = None,
@@ -28,7 +27,7 @@ def read_labelled(
         DataError: the file cannot be read, a row is bad, or a label is not in `labels`; names
             the file and the line.
     """
-    path = Path(path)
+    path = fetch(path)
     texts: list[str] = []
     names: list[str] = []
     for row in read_rows(path, Columns(text=((text_column,),), label=(label_column,)), raise_bad):

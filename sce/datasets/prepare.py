@@ -11,7 +11,6 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from hashlib import blake2b
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -28,13 +27,14 @@ from sce.datasets.sources import Source, read_source
 from sce.datasets.splits import PRECEDENCE, Row, assign_splits, keep_apart
 from sce.errors import ConfigError
 from sce.schema import LABEL_SETS, ROWS, SPLITS
+from sce.storage import Place, to_place
 
 __all__ = ["DataConfig", "PreparedData", "SourceConfig", "prepare_data"]
 
 logger = logging.getLogger(__name__)
 
 
-def prepare_data(config: DataConfig, out: Path, seed: int) -> dict[str, Any]:
+def prepare_data(config: DataConfig, out: str | Place, seed: int) -> dict[str, Any]:
     """Read all sources, choose splits, and write one prepared data folder.
 
     The same configuration, data and seed give the same rows in the same order and the same
@@ -54,7 +54,7 @@ def prepare_data(config: DataConfig, out: Path, seed: int) -> dict[str, Any]:
         DataError: a source cannot be read, or a row of it breaks the contract.
         LabelError: a label set is not one.
     """
-    out = Path(out)
+    out = to_place(out)
     check_replaceable(out)
     sources = [_read(source, config, seed) for source in config.sources]
     rows, dropped = _split(sources, seed)

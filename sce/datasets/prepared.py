@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import uuid
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -20,6 +16,7 @@ import pyarrow.parquet as pq
 from sce.errors import ConfigError, DataError
 from sce.labels import LabelSet
 from sce.schema import LABEL_SETS, ROWS, SPLITS
+from sce.storage import Place, parquet_source, replace_folder, to_place
 
 ROWS_FILE = "rows.parquet"
 LABEL_SETS_FILE = "label_sets.parquet"
@@ -44,13 +41,13 @@ class PreparedData:
     manifest: dict[str, Any]
 
     @classmethod
-    def load(cls, folder: str | Path) -> PreparedData:
+    def load(cls, folder: str | Place) -> PreparedData:
         """Read a folder that `prepare_data` wrote.
 
         Raises:
             DataError: it is not such a folder, or one of its files is damaged.
         """
-        folder = Path(folder)
+        folder = to_place(folder)
         missing = [name for name in FILES if not (folder / name).is_file()]
         if missing:
             raise DataError(
@@ -58,8 +55,8 @@ class PreparedData:
                 "jobs/prepare_data.py."
             )
         try:
-            rows = pq.read_table(folder / ROWS_FILE, schema=ROWS)
-            sets = pq.read_table(folder / LABEL_SETS_FILE, schema=LABEL_SETS).to_pylist()
+            rows = pq.read_table(parquet_source(folder / ROWS_FILE), schema=ROWS)
+            sets = _read_label_sets(folder).to_pylist()
             manifest = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
         except (OSError, ValueError, pa.ArrowException) as error:
             raise DataError(
@@ -122,6 +119,10 @@ def _where_in(table: pa.Table, column: str, values: Collection[str]) -> pa.Table
     return table.filter(pc.is_in(table[column], value_set=pa.array(list(values), pa.string())))
 
 
+def _read_label_sets(folder: Place) -> pa.Table:
+    return pq.read_table(parquet_source(folder / LABEL_SETS_FILE), schema=LABEL_SETS)
+
+
 def content_fingerprint(rows: pa.Table, label_sets: pa.Table) -> str:
     """SHA-256 over all rows and label sets, in the order of the tables."""
     digest = hashlib.sha256()
@@ -134,7 +135,7 @@ def content_fingerprint(rows: pa.Table, label_sets: pa.Table) -> str:
     return digest.hexdigest()
 
 
-def is_current(folder: Path, manifest: Mapping[str, Any]) -> bool:
+def is_current(folder: Place, manifest: Mapping[str, Any]) -> bool:
     """Whether a folder holds exactly this data, whole and with the same manifest.
 
     The time of creation does not count.
@@ -142,14 +143,14 @@ def is_current(folder: Path, manifest: Mapping[str, Any]) -> bool:
     try:
         old = PreparedData.load(folder)
         same = {**old.manifest, "created": None} == {**manifest, "created": None}
-        sets = pq.read_table(folder / LABEL_SETS_FILE, schema=LABEL_SETS)
+        sets = _read_label_sets(folder)
         return same and content_fingerprint(old.rows, sets) == manifest["fingerprint"]
     except Exception:
         # Whatever is wrong with the old folder, the answer is to write it anew.
         return False
 
 
-def check_replaceable(folder: Path) -> None:
+def check_replaceable(folder: Place) -> None:
     """Raises `ConfigError` if writing here would remove something that is not prepared data."""
     if not folder.exists():
         return
@@ -164,27 +165,11 @@ def check_replaceable(folder: Path) -> None:
 
 
 def write_prepared(
-    folder: Path, rows: pa.Table, label_sets: pa.Table, manifest: Mapping[str, Any]
+    folder: Place, rows: pa.Table, label_sets: pa.Table, manifest: Mapping[str, Any]
 ) -> None:
-    """Write the folder whole or not at all: beside it first, then renamed into place."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    tag = uuid.uuid4().hex[:8]
-    new = folder.with_name(f".{folder.name}.new-{tag}")
-    old = folder.with_name(f".{folder.name}.old-{tag}")
-    try:
-        new.mkdir()
+    """Write the folder whole or not at all."""
+    with replace_folder(folder, MANIFEST_FILE) as new:
         pq.write_table(rows, new / ROWS_FILE, compression="zstd")
         pq.write_table(label_sets, new / LABEL_SETS_FILE, compression="zstd")
         text = json.dumps(manifest, ensure_ascii=False, indent=2)
         (new / MANIFEST_FILE).write_text(text + "\n", encoding="utf-8")
-        if folder.exists():
-            os.rename(folder, old)
-        try:
-            os.rename(new, folder)
-        except BaseException:
-            if old.exists():
-                os.rename(old, folder)
-            raise
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)

@@ -26,8 +26,8 @@ class SourceConfig(Section):
     name: str | None = None
     """Name of the dataset in the output; default: `dataset`. Two sources need two names."""
     path: str | None = None
-    """File or folder (JSONL, CSV, TSV, Parquet, .gz). In a folder, names say the split. Without
-    it a dataset that is on the Hugging Face hub is downloaded."""
+    """File, folder or URI (JSONL, CSV, TSV, Parquet, .gz). In a folder, names say the split.
+    Without it a dataset that is on the Hugging Face hub is downloaded."""
     validation_path: str | None = None
     """A file of its own for the validation split."""
     test_path: str | None = None

@@ -19,6 +19,7 @@ from sce.datasets.starter import LICENCE, choose_validation_sets, read_starter, 
 from sce.datasets.synonyms import label_set_for
 from sce.errors import ConfigError, DataError
 from sce.labels import LabelSet
+from sce.storage import fetch
 
 OTHER_LABEL = "label not used"
 DEFAULT_CUSTOM_SIZES: dict[str, Size] = {"train": 0.8, "validation": 0.1, "test": 0.1}
@@ -193,12 +194,12 @@ def _files(
         files = split_files(folder, spec.files)
         origin = {"dataset": source.dataset, "hub_id": spec.hub_id, "revision": folder.name}
     else:
-        path = Path(source.path).expanduser()
+        path = fetch(source.path).expanduser()
         files = _path_files(path, spec, named=any(given for given, _ in extra))
         origin = {"dataset": source.dataset, "path": source.path}
     for given, split in extra:
         if given is not None:
-            files.append((Path(given).expanduser(), split))
+            files.append((fetch(given).expanduser(), split))
             origin[f"{split}_path"] = given
     return files, origin
 

@@ -49,7 +49,6 @@ from sce.bulk.corpus import (
     Corpus,
     FilePlan,
     Shard,
-    filesystem_of,
     join_plans,
     plan_file,
     read_shard,
@@ -57,6 +56,7 @@ from sce.bulk.corpus import (
 from sce.bulk.output import OutputFormat, OutputRun, PartCounts, count_part
 from sce.distributed.resources import ActorPlan, TorchThread
 from sce.errors import DataError, InputError
+from sce.storage import filesystem_of
 
 COMMIT_ROWS = 10_000_000
 """A part has at most about this many rows: 80 MB of places in a filtering actor that resumes."""

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -28,7 +27,6 @@ from sce.bulk.corpus import (
     Corpus,
     Shard,
     column_names,
-    filesystem_of,
     kept_name,
     open_corpus,
     read_shard,
@@ -66,6 +64,7 @@ from sce.embedder import EmbedderConfig
 from sce.errors import ConfigError, SCEError
 from sce.labels import LabelSet
 from sce.plots import precision_coverage_figure
+from sce.storage import Place, RemotePath, to_place, write_text
 from sce.store import EmbeddingStore
 from sce.tracking import Tracker, TrackingConfig
 
@@ -105,7 +104,7 @@ class ClassifyConfig(JobConfig):
     tracking: TrackingConfig = TrackingConfig()
 
     model: str | None = None
-    """Folder or hub id of a model that jobs/train_sce.py wrote."""
+    """Folder, URI or hub id of a model that jobs/train_sce.py wrote."""
     endpoint: str | None = None
     """Instead of `model`: URL of a server (serve/app.py) that answers the rows."""
     endpoint_model: str | None = None
@@ -120,7 +119,7 @@ class ClassifyConfig(JobConfig):
     """Folder or URI for the answers; needed but for `--dry_run`."""
     labels: list[str] = []
     """Names, each as `--labels NAME`, or one JSON list."""
-    labels_file: Path | None = None
+    labels_file: Place | None = None
     """Labels as a list, or with description, synonyms and examples: YAML, JSON, JSONL, or .txt
     with a name a line."""
     labels_column: str | None = None
@@ -132,7 +131,7 @@ class ClassifyConfig(JobConfig):
     """Below this calibrated probability a label is null; its score stays."""
     target_precision: float | None = Field(default=None, gt=0, le=1)
     """Find the threshold that reaches this precision on the rows of `labelled`."""
-    labelled: Path | None = None
+    labelled: Place | None = None
     """Labelled rows for `target_precision`: JSONL, CSV or Parquet with `text_column` and
     `label_column`."""
     label_column: str = "label"
@@ -141,10 +140,10 @@ class ClassifyConfig(JobConfig):
     return_scores: bool = False
     """Also every label's score, in a column `scores`."""
     save_embeddings: str | None = None
-    """Embed the texts into this store first and classify from it; the next labels need only the
-    store."""
+    """Embed the texts into this store (a folder or URI) first and classify from it; the next
+    labels need only the store."""
     compare_to: str | None = None
-    """An earlier output: report what has changed since."""
+    """An earlier output, a folder or URI: report what has changed since."""
     dry_run: bool = False
     """Read a sample; show predictions, confused labels, expected time and size; write nothing."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -181,7 +180,7 @@ def classify(config: ClassifyConfig, connect: Connect | None = None) -> dict[str
     run = None
     if not config.dry_run:
         assert config.output is not None
-        uri = config.output if "://" in config.output else str(resolve_output(config.output))
+        uri = str(resolve_output(config.output))
         run = OutputRun.open(uri, _request(config, labels, source, corpus))
         if run.done:
             assert run.summary is not None
@@ -369,6 +368,10 @@ def _read_labels(config: ClassifyConfig) -> LabelSet | None:
 
 def _check(config: ClassifyConfig, labels: LabelSet | None) -> None:
     _check_model(config)
+    for name in ("output", "save_embeddings", "compare_to"):
+        place = to_place(getattr(config, name) or "")
+        if isinstance(place, RemotePath):
+            place.check(name)
     if config.output is None and not config.dry_run:
         raise ConfigError("output: give a folder for the answers (or --dry_run).")
     if (config.target_precision is None) != (config.labelled is None):
@@ -575,9 +578,7 @@ def _compare(config: ClassifyConfig, run: OutputRun, corpus: Corpus) -> Comparis
         texts_of=_texts_of(config, corpus),
     )
     found.to_terminal(Console(stderr=True))
-    filesystem, path = filesystem_of(f"{run.uri}/{COMPARISON_FILE}")
-    with filesystem.open_output_stream(path) as file:
-        file.write(found.to_markdown().encode())
+    write_text(to_place(run.uri) / COMPARISON_FILE, found.to_markdown())
     return found
 
 
@@ -606,10 +607,9 @@ def _scoring(source: Source, labels: LabelSet | None) -> str:
 
 
 def _tracker(config: ClassifyConfig, output: str, run_id: str | None = None) -> Tracker:
-    local = "://" not in output
-    folder = Path(output).parent if local else Path.cwd()
-    name = f"classify-{output.rstrip('/').rpartition('/')[2]}"
-    return Tracker.resume(config.tracking, run_id, name, {"job": "classify"}, folder)
+    place = to_place(output)
+    name = f"classify-{place.name}"
+    return Tracker.resume(config.tracking, run_id, name, {"job": "classify"}, place.parent)
 
 
 def _metrics(summary: dict[str, Any]) -> dict[str, float]:

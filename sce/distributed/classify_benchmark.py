@@ -40,6 +40,7 @@ from sce.plots import rates_figure, save
 from sce.predictor import Predictor
 from sce.pretrained import ModelConfig, build_model
 from sce.schema import embeddings_schema
+from sce.storage import put, write_text
 from sce.store import Manifest, embedding_column, write_manifest, write_part
 from sce.tracking import Tracker, TrackingConfig
 
@@ -111,9 +112,9 @@ def benchmark_classify(config: ClassifyBenchmark) -> dict[str, Any]:
         figure = rates_figure(_series(found))
         if config.output is not None:
             folder = resolve_output(config.output)
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "classify.md").write_text(table, encoding="utf-8")
-            save(figure, folder / "classify.png")
+            write_text(folder / "classify.md", table)
+            save(figure, Path(scratch) / "classify.png")
+            put(Path(scratch) / "classify.png", folder / "classify.png")
         tracker.log_params(config.model_dump(mode="json"))
         tracker.log_metrics(_flat(found))
         tracker.log_text(table, "benchmark.md")

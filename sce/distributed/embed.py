@@ -29,6 +29,7 @@ from sce.distributed.resources import ResourcesConfig, TorchThread, embed_actors
 from sce.embedder import EmbedderConfig, embedder_fingerprint, load_embedder
 from sce.errors import DataError, InputError
 from sce.schema import embeddings_schema
+from sce.storage import Place, to_place
 from sce.store import MANIFEST, EmbeddingStore, Manifest, embedding_column, text_hash, write_part
 from sce.store_update import (
     TEXT,
@@ -49,7 +50,7 @@ log = logging.getLogger(__name__)
 
 def embed_to_store(
     source: pa.Table | Sequence[str | Path],
-    store: str | Path,
+    store: str | Place,
     embedder: EmbedderConfig,
     resources: ResourcesConfig,
     id_column: str = "row_id",
@@ -64,7 +65,7 @@ def embed_to_store(
     Args:
         source: a table, or paths of Parquet files. Ids and texts pass through the driver's
             memory.
-        store: folder; every node must reach it.
+        store: folder that every node reaches, or a URI.
         id_column: unique ids, "row_id" in the store.
         passthrough: further columns that the store repeats.
 
@@ -79,7 +80,7 @@ def embed_to_store(
         ConfigError: the cluster cannot give what `resources` asks for.
     """
     started = time.perf_counter()
-    folder = Path(store).absolute()
+    folder = to_place(store).absolute()
     fingerprint = embedder_fingerprint(embedder)
     if not isinstance(source, pa.Table):
         source = _read_parquet(source, list(dict.fromkeys((id_column, text_column, *passthrough))))
@@ -133,8 +134,8 @@ def embed_to_store(
 
 
 def embed_prepared(
-    data_dir: str | Path,
-    embeddings_dir: str | Path,
+    data_dir: str | Place,
+    embeddings_dir: str | Place,
     embedder: EmbedderConfig,
     resources: ResourcesConfig,
 ) -> dict[str, Any]:
@@ -154,10 +155,10 @@ def embed_prepared(
     labels = [label for labels in data.label_sets.values() for label in labels.labels]
     texts = sorted(set(chain.from_iterable((*lb.info_texts, *lb.examples) for lb in labels)))
     table = pa.table({"row_id": pa.array(map(text_hash, texts), pa.string()), "text": texts})
-    folder = Path(embeddings_dir)
+    folder = to_place(embeddings_dir)
     return {
         "rows": embed_to_store(
-            [Path(data_dir).absolute() / ROWS_FILE], folder / "rows", embedder, resources
+            [str(to_place(data_dir).absolute() / ROWS_FILE)], folder / "rows", embedder, resources
         ),
         "labels": embed_to_store(
             table, folder / "labels", embedder, resources, passthrough=("text",)
@@ -187,7 +188,7 @@ class EmbedActor:
     """One loaded embedder; turns a block of rows into one part of a store."""
 
     def __init__(
-        self, config: EmbedderConfig, threads: int, staging: Path, passthrough: Sequence[str]
+        self, config: EmbedderConfig, threads: int, staging: Place, passthrough: Sequence[str]
     ) -> None:
         started = time.perf_counter()
         self._torch = TorchThread(threads)
@@ -237,7 +238,7 @@ def split_blocks(table: pa.Table, actors: int) -> list[pa.Table]:
 
 def _embed_pending(
     update: Update,
-    staging: Path,
+    staging: Place,
     embedder: EmbedderConfig,
     resources: ResourcesConfig,
     passthrough: Sequence[str],

@@ -39,6 +39,7 @@ from sce.embedder import (
 from sce.embedders.fingerprint import EmbedderFingerprint
 from sce.errors import ConfigError
 from sce.experiment import Experiment
+from sce.storage import RemotePath, to_place
 from sce.store import MANIFEST, EmbeddingStore, Manifest, write_manifest
 
 log = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ def embed_corpus(
     also has the columns `place`, `error` and those that `columns.keep` names.
 
     Args:
-        store: a folder that every node reaches.
+        store: a folder that every node reaches, or a URI.
 
     Returns:
         The store, and the summary.
@@ -67,9 +68,9 @@ def embed_corpus(
     Raises:
         InputError: the store holds something else; too many rows with errors; the input.
     """
-    if "://" in store:
-        raise ConfigError(f"an embedding store is a folder that every node reaches, not {store!r}.")
     folder = resolve_output(store)
+    if isinstance(folder, RemotePath):
+        folder.check("store")
     fingerprint = embedder_fingerprint(embedder)
     if (folder / MANIFEST).is_file():
         EmbeddingStore.open(folder).require(fingerprint)
@@ -103,9 +104,10 @@ def embed_corpus(
     seconds = tally.finished - tally.started
     rate = round(tally.rows / seconds, 1) if tally.rows else 0.0
     parts = sorted(
-        str(path.relative_to(folder))
-        for number in run.parts
-        for path in Path(run.part_uri(number)).glob("*.parquet")
+        f"{part.name}/{path.name}"
+        for part in (to_place(run.part_uri(number)) for number in run.parts)
+        for path in part.iterdir()
+        if path.suffix == ".parquet"
     )
     source = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
     write_manifest(
@@ -143,7 +145,7 @@ class EmbedJob(Experiment):
     """Files, folders, globs or URIs of Parquet, JSONL or CSV (.gz too), to embed into `store`.
     Without it, the data of the experiment is embedded."""
     store: str | None = None
-    """Folder of the embedding store."""
+    """Folder or URI of the embedding store."""
     text_column: str = "text"
     id_column: str | None = None
     """Default: ids made from places, `tickets.jsonl:17`."""

@@ -1,0 +1,465 @@
+"""Where data lies: a path of this machine, or a URI that `pyarrow.fs` knows (`s3://bucket/prefix`).
+
+A local place is a `pathlib.Path`. A remote one is a `RemotePath`, which has as much of a path's
+interface as is used here, so that most code takes either. Endpoint and credentials of a store come
+from where its own tools look for them (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, an instance's role).
+
+Object stores show whole files only and cannot rename. So what belongs together is written first,
+and the file that names it or makes it whole (a manifest, a `config.json`) last.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, TypeAlias
+from urllib.parse import unquote, urlsplit
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+from pydantic import BeforeValidator, PlainSerializer
+from pydantic_core import core_schema
+
+from sce.errors import DataError
+
+SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs")
+_REFUSED = "?#%\\ \t\r\n"
+_ATTEMPTS = 3
+_MODEL_FILES = ("config.json", "modules.json", "adapter_config.json")
+
+
+class RemotePath:
+    """A file or folder of a store, by its URI. Immutable, picklable, compares by URI.
+
+    Raises:
+        DataError: the URI is none that can be used; so do all methods where the store refuses or
+            does not answer. A file that is not there is a `FileNotFoundError`, as of a `Path`.
+    """
+
+    __slots__ = ("_path", "uri")
+
+    def __init__(self, uri: str) -> None:
+        scheme, separator, rest = uri.partition("://")
+        if not separator or scheme.lower() not in SCHEMES:
+            raise DataError(
+                f"{uri!r}: no URI that can be read or written. Allowed: a path, file:// and "
+                f"{', '.join(f'{name}://' for name in SCHEMES)}."
+            )
+        self._path = PurePosixPath(f"/{rest}")
+        if len(self._path.parts) < 2 or rest.startswith("/"):
+            raise DataError(f"{uri!r}: names no bucket. Write {scheme}://BUCKET/FOLDER.")
+        if found := [c for c in rest if c in _REFUSED or not c.isprintable()]:
+            raise DataError(f"{uri!r}: {found[0]!r} cannot be in the URI of a place.")
+        if ":" in rest.partition("/")[0].rpartition("@")[0]:
+            raise DataError(
+                f"{scheme}://***: no credentials in a URI, which ends up in logs. Set the "
+                "environment of the store's own tools (AWS_ACCESS_KEY_ID, ...)."
+            )
+        if ".." in self._path.parts:
+            raise DataError(f"{uri!r}: '..' cannot be in the URI of a place.")
+        self.uri = f"{scheme.lower()}:/{self._path}"
+
+    def __str__(self) -> str:
+        return self.uri
+
+    def __repr__(self) -> str:
+        return f"RemotePath({self.uri!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, RemotePath) and other.uri == self.uri
+
+    def __hash__(self) -> int:
+        return hash(self.uri)
+
+    def __reduce__(self) -> tuple[type[RemotePath], tuple[str]]:
+        return RemotePath, (self.uri,)
+
+    def __truediv__(self, name: str) -> RemotePath:
+        return RemotePath(f"{self.uri}/{name}")
+
+    @property
+    def name(self) -> str:
+        return self._path.name
+
+    @property
+    def stem(self) -> str:
+        return self._path.stem
+
+    @property
+    def suffix(self) -> str:
+        return self._path.suffix
+
+    @property
+    def parent(self) -> RemotePath:
+        """The bucket is its own parent."""
+        parent = self._path.parent
+        return self if parent == parent.parent else self._of(parent)
+
+    def absolute(self) -> RemotePath:
+        return self
+
+    def expanduser(self) -> RemotePath:
+        return self
+
+    def resolve(self) -> RemotePath:
+        return self
+
+    def exists(self) -> bool:
+        return self._info().type != pafs.FileType.NotFound
+
+    def is_file(self) -> bool:
+        return bool(self._info().type == pafs.FileType.File)
+
+    def is_dir(self) -> bool:
+        return bool(self._info().type == pafs.FileType.Directory)
+
+    def iterdir(self) -> Iterator[RemotePath]:
+        """What is directly in the folder; nothing where there is none."""
+        for info in self._listed(recursive=False):
+            yield self / info.base_name
+
+    def read_bytes(self) -> bytes:
+        with _said(self, "read"):
+            filesystem, path = filesystem_of(self)
+            with filesystem.open_input_stream(path) as file:
+                content: bytes = file.read()
+                return content
+
+    def read_text(self, encoding: str = "utf-8") -> str:
+        return self.read_bytes().decode(encoding)
+
+    def open_input(self) -> pa.NativeFile:
+        """For random access."""
+        with _said(self, "read"):
+            filesystem, path = filesystem_of(self)
+            return filesystem.open_input_file(path)
+
+    @contextmanager
+    def open_output(self) -> Iterator[pa.NativeFile]:
+        """Readers see the file when the block has ended."""
+        with _said(self, "written"):
+            filesystem, path = filesystem_of(self)
+            with filesystem.open_output_stream(path) as file:
+                yield file
+
+    def mkdir(self, parents: bool = False, exist_ok: bool = False) -> None:
+        """Stores need no folders."""
+
+    def unlink(self, missing_ok: bool = False) -> None:
+        with _said(self, "deleted"):
+            filesystem, path = filesystem_of(self)
+            try:
+                filesystem.delete_file(path)
+            except FileNotFoundError:
+                if not missing_ok:
+                    raise
+
+    def check(self, setting: str) -> None:
+        """See that the store answers and has the bucket, so that a mistake is said before the work.
+
+        Args:
+            setting: that the URI is of, for the message.
+        """
+        try:
+            if self.exists():
+                return
+            root = self._of(PurePosixPath(*self._path.parts[:2]))
+        except DataError as error:
+            raise DataError(f"{setting}: {error}") from None
+        try:
+            there = root.exists()
+        except DataError:
+            return  # a key may be allowed a folder alone, of which nothing is there yet
+        if not there:
+            raise DataError(f"{setting}: {self.uri!r}: there is no bucket {root.name!r}.")
+
+    def files(self) -> list[tuple[str, int, str]]:
+        """Of every file below: path within this folder ("" for this file itself), bytes, and what
+        changes with its content."""
+        info = self._info()
+        infos = [info] if info.type == pafs.FileType.File else self._listed(recursive=True)
+        found = []
+        with _said(self, "read"):
+            filesystem, path = filesystem_of(self)
+            for info in infos:
+                if info.type == pafs.FileType.File:
+                    with filesystem.open_input_stream(info.path) as file:
+                        tag = file.metadata().get("ETag", b"").decode()
+                    inside = info.path.removeprefix(path).lstrip("/")
+                    found.append((inside, info.size, tag or str(info.mtime_ns)))
+        return sorted(found)
+
+    def _of(self, path: PurePosixPath) -> RemotePath:
+        return RemotePath(f"{self.uri.partition('://')[0]}:/{path}")
+
+    def _info(self) -> pafs.FileInfo:
+        with _said(self, "read"):
+            filesystem, path = filesystem_of(self)
+            return filesystem.get_file_info(path)
+
+    def _listed(self, recursive: bool) -> list[pafs.FileInfo]:
+        with _said(self, "listed"):
+            filesystem, path = filesystem_of(self)
+            selector = pafs.FileSelector(path, allow_not_found=True, recursive=recursive)
+            return list(filesystem.get_file_info(selector))
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> core_schema.CoreSchema:
+        return core_schema.is_instance_schema(cls)
+
+
+def to_place(place: str | Path | RemotePath) -> Path | RemotePath:
+    """A path for a path or a file:// URI, else a `RemotePath`.
+
+    Raises:
+        DataError: a URI that cannot be used.
+    """
+    if not isinstance(place, str) or "://" not in place:
+        return Path(place) if isinstance(place, str) else place
+    if place.lower().startswith("file://"):
+        return Path(unquote(urlsplit(place).path))
+    return RemotePath(place)
+
+
+def _setting(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return to_place(value)
+    except DataError as error:
+        raise ValueError(str(error)) from None
+
+
+Place: TypeAlias = Annotated[
+    Path | RemotePath, BeforeValidator(_setting), PlainSerializer(str, return_type=str)
+]
+"""A place; as the type of a setting it reads paths and URIs."""
+
+
+def filesystem_of(place: str | Place) -> tuple[pafs.FileSystem, str]:
+    """The filesystem of a path or URI, and the path within it.
+
+    Raises:
+        DataError: a scheme that is not known here.
+    """
+    uri = str(place)
+    scheme, separator, rest = uri.partition("://")
+    if not separator:
+        return pafs.LocalFileSystem(), uri
+    if scheme.lower() == "file":
+        return pafs.LocalFileSystem(), str(to_place(uri))
+    bucket, _, inside = rest.rstrip("/").partition("/")
+    try:
+        filesystem, root = _bucket(scheme.lower(), bucket)
+    except (pa.ArrowException, ValueError, OSError) as error:
+        raise DataError(f"{uri!r}: {_reason(error)}") from None
+    return filesystem, f"{root.rstrip('/')}/{inside}" if inside else root
+
+
+@lru_cache(maxsize=32)
+def _bucket(scheme: str, bucket: str) -> tuple[pafs.FileSystem, str]:
+    """Once a process: a store may be asked for the bucket's region."""
+    return pafs.FileSystem.from_uri(f"{scheme}://{bucket}/")
+
+
+def parquet_source(place: Place) -> Path | pa.NativeFile:
+    """What `pyarrow.parquet` reads a file from."""
+    return place if isinstance(place, Path) else place.open_input()
+
+
+def write_text(place: Place, text: str) -> None:
+    """Write a file and the folders above it; readers see the old one or the new one, whole."""
+    if isinstance(place, RemotePath):
+        with place.open_output() as stream:
+            stream.write(text.encode())
+        return
+    place.parent.mkdir(parents=True, exist_ok=True)
+    temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, place)
+
+
+def remove(folder: Place) -> None:
+    """Delete a folder with all in it, if it is there."""
+    if isinstance(folder, Path):
+        shutil.rmtree(folder, ignore_errors=True)
+    elif folder.is_dir():
+        with _said(folder, "deleted"):
+            filesystem, path = filesystem_of(folder)
+            filesystem.delete_dir(path)
+
+
+@contextmanager
+def replace_folder(target: Place, last: str) -> Iterator[Path]:
+    """An empty local folder, whose content takes the place of `target`'s when the block ends; an
+    error leaves `target` as it was.
+
+    Args:
+        last: the file without which no reader takes the folder for whole. Where there is no
+            renaming, it is deleted first and written last.
+    """
+    if isinstance(target, RemotePath):
+        with tempfile.TemporaryDirectory(prefix="sce-") as scratch:
+            folder = Path(scratch, target.name)
+            folder.mkdir()
+            yield folder
+            _upload(folder, target, last)
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    tag = uuid.uuid4().hex[:8]
+    new = target.with_name(f".{target.name}.new-{tag}")
+    old = target.with_name(f".{target.name}.old-{tag}")
+    try:
+        new.mkdir()
+        yield new
+        if target.exists():
+            os.rename(target, old)
+        try:
+            os.rename(new, target)
+        except BaseException:
+            if old.exists():
+                os.rename(old, target)
+            raise
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def put(file: Path, place: Place) -> None:
+    """Copy a file of this machine to `place`."""
+    filesystem, path = filesystem_of(place)
+    if isinstance(place, Path):
+        place.parent.mkdir(parents=True, exist_ok=True)
+    with _said(place, "written"):
+        pafs.copy_files(
+            str(file),
+            path,
+            source_filesystem=pafs.LocalFileSystem(),
+            destination_filesystem=filesystem,
+        )
+
+
+def _upload(folder: Path, target: RemotePath, last: str) -> None:
+    new = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
+    filesystem, root = filesystem_of(target)
+    (target / last).unlink(missing_ok=True)
+    with _said(target, "written"):
+        infos = filesystem.get_file_info(
+            pafs.FileSelector(root, allow_not_found=True, recursive=True)
+        )
+        for info in infos:
+            if info.type == pafs.FileType.File and info.path[len(root) + 1 :] not in new:
+                filesystem.delete_file(info.path)
+    for name in sorted(new, key=lambda name: (name == last, name)):
+        put(folder / name, target / name)
+
+
+def fetch(place: str | Place) -> Path:
+    """A file or folder of this machine with the content of `place`: itself, or a copy in the cache.
+
+    A copy is made once for a content and machine, in XDG_CACHE_HOME (~/.cache) `/sce`.
+
+    Raises:
+        DataError: nothing is there, or it does not stop changing.
+    """
+    place = to_place(place)
+    if isinstance(place, Path):
+        return place
+    for _ in range(_ATTEMPTS):
+        files = place.files()
+        if not files:
+            raise DataError(f"{place.uri!r}: there is nothing.")
+        key = hashlib.sha256(json.dumps([place.name, files]).encode()).hexdigest()[:32]
+        target = _cache() / key
+        with open(_cache() / f"{key}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # one of the processes of this machine fetches
+            if target.exists() or _download(place, files, target):
+                return target / place.name
+    raise DataError(f"{place.uri!r} changed each of {_ATTEMPTS} times while it was read.")
+
+
+def fetch_model(place: str | Place) -> str:
+    """`fetch` of a checkpoint's folder; a path or a hub id as it is.
+
+    Raises:
+        DataError: no checkpoint is there.
+    """
+    if "://" not in str(place):
+        return str(place)
+    remote = to_place(str(place))
+    assert isinstance(remote, RemotePath)
+    if not any((remote / name).is_file() for name in _MODEL_FILES):
+        raise DataError(f"{remote.uri!r} has no {' or '.join(_MODEL_FILES)}: it is no model.")
+    return str(fetch(remote))
+
+
+@contextmanager
+def _said(place: Place, what: str) -> Iterator[None]:
+    """What a store answers, as the user's mistake that it most likely is."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{str(place)!r} cannot be {what} ({_reason(error)}).") from None
+
+
+def _cache() -> Path:
+    root = os.environ.get("XDG_CACHE_HOME") or str(Path("~/.cache").expanduser())
+    folder = Path(root) / "sce"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(
+            f"{folder}: copies of remote files cannot be kept here ({error.strerror}). Set "
+            "XDG_CACHE_HOME to a folder that can be written."
+        ) from None
+    return folder
+
+
+def _download(place: RemotePath, files: list[tuple[str, int, str]], target: Path) -> bool:
+    """False where the content was another when it was there."""
+    scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=".new-"))
+    filesystem, root = filesystem_of(place)
+    try:
+        with _said(place, "read"):
+            for name, _, _ in files:
+                local = scratch / place.name / name if name else scratch / place.name
+                local.parent.mkdir(parents=True, exist_ok=True)
+                pafs.copy_files(
+                    f"{root}/{name}" if name else root,
+                    str(local),
+                    source_filesystem=filesystem,
+                    destination_filesystem=pafs.LocalFileSystem(),
+                )
+        if place.files() != files:
+            return False
+        os.rename(scratch, target)
+        return True
+    except FileNotFoundError:
+        return False
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _reason(error: Exception) -> str:
+    """Of pyarrow's messages, without ids of requests and the like."""
+    text = " ".join(str(error).split()).split("; Details:")[0].split(" (Request ID")[0]
+    hint = ""
+    if "ACCESS_DENIED" in text or "INVALID_ACCESS_KEY" in text or "SIGNATURE" in text:
+        hint = "; are AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY set, and allowed to?"
+    elif "NETWORK_CONNECTION" in text:
+        hint = "; is AWS_ENDPOINT_URL right?"
+    return text.rstrip(". ")[:300] + hint
