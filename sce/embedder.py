@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,7 @@ from sce.embedders.checkpoint import (
 from sce.embedders.config import EmbedderConfig
 from sce.embedders.fingerprint import EmbedderFingerprint, check_fingerprint
 from sce.errors import DataError, EmbedderError
+from sce.flops import architecture_of, embedding_sample, mean
 
 __all__ = [
     "Embedded",
@@ -110,6 +112,17 @@ class TextEmbedder:
     def dimension(self) -> int:
         """D."""
         return self.fingerprint.dimension
+
+    @property
+    def parameters(self) -> int:
+        """Weights of the model."""
+        return sum(p.numel() for p in self._model.parameters())
+
+    def flops(self, texts: Sequence[str]) -> float:
+        """Operations that these texts take, as the paper counts them (appendix Q)."""
+        lengths_N = self.tokenise(texts).lengths
+        cost = partial(embedding_sample, architecture_of(self._model.config))
+        return mean(cost, lengths_N) * len(lengths_N)
 
     def embed(self, texts: Sequence[str]) -> Embedded:
         """Embed texts; batches are formed by length, the order of the answer is the input's.

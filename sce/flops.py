@@ -14,7 +14,12 @@ samples of an epoch.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
 
 LORA_RANK = 180
 """Of the paper's LoRA Llama (appendix M)."""
@@ -60,6 +65,37 @@ F2LLM_1_7B = Architecture(2048, 6144, 2, 1, 28, 1024, 151_936)
 """Appendix K (Qwen3-1.7B)."""
 LLAMA_1B = Architecture(2048, 8192, 2, 1, 16, 512, 128_256)
 """Appendix L (Llama-3.2-1B)."""
+
+
+def architecture_of(config: Any) -> Architecture:
+    """The letters of a transformers configuration (BERT, RoBERTa, XLM-R, Llama, Qwen, ...)."""
+    gated = str(getattr(config, "hidden_act", "gelu")) in ("silu", "swish")
+    heads = config.num_attention_heads
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    return Architecture(
+        d=config.hidden_size,
+        d_ff=config.intermediate_size,
+        n_f1=2 if gated else 1,
+        n_f2=1,
+        blocks=config.num_hidden_layers,
+        kv_size=kv_heads * head_size,
+        vocabulary=config.vocab_size,
+    )
+
+
+def total(cost: Callable[[float], float], tokens: float, squares: float, samples: int) -> float:
+    """Sum of `cost(m)` over samples whose m add up to `tokens` and their squares to `squares`.
+    Every cost here is a polynomial of degree two in m."""
+    constant, one, two = cost(0), cost(1), cost(2)
+    square = (two - 2 * one + constant) / 2
+    return samples * constant + tokens * (one - constant - square) + squares * square
+
+
+def mean(cost: Callable[[float], float], tokens: ArrayLike) -> float:
+    """Mean of `cost(m)` over samples of so many tokens each."""
+    m_N = np.asarray(tokens, np.float64)
+    return total(cost, float(m_N.sum()), float(np.square(m_N).sum()), len(m_N)) / len(m_N)
 
 
 def forward_block(a: Architecture, m: float) -> float:

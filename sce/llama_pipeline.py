@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -14,15 +13,20 @@ from pydantic import Field
 from transformers import logging as transformers_logging
 
 from sce.baselines.lora import LoraSettings, load_base, load_chat_tokenizer, merge
-from sce.baselines.prompted import PromptedClassifier, PromptName
+from sce.baselines.prompted import PromptedClassifier, PromptedConfig, PromptName
 from sce.config import JobConfig, resolve_output
+from sce.contenders import PromptedContender
+from sce.costs import TrainingCost
 from sce.datasets.prepare import DataConfig, PreparedData, prepare_data
 from sce.distributed.resources import ResourcesConfig, training_workers
 from sce.errors import DataError
+from sce.evaluation import EvaluateConfig, headline_metrics
 from sce.flops import LORA_RANK
 from sce.llama_training import LlamaRows, LlamaTrainConfig, right_answers
+from sce.measure import measure_sets, rows_to_measure, validation_sets
 from sce.random_keys import permutation, row_keys
 from sce.run_state import RunState
+from sce.storage import Place, replace_folder
 from sce.tracking import Tracker, TrackingConfig, tracking_uri
 
 logger = logging.getLogger("sce")
@@ -34,22 +38,25 @@ class LlamaExperiment(JobConfig):
     name: str = "llama-lora"
     """Names the run in MLflow."""
     seed: int = 0
-    run_dir: Path = Path("runs/llama-lora")
-    """Where everything goes: data, checkpoints, adapters, a merged model."""
+    run_dir: Place = Path("runs/llama-lora")
+    """Where everything goes: data, checkpoints, adapters, a merged model. A path that every node
+    reaches, or a URI (s3://bucket/folder)."""
     base: str = "meta-llama/Llama-3.2-1B-Instruct"
-    """Hub id or folder of the language model."""
+    """Hub id, folder or URI of the language model."""
     prompt: PromptName = "template"
     """`template` of appendix G.1, or the `sentence` of appendix D."""
     data: DataConfig = DataConfig()
     lora: LoraSettings = LoraSettings(rank=LORA_RANK)
     train: LlamaTrainConfig = LlamaTrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    """How the adapters are measured on the test sets."""
     validation_rows: int = Field(default=500, ge=1)
     """Of the split `validation`, at most: each costs a forward pass of the whole model."""
     merge: bool = False
     """Also write an unquantised model with the adapters in its weights, and measure it."""
     resources: ResourcesConfig = ResourcesConfig()
     tracking: TrackingConfig = TrackingConfig()
-    shared_dir: Path | None = None
+    shared_dir: Place | None = None
     """Where prepared data goes when several experiments share it; by default `run_dir`."""
     resume: bool = False
     """Go on with the unfinished training of `run_dir`."""
@@ -57,11 +64,11 @@ class LlamaExperiment(JobConfig):
     """Throw the unfinished training of `run_dir` away and begin again."""
 
     @property
-    def home(self) -> Path:
+    def home(self) -> Place:
         return resolve_output(self.run_dir)
 
     @property
-    def data_dir(self) -> Path:
+    def data_dir(self) -> Place:
         return resolve_output(self.shared_dir or self.run_dir) / "data"
 
 
@@ -106,20 +113,26 @@ def train_llama(experiment: LlamaExperiment) -> dict[str, Any]:
         state.tracker_run_id = tracker.run_id
         state.save()
         tracker.log_params(experiment.model_dump(mode="json"))
-        new = adapter.with_name(".adapter.new")
-        shutil.rmtree(new, ignore_errors=True)
-        fitted = fit_llama(
-            train,
-            validation,
-            settings,
-            workers,
-            experiment.home / "checkpoints",
-            state.run_name,
-            tracker,
-            new,
-        )
-        shutil.rmtree(adapter, ignore_errors=True)
-        new.rename(adapter)
+        with replace_folder(adapter, "adapter_config.json") as new:
+            fitted = fit_llama(
+                train,
+                validation,
+                settings,
+                workers,
+                experiment.home / "checkpoints",
+                state.run_name,
+                tracker,
+                new,
+            )
+            TrainingCost(
+                rows=len(train),
+                epochs=int(fitted.last["epoch"]),
+                seconds=fitted.last.get("train/seconds", 0.0),
+                flops=fitted.last.get("train/flops", 0.0),
+                embedding_flops=0.0,
+                trainable_parameters=int(fitted.trainable_parameters),
+                workers=str(workers),
+            ).save(new)
         summary: dict[str, Any] = {
             "adapter": str(adapter),
             "best_epoch": int(fitted.best["epoch"]),
@@ -133,6 +146,7 @@ def train_llama(experiment: LlamaExperiment) -> dict[str, Any]:
             summary |= _merge(experiment, adapter, validation)
             tracker.log_metrics({"merged/validation/accuracy": summary["merged_accuracy"]})
         tracker.log_artifact(adapter, "adapter")
+        summary |= _measure(experiment, prepared, adapter, tracker)
     state.finished = True
     state.save()
     return summary | {
@@ -141,15 +155,41 @@ def train_llama(experiment: LlamaExperiment) -> dict[str, Any]:
     }
 
 
-def _merge(experiment: LlamaExperiment, adapter: Path, validation: LlamaRows) -> dict[str, Any]:
+def _measure(
+    experiment: LlamaExperiment, prepared: PreparedData, adapter: Place, tracker: Tracker
+) -> dict[str, Any]:
+    """On the test sets, where there are any, as every other method is."""
+    config, seed = experiment.evaluate, experiment.seed
+    if config.labelled is None and not len(prepared.select("test")):
+        return {}
+    prompted = PromptedConfig(
+        base=experiment.base,
+        adapter=adapter,
+        prompt=experiment.prompt,
+        quantisation=experiment.lora.quantisation,
+        max_text_tokens=experiment.train.max_text_tokens,
+    )
+    validation = validation_sets(prepared, config, seed)
+    contender = PromptedContender(prompted, experiment.resources, validation)
+    sets = rows_to_measure(prepared, config, seed)
+    folder = experiment.home / "results"
+    evaluated = measure_sets(sets, [contender], config, experiment.name, seed, tracker, folder)
+    figures = headline_metrics([e.result for e in evaluated])
+    return {
+        "results": str(folder),
+        "test": {k: round(v, 4) for k, v in figures.items() if "mean_" in k},
+    }
+
+
+def _merge(experiment: LlamaExperiment, adapter: Place, validation: LlamaRows) -> dict[str, Any]:
     """Into the unquantised base: merging into 4 bits would round the adapters away."""
     base = load_base(experiment.base, experiment.lora, "cpu", quantised=False)
     merged = merge(base, adapter)
     tokenizer = load_chat_tokenizer(experiment.base)
     folder = experiment.home / "merged"
-    shutil.rmtree(folder, ignore_errors=True)
-    merged.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    with replace_folder(folder, "config.json") as new:
+        merged.save_pretrained(new)
+        tokenizer.save_pretrained(new)
     classifier = PromptedClassifier(
         merged, tokenizer, experiment.prompt, experiment.train.max_text_tokens
     )

@@ -141,6 +141,7 @@ def train_llama_epoch(
     steps = steps_per_epoch(len(order_N), config)
     total_steps = steps * config.epochs
     loss_sum, rows, overhead = 0.0, 0, 0.0
+    tokens = squared_tokens = 0
     started = time.perf_counter()
     for step in range(steps):
         batch_B = order_N[step * config.batch_size : (step + 1) * config.batch_size]
@@ -153,6 +154,9 @@ def train_llama_epoch(
             begin = time.perf_counter()
             micro_B = mine_B[first : first + config.micro_batch_size]
             samples, _ = sampler.draw(epoch, micro_B.tolist())
+            tokens_B = samples.mask_BT.sum(1)
+            tokens += int(tokens_B.sum())
+            squared_tokens += int(tokens_B.square().sum())
             samples = samples.to(device)
             overhead += time.perf_counter() - begin
             with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
@@ -168,4 +172,5 @@ def train_llama_epoch(
         rows += len(mine_B)
         if on_step is not None:
             on_step(step + 1, steps)
-    return EpochStats(loss_sum, rows, steps, time.perf_counter() - started, overhead)
+    seconds = time.perf_counter() - started
+    return EpochStats(loss_sum, rows, steps, seconds, overhead, tokens, squared_tokens)

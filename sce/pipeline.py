@@ -6,8 +6,6 @@ A step whose result is there and up to date does no work. `sce.measure` is the l
 from __future__ import annotations
 
 import logging
-import os
-import shutil
 import sys
 import time
 from importlib.metadata import version
@@ -22,11 +20,13 @@ from transformers import logging as transformers_logging
 
 from sce.baselines.cosine import cosine_scores
 from sce.calibration import TemperatureFit, fit_temperature
+from sce.costs import TrainingCost
 from sce.datasets.prepare import PreparedData, prepare_data
 from sce.datasets.tokens import multi_token_labels
 from sce.distributed.embed import embed_prepared
 from sce.distributed.resources import training_workers
 from sce.embedder import load_embedder
+from sce.errors import ConfigError
 from sce.evaluation import headline_metrics
 from sce.experiment import Experiment
 from sce.label_vectors import token_means_of
@@ -36,6 +36,7 @@ from sce.modelcard import write_model_card
 from sce.paper import paper_settings
 from sce.pretrained import FreshModel, build_model
 from sce.run_state import RunState
+from sce.storage import Place, replace_folder, write_text
 from sce.store import EmbeddingStore, text_hash
 from sce.tracking import Tracker, git_tags, tracking_uri
 from sce.training_data import Rows, TextLookup, TrainingData
@@ -67,6 +68,10 @@ def train(experiment: Experiment) -> dict[str, Any]:
     # Imported here: Ray Train costs a second that the other jobs need not pay.
     from sce.distributed.train import FitSettings, fit
 
+    if experiment.method != "sce":
+        raise ConfigError(
+            f"method: {experiment.method!r} needs no training; jobs/evaluate.py measures it."
+        )
     transformers_logging.disable_progress_bar()
     started = time.perf_counter()
     tracking_uri(experiment.tracking, experiment.home.parent)
@@ -124,8 +129,19 @@ def train(experiment: Experiment) -> dict[str, Any]:
             tracker,
         )
         fits = _calibrate(fitted.model, fresh, data, label_texts)
+        cost = TrainingCost(
+            rows=len(data.train),
+            epochs=int(fitted.last["epoch"]),
+            seconds=fitted.last.get("train/seconds", 0.0),
+            flops=fitted.last.get("train/flops", 0.0),
+            embedding_flops=load_embedder(experiment.embedder).flops(
+                prepared.select("train")["text"].to_pylist()
+            ),
+            trainable_parameters=trainable_parameters(fresh.model),
+            workers=str(workers),
+        )
         info = _card(experiment, fresh, prepared, fingerprint, fitted.best, fits)
-        _write_model(experiment.model_dir, fitted.model, fresh, info)
+        _write_model(experiment.model_dir, fitted.model, fresh, info, cost)
         evaluated = measure(experiment, prepared, tracker, experiment.results_dir)
         results = [e.result for e in evaluated]
         write_model_card(experiment.model_dir, {**info, "results": results})
@@ -234,20 +250,16 @@ def _calibrate(
     return fits
 
 
-def _write_model(folder: Path, model: SCEModel, fresh: FreshModel, info: dict[str, Any]) -> None:
-    """The whole artifact beside its place, then renamed into it."""
-    new, old = (folder.with_name(f".{folder.name}.{part}") for part in ("new", "old"))
-    for path in (new, old):
-        shutil.rmtree(path, ignore_errors=True)
-    new.mkdir(parents=True)
-    model.save_pretrained(new)
-    if fresh.tokenizer is not None:
-        fresh.tokenizer.save_pretrained(new)
-    write_model_card(new, info)
-    if folder.exists():
-        os.rename(folder, old)
-    os.rename(new, folder)
-    shutil.rmtree(old, ignore_errors=True)
+def _write_model(
+    folder: Place, model: SCEModel, fresh: FreshModel, info: dict[str, Any], cost: TrainingCost
+) -> None:
+    """The whole artifact, or nothing."""
+    with replace_folder(folder, "config.json") as new:
+        model.save_pretrained(new)
+        if fresh.tokenizer is not None:
+            fresh.tokenizer.save_pretrained(new)
+        write_model_card(new, info)
+        cost.save(new)
 
 
 def _card(
@@ -285,9 +297,8 @@ def _card(
 def _write_config(experiment: Experiment) -> None:
     """The resolved configuration beside the model, so that later jobs can be given it whole."""
     settings = experiment.model_dump(mode="json", exclude={"resume", "restart"})
-    experiment.home.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
-    (experiment.home / CONFIG_FILE).write_text(text, encoding="utf-8")
+    write_text(experiment.home / CONFIG_FILE, text)
 
 
 def _say_what_is_next(experiment: Experiment, tracker: Tracker) -> None:
@@ -307,6 +318,7 @@ def _say_what_is_next(experiment: Experiment, tracker: Tracker) -> None:
     print("\n".join(lines), flush=True)
 
 
-def _relative(path: Path) -> Path:
+def _relative(path: Place) -> Place:
     """`path` as seen from the working directory, where it lies below it."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    below = isinstance(path, Path) and path.is_relative_to(Path.cwd())
+    return path.relative_to(Path.cwd()) if below else path  # type: ignore[union-attr]

@@ -7,7 +7,8 @@ A result is a dict for one label set:
     group                           "own", "seen" or "unseen" in training; any other group is
                                     shown after these and named beside each of its sets
     rows, labels                    rows measured, size K of the set
-    sce, cosine                     dicts: accuracy, accuracy_low, accuracy_high, macro_f1, nll,
+    method                          key of the method that was measured; default "sce"
+    sce, cosine, prompted           dicts: accuracy, accuracy_low, accuracy_high, macro_f1, nll,
                                     nll_uncalibrated, ece, ece_uncalibrated, flip_rate
     difference, difference_low,     accuracy of SCE minus cosine on the same rows with its
     difference_high, mcnemar_p      95 % interval, and the exact p value of McNemar's test
@@ -44,6 +45,8 @@ COLUMNS = (
     "flips",
 )
 NARROW_COLUMNS = ("set", "labels", "SCE accuracy", "cosine", "difference", "verdict")
+ALONE_COLUMNS = ("set", "rows", "labels", "accuracy", "macro-F1", "NLL", "ECE", "flips")
+"""Of a method that is measured beside no other."""
 WIDE_CHARS = 150
 VERDICTS = {1: "SCE better", -1: "cosine better", 0: "no clear difference"}
 _COLOURS = {1: "green", -1: "red", 0: "yellow"}
@@ -93,7 +96,8 @@ def dataset_mean(dataset: str, results: Sequence[Result]) -> dict[str, Any]:
         "rows": sum(result["rows"] for result in results),
         "labels": _range([result["labels"] for result in results]),
     }
-    for method in ("sce", "cosine"):
+    mean["method"] = _main(results[0])
+    for method in dict.fromkeys((mean["method"], "cosine")):
         mean[method] = {
             key: _mean([(result.get(method) or {}).get(key) for result in results])
             for key in _METHOD_KEYS
@@ -127,9 +131,12 @@ def to_table(results: Sequence[Result], show_all: bool = False, wide: bool = Tru
     Args:
         wide: all columns (150 characters and more); else what fits 80, without calibration.
     """
-    columns = COLUMNS if wide else NARROW_COLUMNS
+    alone = _alone(results)
+    columns = ALONE_COLUMNS if alone else COLUMNS if wide else NARROW_COLUMNS
     caption = "[low, high]: 95 % interval. SCE accuracy, cosine and difference in percent."
-    if wide:
+    if alone:
+        caption = "[low, high]: 95 % interval. Accuracy in percent."
+    if wide or alone:
         caption += (
             " NLL and ECE: before → after calibration."
             " flips: percent of rows whose answer changes with the order of the labels."
@@ -147,7 +154,7 @@ def to_table(results: Sequence[Result], show_all: bool = False, wide: bool = Tru
         if previous not in (None, result["group"]):
             table.add_section()
         previous = result["group"]
-        cells = {name: escape(cell) for name, cell in zip(COLUMNS, _cells(result))}
+        cells = {name: escape(cell) for name, cell in _cells(result).items()}
         won = verdict(result)
         if won is not None:
             for name in ("difference", "verdict"):
@@ -169,32 +176,44 @@ def print_results(
 
 def to_markdown(results: Sequence[Result], show_all: bool = False) -> str:
     """The headline and the same table in GitHub Markdown, ending in a line break."""
+    columns = ALONE_COLUMNS if _alone(results) else COLUMNS
     rows = [
-        list(COLUMNS),
-        ["---" if c in ("set", "verdict") else "---:" for c in COLUMNS],
-        *([cell.replace("|", "\\|") for cell in _cells(r)] for r in lines(results, show_all)),
+        list(columns),
+        ["---" if c in ("set", "verdict") else "---:" for c in columns],
+        *([_cells(r)[c].replace("|", "\\|") for c in columns] for r in lines(results, show_all)),
     ]
     table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
     return f"{headline(results)}\n\n{table}\n"
 
 
-def _cells(result: Result) -> list[str]:
-    sce, cosine = result.get("sce") or {}, result.get("cosine") or {}
+def _main(result: Result) -> str:
+    return str(result.get("method", "sce"))
+
+
+def _alone(results: Sequence[Result]) -> bool:
+    return any(_main(r) != "sce" and not ("cosine" in r and "difference" in r) for r in results)
+
+
+def _cells(result: Result) -> dict[str, str]:
+    main, cosine = result.get(_main(result)) or {}, result.get("cosine") or {}
     won = verdict(result)
     low, high = result.get("difference_low"), result.get("difference_high")
-    return [
-        _title(result),
-        f"{result['rows']:,}",
-        str(result["labels"]),
-        _percent(sce.get("accuracy")) + _bounds(sce.get("accuracy_low"), sce.get("accuracy_high")),
-        _percent(cosine.get("accuracy")),
-        _percent(result.get("difference"), "+") + _bounds(low, high, "+"),
-        "–" if won is None else VERDICTS[won],
-        _number(sce.get("macro_f1"), 3),
-        _change(sce.get("nll_uncalibrated"), sce.get("nll"), 2),
-        _change(sce.get("ece_uncalibrated"), sce.get("ece"), 3),
-        _percent(sce.get("flip_rate")),
-    ]
+    accuracy = _percent(main.get("accuracy"))
+    accuracy += _bounds(main.get("accuracy_low"), main.get("accuracy_high"))
+    return {
+        "set": _title(result),
+        "rows": f"{result['rows']:,}",
+        "labels": str(result["labels"]),
+        "SCE accuracy": accuracy,
+        "accuracy": accuracy,
+        "cosine": _percent(cosine.get("accuracy")),
+        "difference": _percent(result.get("difference"), "+") + _bounds(low, high, "+"),
+        "verdict": "–" if won is None else VERDICTS[won],
+        "macro-F1": _number(main.get("macro_f1"), 3),
+        "NLL": _change(main.get("nll_uncalibrated"), main.get("nll"), 2),
+        "ECE": _change(main.get("ece_uncalibrated"), main.get("ece"), 3),
+        "flips": _percent(main.get("flip_rate")),
+    }
 
 
 def _title(result: Result) -> str:

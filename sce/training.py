@@ -63,6 +63,9 @@ class EpochStats:
     seconds: float
     overhead_seconds: float
     """Time outside forward pass, backward pass and optimiser."""
+    tokens: int
+    """Of all samples, and the squares of each one's: what `sce.flops.total` wants."""
+    squared_tokens: int
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
@@ -134,6 +137,7 @@ def train_epoch(
     steps = steps_per_epoch(len(order_N), config)
     total_steps = steps * config.epochs
     losses, rows, overhead = [], 0, 0.0
+    tokens = squared_tokens = 0
     started = time.perf_counter()
     for step in range(steps):
         begin = time.perf_counter()
@@ -141,7 +145,11 @@ def train_epoch(
         mine_B = batch_B[rank::world_size]
         # A last batch with fewer rows than workers: this one still takes part in the reduction.
         weight = len(mine_B) * world_size / len(batch_B)
-        inputs = tables.gather(sampler.draw(epoch, mine_B if len(mine_B) else batch_B[:1]))
+        episodes = sampler.draw(epoch, mine_B if len(mine_B) else batch_B[:1])
+        inputs = tables.gather(episodes)
+        tokens_B = episodes.mask_BK.sum(1)[: len(mine_B)] + 1  # the labels and the query
+        tokens += int(tokens_B.sum())
+        squared_tokens += int(np.square(tokens_B).sum())
         factor = rate_factor(epoch * steps + step, total_steps, config)
         for group in optimizer.param_groups:
             group["lr"] = group["rate"] * factor
@@ -159,7 +167,8 @@ def train_epoch(
             on_step(step + 1, steps)
         overhead += time.perf_counter() - begin
     loss_sum = float(torch.stack(losses).sum()) if losses else 0.0
-    return EpochStats(loss_sum, rows, steps, time.perf_counter() - started, overhead)
+    seconds = time.perf_counter() - started
+    return EpochStats(loss_sum, rows, steps, seconds, overhead, tokens, squared_tokens)
 
 
 def random_state() -> dict[str, Any]:

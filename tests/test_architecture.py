@@ -9,7 +9,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 RIM = {"sce/tracking.py", "sce/experiment.py", "sce/pipeline.py", "sce/measure.py", "sce/paper.py"}
-RIM |= {"sce/llama_pipeline.py"}
+RIM |= {"sce/llama_pipeline.py", "sce/contenders.py"}
+RIM |= {"sce/comparison/runs.py", "sce/comparison/job.py"}
 ENGINES = {"ray", "mlflow", "fastapi", "starlette"}
 CORE = sorted(
     path

@@ -3,14 +3,15 @@
 A chat prompt names the text and the candidates, and each candidate is scored by how likely the
 model is to answer with it: equation 4. One forward pass a text scores every candidate; the prompt
 is read once, and the candidates' tokens stand behind it side by side, each seeing the prompt and
-itself alone.
+itself alone. What all prompts begin with (the template up to the text) is read once for all.
 
 Candidates of one token are scored by their next-token logits, as equation 4 has it. Where any
 candidate of a set has several tokens, every candidate's score is the mean log-likelihood of its
 tokens; for one token that is its logit less a constant, so the softmax is the same.
 
-Shapes: N texts, B of a batch, K labels, M tokens of the longest prompt, S tokens of the labels
-behind it, V vocabulary.
+Shapes: N texts, B of a batch, K labels, P tokens that all prompts begin with, M tokens of the
+longest prompt after them, S tokens of the labels behind it, T = M + S, A tokens of all labels,
+V vocabulary.
 """
 
 from __future__ import annotations
@@ -24,13 +25,15 @@ import numpy as np
 import torch
 from peft import PeftModel
 from pydantic import Field
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.cache_utils import DynamicLayer
 
 from sce.baselines.lora import LoraSettings, load_base, load_chat_tokenizer, read_adapters
 from sce.config import Section
 from sce.embedders.batching import check_texts
 from sce.errors import ConfigError, InputError
 from sce.labels import LabelSet
+from sce.storage import Place
 
 PromptName = Literal["sentence", "template"]
 
@@ -67,16 +70,20 @@ DATE = "26 Jul 2024"
 """What Llama-3.2's chat template writes where nobody tells it the date; else every day's prompt
 would be another."""
 BATCH_TOKENS = {"cpu": 4096, "cuda": 16_384}
+LOGITS_BYTES = 2**29
+"""Of a batch's scores over the vocabulary, in float32."""
+MIN_SHARED_TOKENS = 16
+"""A shorter beginning is not worth a pass of its own."""
 
 
 class PromptedConfig(Section):
     """A language model that is asked which label fits, and how it is run."""
 
     base: str = "meta-llama/Llama-3.2-1B-Instruct"
-    """Hub id or folder of a causal language model whose tokenizer has a chat template."""
-    adapter: Path | None = None
-    """Folder of LoRA adapters to put on it (`jobs/train_llama.py` writes one); by default the
-    model is asked as it is."""
+    """Hub id, folder or URI of a causal language model whose tokenizer has a chat template."""
+    adapter: Place | None = None
+    """Folder or URI of LoRA adapters to put on it (`jobs/train_llama.py` writes one); by default
+    the model is asked as it is."""
     prompt: PromptName = "template"
     """`template` of appendix G.1, or the `sentence` of appendix D."""
     quantisation: Literal["none", "nf4"] = "none"
@@ -122,18 +129,82 @@ class Prompted:
 
 @dataclass(frozen=True)
 class Candidates:
-    """A label set as the model reads it: names, and tokens of each as the answer's beginning."""
+    """A label set as the model reads it; tensors are int64, on the model's device.
+
+    Attributes:
+        names: of the K labels.
+        tokens: of each label, as the beginning of the answer.
+        behind_S: tokens that are read behind the prompt: of every label all but the last.
+        depth_S: their places in their labels.
+        allowed_SS: bool, who of them sees whom: a label's own tokens, up to itself.
+        columns_A: where each token of each label is told: 0 at the prompt's last token, then at
+            the S behind it.
+        tokens_A, owners_A: each token of each label, and its label.
+        counts_K: tokens of each label.
+    """
 
     names: list[str]
     tokens: list[list[int]]
+    behind_S: torch.Tensor
+    depth_S: torch.Tensor
+    allowed_SS: torch.Tensor
+    columns_A: torch.Tensor
+    tokens_A: torch.Tensor
+    owners_A: torch.Tensor
+    counts_K: torch.Tensor
+
+    @classmethod
+    def of(cls, names: list[str], tokens: list[list[int]], device: torch.device) -> Candidates:
+        """Args: `tokens` as from `label_tokens`."""
+        counts_K = torch.tensor([len(ids) for ids in tokens])
+        owners_A = torch.repeat_interleave(torch.arange(len(tokens)), counts_K)
+        depth_A = torch.arange(len(owners_A)) - (counts_K.cumsum(0) - counts_K)[owners_A]
+        tokens_A = torch.tensor([token for ids in tokens for token in ids])
+        goes_on_A = depth_A < counts_K[owners_A] - 1
+        owner_S, depth_S = owners_A[goes_on_A], depth_A[goes_on_A]
+        # A label's token is told by the one before it, its first by the prompt's last.
+        columns_A = torch.where(depth_A == 0, 0, goes_on_A.cumsum(0) - goes_on_A.long())
+        same_SS = owner_S[:, None] == owner_S[None, :]
+        tensors = {
+            "behind_S": tokens_A[goes_on_A],
+            "depth_S": depth_S,
+            "allowed_SS": same_SS & (depth_S[:, None] >= depth_S[None, :]),
+            "columns_A": columns_A,
+            "tokens_A": tokens_A,
+            "owners_A": owners_A,
+            "counts_K": counts_K,
+        }
+        return cls(names, tokens, **{name: t.to(device) for name, t in tensors.items()})
+
+
+class _SharedLayer(DynamicLayer):
+    """Keys and values of tokens that every row of a batch begins with. Remembers no others, so
+    that one cache serves all batches."""
+
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        super().__init__()
+        self.lazy_initialization(keys, values)
+        self.keys, self.values = keys, values
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        assert self.keys is not None and self.values is not None
+        rows = (len(key_states), -1, -1, -1)
+        return (
+            torch.cat([self.keys.expand(rows), key_states], dim=-2),
+            torch.cat([self.values.expand(rows), value_states], dim=-2),
+        )
 
 
 @dataclass(frozen=True)
 class PromptedScores:
-    """Scores, float32 [N, K], and whose text was cut, bool [N]."""
+    """Scores, float32 [N, K], whose text was cut, bool [N], and the tokens that were read of
+    prompt and candidates, int64 [N]."""
 
     scores_NK: np.ndarray
     truncated_N: np.ndarray
+    tokens_N: np.ndarray
 
 
 class PromptedClassifier:
@@ -169,16 +240,7 @@ class PromptedClassifier:
 
     def prompt_tokens(self, text: str, labels: Sequence[str]) -> Prompted:
         """The conversation up to where the model's answer begins."""
-        ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
-        truncated = len(ids) > self._max_text_tokens
-        if truncated:
-            text = str(self._tokenizer.decode(ids[: self._max_text_tokens]))
-        message = {"role": "user", "content": write_prompt(self.prompt, text, labels)}
-        whole: Any = self._tokenizer.apply_chat_template(
-            [message], add_generation_prompt=True, date_string=DATE, tokenize=False
-        )
-        encoded: list[int] = self._tokenizer(whole, add_special_tokens=False)["input_ids"]
-        return Prompted(encoded, truncated)
+        return self._prompts([text], labels)[0]
 
     def label_tokens(self, labels: Sequence[str]) -> list[list[int]]:
         """As the function of that name."""
@@ -198,84 +260,132 @@ class PromptedClassifier:
     def candidates(self, labels: Any) -> Candidates:
         """Read a label set once, to score many texts with it. Raises as `scores`."""
         names = LabelSet.parse(labels).names
-        return Candidates(names, self.label_tokens(names))
+        return Candidates.of(names, self.label_tokens(names), self.model.device)
 
     def answer(self, texts: Sequence[str], candidates: Candidates) -> PromptedScores:
         """`scores` for a label set that was read before; says which texts were cut."""
-        prompts = [self.prompt_tokens(text, candidates.names) for text in texts]
+        prompts = self._prompts(texts, candidates.names)
         tokens = [prompt.ids for prompt in prompts]
-        answers = candidates.tokens
-        scores_NK = np.empty((len(texts), len(answers)), np.float32)
-        for rows_B in self._batches(tokens, sum(map(len, answers)) - len(answers)):
-            batch = [tokens[i] for i in rows_B]
-            scores_NK[rows_B] = self._score(batch, answers).float().cpu().numpy()
-        return PromptedScores(scores_NK, np.array([p.truncated for p in prompts], bool))
+        shared, cache = self._read_shared(tokens)
+        rest = [ids[shared:] for ids in tokens]
+        scores_NK = np.empty((len(texts), len(candidates.names)), np.float32)
+        for rows_B in self._batches(rest, len(candidates.behind_S)):
+            batch = [rest[i] for i in rows_B]
+            scores_NK[rows_B] = self._score(batch, candidates, shared, cache).cpu().numpy()
+        return PromptedScores(
+            scores_NK,
+            np.array([prompt.truncated for prompt in prompts], bool),
+            np.array([len(ids) + len(candidates.behind_S) for ids in tokens], np.int64),
+        )
+
+    def _prompts(self, texts: Sequence[str], labels: Sequence[str]) -> list[Prompted]:
+        if not texts:
+            return []
+        limit = self._max_text_tokens
+        whole, cut = [], []
+        for text, ids in zip(texts, self._encode(texts), strict=True):
+            cut.append(len(ids) > limit)
+            text = str(self._tokenizer.decode(ids[:limit])) if cut[-1] else text
+            message = {"role": "user", "content": write_prompt(self.prompt, text, labels)}
+            whole.append(
+                self._tokenizer.apply_chat_template(
+                    [message], add_generation_prompt=True, date_string=DATE, tokenize=False
+                )
+            )
+        return [Prompted(*one) for one in zip(self._encode(whole), cut, strict=True)]
+
+    def _encode(self, texts: Sequence[Any]) -> list[list[int]]:
+        found: list[list[int]] = self._tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        return found
+
+    @torch.inference_mode()
+    def _read_shared(self, prompts: Sequence[list[int]]) -> tuple[int, DynamicCache | None]:
+        """How many tokens the prompts begin with together, and their keys and values; 0 where
+        that is not worth it, or not to be had of this kind of model."""
+        if len(prompts) < 2:
+            return 0, None
+        least, most = min(prompts), max(prompts)  # as lists compare: what they share, all share
+        differs = (i for i, pair in enumerate(zip(least, most, strict=False)) if pair[0] != pair[1])
+        # Of every prompt at least one token is left, which tells the first of a label.
+        shared = min(next(differs, len(least)), min(map(len, prompts)) - 1)
+        if shared < MIN_SHARED_TOKENS:
+            return 0, None
+        ids_1P = torch.tensor([prompts[0][:shared]], device=self.model.device)
+        read = self.model(input_ids=ids_1P, use_cache=True, logits_to_keep=1).past_key_values
+        if not isinstance(read, DynamicCache) or any(
+            type(layer) is not DynamicLayer for layer in read.layers
+        ):
+            return 0, None
+        cache = DynamicCache()
+        cache.layers = [_SharedLayer(layer.keys, layer.values) for layer in read.layers]
+        return shared, cache
 
     def _batches(self, prompts: Sequence[list[int]], behind: int) -> Iterator[list[int]]:
         """Positions of prompts of similar length, the longest first."""
+        row_bytes = (1 + behind) * self.model.config.get_text_config().vocab_size * 4
         order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
         start = 0
         while start < len(order):
             width = len(prompts[order[start]]) + behind
-            end = start + max(1, self._max_batch_tokens // width)
+            end = start + max(1, min(self._max_batch_tokens // width, LOGITS_BYTES // row_bytes))
             yield order[start:end]
             start = end
 
     @torch.inference_mode()
-    def _score(self, prompts: Sequence[list[int]], answers: Sequence[list[int]]) -> torch.Tensor:
-        """Mean log-likelihoods [B, K], one pass for all."""
+    def _score(
+        self,
+        prompts: Sequence[list[int]],
+        candidates: Candidates,
+        shared: int,
+        cache: DynamicCache | None,
+    ) -> torch.Tensor:
+        """Mean log-likelihoods, float32 [B, K], one pass for all.
+
+        Args:
+            prompts: without the `shared` tokens that `cache` holds.
+        """
         device, width = self.model.device, max(map(len, prompts))
-        behind = [token for ids in answers for token in ids[:-1]]  # what must be read to go on
-        owner_S = torch.tensor([k for k, ids in enumerate(answers) for _ in ids[:-1]])
-        depth_S = torch.tensor([j for ids in answers for j in range(len(ids) - 1)])
-        lengths_B = torch.tensor([len(ids) for ids in prompts])
-        pads_B = width - lengths_B
+        behind_S, rows = candidates.behind_S, len(prompts)
         pad = self._tokenizer.pad_token_id or 0
-        ids_BT = torch.tensor([[pad] * (width - len(ids)) + ids + behind for ids in prompts])
-        columns_M = torch.arange(width)
-        prompt_BM = (columns_M - pads_B[:, None]).clamp(min=0)
-        behind_BS = lengths_B[:, None] + depth_S[None, :].long()
-        positions_BT = torch.cat([prompt_BM, behind_BS], dim=1)
-        allowed_BTT = _allowed(pads_B, width, owner_S.long(), depth_S.long())
-        mask = torch.zeros(allowed_BTT.shape, dtype=self.model.dtype)
-        mask.masked_fill_(~allowed_BTT, torch.finfo(self.model.dtype).min)
+        padded = [[pad] * (width - len(ids)) + ids for ids in prompts]
+        ids_BM = torch.tensor(padded, device=device)
+        ids_BT = torch.cat([ids_BM, behind_S.expand(rows, -1)], dim=1)
+        lengths_B = torch.tensor([len(ids) for ids in prompts], device=device)
+        pads_B = width - lengths_B
+        prompt_BM = (torch.arange(width, device=device) - pads_B[:, None]).clamp(min=0)
+        behind_BS = lengths_B[:, None] + candidates.depth_S
+        positions_BT = shared + torch.cat([prompt_BM, behind_BS], dim=1)
         logits_BXV = self.model(
-            input_ids=ids_BT.to(device),
-            attention_mask=mask[:, None].to(device),
-            position_ids=positions_BT.to(device),
-            logits_to_keep=1 + len(behind),
-            use_cache=False,
-        ).logits
-        log_p_BXV = torch.log_softmax(logits_BXV.float(), dim=-1)
-        # Token j of label k is told by the column of the token before it: the prompt's last, or
-        # the label's own.
-        places, tokens, owners, next_column = [], [], [], 1
-        for k, ids in enumerate(answers):
-            for j, token in enumerate(ids):
-                places.append(0 if j == 0 else next_column + j - 1)
-                tokens.append(token)
-                owners.append(k)
-            next_column += len(ids) - 1
-        found_BT = log_p_BXV[:, places, tokens]
-        sums_BK = torch.zeros(len(prompts), len(answers), device=found_BT.device)
-        sums_BK.index_add_(1, torch.tensor(owners, device=found_BT.device), found_BT)
-        return sums_BK / torch.tensor([len(ids) for ids in answers], device=found_BT.device)
+            input_ids=ids_BT,
+            attention_mask=_mask(pads_B, width, candidates.allowed_SS, shared, self.model.dtype),
+            position_ids=positions_BT,
+            logits_to_keep=1 + len(behind_S),
+            past_key_values=cache,
+            use_cache=cache is not None,
+        ).logits.float()
+        norm_BX = logits_BXV.logsumexp(dim=-1)
+        columns_A = candidates.columns_A
+        found_BA = logits_BXV[:, columns_A, candidates.tokens_A] - norm_BX[:, columns_A]
+        sums_BK = found_BA.new_zeros(rows, len(candidates.names))
+        return sums_BK.index_add_(1, candidates.owners_A, found_BA) / candidates.counts_K
 
 
-def _allowed(
-    pads_B: torch.Tensor, width: int, owner_S: torch.Tensor, depth_S: torch.Tensor
+def _mask(
+    pads_B: torch.Tensor, width: int, allowed_SS: torch.Tensor, shared: int, dtype: torch.dtype
 ) -> torch.Tensor:
-    """Who may look at whom, bool [B, T, T], T = M + S: the prompt back to its beginning, a label's
-    token at the prompt and its own label's tokens up to itself. Padding looks at itself, so that
-    no row of the softmax is empty."""
-    total = width + len(owner_S)
-    allowed_TT = torch.zeros(total, total, dtype=torch.bool)
-    allowed_TT[:width, :width] = torch.ones(width, width, dtype=torch.bool).tril()
-    allowed_TT[width:, :width] = True
-    same = owner_S[:, None] == owner_S[None, :]
-    allowed_TT[width:, width:] = same & (depth_S[:, None] >= depth_S[None, :])
-    real_BT = torch.arange(total)[None, :] >= pads_B[:, None]
-    return (allowed_TT[None] & real_BT[:, None, :]) | torch.eye(total, dtype=torch.bool)[None]
+    """Who looks at whom, [B, 1, T, P + T] to be added to attention's logits: everyone at the
+    shared beginning, the prompt back to its own, a label's token at the prompt and its own label's
+    tokens up to itself. Padding looks at itself, so that no row of the softmax is empty."""
+    total = width + len(allowed_SS)
+    allowed_TT = torch.ones(total, total, dtype=torch.bool, device=pads_B.device).tril()
+    allowed_TT[width:, width:] = allowed_SS
+    columns_T = torch.arange(total, device=pads_B.device)
+    real_BT = columns_T >= pads_B[:, None]
+    itself_TT = columns_T[:, None] == columns_T
+    allowed_BTT = (allowed_TT & real_BT[:, None, :]) | itself_TT
+    mask_BTT = torch.zeros(allowed_BTT.shape, dtype=dtype, device=pads_B.device)
+    mask_BTT.masked_fill_(~allowed_BTT, torch.finfo(dtype).min)
+    return torch.nn.functional.pad(mask_BTT, (shared, 0))[:, None]
 
 
 def check_prompted(config: PromptedConfig) -> PreTrainedTokenizerBase:

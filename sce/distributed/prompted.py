@@ -53,6 +53,7 @@ class PromptedAnswers:
         scores: of each request, float32 [N, K] in the order of its texts and labels: the mean
             log-likelihood of a label's tokens. softmax over K is equation 4.
         truncated: rows whose text was cut.
+        tokens_N: read of each row, prompt and candidates, int64; in no particular order.
         seconds, texts_per_second: from the first row to the last; start-up and loading apart.
         model_load_seconds: of the slowest actor.
         peak_memory_bytes: of the largest actor: allocated on the GPU, else resident.
@@ -62,6 +63,7 @@ class PromptedAnswers:
 
     scores: list[np.ndarray]
     truncated: int
+    tokens_N: np.ndarray
     seconds: float
     texts_per_second: float
     model_load_seconds: float
@@ -111,6 +113,7 @@ def score_prompts(
     return PromptedAnswers(
         scores=_in_order(report, requests),
         truncated=pc.sum(report["truncated"]).as_py(),
+        tokens_N=report["tokens"].to_numpy(),
         seconds=seconds,
         texts_per_second=table.num_rows / seconds,
         model_load_seconds=pc.max(report["load_seconds"]).as_py(),
@@ -216,7 +219,7 @@ class PromptedActor:
         started = time.time()
         request_N = block["request"].to_numpy()
         texts = block["text"].to_pylist()
-        order, flat, lengths, truncated = [], [], [], []
+        order, flat, lengths, truncated, tokens = [], [], [], [], []
         for number in np.unique(request_N).tolist():
             mine = np.flatnonzero(request_N == number)
             if number not in self._candidates:
@@ -228,6 +231,7 @@ class PromptedActor:
             flat.append(answered.scores_NK.ravel())
             lengths.append(np.full(len(mine), answered.scores_NK.shape[1]))
             truncated.append(answered.truncated_N)
+            tokens.append(answered.tokens_N)
         offsets = np.concatenate([[0], np.cumsum(np.concatenate(lengths))]).astype(np.int32)
         rows = block.num_rows
         kept = block.select(["request", "place"]).take(pa.array(np.concatenate(order)))
@@ -244,6 +248,7 @@ class PromptedActor:
                 "place": kept["place"],
                 "scores": pa.ListArray.from_arrays(offsets, np.concatenate(flat)),
                 "truncated": np.concatenate(truncated),
+                "tokens": np.concatenate(tokens),
                 **{name: np.full(rows, value) for name, value in figures.items()},
             }
         )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import tempfile
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,21 @@ import ray.train
 import torch
 from ray.train.torch import get_device, prepare_model
 
+from sce import flops
 from sce.distributed.resources import WorkerPlan, use_threads
-from sce.distributed.workers import Progress, gather, quiet, run_training, sum_over_workers
+from sce.distributed.workers import (
+    FRESH_STATE,
+    Progress,
+    gather,
+    quiet,
+    run_training,
+    sum_over_workers,
+)
 from sce.episodes import AugmentConfig, EpisodeSampler, EpisodeTables
 from sce.label_vectors import token_means_of
 from sce.model import SCEModel, trainable_parameters
 from sce.pretrained import ModelConfig, build_model
+from sce.storage import Place
 from sce.tracking import Tracker
 from sce.training import (
     TrainConfig,
@@ -65,7 +75,7 @@ def fit(
     data: TrainingData,
     settings: FitSettings,
     workers: WorkerPlan,
-    storage: Path,
+    storage: Place,
     run_name: str,
     tracker: Tracker,
 ) -> FitResult:
@@ -122,6 +132,10 @@ def _train_worker(config: dict[str, Any]) -> None:
     state = _restore(model, optimizer, rank, world_size)
     steps = steps_per_epoch(len(data.train), train)
 
+    sample_flops = partial(
+        flops.encoder_sample, model.architecture, d_ext=model.config.embedding_dim
+    )
+
     def close_epoch(figures: dict[str, float]) -> None:
         """Validate, remember the best, write a checkpoint and report."""
         scores_VNK = torch.from_numpy(validator.scores(model, rank, world_size))
@@ -149,16 +163,21 @@ def _train_worker(config: dict[str, Any]) -> None:
         stats = train_epoch(
             wrapped, sampler, tables, optimizer, train, state["epoch"], rank, world_size, progress
         )
-        totals = torch.tensor([stats.loss_sum, stats.rows], dtype=torch.float64)
+        sums = [stats.loss_sum, stats.rows, stats.tokens, stats.squared_tokens]
+        totals = torch.tensor(sums, dtype=torch.float64)
         totals = sum_over_workers(totals, device, world_size)
         seconds = time.perf_counter() - started
         state["epoch"] += 1
+        state["flops"] += flops.total(sample_flops, *map(float, totals[2:]), int(totals[1]))
+        state["seconds"] += seconds
         factor = rate_factor(state["epoch"] * steps - 1, steps * train.epochs, train)
         close_epoch(
             {
                 "train/loss": float(totals[0] / totals[1]),
                 "train/learning_rate": train.learning_rate * factor,
                 "train/overhead_share": stats.overhead_seconds / stats.seconds,
+                "train/flops": state["flops"],
+                "train/seconds": state["seconds"],
                 "epoch_seconds": seconds,
                 "samples_per_second": len(data.train) / seconds,
             }
@@ -171,10 +190,11 @@ def _restore(
     """The state of the last checkpoint, put into model and optimiser; a fresh one if none."""
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
-        return {"epoch": 0, "best": -1.0, "epochs_without_gain": 0}
+        return FRESH_STATE.copy()
     with checkpoint.as_directory() as folder:
         state = torch.load(Path(folder) / STATE_FILE, weights_only=False, map_location="cpu")
         model.load_state_dict(SCEModel.from_pretrained(folder).state_dict())
+    state = FRESH_STATE | state
     optimizer.load_state_dict(state["optimizer"])
     if len(state["random"]) == world_size:
         restore_random_state(state["random"][rank])

@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,18 @@ import torch
 from peft import load_peft_weights, set_peft_model_state_dict
 from ray.train.torch import get_device
 
+from sce import flops
 from sce.baselines.lora import LoraSettings, add_adapters, load_base, load_chat_tokenizer
 from sce.baselines.prompted import PromptedClassifier, PromptName
 from sce.distributed.resources import WorkerPlan, use_threads
-from sce.distributed.workers import Progress, gather, quiet, run_training, sum_over_workers
+from sce.distributed.workers import (
+    FRESH_STATE,
+    Progress,
+    gather,
+    quiet,
+    run_training,
+    sum_over_workers,
+)
 from sce.llama_training import (
     LlamaRows,
     LlamaSampler,
@@ -33,6 +42,7 @@ from sce.llama_training import (
     train_llama_epoch,
 )
 from sce.model import trainable_parameters
+from sce.storage import Place
 from sce.tracking import Tracker
 from sce.training import (
     make_optimizer,
@@ -61,6 +71,7 @@ class LlamaFit:
     """The best epoch's adapters, as a folder, with the figures of that epoch and the last."""
 
     adapter: Path
+    trainable_parameters: int
     best: dict[str, float]
     last: dict[str, float]
 
@@ -70,7 +81,7 @@ def fit_llama(
     validation: LlamaRows,
     settings: LlamaFitSettings,
     workers: WorkerPlan,
-    storage: Path,
+    storage: Place,
     run_name: str,
     tracker: Tracker,
     target: Path,
@@ -89,7 +100,8 @@ def fit_llama(
     )
     checkpoint.to_directory(target)
     (target / STATE_FILE).unlink()
-    return LlamaFit(target, best, last)
+    adapters = load_peft_weights(str(target), device="cpu")
+    return LlamaFit(target, sum(a.numel() for a in adapters.values()), best, last)
 
 
 def _train_worker(config: dict[str, Any]) -> None:
@@ -111,6 +123,9 @@ def _train_worker(config: dict[str, Any]) -> None:
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     sampler = LlamaSampler(rows, classifier, tokenizer.eos_token_id, pad, train, settings.seed)
     optimizer = make_optimizer(model, train)
+    sample_flops = partial(
+        flops.lora_sample, flops.architecture_of(base.config), r=settings.lora.rank
+    )
 
     def reduce(gradients: Sequence[torch.Tensor]) -> None:
         if world_size > 1:
@@ -147,16 +162,21 @@ def _train_worker(config: dict[str, Any]) -> None:
             model, sampler, optimizer, train, state["epoch"], device, rank, world_size, reduce,
             progress,
         )  # fmt: skip
-        totals = torch.tensor([stats.loss_sum, stats.rows], dtype=torch.float64)
+        sums = [stats.loss_sum, stats.rows, stats.tokens, stats.squared_tokens]
+        totals = torch.tensor(sums, dtype=torch.float64)
         totals = sum_over_workers(totals, device, world_size)
         seconds = time.perf_counter() - started
         state["epoch"] += 1
+        state["flops"] += flops.total(sample_flops, *map(float, totals[2:]), int(totals[1]))
+        state["seconds"] += seconds
         factor = rate_factor(state["epoch"] * steps - 1, steps * train.epochs, train)
         close_epoch(
             {
                 "train/loss": float(totals[0] / totals[1]),
                 "train/learning_rate": train.learning_rate * factor,
                 "train/overhead_share": stats.overhead_seconds / stats.seconds,
+                "train/flops": state["flops"],
+                "train/seconds": state["seconds"],
                 "epoch_seconds": seconds,
                 "samples_per_second": len(rows) / seconds,
             }
@@ -193,10 +213,11 @@ def _restore(
     """The state of the last checkpoint, put into model and optimiser; a fresh one if none."""
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
-        return {"epoch": 0, "best": -1.0, "epochs_without_gain": 0}
+        return FRESH_STATE.copy()
     with checkpoint.as_directory() as folder:
         state = torch.load(Path(folder) / STATE_FILE, weights_only=False, map_location="cpu")
         set_peft_model_state_dict(model, load_peft_weights(folder, device=str(device)))
+    state = FRESH_STATE | state
     optimizer.load_state_dict(state["optimizer"])
     if len(state["random"]) == world_size:
         restore_random_state(state["random"][rank])

@@ -1,0 +1,22 @@
+"""Put everything that was measured side by side, beside the paper's figures.
+
+    python jobs/compare.py
+    python jobs/compare.py --methods '["quickstart", "minilm-similarity"]' --output runs/compare
+    ray job submit --working-dir . -- python jobs/compare.py \\
+        --tracking.uri http://mlflow:5000 --output /shared/runs/compare
+
+Reads the measured runs of an MLflow experiment (those of jobs/train_sce.py, jobs/train_llama.py
+and jobs/evaluate.py; the latest of each name and seed) and prints tables 1 and 2 in the paper's
+layout, every figure of each method, differences with intervals and McNemar's test, epoch times and
+operations beside appendices R and S, and accuracy against compute. Writes the same as Markdown,
+CSV and HTML with charts to the output folder and to MLflow.
+The last line of standard output is JSON. Exit code 0: done, 1: failed, 2: wrong input.
+"""
+
+import sys
+
+from sce.cli import run_job
+from sce.comparison.job import CompareConfig, compare
+
+if __name__ == "__main__":
+    sys.exit(run_job(CompareConfig, compare, __doc__))

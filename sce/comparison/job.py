@@ -1,0 +1,53 @@
+"""The comparison of everything that was measured: `jobs/compare.py`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+
+from sce.comparison.charts import build_charts
+from sce.comparison.runs import read_methods
+from sce.comparison.tables import build_tables
+from sce.comparison.write import print_tables, write_report
+from sce.config import JobConfig, resolve_output
+from sce.tracking import Tracker, TrackingConfig, prepare_mlflow, tracking_uri
+
+
+class CompareConfig(JobConfig):
+    """Settings of `jobs/compare.py`."""
+
+    methods: list[str] = []
+    """Names of what is compared (`name` of its configuration), in the order of the report; by
+    default everything measured."""
+    output: Path = Path("runs/compare")
+    """Folder of the report: compare.md, compare.html, a CSV for each table, charts."""
+    tracking: TrackingConfig = TrackingConfig()
+    """Whose runs are compared."""
+
+
+def compare(config: CompareConfig) -> dict[str, Any]:
+    """Read the runs, print the tables, write the report and log it.
+
+    Raises:
+        InputError: as `read_methods`.
+    """
+    started = time.perf_counter()
+    folder = resolve_output(config.output)
+    prepare_mlflow()
+    uri = tracking_uri(config.tracking, folder.parent)
+    methods = read_methods(MlflowClient(uri), config.tracking.experiment, config.methods)
+    tables, charts = build_tables(methods), build_charts(methods)
+    written = write_report(tables, charts, folder)
+    print_tables(tables)
+    tags = {"job": "compare", "method": "compare", "seed": "0"}
+    with Tracker.resume(config.tracking, None, "compare", tags, folder.parent) as tracker:
+        tracker.log_artifact(folder, "compare")
+    return {
+        "methods": [m.name for m in methods],
+        **{kind: str(path) for kind, path in written.items()},
+        "mlflow_run_id": tracker.run_id,
+        "seconds": round(time.perf_counter() - started, 1),
+    }

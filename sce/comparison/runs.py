@@ -1,0 +1,80 @@
+"""Reads measured runs from MLflow."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from sce.comparison.methods import MeasuredMethod, Run
+from sce.errors import InputError
+from sce.measure import METHODS_FILE, PREDICTIONS_FILE, RESULTS_FILE
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+MEASURED = "tags.measured = 'yes' and attributes.status = 'FINISHED'"
+"""Filter of runs that can be compared; the same in MLflow's search box."""
+
+
+def read_methods(
+    client: MlflowClient, experiment: str, names: Sequence[str]
+) -> list[MeasuredMethod]:
+    """The latest measured run of each method and seed.
+
+    Args:
+        experiment: of MLflow.
+        names: of methods (the experiments' `name`), in the order of the report; none means all.
+
+    Raises:
+        InputError: no such experiment, no measured run, or a name that none has.
+    """
+    found = client.get_experiment_by_name(experiment)
+    if found is None:
+        raise InputError(f"tracking.experiment: MLflow has no experiment {experiment!r}.")
+    runs: dict[tuple[str, str], Any] = {}
+    token = None
+    while True:
+        page = client.search_runs(
+            [found.experiment_id],
+            MEASURED,
+            order_by=["attributes.start_time DESC"],
+            page_token=token,
+        )
+        for run in page:
+            runs.setdefault((run.data.tags["method"], run.data.tags["seed"]), run)
+        token = page.token
+        if not token:
+            break
+    known = list(dict.fromkeys(name for name, _ in reversed(runs)))
+    if not known:
+        raise InputError(
+            f"tracking.experiment: {experiment!r} has no measured run. jobs/train_sce.py, "
+            "jobs/train_llama.py and jobs/evaluate.py make some."
+        )
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise InputError(
+            f"methods: no measured run is named {unknown[0]!r}. There are: {', '.join(known)}."
+        )
+    methods = []
+    for name in names or known:
+        of_name = [run for (method, _), run in runs.items() if method == name]
+        methods.append(MeasuredMethod([_read(client, run.info.run_id) for run in of_name]))
+    return methods
+
+
+def _read(client: MlflowClient, run_id: str) -> Run:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(client.download_artifacts(run_id, "results", folder))
+        described = json.loads((path / METHODS_FILE).read_text(encoding="utf-8"))
+        results = json.loads((path / RESULTS_FILE).read_text(encoding="utf-8"))
+        predictions = pq.read_table(path / PREDICTIONS_FILE)
+    main = results[0]["method"]
+    mine = predictions.filter(pc.equal(predictions["method"], main))
+    return Run(run_id, described[main], results, mine)
