@@ -44,6 +44,7 @@ from sce.embedders.checkpoint import (
 )
 from sce.embedders.config import EmbedderConfig
 from sce.embedders.fingerprint import EmbedderFingerprint, check_fingerprint
+from sce.embedders.forward import BATCH_TOKENS, embed_batch
 from sce.errors import DataError, EmbedderError
 from sce.flops import architecture_of, embedding_sample, mean
 
@@ -64,7 +65,6 @@ PIECE_TEXTS = {"cpu": 4096, "cuda": 1024}
 """Texts that are tokenised at a time, and among which batches are formed. Small pieces give more
 padding (7% at 1,024 short texts, none at 4,096) and start sooner. A CPU spends half a per cent of
 its time on tokens, so padding decides there; a GPU would wait for the first piece."""
-_BATCH_TOKENS = {"cpu": 4096, "cuda": 65536}
 
 log = logging.getLogger(__name__)
 
@@ -174,15 +174,9 @@ class TextEmbedder:
             vectors_ND[batch.positions] = self.embed_batch(batch)
         return vectors_ND
 
-    @torch.inference_mode()
     def embed_batch(self, batch: Batch) -> np.ndarray:
         """Third step of `embed`: one forward pass, pooling, normalisation; float32 [B, D]."""
-        mask_BL = torch.from_numpy(batch.attention_mask).to(self.device)
-        output = self._model(
-            input_ids=torch.from_numpy(batch.input_ids).to(self.device), attention_mask=mask_BL
-        )
-        pooled_BD = _pool(output.last_hidden_state, mask_BL, self.fingerprint.pooling)
-        return torch.nn.functional.normalize(pooled_BD, dim=1).cpu().numpy()
+        return embed_batch(self._model, batch, self.fingerprint.pooling)
 
 
 def load_embedder(config: EmbedderConfig) -> TextEmbedder:
@@ -210,7 +204,7 @@ def load_embedder(config: EmbedderConfig) -> TextEmbedder:
         model.eval().requires_grad_(False).to(device),  # type: ignore[arg-type]
         tokenizer,
         checkpoint,
-        config.max_batch_tokens or _BATCH_TOKENS[device],
+        config.max_batch_tokens or BATCH_TOKENS[device],
     )
 
 
@@ -275,14 +269,3 @@ def _choose_device(device: str) -> str:
     if device == "cuda" and not torch.cuda.is_available():
         raise EmbedderError("embedder.device: 'cuda', but this machine has no usable GPU.")
     return device
-
-
-def _pool(hidden_BLD: torch.Tensor, mask_BL: torch.Tensor, pooling: str) -> torch.Tensor:
-    """One float32 vector a text, [B, D]."""
-    if pooling == "cls":
-        return hidden_BLD[:, 0].float()
-    lengths_B1 = mask_BL.sum(dim=1, keepdim=True)
-    if pooling == "lasttoken":
-        rows_B = torch.arange(len(hidden_BLD), device=hidden_BLD.device)
-        return hidden_BLD[rows_B, lengths_B1[:, 0] - 1].float()
-    return (hidden_BLD.float() * mask_BL[:, :, None]).sum(dim=1) / lengths_B1
