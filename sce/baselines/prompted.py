@@ -181,19 +181,22 @@ class _SharedLayer(DynamicLayer):
     """Keys and values of tokens that every row of a batch begins with. Remembers no others, so
     that one cache serves all batches."""
 
-    def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+    def __init__(self, layer: DynamicLayer) -> None:
         super().__init__()
-        self.lazy_initialization(keys, values)
-        self.keys, self.values = keys, values
+        assert layer.keys is not None
+        assert layer.values is not None
+        self._shared = (layer.keys, layer.values)
+        self.lazy_initialization(*self._shared)
+        self.keys, self.values = self._shared
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        assert self.keys is not None and self.values is not None
         rows = (len(key_states), -1, -1, -1)
+        keys, values = self._shared
         return (
-            torch.cat([self.keys.expand(rows), key_states], dim=-2),
-            torch.cat([self.values.expand(rows), value_states], dim=-2),
+            torch.cat([keys.expand(rows), key_states], dim=-2),
+            torch.cat([values.expand(rows), value_states], dim=-2),
         )
 
 
@@ -312,12 +315,13 @@ class PromptedClassifier:
             return 0, None
         ids_1P = torch.tensor([prompts[0][:shared]], device=self.model.device)
         read = self.model(input_ids=ids_1P, use_cache=True, logits_to_keep=1).past_key_values
-        if not isinstance(read, DynamicCache) or any(
-            type(layer) is not DynamicLayer for layer in read.layers
-        ):
+        if not isinstance(read, DynamicCache):
+            return 0, None
+        plain = [layer for layer in read.layers if type(layer) is DynamicLayer]
+        if len(plain) < len(read.layers):
             return 0, None
         cache = DynamicCache()
-        cache.layers = [_SharedLayer(layer.keys, layer.values) for layer in read.layers]
+        cache.layers = [_SharedLayer(layer) for layer in plain]
         return shared, cache
 
     def _batches(self, prompts: Sequence[list[int]], behind: int) -> Iterator[list[int]]:
