@@ -19,7 +19,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict, YamlConfigSettin
 from pydantic_settings.exceptions import SettingsError
 
 from sce.errors import ConfigError
-from sce.storage import Place, RemotePath, to_place
+from sce.storage import Place, RemotePath, fetch, to_place
 
 ENV_PREFIX = "SCE_"
 SECRETS = ("SCE_TOKENS", "SCE_TOKENS_FILE", "SCE_ENDPOINT_TOKEN")
@@ -62,7 +62,7 @@ ConfigT = TypeVar("ConfigT", bound=JobConfig)
 
 
 def load_config(config_class: type[ConfigT], argv: Sequence[str], prog: str, doc: str) -> ConfigT:
-    """Read a job's configuration from `--config FILE`, the environment and `argv`.
+    """Read a job's configuration from `--config FILE` (a path or URI), the environment and `argv`.
 
     Raises:
         ConfigError: unreadable file, unknown key, wrong value; names each with its place.
@@ -71,8 +71,9 @@ def load_config(config_class: type[ConfigT], argv: Sequence[str], prog: str, doc
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--config", metavar="FILE")
     known, rest = parser.parse_known_args(list(argv))
-    if known.config is not None:
-        _check_yaml(Path(known.config))
+    file = None if known.config is None else fetch(known.config)
+    if file is not None:
+        _check_yaml(file, known.config)
     _check_environment(config_class)
 
     loaded = type(
@@ -84,7 +85,7 @@ def load_config(config_class: type[ConfigT], argv: Sequence[str], prog: str, doc
             "model_config": SettingsConfigDict(
                 **{
                     **config_class.model_config,
-                    "yaml_file": known.config,
+                    "yaml_file": file,
                     "cli_prog_name": prog,
                     "cli_parse_args": _underscored(rest, config_class),
                 }
@@ -133,15 +134,15 @@ def resolve_output(path: str | Place) -> Place:
     return path.absolute()
 
 
-def _check_yaml(path: Path) -> None:
+def _check_yaml(path: Path, name: str) -> None:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"--config: no file {str(path)!r}.") from None
+        raise ConfigError(f"--config: no file {name!r}.") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"--config: cannot read {str(path)!r}: {error}") from None
+        raise ConfigError(f"--config: cannot read {name!r}: {error}") from None
     if content is not None and not isinstance(content, dict):
-        raise ConfigError(f"--config: {str(path)!r} must hold a mapping of settings.")
+        raise ConfigError(f"--config: {name!r} must hold a mapping of settings.")
 
 
 def _check_environment(config_class: type[JobConfig]) -> None:

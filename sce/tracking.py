@@ -41,7 +41,7 @@ import yaml
 
 from sce.config import Section
 from sce.errors import ConfigError
-from sce.storage import Place, RemotePath, fetch
+from sce.storage import Place, RemotePath, fetch, to_place
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -109,8 +109,8 @@ class Tracker:
         Args:
             run_name: used if the configuration names none.
             tags: added to MLflow's own (user, source, git revision).
-            default_dir: folder of the default SQLite store and of local artifacts; of a URI, the
-                working directory.
+            default_dir: folder of the default SQLite store and of local artifacts; for a URI it
+                is `runs` in the working directory.
 
         Raises:
             ConfigError: a URI of a kind that cannot work; nothing else raises.
@@ -118,6 +118,12 @@ class Tracker:
         if not config.enabled:
             return cls()
         tracker = cls(tracking_uri(config, default_dir))
+        if tracker.uri.startswith(_SQLITE) and isinstance(to_place(default_dir), RemotePath):
+            log.warning(
+                "tracking: this run is recorded on this machine alone, in %s. A server keeps it "
+                "(tracking.uri, MLFLOW_TRACKING_URI).",
+                tracker.uri.removeprefix(_SQLITE),
+            )
         tracker._guard("start a run", lambda: tracker._open(config, run_name, tags, default_dir))
         return tracker
 
@@ -392,9 +398,9 @@ def tracking_uri(config: TrackingConfig, default_dir: str | Place) -> str:
 
 
 def _local(folder: str | Place) -> Path:
-    """No database can lie in an object store."""
-    remote = isinstance(folder, RemotePath) or "://" in str(folder)
-    return Path.cwd() if remote else Path(str(folder)).absolute()
+    """No SQLite database can lie in an object store."""
+    place = to_place(folder)
+    return Path("runs").absolute() if isinstance(place, RemotePath) else place.absolute()
 
 
 def metric_name(name: str) -> str:

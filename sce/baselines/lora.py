@@ -26,6 +26,7 @@ from transformers import (
 
 from sce.config import Section
 from sce.errors import ConfigError, InputError
+from sce.storage import Place, fetch_model
 
 IGNORED = -100
 """Target of a token that is not told, as `cross_entropy` has it."""
@@ -72,7 +73,7 @@ def load_base(
         )
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, device_map={"": device}, use_safetensors=True, **more
+            fetch_model(path), dtype=dtype, device_map={"": device}, use_safetensors=True, **more
         )
     except (OSError, ValueError) as error:
         raise InputError(f"no language model at {str(path)!r}: {error}") from error
@@ -82,7 +83,7 @@ def load_base(
 def load_chat_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     """Raises `InputError` where there is none, `ConfigError` where it has no end of turn."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        tokenizer = AutoTokenizer.from_pretrained(fetch_model(path))
     except (OSError, ValueError) as error:
         raise InputError(f"no tokenizer at {str(path)!r}: {error}") from error
     if tokenizer.eos_token_id is None:
@@ -174,21 +175,21 @@ def label_loss(model: torch.nn.Module, samples: Samples) -> torch.Tensor:
     return (nll_BS.sum(1) / told_B).mean()
 
 
-def read_adapters(base: PreTrainedModel, adapter: str | Path) -> PeftModel:
+def read_adapters(base: PreTrainedModel, adapter: str | Place) -> PeftModel:
     """The model with saved adapters on it, not to be trained further.
 
     Raises:
         InputError: there are no adapters at `adapter`, or they are for another model.
     """
     try:
-        return PeftModel.from_pretrained(base, str(adapter))
+        return PeftModel.from_pretrained(base, fetch_model(adapter))
     except (OSError, ValueError) as error:
         raise InputError(f"no adapters at {str(adapter)!r}: {error}") from error
     except RuntimeError as error:  # torch's word for weights of another size
         raise InputError(f"the adapters at {str(adapter)!r} do not fit: {error}") from error
 
 
-def merge(base: PreTrainedModel, adapter: str | Path) -> PreTrainedModel:
+def merge(base: PreTrainedModel, adapter: str | Place) -> PreTrainedModel:
     """An unquantised model with the adapters in its weights.
 
     Raises:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -18,12 +17,23 @@ from ray.train.v2.api.callback import UserCallback
 from transformers import logging as transformers_logging
 
 from sce.distributed.resources import WorkerPlan
+from sce.storage import Place
 from sce.tracking import Tracker
 from sce.training import TrainConfig
 
 PROGRESS_SECONDS = 15.0
 
 Figures = dict[str, float]
+
+FRESH_STATE: dict[str, Any] = {
+    "epoch": 0,
+    "best": -1.0,
+    "epochs_without_gain": 0,
+    "flops": 0.0,
+    "seconds": 0.0,
+}
+"""Of a training that has not begun: epochs done, the best score, and what they took so far
+(operations as the paper counts them, seconds without validation)."""
 
 
 def run_training(
@@ -32,7 +42,7 @@ def run_training(
     settings: Any,
     train: TrainConfig,
     workers: WorkerPlan,
-    storage: Path,
+    storage: Place,
     run_name: str,
     tracker: Tracker,
 ) -> tuple[ray.train.Checkpoint, Figures, Figures]:
@@ -40,7 +50,7 @@ def run_training(
 
     Args:
         worker: gets `data` (a list with one reference), `settings` and `threads`.
-        storage: folder of the checkpoints; with the same `run_name` a run that was cut short
+        storage: folder or URI of the checkpoints; with the same `run_name` a run that was cut short
             goes on from its last checkpoint. Every node must reach it.
 
     Returns:
