@@ -42,6 +42,9 @@ test-system: $(INSTALLED)
 	@command -v chromedriver >/dev/null || \
 	  { apt-get -qq update && apt-get -qq install -y chromium chromium-driver; } >/dev/null 2>&1 || \
 	  echo "chromium is missing and could not be installed (apt, root): the page's tests are skipped"
+	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || \
+	  { apt-get -qq update && apt-get -qq install -y postgresql; } >/dev/null 2>&1 || \
+	  echo "postgresql is missing and could not be installed (apt, root): its tests are skipped"
 	$(BIN)/python -m pytest -m system -rs $(if $(SELECT),-k "$(SELECT)")
 
 lint: $(INSTALLED)
