@@ -8,7 +8,7 @@ MLFLOW_PORT ?= 5000
 MODEL ?= runs/quickstart/model
 SERVE_PORT ?= 8000
 
-.PHONY: help install quickstart serve test test-system lint mlflow clean
+.PHONY: help install quickstart serve test test-system lint audit mlflow clean
 
 help:
 	@echo "make quickstart   train and evaluate a model on the starter corpus (minutes, no GPU)"
@@ -16,6 +16,7 @@ help:
 	@echo "make test         the test suite"
 	@echo "make test-system  tests that kill processes, submit jobs and drive a browser"
 	@echo "make lint         ruff and mypy"
+	@echo "make audit        look the installed packages up among known weaknesses (needs the network)"
 	@echo "make mlflow       open the MLflow UI on the runs made here"
 	@echo "make clean        delete runs/ (models, embeddings, MLflow runs); .venv stays"
 
@@ -45,12 +46,23 @@ test-system: $(INSTALLED)
 	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || \
 	  { apt-get -qq update && apt-get -qq install -y postgresql; } >/dev/null 2>&1 || \
 	  echo "postgresql is missing and could not be installed (apt, root): its tests are skipped"
+	@command -v prometheus >/dev/null || \
+	  { apt-get -qq update && apt-get -qq install -y --no-install-recommends prometheus && \
+	    { systemctl disable --now prometheus || service prometheus stop || true; }; } \
+	    >/dev/null 2>&1 || \
+	  echo "prometheus is missing and could not be installed (apt, root): the dashboard's tests are skipped"
 	$(BIN)/python -m pytest -m system -rs $(if $(SELECT),-k "$(SELECT)")
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Needs the network, and fails where a package could not be looked up: what was not audited is not safe.
+audit: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'pip-audit>=2.10,<2.11'
+	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+.*//' > $(VENV)/installed.txt
+	$(BIN)/pip-audit --strict --no-deps --disable-pip -r $(VENV)/installed.txt
 
 mlflow: $(INSTALLED)
 	@test -e runs/mlflow.db || { echo "No run yet: make quickstart makes one."; exit 1; }
