@@ -26,6 +26,7 @@ import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from sce.bulk.output import RUN_FILE, read_run
 from sce.datasets.readers import ALLOWED_FILES, file_format, records_of
 from sce.errors import DataError
 from sce.storage import RemotePath, filesystem_of, to_place
@@ -152,11 +153,13 @@ def open_corpus(inputs: Sequence[str]) -> Corpus:
             that holds an embedding store.
 
     Raises:
-        DataError: nothing there, a file of another kind, files of several kinds, or a file
-            that is named twice.
+        DataError: nothing there, a file of another kind, files of several kinds, a file that is
+            named twice, or what an unfinished job has written so far.
     """
     if not inputs:
         raise DataError("input: give a file, a folder, a glob or a URI.")
+    for item in inputs:
+        _refuse_unfinished(item)
     if len(inputs) == 1 and _is_store(inputs[0]):
         store = EmbeddingStore.open(inputs[0])
         return Corpus(tuple(_store_files(store)), ".parquet", store)
@@ -379,8 +382,24 @@ def _is_data(name: str) -> bool:
     return not hidden and file_format(PurePosixPath(name)) is not None
 
 
+def _refuse_unfinished(item: str) -> None:
+    """A part of an output would pass for the whole."""
+    if _is_pattern(item) or not (to_place(item) / RUN_FILE).is_file():
+        return
+    run = read_run(str(to_place(item)))
+    if run is not None and not run.done:
+        raise DataError(
+            f"input: {item} is what an unfinished job has written so far. Run that job again, "
+            "which goes on where it was."
+        )
+
+
+def _is_pattern(item: str) -> bool:
+    return "://" in item and any(c in item for c in "*?[")
+
+
 def _is_store(item: str) -> bool:
-    if "://" in item and any(c in item for c in "*?["):
+    if _is_pattern(item):
         return False
     manifest = to_place(item) / MANIFEST
     if not manifest.is_file():

@@ -372,6 +372,10 @@ def _check(config: ClassifyConfig, labels: LabelSet | None) -> None:
         place = to_place(getattr(config, name) or "")
         if isinstance(place, RemotePath):
             place.check(name)
+    if config.compare_to is not None:
+        previous = read_run(str(to_place(config.compare_to)))
+        if previous is not None and not previous.done:
+            raise ConfigError(f"compare_to: the job that writes {config.compare_to} is unfinished.")
     if config.output is None and not config.dry_run:
         raise ConfigError("output: give a folder for the answers (or --dry_run).")
     if (config.target_precision is None) != (config.labelled is None):

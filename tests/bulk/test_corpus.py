@@ -18,6 +18,7 @@ from sce.bulk.corpus import (
     read_shard,
     read_texts,
 )
+from sce.bulk.output import OutputRun
 from sce.errors import DataError
 
 ROWS = [{"id": f"t{i}", "text": f"text {i}", "n": i} for i in range(5)]
@@ -234,3 +235,14 @@ def test_the_columns_of_a_file_with_a_header(tmp_path, kind):
 def test_json_lines_have_no_header(tmp_path):
     with pytest.raises(DataError, match="name the fields"):
         column_names(open_corpus([write(tmp_path, ".jsonl")]))
+
+
+def test_what_an_unfinished_job_has_written_is_no_input(tmp_path):
+    run = OutputRun.open(str(tmp_path / "answers"), {"job": "classify"})
+    run.save()
+    (tmp_path / "answers" / "part-00000").mkdir()
+    write(tmp_path / "answers" / "part-00000", ".jsonl")
+    with pytest.raises(DataError, match="what an unfinished job has written so far"):
+        open_corpus([str(tmp_path / "answers")])
+    run.finish({"rows_out": 3})
+    assert len(open_corpus([str(tmp_path / "answers")]).files) == 1
