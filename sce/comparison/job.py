@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from sce.comparison.runs import read_methods
 from sce.comparison.tables import build_tables
 from sce.comparison.write import print_tables, write_report
 from sce.config import JobConfig, resolve_output
+from sce.storage import Place, put
 from sce.tracking import Tracker, TrackingConfig, prepare_mlflow, tracking_uri
 
 
@@ -22,8 +24,8 @@ class CompareConfig(JobConfig):
     methods: list[str] = []
     """Names of what is compared (`name` of its configuration), in the order of the report; by
     default everything measured."""
-    output: Path = Path("runs/compare")
-    """Folder of the report: compare.md, compare.html, a CSV for each table, charts."""
+    output: Place = Path("runs/compare")
+    """Folder or URI of the report: compare.md, compare.html, a CSV for each table, charts."""
     tracking: TrackingConfig = TrackingConfig()
     """Whose runs are compared."""
 
@@ -40,14 +42,17 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     uri = tracking_uri(config.tracking, folder.parent)
     methods = read_methods(MlflowClient(uri), config.tracking.experiment, config.methods)
     tables, charts = build_tables(methods), build_charts(methods)
-    written = write_report(tables, charts, folder)
+    with tempfile.TemporaryDirectory() as scratch:
+        written = write_report(tables, charts, Path(scratch))
+        for file in filter(Path.is_file, Path(scratch).rglob("*")):
+            put(file, folder / str(file.relative_to(scratch)))
     print_tables(tables)
     tags = {"job": "compare", "method": "compare", "seed": "0"}
     with Tracker.resume(config.tracking, None, "compare", tags, folder.parent) as tracker:
         tracker.log_artifact(folder, "compare")
     return {
         "methods": [m.name for m in methods],
-        **{kind: str(path) for kind, path in written.items()},
+        **{kind: str(folder / path.name) for kind, path in written.items()},
         "mlflow_run_id": tracker.run_id,
         "seconds": round(time.perf_counter() - started, 1),
     }
