@@ -45,14 +45,23 @@ def samples_of(model, tokenizer):
 
 def test_the_loss_is_on_label_and_end_of_turn_alone(folder, tokenizer):
     model = load_base(folder / "base", SETTINGS, "cpu", quantised=False)
-    prompts, labels, samples = samples_of(model, tokenizer)
+    *_, samples = samples_of(model, tokenizer)
+    encode = tokenizer._tokenizer.encode
     rows = []
-    for prompt, label in zip(prompts, labels, strict=True):
-        whole = [*prompt, *label, tokenizer.eos_token_id]
+    for text, right in zip(TEXTS, RIGHT, strict=True):
+        message = (
+            f"Here is a sentence: {text}. Which topic does it belong to from the set "
+            "{flood, engine trouble, praise}?\nReturn only the topic."
+        )
+        prompt = encode(f"<s>{message}</s><s>", add_special_tokens=False).ids
+        told = encode(f"{LABELS[right]}</s>", add_special_tokens=False).ids
         with torch.no_grad():
-            log_p = torch.log_softmax(model(torch.tensor([whole])).logits[0].double(), -1)
-        told = range(len(prompt), len(whole))
-        rows.append(-sum(float(log_p[t - 1, whole[t]]) for t in told) / len(told))
+            z = model(torch.tensor([prompt + told])).logits[0].double()
+        nll = 0.0
+        for place, token in enumerate(told, len(prompt) - 1):
+            nll += float(torch.log(torch.exp(z[place] - z[place].max()).sum()))
+            nll += float(z[place].max() - z[place, token])
+        rows.append(nll / len(told))
     with torch.no_grad():
         assert float(label_loss(model, samples)) == pytest.approx(sum(rows) / len(rows), abs=1e-4)
 

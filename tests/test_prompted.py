@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 from scipy.special import softmax
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, MistralConfig
+from transformers import MistralForCausalLM as Mistral
 
-from sce.baselines.prompted import PromptedClassifier, write_prompt
+from sce.baselines import prompted
+from sce.baselines.prompted import PromptedClassifier
 from sce.errors import ConfigError, DataError, LabelError
 from tests.tiny_models import build_roberta
 
@@ -19,6 +21,14 @@ CHAT = (
     "{% for m in messages %}<s>{{ m.role }} {{ date_string }}\n{{ m.content }}</s>{% endfor %}"
     "{% if add_generation_prompt %}<s>assistant\n{% endif %}"
 )
+LLAMA_CHAT = (
+    "{{ bos_token }}<|start_header_id|>system<|end_header_id|>\n\n"
+    "Cutting Knowledge Date: December 2023\nToday Date: {{ date_string }}\n\n<|eot_id|>"
+    "{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n"
+    "{{ m.content | trim }}<|eot_id|>{% endfor %}"
+    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+)
+"""What Llama-3.2's does with one message of the user."""
 
 
 @pytest.fixture(scope="module")
@@ -66,35 +76,136 @@ def test_scores_are_those_of_one_sequence_a_label(model, tokenizer, prompt, labe
         np.testing.assert_allclose(scores[row], wanted, atol=1e-4)
 
 
-def test_labels_of_one_token_have_equation_4(model, tokenizer):
-    classifier = PromptedClassifier(model, tokenizer)
-    ids = [tokenizer(name, add_special_tokens=False)["input_ids"] for name in ONE_TOKEN]
-    assert all(len(one) == 1 for one in ids)
-    p_NK = softmax(classifier.scores(TEXTS, ONE_TOKEN).astype(float), axis=1)
+def written_by_hand(prompt: str, text: str, labels: list[str]) -> str:
+    """Llama-3.2's conversation with the paper's prompt, from the paper and Meta's documents."""
+    if prompt == "sentence":  # appendix D
+        message = (
+            f"Here is a sentence: {text.removesuffix('.')}. Which topic does it belong to from the "
+            f"set {{{', '.join(labels)}}}?\nReturn only the topic."
+        )
+    else:  # appendix G.1
+        lines = [
+            "You are given a text excerpt and a list of categories.",
+            "Your task is to select the best category from the list of categories to classify the "
+            "given text excerpt.",
+            "",
+            "### Note:",
+            "Your selected category for the text excerpt must match exactly -case, "
+            "plural/singular, and spelling-with one of the options in the CATEGORIES list. Use the "
+            "category string exactly as it appears in CATEGORIES.",
+            "",
+            "## TEXT_EXCERPT:",
+            text,
+            "",
+            "## CATEGORIES:",
+            "[" + ", ".join(f"'{label}'" for label in labels) + "]",
+            "",
+            "## SCHEMA:",
+            "SelectedCategory",
+            "",
+            "### Note: Your output must strictly be a single token which is the category selected "
+            "from the list of categories. Do not give verbose reasonings giving explanations "
+            "around it. Do not give python reasoning. Just a single token output. Now generate "
+            "the output.",
+        ]
+        message = "\n".join(lines)
+    return (
+        "<s><|start_header_id|>system<|end_header_id|>\n\nCutting Knowledge Date: December 2023\n"
+        "Today Date: 26 Jul 2024\n\n<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n"
+        f"{message}<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
+    )
+
+
+@pytest.fixture(scope="module")
+def llama_tokenizer(tokenizer):
+    again = AutoTokenizer.from_pretrained(tokenizer.name_or_path)
+    again.chat_template = LLAMA_CHAT
+    return again
+
+
+@pytest.mark.parametrize("prompt", ["sentence", "template"])
+def test_the_conversation_is_the_papers_in_the_models_words(model, llama_tokenizer, prompt):
+    classifier = PromptedClassifier(model, llama_tokenizer, prompt)
+    for text in ["It rained {x}.", *TEXTS]:
+        wanted = written_by_hand(prompt, text, ["flood", "sport"])
+        ids = classifier.prompt_tokens(text, ["flood", "sport"]).ids
+        assert ids == llama_tokenizer._tokenizer.encode(wanted, add_special_tokens=False).ids
+        assert ids.count(llama_tokenizer.bos_token_id) == 1
+
+
+@pytest.mark.parametrize("prompt", ["sentence", "template"])
+def test_labels_of_one_token_have_equation_4(model, llama_tokenizer, prompt):
+    p_NK = softmax(
+        PromptedClassifier(model, llama_tokenizer, prompt).scores(TEXTS, ONE_TOKEN).astype(float),
+        axis=1,
+    )
+    encode = llama_tokenizer._tokenizer.encode
+    tokens = [encode(name, add_special_tokens=False).ids for name in ONE_TOKEN]
+    assert all(len(ids) == 1 for ids in tokens)
     for row, text in enumerate(TEXTS):
-        whole = torch.tensor([classifier.prompt_tokens(text, ONE_TOKEN).ids])
+        whole = encode(written_by_hand(prompt, text, ONE_TOKEN), add_special_tokens=False).ids
         with torch.no_grad():
-            z = model(input_ids=whole).logits[0, -1].tolist()
-        exp = [math.exp(z[one[0]]) for one in ids]
+            z = model(input_ids=torch.tensor([whole])).logits[0, -1].tolist()
+        exp = [math.exp(z[ids[0]]) for ids in tokens]
         np.testing.assert_allclose(p_NK[row], [e / sum(exp) for e in exp], atol=1e-5)
 
 
-def test_the_conversation_is_the_tokenizers(tokenizer, model):
-    classifier = PromptedClassifier(model, tokenizer, "sentence")
-    ids = classifier.prompt_tokens("It rained.", ["flood", "sport"]).ids
-    message = (
-        "Here is a sentence: It rained. Which topic does it belong to from the set "
-        "{flood, sport}?\nReturn only the topic."
+def widths(model, work) -> list[tuple[int, int]]:
+    """Rows and columns of the model's passes during `work`."""
+    seen = []
+    hook = model.register_forward_pre_hook(
+        lambda _module, _args, kwargs: seen.append(tuple(kwargs["input_ids"].shape)),
+        with_kwargs=True,
     )
-    wanted = f"<s>user 26 Jul 2024\n{message}</s><s>assistant\n"
-    assert ids == tokenizer(wanted, add_special_tokens=False)["input_ids"]
+    work()
+    hook.remove()
+    return seen
 
 
-def test_the_template_holds_text_and_categories_once():
-    found = write_prompt("template", "It rained {x}.", ["flood", "sport"])
-    assert found.count("It rained {x}.") == 1
-    assert "## CATEGORIES:\n['flood', 'sport']\n" in found
-    assert found.startswith("You are given a text excerpt")
+def test_what_prompts_begin_with_is_read_once(model, tokenizer):
+    classifier = PromptedClassifier(model, tokenizer, max_batch_tokens=100_000)
+    prompts = [classifier.prompt_tokens(text, ONE_TOKEN).ids for text in TEXTS]
+    alike = [len(set(column)) == 1 for column in zip(*prompts, strict=False)]
+    shared = alike.index(False)
+    assert shared > 50
+    longest = max(map(len, prompts))
+    found = widths(model, lambda: classifier.scores(TEXTS, ONE_TOKEN))
+    assert found == [(1, shared), (len(TEXTS), longest - shared)]
+    one = widths(model, lambda: classifier.scores(TEXTS[:1], ONE_TOKEN))
+    assert one == [(1, len(prompts[0]))]
+
+
+def test_equal_texts_are_scored_alike(model, tokenizer):
+    classifier = PromptedClassifier(model, tokenizer)
+    scores = classifier.scores([TEXTS[0]] * 3, LABELS)
+    np.testing.assert_allclose(scores, classifier.scores(TEXTS[:1], LABELS).repeat(3, 0), atol=1e-5)
+
+
+def test_a_model_with_another_cache_reads_every_prompt_whole(tokenizer):
+    torch.manual_seed(0)
+    config = MistralConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, vocab_size=len(tokenizer), initializer_range=0.3,
+        sliding_window=4096,
+    )  # fmt: skip
+    model = Mistral(config).eval()
+    classifier = PromptedClassifier(model, tokenizer)
+    seen = widths(model, lambda: classifier.scores(TEXTS, LABELS))
+    ids = [classifier.prompt_tokens(text, LABELS).ids for text in TEXTS]
+    assert max(columns for _, columns in seen) > max(map(len, ids))
+    tokens = [tokenizer(name, add_special_tokens=False)["input_ids"] for name in LABELS]
+    wanted = [plain_scores(model, prompt, tokens) for prompt in ids]
+    np.testing.assert_allclose(classifier.scores(TEXTS, LABELS), wanted, atol=1e-4)
+
+
+def test_batches_keep_the_memory_of_their_logits(model, tokenizer, monkeypatch):
+    classifier = PromptedClassifier(model, tokenizer, max_batch_tokens=100_000)
+    wanted = classifier.scores(TEXTS, LABELS)
+    behind = sum(len(ids) - 1 for ids in classifier.label_tokens(LABELS))
+    monkeypatch.setattr(prompted, "LOGITS_BYTES", 2 * (1 + behind) * len(tokenizer) * 4)
+    seen = widths(model, lambda: classifier.scores(TEXTS, LABELS))
+    assert [rows for rows, _ in seen[1:]] == [2, 1]
+    np.testing.assert_allclose(classifier.scores(TEXTS, LABELS), wanted, atol=1e-5)
 
 
 def test_the_order_of_labels_follows_the_user(model, tokenizer):
