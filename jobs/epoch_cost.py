@@ -22,6 +22,7 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from sce.epoch_cost import measure, read_settings
 from sce.errors import InputError
@@ -34,11 +35,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     prog = sys.argv[0]
     try:
         arguments = sys.argv[1:] if argv is None else list(argv)
-        report, summary = measure(read_settings(arguments, prog, __doc__ or ""))
+        settings = read_settings(arguments, prog, __doc__ or "")
+        report, summary = measure(settings)
     except InputError as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return 2
     print(report)
+    if settings.output is not None:
+        Path(settings.output).write_text(report + "\n", encoding="utf-8")
     print(json.dumps(summary), flush=True)
     return 0
 

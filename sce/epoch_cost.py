@@ -49,7 +49,7 @@ STRETCHES = 5
 """Parts in which the steps are timed, at least, so that their spread can be told."""
 MATRIX_SIZE = {"cpu": 2048, "cuda": 8192}
 _PRODUCTS = {"cpu": 2, "cuda": 10}  # between two looks at the clock
-_LOOKS = 5
+_LOOKS = {"cpu": 5, "cuda": 30}
 _DTYPES = ("auto", "bfloat16", "float32")
 
 log = logging.getLogger(__name__)
@@ -101,8 +101,10 @@ class EpochCost:
             )
         if self.device == "cuda" and not torch.cuda.is_available():
             raise ConfigError("device: 'cuda', but this machine has no usable GPU.")
-        if self.output is not None and not Path(self.output).absolute().parent.is_dir():
-            raise ConfigError(f"output: {self.output!r} is in a folder that does not exist.")
+        if self.output is not None:
+            output = Path(self.output).absolute()
+            if output.is_dir() or not output.parent.is_dir():
+                raise ConfigError(f"output: {self.output!r} is no file in a folder that exists.")
         device = self.device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -219,7 +221,7 @@ def matrix_rate(settings: EpochCost, clock: Clock) -> float:
     left, right = torch.randn(2, size, size, dtype=getattr(torch, settings.dtype), device=device)
     out = torch.empty_like(left)
     products, rates = _PRODUCTS[device.type], []
-    for look in range(_LOOKS + 1):
+    for look in range(_LOOKS[device.type] + 1):
         synchronise(device)
         begin = clock()
         for _ in range(products):
@@ -388,10 +390,7 @@ def measure(settings: EpochCost, clock: Clock = time.perf_counter) -> tuple[str,
         "ratios": [asdict(ratio) for ratio in ratios(rows)],
         "settings": asdict(settings),
     }
-    report = markdown(settings, rows, summary)
-    if settings.output is not None:
-        Path(settings.output).write_text(report + "\n", encoding="utf-8")
-    return report, summary
+    return markdown(settings, rows, summary), summary
 
 
 def machine(device: torch.device) -> str:
@@ -424,10 +423,10 @@ def markdown(settings: EpochCost, rows: dict[str, Row], summary: dict[str, Any])
     for name, row in rows.items():
         paper = PAPER_SECONDS[name] if comparable else ""
         lines.append(
-            f"| {row.model} | {row.epoch_seconds:,.4g} | {paper} | "
+            f"| {row.model} | {_seconds(row.epoch_seconds)} | {paper} | "
             f"{row.peak_bytes / 2**30:.2f} GiB | {row.paper_operations_per_sample:.4g} | "
             f"{row.exact_operations_per_sample:.4g} | {row.operations_per_second:.3g} | "
-            f"{100 * row.matrix_rate_share:.2g}% |"
+            f"{100 * row.matrix_rate_share:.3g}% |"
         )
     found = ratios(rows)
     if found:
@@ -445,14 +444,14 @@ def markdown(settings: EpochCost, rows: dict[str, Row], summary: dict[str, Any])
     for row in rows.values():
         recomputed = (
             "; with what the checkpoints compute again, "
-            f"{100 * row.matrix_rate_share * _with_recomputed(row):.2g}% of the matrix rate"
+            f"{100 * row.matrix_rate_share * _with_recomputed(row):.3g}% of the matrix rate"
             if row.recomputed_operations_per_sample
             else ""
         )
         lines.append(
             f"- {row.model}: {row.parameters:,} parameters, {row.trainable_parameters:,} trained; "
             f"{row.steps_timed:,} steps in {row.seconds_timed:.4g} s (stretches within "
-            f"{100 * row.spread:.2g}%); {'; '.join(row.notes)}{recomputed}."
+            f"{100 * row.spread:.0f}%); {'; '.join(row.notes)}{recomputed}."
         )
     return "\n".join(lines)
 
@@ -460,3 +459,7 @@ def markdown(settings: EpochCost, rows: dict[str, Row], summary: dict[str, Any])
 def _with_recomputed(row: Row) -> float:
     """Operations done over those needed."""
     return 1 + row.recomputed_operations_per_sample / row.exact_operations_per_sample
+
+
+def _seconds(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"

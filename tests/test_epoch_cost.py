@@ -262,6 +262,16 @@ def test_with_bitsandbytes_the_frozen_weights_are_in_4_bits(capsys):
     assert json.loads(out.splitlines()[-1])["ratios"] == []
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_on_a_gpu(capsys):
+    assert main(["--size", "tiny", "--device", "cuda", "--quantisation", "none"]) == 0
+    summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert summary["dtype"] == "bfloat16"
+    for figures in summary["models"].values():
+        assert 0 < figures["peak_bytes"] < 2**28
+        assert 0 < figures["matrix_rate_share"] < 1
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -270,7 +280,7 @@ def test_with_bitsandbytes_the_frozen_weights_are_in_4_bits(capsys):
         (["--models", ","], "models.*none"),
         (["--size", "huge"], "size.*full.*tiny"),
         (["--epochs", "3"], "unrecognized.*--epochs"),
-        (["--output", "no/such/folder/x.md"], "output.*does not exist"),
+        (["--output", "no/such/folder/x.md"], "output.*no file in a folder that exists"),
         *([] if torch.cuda.is_available() else [(["--device", "cuda"], "no usable GPU")]),
     ],
 )
