@@ -11,10 +11,10 @@ import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict, YamlConfigSettingsSource
 from pydantic_settings.exceptions import SettingsError
 
@@ -30,6 +30,16 @@ class Section(BaseModel):
     """Base of one group of settings. Frozen, unknown keys refused, docstrings become help."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+def _whole_above_one(gpus: float) -> float:
+    if gpus > 1 and gpus != int(gpus):
+        raise ValueError("a part of a GPU, or whole GPUs: Ray gives no others")
+    return gpus
+
+
+Gpus = Annotated[float, Field(ge=0), AfterValidator(_whole_above_one)]
+"""GPUs of one actor."""
 
 
 class JobConfig(BaseSettings):

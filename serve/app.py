@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from ray.serve.config import BackpressureConfig, HTTPOptions
 
 from sce.bulk.request import identify_model
 from sce.config import load_config
-from sce.distributed.resources import cluster_size, ensure_ray
+from sce.distributed.resources import ClusterSize, check_fits, cluster_size, ensure_ray
 from sce.errors import ConfigError, InputError
 from serve.auth import Guard, read_tokens
 from serve.deployment import Gateway
@@ -43,20 +43,24 @@ def build(args: ServeConfig) -> Application:
     """The application: a gateway, and a deployment for each model.
 
     Raises:
-        ConfigError: tokens that cannot be used.
+        ConfigError: tokens that cannot be used; replicas for which the cluster has no room.
     """
+    size = cluster_size() if ray.is_initialized() else None
     digests = [Guard.digest(token) for token in read_tokens(args)]
     if not digests:
         log.warning("no tokens are set: only this machine is answered (SCE_TOKENS, tokens_file)")
     timeout = args.limits.request_timeout_seconds
     handles, configs = {}, {}
+    gpus = {name: _gpus(name, settings, size) for name, settings in args.named_models().items()}
+    if size is not None:
+        _check_room(args, gpus, size)
     for name, settings in args.named_models().items():
         configs[name] = settings.model_dump(mode="json", exclude={"scaling"})
         deployment = _deployment(ModelReplica).options(
             name=f"model-{name}",
             user_config=configs[name],
             max_ongoing_requests=2 * args.limits.max_concurrent_requests,
-            **_options(settings.scaling, timeout, _gpus(settings)),
+            **_options(settings.scaling, timeout, gpus[name]),
         )
         handles[name] = deployment.bind(name)
     gateway = _deployment(serve.ingress()(Gateway)).options(
@@ -105,14 +109,41 @@ def _options(scaling: Scaling, timeout: float, gpus: float) -> dict[str, Any]:
     return options
 
 
-def _gpus(settings: ModelSettings) -> float:
+def _gpus(name: str, settings: ModelSettings, size: ClusterSize | None) -> float:
+    """Of a replica. Raises `ConfigError` where it must have one and the cluster has none."""
     if settings.device == "cpu":
         return 0.0
     if settings.scaling.num_gpus is not None:
         return settings.scaling.num_gpus
-    found = 1.0 if ray.is_initialized() and cluster_size().gpus >= 1 else 0.0
+    found = 1.0 if size is not None and size.gpus >= 1 else 0.0
+    if settings.device == "cuda" and size is not None and not found:
+        raise ConfigError(f"models.{name}.device is 'cuda', but the cluster has {size}.")
     log.info("%s: %s", settings.path, "a GPU each replica" if found else "on CPUs (no GPU)")
     return found
+
+
+def _check_room(args: ServeConfig, gpus: Mapping[str, float], size: ClusterSize) -> None:
+    """Refuse replicas that Serve would wait for without end."""
+    asked = {f"models.{name}": (m.scaling, gpus[name]) for name, m in args.named_models().items()}
+    asked["gateway"] = (args.gateway, 0.0)
+    for name, (scaling, num_gpus) in asked.items():
+        check_fits(
+            size,
+            name,
+            scaling.min_replicas,
+            "replicas",
+            scaling.num_cpus,
+            num_gpus,
+            scaling.accelerator_type,
+            f"{name}.scaling" if name != "gateway" else name,
+        )
+    cpus = sum(scaling.min_replicas * scaling.num_cpus for scaling, _ in asked.values())
+    all_gpus = sum(scaling.min_replicas * num_gpus for scaling, num_gpus in asked.values())
+    if cpus > size.cpus or all_gpus > size.gpus:
+        raise ConfigError(
+            f"{', '.join(asked)} ask together for {cpus:g} CPUs and {all_gpus:g} GPUs, but the "
+            f"cluster has {size}. Lower min_replicas, num_cpus or num_gpus of their scaling."
+        )
 
 
 def check(config: ServeConfig) -> None:
@@ -164,10 +195,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{prog}: {error}", file=sys.stderr)
         return 2
     ensure_ray()
+    try:
+        application = build(config)
+    except InputError as error:
+        print(f"{prog}: {error}", file=sys.stderr)
+        ray.shutdown()
+        return 2
     serve.start(
         http_options=HTTPOptions(host=config.host, port=config.port), logging_config=LOGGING
     )
-    serve.run(build(config), name=APP_NAME, route_prefix="/", logging_config=LOGGING)
+    serve.run(application, name=APP_NAME, route_prefix="/", logging_config=LOGGING)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):  # now, since Ray sets handlers of its own
         signal.signal(number, lambda *_: stop.set())

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, SecretStr, model_validator
 
-from sce.config import JobConfig, Section
+from sce.config import Gpus, JobConfig, Section
 from sce.embedders.config import EmbedderConfig
 
 
@@ -46,9 +46,10 @@ class Scaling(Section):
     """Requests a replica above which another is started."""
     num_cpus: float = Field(default=0.5, ge=0)
     """That Ray sets aside; on a CPU the replica computes with `threads` all the same."""
-    num_gpus: float | None = Field(default=None, ge=0)
-    """Default: 1 for a model where the cluster has any."""
+    num_gpus: Gpus | None = None
+    """Default: 1 for a model where the cluster has any. A part (0.5) shares a GPU."""
     accelerator_type: str | None = None
+    """Only nodes with this accelerator, by Ray's name for it, e.g. `A100` or `RTX-A6000`."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Scaling:
@@ -61,7 +62,7 @@ class ModelSettings(Section):
     """One model behind the endpoint."""
 
     path: str
-    """Folder or hub id of a model that jobs/train_sce.py wrote."""
+    """Folder, URI or hub id of a model that jobs/train_sce.py wrote."""
     embedder: EmbedderConfig | None = None
     """Default: the model's. Give it where its checkpoint lies elsewhere on this machine."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -101,7 +102,7 @@ class ServeConfig(JobConfig):
     """Settings of the endpoint."""
 
     model: str = "runs/quickstart/model"
-    """Folder or hub id of the only model, where `models` names none."""
+    """Folder, URI or hub id of the only model, where `models` names none."""
     models: dict[str, ModelSettings] = {}
     """Models by the name that requests choose them by; the first is the default."""
     limits: Limits = Limits()

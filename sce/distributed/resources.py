@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import socket
 from collections.abc import Callable
@@ -17,12 +18,14 @@ from pydantic import Field
 from ray._private.state import state as ray_state
 from ray._private.utils import read_ray_address
 
-from sce.config import Section
+from sce.config import Gpus, Section
 from sce.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+_ACCELERATOR = "accelerator_type:"
 
 
 class ResourcesConfig(Section):
@@ -35,15 +38,15 @@ class ResourcesConfig(Section):
     """Only nodes with this accelerator, by Ray's name for it, e.g. `A100` or `RTX-A6000`."""
     num_workers: int = Field(default=1, ge=1)
     """Training workers."""
-    gpus_per_worker: float | None = Field(default=None, ge=0)
-    """Default: 1 where GPUs are used, else 0."""
+    gpus_per_worker: Gpus | None = None
+    """Default: 1 where GPUs are used, else 0. A part (0.5) shares a GPU."""
     cpus_per_worker: float = Field(default=0.5, gt=0)
     """Below 1 by default, so that training on a small machine leaves a CPU for reading."""
     embed_actors: int | None = Field(default=None, ge=1)
     """Actors that embed, or that prompt a language model. Default: one for each GPU, or one for
     each node without GPUs."""
-    gpus_per_embed_actor: float | None = Field(default=None, ge=0)
-    """Default: 1 where GPUs are used, else 0."""
+    gpus_per_embed_actor: Gpus | None = None
+    """Default: 1 where GPUs are used, else 0. A part (0.5) shares a GPU."""
     cpus_per_embed_actor: float | None = Field(default=None, gt=0)
     """CPUs that Ray sets aside for an actor, and its threads. Default: 1 set aside, and on a
     node without GPUs as many threads as the node's cores allow."""
@@ -99,10 +102,12 @@ class ClusterSize:
     Attributes:
         nodes: resources of each node that is there now.
         total: over all nodes, with those that an autoscaler may add.
+        kinds: resources of a node of each kind that an autoscaler may add.
     """
 
     nodes: list[dict[str, float]]
     total: dict[str, float]
+    kinds: tuple[dict[str, float], ...] = ()
 
     @property
     def gpus(self) -> float:
@@ -112,8 +117,24 @@ class ClusterSize:
     def cpus(self) -> float:
         return self.total.get("CPU", 0.0)
 
+    @property
+    def grows(self) -> bool:
+        return self.cpus > sum(node.get("CPU", 0.0) for node in self.nodes)
+
+    @property
+    def accelerators(self) -> list[str]:
+        """Types, by Ray's names."""
+        return sorted(k.split(":")[1] for k in self.total if k.startswith(_ACCELERATOR))
+
+    def room(self, num_cpus: float, num_gpus: float, accelerator_type: str | None = None) -> float:
+        """How many actors of this kind the nodes that are there could hold."""
+        return sum(_room(node, num_cpus, num_gpus, accelerator_type) for node in self.nodes)
+
     def __str__(self) -> str:
-        return f"{self.cpus:g} CPUs and {self.gpus:g} GPUs on {len(self.nodes)} node(s)"
+        types = f" ({', '.join(self.accelerators)})" if self.accelerators else ""
+        more = ", those included that it may add" if self.grows else ""
+        nodes = f"{len(self.nodes)} node(s)"
+        return f"{self.cpus:g} CPUs and {self.gpus:g} GPUs{types} on {nodes}{more}"
 
 
 def ensure_ray() -> None:
@@ -149,10 +170,12 @@ def _address() -> str | None:
 def cluster_size() -> ClusterSize:
     """Measure the cluster that `ensure_ray` joined."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    config = ray_state.get_cluster_config()
+    kinds = () if config is None else config.node_group_configs
     total = dict(ray.cluster_resources())
     for name, amount in (ray_state.get_max_resources_from_cluster_config() or {}).items():
         total[name] = max(total.get(name, 0.0), amount)
-    return ClusterSize(nodes, total)
+    return ClusterSize(nodes, total, tuple(dict(kind.resources) for kind in kinds))
 
 
 def embed_actors(
@@ -172,13 +195,18 @@ def embed_actors(
     num_gpus = _gpus_each(config, config.gpus_per_embed_actor, "gpus_per_embed_actor", size, what)
     num_cpus = config.cpus_per_embed_actor or default_cpus
     if num_gpus:
-        actors = config.embed_actors or max(1, int(size.gpus / num_gpus))
+        room = size.room(num_cpus, num_gpus, config.accelerator_type)
+        if size.grows and config.accelerator_type is None:
+            room = _room({"CPU": size.cpus, "GPU": size.gpus}, num_cpus, num_gpus, None)
+        actors = config.embed_actors or max(1, int(room))
         threads = max(1, int(num_cpus))
     else:
-        cpu_nodes = sum(node.get("CPU", 0.0) >= num_cpus for node in size.nodes)
+        cpu_nodes = sum(
+            _room(node, num_cpus, 0.0, config.accelerator_type) >= 1 for node in size.nodes
+        )
         actors = config.embed_actors or max(1, cpu_nodes)
         threads = max(1, int(config.cpus_per_embed_actor or _shared_threads(size, actors, 1)))
-    _check_fits(size, what, actors, "actors", num_cpus, num_gpus, config.accelerator_type)
+    check_fits(size, what, actors, "actors", num_cpus, num_gpus, config.accelerator_type)
     log.info(
         "%s: %d actor(s) on %s, %d thread(s) each; the cluster has %s",
         what,
@@ -202,7 +230,7 @@ def training_workers(config: ResourcesConfig) -> WorkerPlan:
     num_gpus = _gpus_each(config, config.gpus_per_worker, "gpus_per_worker", size, "training")
     num_cpus = config.cpus_per_worker
     count = config.num_workers
-    _check_fits(size, "training", count, "workers", num_cpus, num_gpus, config.accelerator_type)
+    check_fits(size, "training", count, "workers", num_cpus, num_gpus, config.accelerator_type)
     threads = max(1, int(num_cpus)) if num_gpus else _shared_threads(size, count, num_cpus)
     resources = {"CPU": num_cpus} | ({"GPU": num_gpus} if num_gpus else {})
     log.info(
@@ -269,7 +297,7 @@ def _gpus_each(
     return 1.0 if size.gpus else 0.0
 
 
-def _check_fits(
+def check_fits(
     size: ClusterSize,
     what: str,
     count: int,
@@ -277,25 +305,48 @@ def _check_fits(
     num_cpus: float,
     num_gpus: float,
     accelerator_type: str | None,
+    settings: str = "resources",
 ) -> None:
-    asked = f"{what} asks for {count} {noun} with {num_cpus:g} CPUs and {num_gpus:g} GPUs each"
+    """Refuse what Ray would wait for without end.
+
+    Args:
+        what: asks, and for what `noun`; both for the message.
+        settings: the section to change.
+
+    Raises:
+        ConfigError: the cluster cannot have that much; names what was asked and what there is.
+    """
+    on = f" on nodes with {accelerator_type}" if accelerator_type else ""
+    asked = f"{what} asks for {count} {noun} with {num_cpus:g} CPUs and {num_gpus:g} GPUs each{on}"
+    if accelerator_type and accelerator_type not in size.accelerators:
+        raise ConfigError(
+            f"{settings}.accelerator_type: {accelerator_type!r} is not in the cluster, which has "
+            f"{', '.join(size.accelerators) or 'no accelerator'}; {asked}."
+        )
     if count * num_cpus > size.cpus or count * num_gpus > size.gpus:
-        raise ConfigError(f"{asked}, but the cluster has {size}. Lower the settings `resources`.")
-    grows = size.total.get("CPU", 0.0) > sum(node.get("CPU", 0.0) for node in size.nodes)
-    slots = [
-        min(
-            node.get("CPU", 0.0) // num_cpus if num_cpus else float(count),
-            node.get("GPU", 0.0) // num_gpus if num_gpus else float(count),
-        )
-        for node in size.nodes
-    ]
-    if not grows and sum(slots) < count:
+        raise ConfigError(f"{asked}, but the cluster has {size}. Lower the settings `{settings}`.")
+    nodes = size.room(num_cpus, num_gpus, accelerator_type)
+    if not size.grows and nodes < count:
         raise ConfigError(
-            f"{asked}, but the nodes have room for {sum(slots):g} of them; the cluster has {size}."
+            f"{asked}, but the nodes have room for {nodes:g} of them; the cluster has {size}."
         )
-    if accelerator_type and f"accelerator_type:{accelerator_type}" not in size.total:
-        found = sorted(k.split(":")[1] for k in size.total if k.startswith("accelerator_type:"))
+    new = any(_room(kind, num_cpus, num_gpus, accelerator_type) >= 1 for kind in size.kinds)
+    if size.grows and size.kinds and not nodes and not new:
         raise ConfigError(
-            f"resources.accelerator_type: {accelerator_type!r} is not in the cluster, which has "
-            f"{', '.join(found) or 'no accelerator'}."
+            f"{asked}, but no kind of node has room for one of them; the cluster has {size}."
         )
+
+
+def _room(
+    node: dict[str, float], num_cpus: float, num_gpus: float, accelerator_type: str | None
+) -> float:
+    if accelerator_type and f"{_ACCELERATOR}{accelerator_type}" not in node:
+        return 0.0
+    room = _times(num_cpus, node.get("CPU", 0.0))
+    if 0 < num_gpus < 1:  # a part is of one GPU
+        return min(room, node.get("GPU", 0.0) * _times(num_gpus, 1.0))
+    return min(room, _times(num_gpus, node.get("GPU", 0.0)))
+
+
+def _times(part: float, whole: float) -> float:
+    return math.floor(whole / part + 1e-6) if part else math.inf  # ten times 0.1 is one
