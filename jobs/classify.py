@@ -7,8 +7,9 @@
         --labels_file labels.yaml --output runs/tickets-week2 --compare_to runs/tickets
     python jobs/classify.py --endpoint http://server:8000 --input tickets/ \\
         --labels_file labels.yaml --output runs/tickets-served
-    ray job submit --working-dir . -- python jobs/classify.py --model /shared/model \\
-        --input s3://bucket/texts/ --labels_file /shared/labels.yaml --output s3://bucket/answers
+    ray job submit --working-dir . -- python jobs/classify.py --model s3://bucket/model \\
+        --input s3://bucket/texts/ --labels_file s3://bucket/labels.yaml \\
+        --output s3://bucket/answers
 
 The input is Parquet, JSONL or CSV (.gz too): a folder, a glob or a URI; or an embedding store.
 One row goes out for each that comes in: id, label, score, truncated, error, place (sort by it for

@@ -3,7 +3,7 @@
     python jobs/embed.py --input tickets/ --store runs/tickets-embedded
     python jobs/embed.py --config configs/quickstart/sce.yaml
     ray job submit --working-dir . -- python jobs/embed.py --config configs/paper/sce.yaml \\
-        --input s3://bucket/texts/ --store /shared/texts-embedded
+        --input s3://bucket/texts/ --store s3://bucket/texts-embedded
 
 With --input: Parquet, JSONL or CSV (.gz too) becomes an embedding store for jobs/classify.py.
 Killed, the same command goes on where it was. The embedder is that of --config, or the default.

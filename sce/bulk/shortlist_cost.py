@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,14 +14,15 @@ from sce.embedder import EmbedderConfig
 from sce.errors import ConfigError
 from sce.labels import LabelSet
 from sce.predictor import EXACT, Predictor
+from sce.storage import Place
 
 
 class ShortlistBenchmark(JobConfig):
     """Settings of `benchmark.py shortlist`."""
 
     model: str
-    """Folder or hub id of a trained model."""
-    labelled: Path
+    """Folder, URI or hub id of a trained model."""
+    labelled: Place
     """Labelled rows: JSONL, CSV or Parquet with `text` and `label`."""
     sizes: list[int] = [5, 10, 25, 50, 100]
     """How many labels are contextualised; sizes of all labels or more are left out."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 import time
 from itertools import product
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -19,6 +18,7 @@ from sce.distributed.embed import embed_to_store, split_blocks
 from sce.distributed.resources import ResourcesConfig, embed_actors, use_threads
 from sce.embedder import EmbedderConfig, load_embedder
 from sce.errors import ConfigError
+from sce.storage import Place, fetch
 from sce.store_update import TEXT, plan_update, read_source
 
 
@@ -29,7 +29,7 @@ class EmbedBenchmark(JobConfig):
     """Distinct texts to embed."""
     rounds: int = Field(default=3, ge=1)
     """Both sides run this often, one after the other; the report has every round."""
-    texts_file: Path | None = None
+    texts_file: Place | None = None
     """JSON lines with a field `text`; by default the starter corpus."""
     embedder: EmbedderConfig = EmbedderConfig()
     resources: ResourcesConfig = ResourcesConfig()
@@ -95,7 +95,7 @@ def _texts(config: EmbedBenchmark) -> list[str]:
     """Distinct real texts; the starter corpus goes on with pairs of its texts."""
     if config.texts_file is not None:
         try:
-            found = paj.read_json(config.texts_file)["text"]
+            found = paj.read_json(fetch(config.texts_file))["text"]
         except (OSError, KeyError, pa.ArrowException) as error:
             raise ConfigError(f"texts_file: {config.texts_file}: {error}") from None
         texts = list(dict.fromkeys(found.to_pylist()))
