@@ -23,7 +23,7 @@ from sce.costs import AnswerCost, TrainingCost, answer_cost
 from sce.distributed.prompted import PromptedAnswers, score_prompts
 from sce.distributed.resources import ResourcesConfig
 from sce.embedder import TextEmbedder
-from sce.evaluation import ByVectors, EvaluationSet, Method, Request
+from sce.evaluation import ByVectors, EvaluateConfig, EvaluationSet, Method, Request
 from sce.label_vectors import TextVectors
 from sce.predictor import Predictor
 from sce.storage import fetch
@@ -139,6 +139,11 @@ class PromptedContender(Contender):
         self.method = self
         self.temperature = Temperature()
         self._answered: PromptedAnswers | None = None
+
+    @staticmethod
+    def told(config: EvaluateConfig) -> EvaluateConfig:
+        """The paper's prompts name the labels and say nothing else of them."""
+        return config.model_copy(update={"information": ["name"]})
 
     def answer(self, requests: Sequence[Request]) -> list[np.ndarray]:
         asked = [(s.texts, s.label_set) for s in self._validation]

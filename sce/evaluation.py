@@ -81,8 +81,10 @@ class Request:
 class Method(Protocol):
     """What evaluation needs of a classifier."""
 
-    temperature: Temperature
-    """Makes softmax(scores / T) its probabilities."""
+    @property
+    def temperature(self) -> Temperature:
+        """Makes softmax(scores / T) its probabilities."""
+        ...
 
     def answer(self, requests: Sequence[Request]) -> list[np.ndarray]:
         """Scores [N, K] of each request, in the order of its labels. All at once, so that a

@@ -159,7 +159,7 @@ def _measure(
     experiment: LlamaExperiment, prepared: PreparedData, adapter: Place, tracker: Tracker
 ) -> dict[str, Any]:
     """On the test sets, where there are any, as every other method is."""
-    config, seed = experiment.evaluate, experiment.seed
+    config, seed = PromptedContender.told(experiment.evaluate), experiment.seed
     if config.labelled is None and not len(prepared.select("test")):
         return {}
     prompted = PromptedConfig(

@@ -117,6 +117,7 @@ def measure(
     where there are any; print the table, write the results to `folder` and log them."""
     config = experiment.evaluate
     if experiment.method == "prompted":
+        config = PromptedContender.told(config)
         sets = rows_to_measure(prepared, config, experiment.seed)
         validation = validation_sets(prepared, config, experiment.seed)
         prompted = PromptedContender(experiment.prompted, experiment.resources, validation)

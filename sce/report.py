@@ -46,6 +46,7 @@ COLUMNS = (
 )
 NARROW_COLUMNS = ("set", "labels", "SCE accuracy", "cosine", "difference", "verdict")
 ALONE_COLUMNS = ("set", "rows", "labels", "accuracy", "macro-F1", "NLL", "ECE", "flips")
+NARROW_ALONE_COLUMNS = ("set", "labels", "accuracy", "NLL", "flips")
 """Of a method that is measured beside no other."""
 WIDE_CHARS = 150
 VERDICTS = {1: "SCE better", -1: "cosine better", 0: "no clear difference"}
@@ -132,11 +133,12 @@ def to_table(results: Sequence[Result], show_all: bool = False, wide: bool = Tru
         wide: all columns (150 characters and more); else what fits 80, without calibration.
     """
     alone = _alone(results)
-    columns = ALONE_COLUMNS if alone else COLUMNS if wide else NARROW_COLUMNS
+    all_columns = ALONE_COLUMNS if alone else COLUMNS
+    columns = all_columns if wide else NARROW_ALONE_COLUMNS if alone else NARROW_COLUMNS
     caption = "[low, high]: 95 % interval. SCE accuracy, cosine and difference in percent."
     if alone:
         caption = "[low, high]: 95 % interval. Accuracy in percent."
-    if wide or alone:
+    if wide:
         caption += (
             " NLL and ECE: before → after calibration."
             " flips: percent of rows whose answer changes with the order of the labels."

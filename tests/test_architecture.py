@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 RIM = {"sce/tracking.py", "sce/experiment.py", "sce/pipeline.py", "sce/measure.py", "sce/paper.py"}
 RIM |= {"sce/llama_pipeline.py", "sce/contenders.py"}
-RIM |= {"sce/comparison/runs.py", "sce/comparison/job.py"}
+RIM |= {f"sce/comparison/{name}.py" for name in ("runs", "view", "job")}
 ENGINES = {"ray", "mlflow", "fastapi", "starlette"}
 CORE = sorted(
     path

@@ -12,6 +12,7 @@ from mlflow import MlflowClient
 from sce.comparison.charts import build_charts
 from sce.comparison.runs import read_methods
 from sce.comparison.tables import build_tables
+from sce.comparison.view import share_view
 from sce.comparison.write import print_tables, write_report
 from sce.config import JobConfig, resolve_output
 from sce.storage import Place, put
@@ -40,7 +41,8 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     folder = resolve_output(config.output)
     prepare_mlflow()
     uri = tracking_uri(config.tracking, folder.parent)
-    methods = read_methods(MlflowClient(uri), config.tracking.experiment, config.methods)
+    client = MlflowClient(uri)
+    methods = read_methods(client, config.tracking.experiment, config.methods)
     tables, charts = build_tables(methods), build_charts(methods)
     with tempfile.TemporaryDirectory() as scratch:
         written = write_report(tables, charts, Path(scratch))
@@ -50,9 +52,15 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     tags = {"job": "compare", "method": "compare", "seed": "0"}
     with Tracker.resume(config.tracking, None, "compare", tags, folder.parent) as tracker:
         tracker.log_artifact(folder, "compare")
+    experiment = client.get_experiment_by_name(config.tracking.experiment)
+    assert experiment is not None, "runs were read from it"
+    groups = dict.fromkeys(s.group for m in methods for s in m.sets.values())
+    view = share_view(client, experiment.experiment_id, groups)
+    server = uri.rstrip("/") if uri.startswith("http") else "http://127.0.0.1:5000"
     return {
         "methods": [m.name for m in methods],
         **{kind: str(folder / path.name) for kind, path in written.items()},
+        "mlflow_view": server + view,
         "mlflow_run_id": tracker.run_id,
         "seconds": round(time.perf_counter() - started, 1),
     }

@@ -15,11 +15,17 @@ BOUND_EPOCHS = (1, 10)
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as text; a row of one cell is a heading."""
+    """Cells as text; a row of one cell is a heading.
+
+    Attributes:
+        caption: what the cells mean.
+        measured: what was run, and at what size.
+    """
 
     name: str
     title: str
     caption: str
+    measured: str
     columns: list[str]
     rows: list[list[str]]
 
@@ -28,19 +34,21 @@ def build_tables(methods: Sequence[MeasuredMethod]) -> list[Table]:
     """Every table of the report; those without a method to show are left out."""
     untuned = [m for m in methods if m.kind != "lora"]
     tuned = [m for m in methods if m.kind in ("sce", "lora")]
-    tables = [
-        accuracy_table("table1", "Table 1: accuracy", untuned, TABLE_1, [SCE, published.LLAMA, published.F2LLM]),
-        accuracy_table("table2", "Table 2: accuracy beside LoRA fine-tuning", tuned, TABLE_2, [SCE, LORA])
-        if any(m.kind == "lora" for m in methods)
-        else None,
+    table_1 = [SCE, published.LLAMA, published.F2LLM]
+    tables = [accuracy_table("table1", "Table 1: accuracy", untuned, TABLE_1, table_1)]
+    if any(m.kind == "lora" for m in methods):
+        title = "Table 2: accuracy beside LoRA fine-tuning"
+        tables.append(accuracy_table("table2", title, tuned, TABLE_2, [SCE, LORA]))
+    further = [
         figures_table(methods),
         differences_table(methods),
         epochs_table(methods),
         bound_table(methods),
         cost_table(methods),
         label_count_table(methods),
-    ]  # fmt: skip
-    return [table for table in tables if table is not None and table.rows]
+    ]
+    tables += [table for table in further if table is not None]
+    return [table for table in tables if table.rows]
 
 
 def accuracy_table(
@@ -61,7 +69,7 @@ def accuracy_table(
             cells = [shown, *(f"{printed[dataset][column]:.2f}" for column in columns)]
             rows.append(cells + [_accuracy(m.accuracy(dataset)) for m in methods])
     if rest:
-        rows.append(["Datasets that the paper has not"])
+        rows.append(["Other datasets"])
         for dataset in rest:
             sets = max((m.datasets.get(dataset, []) for m in methods), key=len)
             shown = dataset if len(sets) == 1 else f"{dataset} (mean of {len(sets)} sets)"
@@ -69,12 +77,13 @@ def accuracy_table(
             rows.append(cells + [_accuracy(m.accuracy(dataset)) for m in methods])
     caption = (
         "Per cent; [low, high]: 95 % interval, rows resampled, or label sets where a dataset has "
-        "several. Labels by their bare names. "
+        "several. Labels by their bare names."
     )
     return Table(
         name,
         title,
-        caption + _captions(methods) + _group_note(methods),
+        caption + _group_note(methods),
+        _measured(methods),
         ["dataset", *(f"paper: {c}" for c in columns), *(m.name for m in methods)],
         rows,
     )
@@ -85,7 +94,7 @@ def figures_table(methods: Sequence[MeasuredMethod]) -> Table:
     rows = []
     groups = dict.fromkeys(s.group for m in methods for s in m.sets.values())
     for group in groups:
-        rows.append([f"{group} label sets"])
+        rows.append([group])
         for m in methods:
             if (accuracy := m.mean(group, "accuracy")) is None:
                 continue
@@ -109,12 +118,13 @@ def figures_table(methods: Sequence[MeasuredMethod]) -> Table:
         "Means over datasets. Accuracy and flips in per cent; flips: rows whose answer changes "
         "under any of five shuffles of the labels. NLL and ECE before → after a temperature fitted "
         "on validation rows. Texts a second from text to answer, and from a stored vector; peak "
-        "memory in MB of the process that answers (of its GPU where it has one). "
+        "memory in MB of the process that answers (of its GPU where it has one)."
     )
     return Table(
         "figures",
         "All figures",
-        caption + _captions(methods),
+        caption,
+        _measured(methods),
         ["method", "accuracy", "macro-F1", "NLL", "ECE", "flips", "texts/s", "vectors/s", "memory"],
         rows,
     )
@@ -148,7 +158,8 @@ def differences_table(methods: Sequence[MeasuredMethod]) -> Table | None:
         f"{reference.name} less each other method",
         "Points of accuracy on the rows that both answered, with a paired bootstrap's 95 % "
         "interval and the p value of McNemar's exact test (of the lowest seeds). 'Only one': rows "
-        "that one of them did not answer. " + _captions(methods),
+        "that one of them did not answer.",
+        _measured(methods),
         ["against", "dataset", "difference", "McNemar p", "rows", "only one"],
         rows,
     )
@@ -191,7 +202,8 @@ def epochs_table(methods: Sequence[MeasuredMethod]) -> Table:
         "Appendices R and S: one epoch",
         "Seconds and operations (one multiplication and addition counted once, as the paper does) "
         "of one epoch; ratios are SCE's over LoRA's for as many samples. The paper's are of one "
-        "RTX A6000. " + _captions(methods),
+        "RTX A6000.",
+        _measured(methods),
         ["training", "samples", "seconds", "ratio of time", "operations", "ratio of operations",
          "what ran"],
         rows,
@@ -217,7 +229,8 @@ def bound_table(methods: Sequence[MeasuredMethod]) -> Table | None:
     return Table(
         "bound",
         "Section 3.3: SCE's training operations over LoRA's, the embedding counted in",
-        "The texts are embedded once, whatever the number of epochs. " + _captions(methods),
+        "The texts are embedded once, whatever the number of epochs.",
+        _measured(methods),
         ["", *(f"{n} epoch{'s' if n > 1 else ''}" for n in BOUND_EPOCHS), "without embedding"],
         rows,
     )
@@ -245,7 +258,8 @@ def cost_table(methods: Sequence[MeasuredMethod]) -> Table:
         "Accuracy against compute",
         "Accuracy in per cent, mean over datasets; operations of the whole training (all epochs "
         "and the embedding), of an answer from text, and of one from a stored vector, counted as "
-        "the paper does. " + _captions(methods),
+        "the paper does.",
+        _measured(methods),
         ["method", *(f"{g} accuracy" for g in groups), "training", "a text", "a stored vector"],
         rows,
     )
@@ -261,7 +275,8 @@ def label_count_table(methods: Sequence[MeasuredMethod]) -> Table:
     return Table(
         "label_counts",
         "Accuracy by dataset and number of labels K",
-        "Per cent with 95 % intervals. " + _captions(methods),
+        "Per cent with 95 % intervals.",
+        _measured(methods),
         ["K", "label set", "group", "rows", *(m.name for m in methods)],
         rows,
     )
@@ -276,7 +291,7 @@ def _epoch(m: MeasuredMethod) -> tuple[float, float, int] | None:
     return training["seconds"] / epochs, training["flops"] / epochs, training["rows"]
 
 
-def _captions(methods: Sequence[MeasuredMethod]) -> str:
+def _measured(methods: Sequence[MeasuredMethod]) -> str:
     return "Measured: " + "; ".join(m.caption for m in methods) + "."
 
 

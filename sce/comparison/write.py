@@ -30,7 +30,8 @@ svg { max-width: 100%; height: auto; background: white; }
 
 
 def print_tables(tables: Sequence[Table], console: Console | None = None) -> None:
-    """By default on standard error; standard output is left to a job's closing line."""
+    """By default on standard error; standard output is left to a job's closing line. What was run
+    stands once, at the end."""
     console = console or Console(stderr=True)
     for table in tables:
         shown = RichTable(
@@ -46,6 +47,8 @@ def print_tables(tables: Sequence[Table], console: Console | None = None) -> Non
             else:
                 shown.add_row(*map(escape, row))
         console.print(shown)
+    for line in dict.fromkeys(line for table in tables for line in table.measured.split("; ")):
+        console.print(Text(line))
 
 
 def write_report(
@@ -92,7 +95,7 @@ def to_markdown(tables: Sequence[Table], charts: Sequence[str] = ()) -> str:
                 cells = [f"**{cells[0]}**"] + [""] * (len(table.columns) - 1)
             rows.append(cells)
         lines = "\n".join("| " + " | ".join(row) + " |" for row in rows)
-        parts.append(f"## {table.title}\n\n{lines}\n\n{table.caption}")
+        parts.append(f"## {table.title}\n\n{lines}\n\n{table.caption} {table.measured}")
     parts += [f"![{name.replace('_', ' ')}](charts/{name}.png)" for name in charts]
     return "\n\n".join(parts) + "\n"
 
@@ -111,7 +114,8 @@ def to_html(tables: Sequence[Table], charts: Mapping[str, Figure]) -> str:
                 )
             else:
                 parts.append(_row(row, "td"))
-        parts.append(f'</table>\n<p class="caption">{html.escape(table.caption)}</p>')
+        caption = html.escape(f"{table.caption} {table.measured}")
+        parts.append(f'</table>\n<p class="caption">{caption}</p>')
     for name, figure in charts.items():
         drawn = io.StringIO()
         figure.savefig(drawn, format="svg")

@@ -168,7 +168,8 @@ def _train_worker(config: dict[str, Any]) -> None:
         totals = sum_over_workers(totals, device, world_size)
         seconds = time.perf_counter() - started
         state["epoch"] += 1
-        state["flops"] += flops.total(sample_flops, *map(float, totals[2:]), int(totals[1]))
+        samples, tokens, squares = totals[1:].tolist()
+        state["flops"] += flops.total(sample_flops, tokens, squares, int(samples))
         state["seconds"] += seconds
         factor = rate_factor(state["epoch"] * steps - 1, steps * train.epochs, train)
         close_epoch(
