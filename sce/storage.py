@@ -163,24 +163,25 @@ class RemotePath:
                 if not missing_ok:
                     raise
 
-    def check(self, setting: str) -> None:
+    def check(self, setting: str | None = None) -> None:
         """See that the store answers and has the bucket, so that a mistake is said before the work.
 
         Args:
             setting: that the URI is of, for the message.
         """
+        head = "" if setting is None else f"{setting}: "
         try:
             if self.exists():
                 return
             root = self._of(PurePosixPath(*self._path.parts[:2]))
         except DataError as error:
-            raise DataError(f"{setting}: {error}") from None
+            raise DataError(f"{head}{error}") from None
         try:
             there = root.exists()
         except DataError:
             return  # a key may be allowed a folder alone, of which nothing is there yet
         if not there:
-            raise DataError(f"{setting}: {self.uri!r}: there is no bucket {root.name!r}.")
+            raise DataError(f"{head}{self.uri!r}: there is no bucket {root.name!r}.")
 
     def files(self) -> list[tuple[str, int, str]]:
         """Of every file below: path within this folder ("" for this file itself), bytes, and what
@@ -380,6 +381,7 @@ def fetch(place: str | Place) -> Path:
     for _ in range(_ATTEMPTS):
         files = place.files()
         if not files:
+            place.check()
             raise DataError(f"{place.uri!r}: there is nothing.")
         key = hashlib.sha256(json.dumps([place.name, files]).encode()).hexdigest()[:32]
         target = _cache() / key
@@ -401,6 +403,7 @@ def fetch_model(place: str | Place) -> str:
     remote = to_place(str(place))
     assert isinstance(remote, RemotePath)
     if not any((remote / name).is_file() for name in _MODEL_FILES):
+        remote.check()
         raise DataError(f"{remote.uri!r} has no {' or '.join(_MODEL_FILES)}: it is no model.")
     return str(fetch(remote))
 

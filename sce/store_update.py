@@ -113,8 +113,9 @@ def plan_update(store: EmbeddingStore | None, source: Source) -> Update:
     source_of_M[place_N[same_N]] = np.flatnonzero(same_N)
 
     kept, stale, first = [], {}, 0
+    columns = [name for name in store.column_names() if name != "embedding"]
     for part in store.manifest.parts:
-        table = store.read_part(part)
+        table = store.read_part(part, columns)
         source_of_P = source_of_M[first : first + table.num_rows]
         first += table.num_rows
         live_P = np.flatnonzero(source_of_P >= 0)
@@ -197,7 +198,7 @@ def discard_unnamed(folder: Place) -> None:
 
 
 def _same_columns(part: pa.Table, source: Source, source_rows: np.ndarray) -> bool:
-    if part.column_names[4:] != list(source.passthrough):
+    if part.column_names[3:] != list(source.passthrough):
         return False
     if not source.passthrough:
         return True
