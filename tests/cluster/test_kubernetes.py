@@ -1,5 +1,6 @@
 """Manifests against the schemas of KubeRay and Kubernetes, and what schemas do not say."""
 
+import copy
 import gzip
 import shutil
 import subprocess
@@ -11,6 +12,9 @@ import kubernetes_validate
 import pytest
 import yaml
 from kubernetes_validate.utils import SchemaNotFoundError
+from ray.autoscaler._private.kuberay.autoscaling_config import (
+    _derive_autoscaling_config_from_ray_cr,
+)
 
 from tests.cluster.manifests import (
     CLUSTER,
@@ -201,6 +205,22 @@ def test_the_cluster_grows_and_shrinks():
         assert document["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0", name
         for group in document["workerGroupSpecs"]:
             assert group["minReplicas"] <= group["replicas"] < group["maxReplicas"], name
+
+
+def test_what_rays_autoscaler_reads_in_it():
+    for document in ray_specs().values():
+        resource = {"metadata": {"name": "x", "namespace": "sce"}, "spec": document}
+        config = _derive_autoscaling_config_from_ray_cr(copy.deepcopy(resource))
+        kinds = {name: kind["resources"] for name, kind in config["available_node_types"].items()}
+        assert kinds.pop("headgroup")["CPU"] == 0
+        for group in document["workerGroupSpecs"]:
+            limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+            found = kinds.pop(group["groupName"])
+            assert found["CPU"] == amount(limits["cpu"])
+            assert found["memory"] == amount(limits["memory"])
+            if "nvidia.com/gpu" in limits:
+                assert (found["GPU"], found["accelerator_type:RTX-A6000"]) == (1, 1)
+        assert not kinds
 
 
 def test_gpus_are_asked_for_where_the_image_has_them():
