@@ -18,7 +18,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, TypeAlias
@@ -269,7 +269,9 @@ def filesystem_of(place: str | Place) -> tuple[pafs.FileSystem, str]:
 @lru_cache(maxsize=32)
 def _bucket(scheme: str, bucket: str) -> tuple[pafs.FileSystem, str]:
     """Once a process: a store may be asked for the bucket's region."""
-    return pafs.FileSystem.from_uri(f"{scheme}://{bucket}/")
+    # By default it tries for a quarter of an hour, also without credentials.
+    patience = "?retry_limit_seconds=60" if scheme in ("gs", "gcs") else ""
+    return pafs.FileSystem.from_uri(f"{scheme}://{bucket}/{patience}")
 
 
 def parquet_source(place: Place) -> Path | pa.NativeFile:
@@ -297,8 +299,9 @@ def remove(folder: Place) -> None:
     if isinstance(folder, Path):
         shutil.rmtree(folder, ignore_errors=True)
     elif folder.is_dir():
-        with _said(folder, "deleted"):
-            filesystem, path = filesystem_of(folder)
+        filesystem, path = filesystem_of(folder)
+        # Without files a folder may be gone by itself.
+        with suppress(FileNotFoundError), _said(folder, "deleted"):
             filesystem.delete_dir(path)
 
 
@@ -460,9 +463,12 @@ def _download(place: RemotePath, files: list[tuple[str, int, str]], target: Path
 def _reason(error: Exception) -> str:
     """Of pyarrow's messages, without ids of requests and the like."""
     text = " ".join(str(error).split()).split("; Details:")[0].split(" (Request ID")[0]
+    text = text.split(" Learn more")[0]
     hint = ""
     if "ACCESS_DENIED" in text or "INVALID_ACCESS_KEY" in text or "SIGNATURE" in text:
         hint = "; are AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY set, and allowed to?"
+    elif "OAuth2" in text:
+        hint = "; is GOOGLE_APPLICATION_CREDENTIALS set?"
     elif "NETWORK_CONNECTION" in text:
         hint = "; is AWS_ENDPOINT_URL right?"
     return text.rstrip(". ")[:300] + hint
