@@ -29,7 +29,7 @@ from typing import Any
 
 import torch
 
-from sce.epoch_workloads import SIZES, WORKLOADS, Workload
+from sce.epoch_workloads import SIZES, WORKLOADS, Workload, choose_quantisation
 from sce.errors import ConfigError
 
 Clock = Callable[[], float]
@@ -91,7 +91,8 @@ class EpochCost:
         """The same with device and number format decided.
 
         Raises:
-            ConfigError: there is no such device or model.
+            ConfigError: there is no such device or model, or no 4-bit weights where they were
+                asked for.
         """
         unknown = [name for name in self.names if name not in WORKLOADS]
         if unknown or not self.names:
@@ -111,7 +112,10 @@ class EpochCost:
         dtype = self.dtype
         if dtype == "auto":
             dtype = "bfloat16" if device == "cuda" else "float32"
-        return EpochCost(**asdict(self) | {"device": device, "dtype": dtype})
+        found = EpochCost(**asdict(self) | {"device": device, "dtype": dtype})
+        if "llama" in self.names and self.quantisation == "nf4":
+            choose_quantisation("nf4", device_of(found))  # now rather than after minutes
+        return found
 
     @property
     def names(self) -> list[str]:
@@ -362,9 +366,6 @@ def measure(settings: EpochCost, clock: Clock = time.perf_counter) -> tuple[str,
 
     Returns:
         The report in Markdown, and all its figures.
-
-    Raises:
-        ConfigError: 4-bit weights were asked for and cannot be had.
     """
     device = device_of(settings)
     rates = [matrix_rate(settings, clock)]
