@@ -145,7 +145,8 @@ class RemotePath:
 
     @contextmanager
     def open_output(self) -> Iterator[pa.NativeFile]:
-        """Readers see the file when the block has ended."""
+        """Readers see the file when the block has ended, by an error as well: what names it comes
+        after it."""
         with _said(self, "written"):
             filesystem, path = filesystem_of(self)
             with filesystem.open_output_stream(path) as file:
