@@ -42,7 +42,7 @@ def test_the_papers_llama_has_what_the_paper_states():
     assert (experiment.train.micro_batch_size, experiment.train.accumulation_steps) == (2, 32)
     assert experiment.train.batch_size == 64
     sce = load_config(Experiment, ["--config", str(CONFIGS / "paper" / "sce.yaml")], "job", "")
-    assert experiment.data.sources == sce.data.sources[:4]
+    assert experiment.data.sources == sce.data.sources
 
 
 def test_the_papers_configuration_has_every_setting_that_the_paper_states():
@@ -54,6 +54,33 @@ def test_the_papers_configuration_has_every_setting_that_the_paper_states():
     assert names == ["bbc", "huffpost", "mind", "nytimes", "yahoo", "ag_news", "arise", "mnds"]
     assert experiment.embedder.kind == "jina"
     assert experiment.embedder.adapter_name == "classification"
+
+
+BASELINES = {
+    "f2llm": ("similarity", "codefuse-ai/F2LLM-1.7B"),
+    "jina_similarity": ("similarity", None),
+    "llama_template": ("prompted", "template"),
+    "llama_sentence": ("prompted", "sentence"),
+}
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_the_papers_baselines_are_measured_on_the_data_of_its_experiment(name):
+    path = CONFIGS / "paper" / f"{name}.yaml"
+    experiment = load_config(Experiment, ["--config", str(path)], "job", "")
+    sce = load_config(Experiment, ["--config", str(CONFIGS / "paper" / "sce.yaml")], "job", "")
+    method, what = BASELINES[name]
+    assert experiment.method == method
+    assert experiment.data == sce.data
+    shares = name != "f2llm"  # its vectors are others, and vectors lie beside the data
+    assert (experiment.data_dir == sce.data_dir) == shares
+    assert what == (
+        experiment.embedder.model if method == "similarity" else experiment.prompted.prompt
+    )
+    if name == "jina_similarity":
+        assert experiment.embedder == sce.embedder
+    assert f"jobs/evaluate.py --config configs/paper/{name}.yaml" in path.read_text()
+    assert {p.stem for p in (CONFIGS / "paper").glob("*.yaml")} == {"sce", "llama", *BASELINES}
 
 
 def test_every_line_of_the_papers_configurations_says_whose_it_is():
