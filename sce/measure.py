@@ -191,7 +191,8 @@ def measure_sets(
     main = described[contenders[0].name]
     tracker.log_metrics(headline_metrics(results) | summary_metrics(results) | _cost_metrics(main))
     tracker.log_artifact(folder, "results")
-    tracker.set_tags({"measured": "yes", "kind": main["kind"]})
+    on = "test" if config.labelled is None else config.labelled.stem
+    tracker.set_tags({"measured": on, "kind": main["kind"]})
     return evaluated
 
 

@@ -2,7 +2,7 @@
 
     python -m tests.tiny_models OUT_DIR
 
-writes `OUT_DIR/sentence_transformer`, `OUT_DIR/jina` and `OUT_DIR/roberta`. The weights are
+writes `OUT_DIR/sentence_transformer`, `jina`, `roberta` and `llama`. The weights are
 the same at each run (seeded), so two machines build the same checkpoints.
 """
 
@@ -298,5 +298,6 @@ def _write_json(path: Path, content: object) -> None:
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit("usage: python -m tests.tiny_models OUT_DIR")
-    for name, path in build_all(Path(sys.argv[1])).items():
+    out = Path(sys.argv[1])
+    for name, path in {**build_all(out), "llama": build_llama(out / "llama")}.items():
         print(f"{name}: {path}")

@@ -25,6 +25,9 @@ class CompareConfig(JobConfig):
     methods: list[str] = []
     """Names of what is compared (`name` of its configuration), in the order of the report; by
     default everything measured."""
+    measured_on: str = "test"
+    """The rows: "test" for the test sets, or the name of a file of your own rows, without its
+    ending (`--evaluate.labelled mine.jsonl` of the jobs that measured them: "mine")."""
     output: Place = Path("runs/compare")
     """Folder or URI of the report: compare.md, compare.html, a CSV for each table, charts."""
     tracking: TrackingConfig = TrackingConfig()
@@ -42,7 +45,7 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     prepare_mlflow()
     uri = tracking_uri(config.tracking, folder.parent)
     client = MlflowClient(uri)
-    methods = read_methods(client, config.tracking.experiment, config.methods)
+    methods = read_methods(client, config.tracking.experiment, config.methods, config.measured_on)
     tables, charts = build_tables(methods), build_charts(methods)
     with tempfile.TemporaryDirectory() as scratch:
         written = write_report(tables, charts, Path(scratch))
@@ -55,7 +58,7 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     experiment = client.get_experiment_by_name(config.tracking.experiment)
     assert experiment is not None, "runs were read from it"
     groups = dict.fromkeys(s.group for m in methods for s in m.sets.values())
-    view = share_view(client, experiment.experiment_id, groups)
+    view = share_view(client, experiment.experiment_id, groups, config.measured_on)
     server = uri.rstrip("/") if uri.startswith("http") else "http://127.0.0.1:5000"
     return {
         "methods": [m.name for m in methods],

@@ -18,17 +18,21 @@ from sce.measure import METHODS_FILE, PREDICTIONS_FILE, RESULTS_FILE
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-MEASURED = "tags.measured = 'yes' and attributes.status = 'FINISHED'"
-"""Filter of runs that can be compared; the same in MLflow's search box."""
+
+def search_filter(measured_on: str) -> str:
+    """Of runs that can be compared; the same in MLflow's search box."""
+    quoted = measured_on.replace("\\", "\\\\").replace("'", "\\'")
+    return f"tags.measured = '{quoted}' and attributes.status = 'FINISHED'"
 
 
 def read_methods(
-    client: MlflowClient, experiment: str, names: Sequence[str]
+    client: MlflowClient, experiment: str, names: Sequence[str], measured_on: str = "test"
 ) -> list[MeasuredMethod]:
     """The latest measured run of each method and seed.
 
     Args:
         experiment: of MLflow.
+        measured_on: "test" for the test sets, or the file of the user's own rows (its stem).
         names: of methods (the experiments' `name`), in the order of the report; none means all.
 
     Raises:
@@ -42,7 +46,7 @@ def read_methods(
     while True:
         page = client.search_runs(
             [found.experiment_id],
-            MEASURED,
+            search_filter(measured_on),
             order_by=["attributes.start_time DESC"],
             page_token=token,
         )
@@ -54,8 +58,8 @@ def read_methods(
     known = list(dict.fromkeys(name for name, _ in reversed(runs)))
     if not known:
         raise InputError(
-            f"tracking.experiment: {experiment!r} has no measured run. jobs/train_sce.py, "
-            "jobs/train_llama.py and jobs/evaluate.py make some."
+            f"tracking.experiment: {experiment!r} has no run measured on {measured_on!r}. "
+            "jobs/train_sce.py, jobs/train_llama.py and jobs/evaluate.py make some."
         )
     unknown = [name for name in names if name not in known]
     if unknown:

@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from sce.comparison.runs import MEASURED
+from sce.comparison.runs import search_filter
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -42,22 +42,25 @@ SCATTERS = (
 """Metrics on the x and y axes."""
 
 
-def share_view(client: MlflowClient, experiment_id: str, groups: Iterable[str]) -> str:
+def share_view(
+    client: MlflowClient, experiment_id: str, groups: Iterable[str], measured_on: str
+) -> str:
     """Write the view into the experiment.
 
     Args:
         groups: of label sets: "seen", "unseen", "own".
+        measured_on: as of `read_methods`.
 
     Returns:
         The view's address, to be put behind that of the MLflow server.
     """
-    text = json.dumps(_state(list(groups)), separators=(",", ":"))
+    text = json.dumps(_state(list(groups), measured_on), separators=(",", ":"))
     packed = "deflate;" + base64.b64encode(zlib.compress(text.encode())).decode()
     client.set_experiment_tag(experiment_id, TAG, packed)
     return f"/#/experiments/{experiment_id}/runs?viewStateShareKey={KEY}&compareRunsMode=CHART"
 
 
-def _state(groups: list[str]) -> dict[str, Any]:
+def _state(groups: list[str], measured_on: str) -> dict[str, Any]:
     charts: list[dict[str, Any]] = []
     for group in groups:
         for metric, title in BARS.items():
@@ -68,7 +71,7 @@ def _state(groups: list[str]) -> dict[str, Any]:
             charts.append(_scatter(x, y.format(group=group)))
     names = {"quality": "Quality", "cost": "Cost", "both": "Accuracy against compute"}
     return {
-        "searchFilter": MEASURED,
+        "searchFilter": search_filter(measured_on),
         "orderByKey": "attributes.start_time",
         "orderByAsc": False,
         "startTime": "ALL",

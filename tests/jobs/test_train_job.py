@@ -1,21 +1,26 @@
 """The whole path with tiny random models: from the starter corpus to a measured artifact."""
 
+import base64
+import csv
 import json
+import zlib
 from pathlib import Path
 
 import pytest
 import yaml
 from mlflow.tracking import MlflowClient
 
+from jobs import compare as compare_job
 from jobs import evaluate as evaluate_job
 from jobs import train_sce as train_job
 from sce.cli import run_job
+from sce.comparison.job import CompareConfig, compare
 from sce.embedder import EmbedderConfig
 from sce.experiment import Experiment
 from sce.measure import evaluate
 from sce.pipeline import train
 from sce.predictor import Predictor
-from tests.tiny_models import build_all
+from tests.tiny_models import build_all, build_llama
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
@@ -102,6 +107,47 @@ def test_own_rows_are_measured_alone_or_beside_named_sets(home, tmp_path, capsys
         assert sorted({r["name"] for r in results}) == sets
         assert [r["rows"] for r in results if r["group"] == "own"] == [50]
     assert (home / "runs/tiny/results/results.json").exists(), "those of the training stay"
+
+
+def test_methods_without_training_are_measured_on_the_same_rows_and_compared(home, tmp_path):
+    llama = build_llama(home / "models" / "llama")
+    config = yaml.safe_load((home / "tiny.yaml").read_text())
+    config["shared_dir"] = config["run_dir"]
+    config["evaluate"] |= {"flip_rows": 8, "calibration_rows": 16, "pictures": False}
+    for method in ("similarity", "prompted"):
+        mine = config | {"name": f"tiny-{method}", "method": method}
+        mine["run_dir"] = str(home / "runs" / method)
+        mine["prompted"] = {"base": str(llama), "max_text_tokens": 32}
+        mine["evaluate"] = config["evaluate"] | {"note": "random weights"}
+        (home / f"{method}.yaml").write_text(yaml.safe_dump(mine))
+        assert call(evaluate, "--config", str(home / f"{method}.yaml")) == 0
+    output = home / "runs" / "compare"
+    argv = ("--output", str(output), "--no-tracking.system_metrics")
+    assert run_job(CompareConfig, compare, compare_job.__doc__, argv) == 0
+    rows = list(csv.DictReader((output / "figures.csv").open()))
+    assert [r["method"] for r in rows] == ["tiny", "tiny-similarity", "tiny-prompted"]
+    assert [float(r["flips"]) for r in rows[:2]] == [0, 0]
+    assert all(float(r["texts/s"].replace(",", "")) > 0 for r in rows)
+    left_out = list(csv.DictReader((output / "differences.csv").open()))
+    assert {r["only one"] for r in left_out} == {"0"}
+    assert "random weights" in (output / "compare.md").read_text()
+
+    client = MlflowClient(f"sqlite:///{home}/runs/mlflow.db")
+    experiment = client.get_experiment_by_name("sce")
+    packed = experiment.tags["mlflow.sharedViewState.methods"]
+    view = json.loads(zlib.decompress(base64.b64decode(packed.removeprefix("deflate;"))))
+    runs = client.search_runs([experiment.experiment_id], view["searchFilter"])
+    assert len(runs) >= 3
+    drawn = {c["metricKey"] for c in view["compareRunCharts"] if c["type"] == "BAR"}
+    assert drawn <= {metric for run in runs for metric in run.data.metrics}
+
+
+def test_a_comparison_of_nothing_says_what_there_is(home, capsys):
+    argv = ("--output", str(home / "runs" / "none"), "--methods", '["no-such-method"]')
+    assert run_job(CompareConfig, compare, compare_job.__doc__, argv) == 2
+    assert "tiny" in capsys.readouterr().err
+    argv = ("--output", str(home / "elsewhere" / "compare"))
+    assert run_job(CompareConfig, compare, compare_job.__doc__, argv) == 2
 
 
 BAD_DATA = '[{"dataset": "custom", "name": "mine", "path": "%s"}]'

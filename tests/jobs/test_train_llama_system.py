@@ -32,7 +32,7 @@ def data(tmp_path_factory) -> Path:
     rows = []
     for i in range(48):
         label = SET.names[i % 3]
-        split = "validation" if i >= 39 else "train"
+        split = "test" if i >= 45 else "validation" if i >= 36 else "train"
         rows.append({"text": f"{WORDS[label]} {i}", "label": label, "split": split})
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
@@ -76,6 +76,18 @@ def test_two_workers_in_4_bits(ray_session, folder, data, tmp_path, capsys):
     scores = PromptedClassifier(model, tokenizer, "sentence").scores(texts, SET)
     right = [SET.names[k] == label for k, label in zip(scores.argmax(1), labels, strict=True)]
     assert sum(right) / len(right) > 0.9
+    (measured,) = json.loads((Path(found["results"]) / "results.json").read_text())
+    assert measured["rows"] == 3
+    assert measured["prompted"]["accuracy"] == pytest.approx(sum(right[45:]) / 3)
+    cost = json.loads((Path(found["results"]) / "methods.json").read_text())["prompted"]["training"]
+    assert cost["epochs"] == 16
+    assert cost["trainable_parameters"] == 4 * sum(
+        sum(m.weight.shape)
+        if not hasattr(m.weight, "quant_state")
+        else sum(m.weight.quant_state.shape)
+        for name, m in load_base(folder / "base", settings, "cpu").named_modules()
+        if name.endswith("_proj")
+    )
     # Random weights lose much to 4 bits, so the merged model may answer otherwise; but what was
     # measured is what was written.
     plain = load_base(folder / "base", settings, "cpu", quantised=False)
