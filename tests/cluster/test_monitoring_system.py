@@ -128,6 +128,10 @@ def prometheus(cluster, tmp_path_factory) -> Iterator[Prometheus]:
     discovery["url"] = discovery["url"].replace("127.0.0.1:8265", f"127.0.0.1:{cluster.dashboard}")
     discovery["authorization"]["credentials_file"] = str(home / "ray_token")
     server = Prometheus(home / "launchers", config, flags("prometheus.yml"))
+    deadline = time.monotonic() + 60
+    while 1 not in server.ask("up"):  # before minutes of work that nobody would see
+        assert time.monotonic() < deadline, "nothing is scraped"
+        time.sleep(1)
     yield server
     server.stop()
 
