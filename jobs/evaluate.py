@@ -1,11 +1,15 @@
-"""Measure a trained model on seen, unseen and your own label sets, beside cosine similarity.
+"""Measure a trained model on seen, unseen and your own label sets, beside cosine similarity; or a
+method that needs no training, on the same rows.
 
     python jobs/evaluate.py --config configs/quickstart/sce.yaml
+    python jobs/evaluate.py --config configs/paper/f2llm.yaml
     python jobs/evaluate.py --config configs/quickstart/sce.yaml --evaluate.labelled mine.jsonl
     ray job submit --working-dir . -- python jobs/evaluate.py --config configs/paper/sce.yaml \\
         --run_dir /shared/runs/paper
 
-`--evaluate.labelled` takes JSONL, CSV or Parquet with the columns `text` and `label`: how good
+`--method similarity` measures cosine similarity of the embedder's vectors, `--method prompted` a
+language model that is asked (`--prompted.base`), with LoRA adapters or without. `jobs/compare.py`
+puts what was measured side by side. `--evaluate.labelled` takes JSONL, CSV or Parquet with the columns `text` and `label`: how good
 is the model on your own data? Fifty rows are enough for a first answer. Prints a table, and
 writes results.json, results.md and the confusion matrices to RUN_DIR/results, or for rows of
 your own to RUN_DIR/results-own/FILE.
