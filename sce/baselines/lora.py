@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from huggingface_hub import snapshot_download
 from peft import PeftModel
 from pydantic import Field
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -37,6 +38,10 @@ __all__ = [
     "merge",
     "read_adapters",
 ]
+
+
+_TOKENIZER_FILES = ["*.json", "*.jinja", "*.model"]
+_HUB_TIMEOUT_SECONDS = 5
 
 
 class LoraSettings(Section):
@@ -79,7 +84,13 @@ def load_base(
 def load_chat_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     """Raises `InputError` where there is none, `ConfigError` where it has no end of turn."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(fetch_model(path))
+        folder = fetch_model(path)
+        if not Path(folder).is_dir():
+            # One question and not one a file: that a hub cannot be reached is told in seconds.
+            folder = snapshot_download(
+                folder, allow_patterns=_TOKENIZER_FILES, etag_timeout=_HUB_TIMEOUT_SECONDS
+            )
+        tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise InputError(f"no tokenizer at {str(path)!r}: {error}") from error
     if tokenizer.eos_token_id is None:
@@ -97,8 +108,9 @@ def read_adapters(base: PreTrainedModel, adapter: str | Place) -> PeftModel:
         return PeftModel.from_pretrained(base, fetch_model(adapter))
     except (OSError, ValueError) as error:
         raise InputError(f"no adapters at {str(adapter)!r}: {error}") from error
-    except RuntimeError as error:  # torch's word for weights of another size
-        raise InputError(f"the adapters at {str(adapter)!r} do not fit: {error}") from error
+    except RuntimeError as error:  # torch's word for weights of another size, a line for each
+        reason = " ".join(str(error).split("\n")[:2])
+        raise InputError(f"the adapters at {str(adapter)!r} do not fit: {reason}") from error
 
 
 def merge(base: PreTrainedModel, adapter: str | Place) -> PreTrainedModel:

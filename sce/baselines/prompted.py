@@ -33,7 +33,7 @@ from sce.config import Section
 from sce.embedders.batching import check_texts
 from sce.errors import ConfigError, InputError
 from sce.labels import LabelSet
-from sce.storage import Place
+from sce.storage import Place, fetch_model
 
 PromptName = Literal["sentence", "template"]
 
@@ -404,11 +404,12 @@ def check_prompted(config: PromptedConfig) -> PreTrainedTokenizerBase:
     """
     tokenizer = load_chat_tokenizer(config.base)
     _need_chat_template(tokenizer, config.base)
+    base = fetch_model(config.base)
     try:
-        AutoConfig.from_pretrained(config.base)
+        AutoConfig.from_pretrained(base)
     except (OSError, ValueError) as error:
         raise InputError(f"no language model at {config.base!r}: {error}") from error
-    if Path(config.base).is_dir() and not any(Path(config.base).glob("*.safetensors")):
+    if Path(base).is_dir() and not any(Path(base).glob("*.safetensors")):
         raise InputError(f"no language model at {config.base!r}: no *.safetensors file in it.")
     if config.adapter is not None:
         for name in ("adapter_config.json", "adapter_model.safetensors"):

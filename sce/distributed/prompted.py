@@ -12,8 +12,9 @@ import resource
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +27,7 @@ from transformers.utils import logging as transformers_logging
 
 from sce.baselines.prompted import (
     Candidates,
+    PromptedClassifier,
     PromptedConfig,
     check_prompted,
     label_tokens,
@@ -196,26 +198,33 @@ def _in_order(report: pa.Table, requests: Sequence[Request]) -> list[np.ndarray]
 
 
 class PromptedActor:
-    """One loaded language model; turns rows into scores."""
+    """One language model; turns rows into scores. It is loaded with the first block: what goes
+    wrong then comes to the user as what it is, and not as the death of an actor."""
 
     def __init__(
         self,
         label_sets: Sequence[Any],
         config: PromptedConfig,
-        device: Any,
+        device: Literal["cpu", "cuda"],
         threads: int,
     ) -> None:
-        started = time.perf_counter()
         transformers_logging.disable_progress_bar()
         self._torch = TorchThread(threads)
-        self._classifier = self._torch.run(load_prompted, config, device)
-        self._parameters = parameter_count(self._classifier.model)
+        self._config, self._device = config, device
         self._label_sets: Sequence[LabelSet] = ray.get(label_sets[0])
         self._candidates: dict[int, Candidates] = {}
+        self._load_seconds = 0.0
+
+    @cached_property
+    def _classifier(self) -> PromptedClassifier:
+        started = time.perf_counter()
+        classifier = self._torch.run(load_prompted, self._config, self._device)
         self._load_seconds = time.perf_counter() - started
+        return classifier
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Columns request, place and text in; request, place, scores and figures out."""
+        classifier = self._classifier
         started = time.time()
         request_N = block["request"].to_numpy()
         texts = block["text"].to_pylist()
@@ -223,9 +232,9 @@ class PromptedActor:
         for number in np.unique(request_N).tolist():
             mine = np.flatnonzero(request_N == number)
             if number not in self._candidates:
-                self._candidates[number] = self._classifier.candidates(self._label_sets[number])
+                self._candidates[number] = classifier.candidates(self._label_sets[number])
             answered = self._torch.run(
-                self._classifier.answer, [texts[i] for i in mine], self._candidates[number]
+                classifier.answer, [texts[i] for i in mine], self._candidates[number]
             )
             order.append(mine)
             flat.append(answered.scores_NK.ravel())
@@ -239,8 +248,8 @@ class PromptedActor:
             "started": started,
             "finished": time.time(),
             "load_seconds": self._load_seconds,
-            "peak_memory_bytes": _peak_memory_bytes(),
-            "parameters": self._parameters,
+            "peak_memory_bytes": _peak_memory_bytes(self._device),
+            "parameters": parameter_count(classifier.model),
         }
         return pa.table(
             {
@@ -254,7 +263,7 @@ class PromptedActor:
         )
 
 
-def _peak_memory_bytes() -> int:
-    if torch.cuda.is_available():
+def _peak_memory_bytes(device: str) -> int:
+    if device == "cuda":
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB

@@ -1,13 +1,20 @@
 """Prompting on Ray Data: the answers of one process, in the order of the requests."""
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, normalizers
 
 from sce.baselines.lora import LoraSettings, add_adapters, load_base
-from sce.baselines.prompted import PromptedConfig, load_prompted
+from sce.baselines.prompted import PromptedConfig, load_prompted, parameter_count
+from sce.distributed import prompted as stage
 from sce.distributed.prompted import score_prompts
 from sce.distributed.resources import ResourcesConfig
+from sce.errors import ConfigError, DataError, InputError
 from sce.labels import LabelSet
 from tests.tiny_models import build_llama
 
@@ -50,11 +57,94 @@ def test_the_answers_are_those_of_one_process(folder):
     for found, wanted in zip(answers.scores, alone(config), strict=True):
         assert found.dtype == np.float32
         np.testing.assert_allclose(found, wanted, atol=1e-5)
-    cut = [load_prompted(config, "cpu").prompt_tokens(t, ["a"]).truncated for t in TEXTS]
+    classifier = load_prompted(config, "cpu")
+    cut = [classifier.prompt_tokens(t, ["a"]).truncated for t in TEXTS]
     assert answers.truncated == sum(cut) + sum(cut[:7]) + sum(cut[3:80])
     assert 0 < answers.truncated < 174
+    wanted = [
+        len(classifier.prompt_tokens(text, labels.names).ids)
+        + sum(len(ids) - 1 for ids in classifier.label_tokens(labels.names))
+        for texts, labels in REQUESTS
+        for text in texts
+    ]
+    assert sorted(answers.tokens_N.tolist()) == sorted(wanted)
     assert seen[-1] == (174, 174)
     assert answers.device == "cpu"
     assert answers.texts_per_second == pytest.approx(174 / answers.seconds)
     assert answers.peak_memory_bytes > 50 * 2**20
     assert answers.model_load_seconds > 0
+    assert answers.parameters == sum(p.numel() for p in classifier.model.parameters())
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_adapters_change_the_answers_or_are_refused_as_what_they_are(folder):
+    config = PromptedConfig(base=str(folder / "base"), adapter=folder / "adapter")
+    answers = score_prompts(REQUESTS, config, RESOURCES)
+    without = alone(config.model_copy(update={"adapter": None}))
+    for found, wanted, bare in zip(answers.scores, alone(config), without, strict=True):
+        np.testing.assert_allclose(found, wanted, atol=1e-5)
+        assert not len(found) or np.abs(found - bare).max() > 0.1
+    base = load_prompted(config.model_copy(update={"adapter": None}), "cpu").model
+    lora = load_file(folder / "adapter" / "adapter_model.safetensors")
+    assert answers.parameters == sum(p.numel() for p in base.parameters()) + sum(
+        w.numel() for w in lora.values()
+    )
+    save_file({k: w[:, :-1].contiguous() for k, w in lora.items()}, folder / "other.safetensors")
+    other = shutil.copytree(folder / "adapter", folder / "other")
+    (folder / "other.safetensors").replace(other / "adapter_model.safetensors")
+    with pytest.raises(InputError, match=r"do not fit.*size mismatch"):
+        score_prompts(REQUESTS, config.model_copy(update={"adapter": other}), RESOURCES)
+
+
+def test_four_bits_are_loaded_and_counted_as_weights(folder):
+    config = PromptedConfig(base=str(folder / "base"), dtype="float32")
+    whole, small = (
+        load_prompted(config.model_copy(update={"quantisation": q}), "cpu") for q in ("none", "nf4")
+    )
+    kinds = {type(module).__name__ for module in small.model.modules()}
+    assert "Linear4bit" in kinds
+    assert parameter_count(small.model) == parameter_count(whole.model)
+    near = small.scores(TEXTS[:2], LABELS) - whole.scores(TEXTS[:2], LABELS)
+    assert 0 < np.abs(near).max() < 3
+
+
+def refuse_to_start(*_args, **_kwargs):
+    raise AssertionError("Ray would start")
+
+
+@pytest.fixture(scope="module")
+def broken(folder):
+    """Copies of the model with something amiss each."""
+    for name in ("bare", "silent", "lower"):
+        shutil.copytree(folder / "base", folder / name)
+    (folder / "bare" / "model.safetensors").unlink()
+    (folder / "silent" / "chat_template.jinja").unlink()
+    tokenizer = Tokenizer.from_file(str(folder / "lower" / "tokenizer.json"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.save(str(folder / "lower" / "tokenizer.json"))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("base", "adapter", "request_", "error", "message"),
+    [
+        ("no/such-model", None, None, InputError, "no tokenizer at 'no/such-model'"),
+        ("/no/such/folder", None, None, InputError, "no tokenizer at '/no/such/folder'"),
+        ("{}/bare", None, None, InputError, "no .*safetensors"),
+        ("{}/silent", None, None, ConfigError, "no chat template"),
+        ("{}/base", "/nowhere", None, InputError, "no adapters at '/nowhere'"),
+        ("{}/base", "{}/base", None, InputError, "no adapter_config.json"),
+        ("{}/base", None, ([], LABELS), DataError, "no text"),
+        ("{}/base", None, (["a", " "], LABELS), DataError, r"request 0: texts\[1\].*empty"),
+        ("{}/lower", None, (["a"], LabelSet.parse(["US", "us"])), ConfigError, "'US' and 'us'"),
+    ],
+)
+def test_what_is_amiss_is_said_before_ray_starts(
+    broken, monkeypatch, base, adapter, request_, error, message
+):
+    monkeypatch.setattr(stage, "embed_actors", refuse_to_start)
+    config = PromptedConfig(
+        base=base.format(broken), adapter=adapter and Path(adapter.format(broken))
+    )
+    with pytest.raises(error, match=message):
+        score_prompts([request_ or REQUESTS[0]], config, RESOURCES)
