@@ -8,11 +8,11 @@ method that needs no training, on the same rows.
         --run_dir /shared/runs/paper
 
 `--method similarity` measures cosine similarity of the embedder's vectors, `--method prompted` a
-language model that is asked (`--prompted.base`), with LoRA adapters or without. `jobs/compare.py`
-puts what was measured side by side. `--evaluate.labelled` takes JSONL, CSV or Parquet with the columns `text` and `label`: how good
-is the model on your own data? Fifty rows are enough for a first answer. Prints a table, and
-writes results.json, results.md and the confusion matrices to RUN_DIR/results, or for rows of
-your own to RUN_DIR/results-own/FILE.
+language model that is asked (`--prompted.base`), with LoRA adapters or without; jobs/compare.py
+puts what was measured side by side. `--evaluate.labelled` takes JSONL, CSV or Parquet with the
+columns `text` and `label`: how good is it on your own data? Fifty rows are enough for a first
+answer. Prints a table, and writes results.json, results.md, predictions.parquet and the confusion
+matrices to RUN_DIR/results, or for rows of your own to RUN_DIR/results-own/FILE.
 The last line of standard output is JSON. Exit code 0: done, 1: failed, 2: wrong input.
 """
 
