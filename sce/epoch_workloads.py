@@ -427,7 +427,7 @@ def llama_parameters(sizes: ModelSizes) -> int:
 
 
 def choose_quantisation(asked: str, device: torch.device) -> tuple[str, str | None]:
-    """ "nf4" or "none", and why it is not nf4.
+    """What `LoraSettings.quantisation` can be here, and why it is not nf4.
 
     Raises:
         ConfigError: nf4 was asked for and does not work here.
@@ -443,8 +443,8 @@ def choose_quantisation(asked: str, device: torch.device) -> tuple[str, str | No
     except Exception as error:  # a missing or broken native library raises what it likes
         why = (
             "bitsandbytes is not installed"
-            if isinstance(error, ModuleNotFoundError)
-            else f"bitsandbytes does not work here ({type(error).__name__}: {error:.200})"
+            if isinstance(error, ModuleNotFoundError) and error.name == "bitsandbytes"
+            else f"bitsandbytes does not work here ({type(error).__name__}: {str(error):.200})"
         )
         if asked == "nf4":
             raise ConfigError(f"quantisation: 'nf4', but {why}.") from error

@@ -44,6 +44,7 @@ from sce.epoch_workloads import (
     sce_config,
     sce_operations,
 )
+from sce.errors import ConfigError
 from sce.llama_training import LlamaTrainConfig
 from sce.model import SCEModel, trainable_parameters
 from sce.pretrained import ModelConfig
@@ -296,6 +297,18 @@ def test_4_bits_where_there_are_none(monkeypatch, capsys):
     flags = ["--size", "tiny", "--device", "cpu", "--models", "llama", "--quantisation", "nf4"]
     assert main(flags) == 2
     assert "bitsandbytes is not installed" in capsys.readouterr().err
+
+
+def test_a_bitsandbytes_that_does_not_work_is_said_and_done_without(monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("no library for this GPU")
+
+    monkeypatch.setattr("bitsandbytes.functional.quantize_4bit", broken)
+    workload = WORKLOADS["llama"](tiny(), CPU)
+    assert "UNQUANTISED float32" in workload.name
+    assert "RuntimeError: no library for this GPU" in workload.notes[-1]
+    with pytest.raises(ConfigError, match="no library for this GPU"):
+        tiny("--quantisation", "nf4")
 
 
 def test_timed_is_what_a_row_is_made_of():
