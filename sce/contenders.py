@@ -26,7 +26,7 @@ from sce.embedder import TextEmbedder
 from sce.evaluation import ByVectors, EvaluateConfig, EvaluationSet, Method, Request
 from sce.label_vectors import TextVectors
 from sce.predictor import Predictor
-from sce.storage import fetch
+from sce.storage import fetch, fetch_model
 
 COST_ROWS = 512
 """Rows whose answers are timed, of all sets together."""
@@ -157,7 +157,7 @@ class PromptedContender(Contender):
     def describe(self, sets: Sequence[EvaluationSet]) -> dict[str, Any]:
         answered, config = self._answered, self.config
         assert answered is not None, "it has not answered yet"
-        architecture = flops.architecture_of(AutoConfig.from_pretrained(config.base))
+        architecture = flops.architecture_of(AutoConfig.from_pretrained(fetch_model(config.base)))
         cost = AnswerCost(
             texts_per_second=answered.texts_per_second,
             embedded_texts_per_second=None,
