@@ -23,7 +23,8 @@ from serve.settings import ServeConfig
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 SERVE = CONFIGS / "serve.yaml"
 LLAMA = CONFIGS / "paper" / "llama.yaml"
-FILES = sorted(set(CONFIGS.rglob("*.yaml")) - {SERVE, LLAMA})
+LLAMAS = sorted(CONFIGS.rglob("llama.yaml"))
+FILES = sorted(set(CONFIGS.rglob("*.yaml")) - {SERVE, *LLAMAS})
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(CONFIGS)))
@@ -33,6 +34,13 @@ def test_a_shipped_configuration_loads(path):
     written = experiment.model_dump(mode="json")
     again = Experiment(**written)
     assert again.model_dump() == experiment.model_dump()
+
+
+@pytest.mark.parametrize("path", LLAMAS, ids=lambda p: str(p.relative_to(CONFIGS)))
+def test_a_llama_shares_the_data_of_the_experiment_beside_it(path):
+    experiment = load_config(LlamaExperiment, ["--config", str(path)], "job", "")
+    sce = load_config(Experiment, ["--config", str(path.with_name("sce.yaml"))], "job", "")
+    assert (experiment.data, experiment.data_dir) == (sce.data, sce.data_dir)
 
 
 def test_the_papers_llama_has_what_the_paper_states():
