@@ -34,7 +34,7 @@ class EvaluateConfig(Section):
     flip_rows: int = Field(200, ge=1)
     """Rows of a set on which the flip rate is measured."""
     rows_per_set: int | None = Field(None, ge=1)
-    """Rows of a set at most, drawn by the seed; for methods that are slow. None means all."""
+    """Rows of a set at most, the same for every method; for those that are slow. None means all."""
     calibration_rows: int = Field(1000, ge=0)
     """Validation rows at most on which the temperature of a method without training is fitted."""
     bootstrap_samples: int = Field(1000, ge=100)

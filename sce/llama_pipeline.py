@@ -169,9 +169,9 @@ def _measure(
         quantisation=experiment.lora.quantisation,
         max_text_tokens=experiment.train.max_text_tokens,
     )
-    validation = validation_sets(prepared, config, seed)
+    validation = validation_sets(prepared, config)
     contender = PromptedContender(prompted, experiment.resources, validation)
-    sets = rows_to_measure(prepared, config, seed)
+    sets = rows_to_measure(prepared, config)
     folder = experiment.home / "results"
     evaluated = measure_sets(sets, [contender], config, experiment.name, seed, tracker, folder)
     figures = headline_metrics([e.result for e in evaluated])

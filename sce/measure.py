@@ -118,8 +118,8 @@ def measure(
     config = experiment.evaluate
     if experiment.method == "prompted":
         config = PromptedContender.told(config)
-        sets = rows_to_measure(prepared, config, experiment.seed)
-        validation = validation_sets(prepared, config, experiment.seed)
+        sets = rows_to_measure(prepared, config)
+        validation = validation_sets(prepared, config)
         prompted = PromptedContender(experiment.prompted, experiment.resources, validation)
         return measure_sets(
             sets, [prompted], config, experiment.name, experiment.seed, tracker, folder
@@ -137,7 +137,7 @@ def measure(
     contenders: list[Contender]
     if experiment.method == "similarity":
         similarity = SimilarityContender(embedder, text_vectors)
-        similarity.calibrate(validation_sets(prepared, config, experiment.seed, store))
+        similarity.calibrate(validation_sets(prepared, config, store))
         contenders = [similarity]
     else:
         model_folder = fetch(experiment.model_dir)
@@ -147,7 +147,7 @@ def measure(
             embedder, text_vectors, Temperature(*sce_config.cosine_calibration)
         )
         contenders = [SceContender(predictor, model_folder), cosine]
-    sets = rows_to_measure(prepared, config, experiment.seed, store, embedder)
+    sets = rows_to_measure(prepared, config, store, embedder)
     return measure_sets(sets, contenders, config, experiment.name, experiment.seed, tracker, folder)
 
 
@@ -199,7 +199,6 @@ def measure_sets(
 def rows_to_measure(
     prepared: PreparedData | None,
     config: EvaluateConfig,
-    seed: int,
     store: EmbeddingStore | None = None,
     embedder: TextEmbedder | None = None,
 ) -> list[EvaluationSet]:
@@ -212,7 +211,7 @@ def rows_to_measure(
     if config.labelled is not None:
         sets.append(_own_set(config, embedder))
     if prepared is not None:
-        sets += _test_sets(prepared, store, config, seed)
+        sets += _test_sets(prepared, store, config)
     if not sets:
         raise InputError("there are no test rows to measure the model on.")
     return sets
@@ -221,18 +220,17 @@ def rows_to_measure(
 def validation_sets(
     prepared: PreparedData | None,
     config: EvaluateConfig,
-    seed: int,
     store: EmbeddingStore | None = None,
 ) -> list[EvaluationSet]:
     """At most `calibration_rows` validation rows, to fit a temperature on."""
     if prepared is None or not config.calibration_rows:
         return []
-    table = _some(prepared.select("validation"), config.calibration_rows, seed)
+    table = _some(prepared.select("validation"), config.calibration_rows)
     return _sets_of(prepared, table, store)
 
 
 def _test_sets(
-    prepared: PreparedData, store: EmbeddingStore | None, config: EvaluateConfig, seed: int
+    prepared: PreparedData, store: EmbeddingStore | None, config: EvaluateConfig
 ) -> list[EvaluationSet]:
     """Every label set with test rows, or those that `sets` names by set or dataset."""
     table = prepared.select("test")
@@ -249,8 +247,7 @@ def _test_sets(
         table = table.filter(
             pc.or_(pc.is_in(table["label_set"], wanted), pc.is_in(table["dataset"], wanted))
         )
-    sets = _sets_of(prepared, table, store, config.rows_per_set, seed)
-    return sets
+    return _sets_of(prepared, table, store, config.rows_per_set)
 
 
 def _sets_of(
@@ -258,12 +255,11 @@ def _sets_of(
     table: pa.Table,
     store: EmbeddingStore | None,
     rows_per_set: int | None = None,
-    seed: int = 0,
 ) -> list[EvaluationSet]:
     """Rows by label set, in the order of their names."""
     sets = []
     for name in sorted(set(table["label_set"].to_pylist())):
-        members = _some(table.filter(pc.equal(table["label_set"], name)), rows_per_set, seed)
+        members = _some(table.filter(pc.equal(table["label_set"], name)), rows_per_set)
         ids = members["row_id"].to_pylist()
         sets.append(
             EvaluationSet(
@@ -280,11 +276,12 @@ def _sets_of(
     return sets
 
 
-def _some(table: pa.Table, limit: int | None, seed: int) -> pa.Table:
-    """At most `limit` rows, drawn by their ids, in the table's order."""
+def _some(table: pa.Table, limit: int | None) -> pa.Table:
+    """At most `limit` rows, drawn by their ids alone, so that they are the same for every method
+    and seed; in the table's order."""
     if limit is None or len(table) <= limit:
         return table
-    order_N = permutation(seed, 0, row_keys(table["row_id"].to_pylist()))
+    order_N = permutation(0, 0, row_keys(table["row_id"].to_pylist()))
     return table.take(np.sort(order_N[:limit]))
 
 
