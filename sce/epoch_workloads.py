@@ -444,7 +444,7 @@ def choose_quantisation(asked: str, device: torch.device) -> tuple[str, str | No
         why = (
             "bitsandbytes is not installed"
             if isinstance(error, ModuleNotFoundError) and error.name == "bitsandbytes"
-            else f"bitsandbytes does not work here ({type(error).__name__}: {str(error):.200})"
+            else f"bitsandbytes does not work here ({type(error).__name__}: {error!s:.200})"
         )
         if asked == "nf4":
             raise ConfigError(f"quantisation: 'nf4', but {why}.") from error
