@@ -120,6 +120,9 @@ class DataConfig(Section):
     seed: int = 0
     """Of sampling and splitting. Apart from the seed of training, so that runs with several
     seeds share one data set."""
+    label_case: Literal["lower", "paper"] = "lower"
+    """How the labels of the paper's datasets are written: all in lower case, so that a word is the
+    same label everywhere, or as appendix F prints them ("Food" beside "health")."""
     validation_label_sets: int = Field(default=12, ge=0)
     """How many of the starter corpus's train label sets become validation label sets: models
     are then chosen by accuracy on label sets that they never trained on."""

@@ -57,7 +57,7 @@ def read_source(source: SourceConfig, config: DataConfig, seed: int) -> Source:
     """
     if source.dataset == STARTER:
         return _starter(source, config, seed)
-    result = _custom(source) if source.dataset == CUSTOM else _known(source)
+    result = _custom(source) if source.dataset == CUSTOM else _known(source, config)
     if not result.rows:
         raise DataError(
             f"source {result.name!r}: no row is left of {result.origin}. Left out: "
@@ -83,8 +83,9 @@ def _starter(source: SourceConfig, config: DataConfig, seed: int) -> Source:
     )
 
 
-def _known(source: SourceConfig) -> Source:
+def _known(source: SourceConfig, config: DataConfig) -> Source:
     spec = get_spec(source.dataset)
+    write = spec.as_printed if config.label_case == "paper" else str
     name = source.output_name
     files, origin = _files(source, spec)
     sizes = _own_sizes(source) or dict(spec.sizes)
@@ -102,13 +103,14 @@ def _known(source: SourceConfig) -> Source:
             if label is None:
                 dropped[f"{OTHER_LABEL}: {raw.label}"] += 1
                 continue
-            rows.append(Row(name, raw.split or split, raw.text, label, name, text_key(raw.text)))
-    found = sorted({row.label for row in rows})
-    labels = spec.labels or tuple(dict.fromkeys((spec.label_map or {}).values())) or tuple(found)
+            split_of = raw.split or split
+            rows.append(Row(name, split_of, raw.text, write(label), name, text_key(raw.text)))
+    labels = spec.labels or tuple(dict.fromkeys((spec.label_map or {}).values()))
+    labels = labels or tuple(sorted({row.label for row in rows}))
     return Source(
         name=name,
         rows=rows,
-        label_sets={name: label_set_for(labels, spec.synonyms)} if labels else {},
+        label_sets={name: label_set_for(labels, spec.synonyms, write)} if labels else {},
         domains={name: source.domain or spec.domain},
         licence=spec.licence,
         origin=origin,

@@ -47,6 +47,8 @@ class DatasetSpec:
         header: column names of CSV or TSV files that come without a header line.
         licence: as the publisher states it (appendix B).
         domain: kind of text.
+        capitals: labels that appendix F prints with a capital first letter; they are lower-case
+            here unless the configuration asks for the paper's writing.
         synonyms: the table of `synonyms.yaml` that enriches its labels; "" for a dataset that
             is never trained on, whose labels are bare names.
     """
@@ -66,6 +68,7 @@ class DatasetSpec:
     files: str = "*"
     header: tuple[str, ...] = ()
     domain: str = "news"
+    capitals: frozenset[str] = frozenset()
     synonyms: str = ""
 
     def our_label(self, original: str) -> str | None:
@@ -76,6 +79,10 @@ class DatasetSpec:
             return None
         name = original.lower()
         return name.replace("_", " ") if self.label_form == "words" else name
+
+    def as_printed(self, label: str) -> str:
+        """Our name for a label as the paper writes it."""
+        return label.capitalize() if label in self.capitals else label
 
     @property
     def trained_on(self) -> bool:
@@ -97,6 +104,7 @@ _HUFFPOST_MAP = {
     "BUSINESS": "business",
     "SPORTS": "sports",
 }
+_HUFFPOST_CAPITALS = frozenset(_HUFFPOST_MAP.values()) - {"wellness", "parenting"} | {"world"}
 _HUFFPOST_TEXT = (("headline", "short_description"), ("text",))
 _HUFFPOST_KAGGLE = (
     "download News_Category_Dataset_v3.json from kaggle.com/datasets/rmisra/news-category-dataset"
@@ -135,6 +143,7 @@ _SPECS = (
         label_map=_HUFFPOST_MAP,
         text=_HUFFPOST_TEXT,
         label=("category", "label"),
+        capitals=_HUFFPOST_CAPITALS,
         sizes=_HUFFPOST_SIZES,
         licence="CC BY 4.0",
         synonyms="huffpost",
@@ -145,6 +154,7 @@ _SPECS = (
         label_map={**_HUFFPOST_MAP, **HUFFPOST_WORLD},
         text=_HUFFPOST_TEXT,
         label=("category", "label"),
+        capitals=_HUFFPOST_CAPITALS,
         sizes=_HUFFPOST_SIZES,
         licence="CC BY 4.0",
         synonyms="huffpost",
@@ -186,6 +196,7 @@ _SPECS = (
             "abstract_entities",
         ),
         files="news.tsv",
+        capitals=frozenset({"food"}),
         sizes={"train": 5000, "validation": 2000, "test": 2000},
         licence="Microsoft Research License Terms",
         synonyms="mind",
@@ -202,6 +213,7 @@ _SPECS = (
             "Real Estate": "economy",
             "Your Money": "economy",
         },
+        capitals=frozenset({*map(str.lower, _NYTIMES), "economy"}),
         sizes={"train": 5000, "validation": 1100, "test": 2600},
         licence="LDC User Agreement for NYT Corpus",
         synonyms="nytimes",
@@ -216,6 +228,7 @@ _SPECS = (
             "Sports": "sports",
             "Business": "business",
         },
+        capitals=frozenset({"science", "world", "sports", "business"}),
         sizes={"test": "all"},
         licence="research, non-commercial",
     ),
@@ -231,6 +244,7 @@ _SPECS = (
         text=(("question_title", "question_content"), ("text",)),
         label=("class", "topic", "label"),
         header=("class", "question_title", "question_content", "best_answer"),
+        capitals=frozenset(_YAHOO.values()),
         sizes={"test": 5000},
         licence="Yahoo Webscope License",
         domain="questions",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import resources
 from typing import Any
 
@@ -19,11 +19,14 @@ def synonym_tables() -> dict[str, dict[str, dict[str, Any]]]:
     return yaml.safe_load(text)
 
 
-def label_set_for(names: Sequence[str], table: str = "") -> LabelSet:
+def label_set_for(
+    names: Sequence[str], table: str = "", write: Callable[[str], str] = str
+) -> LabelSet:
     """A label set of these names, each with what the table knows about it.
 
     Args:
         table: a table of `synonyms.yaml`, or "" for bare names.
+        write: how a name is written in the set; the table has it in lower case.
     """
     known = synonym_tables()[table] if table else {}
-    return LabelSet.parse([{"name": name, **known.get(name, {})} for name in names])
+    return LabelSet.parse([{"name": write(name), **known.get(name, {})} for name in names])

@@ -194,3 +194,19 @@ def test_multi_token_labels_with_a_real_tokenizer():
     assert all(
         n == len(tokenizer.encode(name, add_special_tokens=False)) for name, n in found.items()
     )
+
+
+def test_the_case_of_labels_is_a_setting(tmp_path, jsonl):
+    rows = [
+        {"headline": f"Head {i} {c}", "short_description": "", "category": c}
+        for i in range(5)
+        for c in ("WELLNESS", "FOOD & DRINK")
+    ]
+    source = SourceConfig(
+        dataset="huffpost", path=str(jsonl(rows, "rows.jsonl")), sizes={"train": "all"}
+    )
+    for case, names in (("lower", {"wellness", "food"}), ("paper", {"wellness", "Food"})):
+        prepare_data(DataConfig(sources=[source], label_case=case), tmp_path / case, 0)
+        data = PreparedData.load(tmp_path / case)
+        assert set(data.rows["label"].to_pylist()) == names
+        assert names <= set(data.label_sets["huffpost"].names)

@@ -100,3 +100,31 @@ def test_label_files(tmp_path):
         assert LabelSet.parse(read_label_file(tmp_path / name)).names == ["one", "two"]
     with pytest.raises(DataError, match="no such file"):
         read_label_file(tmp_path / "none.json")
+
+
+PRINTED = {  # appendix F, letter by letter
+    "bbc": ["tech", "business", "sport", "entertainment", "politics"],
+    "huffpost": ["wellness", "Politics", "Entertainment", "Travel", "Style", "parenting", "Food",
+                 "Business", "Sports"],
+    "mind": ["travel", "health", "Food", "sports", "weather", "finance", "entertainment", "music",
+             "lifestyle", "autos"],
+    "nytimes": ["Television", "Movies", "Sports", "Music", "Theater", "Media", "Art", "Style",
+                "Food", "Health", "Science", "Travel", "Economy"],
+    "yahoo": ["Society", "Science", "Health", "Education", "Computers", "Sports", "Business",
+              "Entertainment", "Relationships", "Government"],
+    "ag_news": ["Science", "World", "Sports", "Business"],
+    "arise": ["business", "sports", "politics", "health", "tech", "entertainment"],
+    "mnds": ["society", "science", "politics", "sport", "religion", "war", "health", "education",
+             "environment", "crime", "disaster", "weather"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PRINTED)
+def test_labels_are_as_appendix_f_prints_them_on_request(name):
+    spec = get_spec(name)
+    labels = labels_of(spec)
+    assert [spec.as_printed(label) for label in labels] == PRINTED[name]
+    label_set = label_set_for(labels, spec.synonyms, spec.as_printed)
+    assert label_set.names == PRINTED[name]
+    lower = label_set_for(labels, spec.synonyms)
+    assert [label.synonyms for label in label_set.labels] == [x.synonyms for x in lower.labels]
