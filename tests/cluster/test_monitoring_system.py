@@ -82,6 +82,16 @@ class Prometheus:
             ["prometheus", *replaced], stdout=self._log, stderr=subprocess.STDOUT
         )
 
+    def wait(self) -> None:
+        """Until something is scraped: before minutes of work that nobody would see."""
+        deadline = time.monotonic() + 60
+        while True:
+            with suppress(requests.ConnectionError):
+                if 1 in self.ask("up"):
+                    return
+            assert time.monotonic() < deadline, "nothing is scraped"
+            time.sleep(0.5)
+
     def stop(self) -> None:
         self._process.terminate()
         self._process.wait(30)
@@ -128,12 +138,11 @@ def prometheus(cluster, tmp_path_factory) -> Iterator[Prometheus]:
     discovery["url"] = discovery["url"].replace("127.0.0.1:8265", f"127.0.0.1:{cluster.dashboard}")
     discovery["authorization"]["credentials_file"] = str(home / "ray_token")
     server = Prometheus(home / "launchers", config, flags("prometheus.yml"))
-    deadline = time.monotonic() + 60
-    while 1 not in server.ask("up"):  # before minutes of work that nobody would see
-        assert time.monotonic() < deadline, "nothing is scraped"
-        time.sleep(1)
-    yield server
-    server.stop()
+    try:
+        server.wait()
+        yield server
+    finally:
+        server.stop()
 
 
 @pytest.fixture(scope="module")
@@ -145,8 +154,11 @@ def of_kubernetes(cluster, tmp_path_factory) -> Iterator[Prometheus]:
     del job["dns_sd_configs"]
     job["static_configs"] = [{"targets": [f"127.0.0.1:{cluster.metrics}"]}]
     server = Prometheus(home / "kubernetes", config, flags("prometheus-kubernetes.yml"))
-    yield server
-    server.stop()
+    try:
+        server.wait()
+        yield server
+    finally:
+        server.stop()
 
 
 @pytest.fixture(scope="module")
