@@ -149,7 +149,9 @@ def _run(
     size = int(np.clip(rows // (plan.actors * BLOCKS_PER_ACTOR), *BLOCK_ROWS))
     blocks = [table.slice(i, size) for i in range(0, rows, size)]
     context = DataContext.get_current()
-    progress_bars, context.enable_progress_bars = context.enable_progress_bars, False
+    before = (context.enable_progress_bars, context.raise_original_map_exception)
+    # The second has a user's mistake told from a bug by its type.
+    context.enable_progress_bars, context.raise_original_map_exception = False, True
     reports, done = [], 0
     try:
         dataset = ray.data.from_arrow(blocks).map_batches(
@@ -171,7 +173,7 @@ def _run(
             raise error.cause from None
         raise
     finally:
-        context.enable_progress_bars = progress_bars
+        context.enable_progress_bars, context.raise_original_map_exception = before
     return pa.concat_tables(reports)
 
 

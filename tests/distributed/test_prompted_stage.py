@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, normalizers
 
-from sce.baselines.lora import LoraSettings, add_adapters, load_base
+from sce.baselines.lora import LoraSettings, add_adapters, load_base, merge
 from sce.baselines.prompted import PromptedConfig, load_prompted, parameter_count
 from sce.distributed import prompted as stage
 from sce.distributed.prompted import score_prompts
@@ -78,17 +78,28 @@ def test_the_answers_are_those_of_one_process(folder):
 
 @pytest.mark.usefixtures("ray_session")
 def test_adapters_change_the_answers_or_are_refused_as_what_they_are(folder):
-    config = PromptedConfig(base=str(folder / "base"), adapter=folder / "adapter")
+    config = PromptedConfig(
+        base=str(folder / "base"), adapter=folder / "adapter", prompt="sentence"
+    )
     answers = score_prompts(REQUESTS, config, RESOURCES)
     without = alone(config.model_copy(update={"adapter": None}))
     for found, wanted, bare in zip(answers.scores, alone(config), without, strict=True):
         np.testing.assert_allclose(found, wanted, atol=1e-5)
         assert not len(found) or np.abs(found - bare).max() > 0.1
-    base = load_prompted(config.model_copy(update={"adapter": None}), "cpu").model
+    classifier = load_prompted(config.model_copy(update={"adapter": None}), "cpu")
+    base = classifier.model
     lora = load_file(folder / "adapter" / "adapter_model.safetensors")
-    assert answers.parameters == sum(p.numel() for p in base.parameters()) + sum(
-        w.numel() for w in lora.values()
-    )
+    tokens = classifier.label_tokens(LABELS.names)
+    weights = sum(p.numel() for p in base.parameters())
+    assert answers.parameters == weights + sum(w.numel() for w in lora.values())
+    merged = merge(base, folder / "adapter")  # no layer of adapters, no batch, no cache
+    for row in range(3):
+        prompt = classifier.prompt_tokens(TEXTS[row], LABELS.names).ids
+        for k, ids in enumerate(tokens):
+            with torch.no_grad():
+                log_p = merged(torch.tensor([prompt + ids])).logits[0].log_softmax(-1)
+            told = sum(float(log_p[len(prompt) - 1 + j, t]) for j, t in enumerate(ids))
+            assert answers.scores[0][row, k] == pytest.approx(told / len(ids), abs=1e-4)
     save_file({k: w[:, :-1].contiguous() for k, w in lora.items()}, folder / "other.safetensors")
     other = shutil.copytree(folder / "adapter", folder / "other")
     (folder / "other.safetensors").replace(other / "adapter_model.safetensors")
