@@ -90,7 +90,7 @@ class PromptedConfig(Section):
     """Of the weights: as they are, or 4-bit NormalFloat. Adapters keep their own format."""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     """That is computed in. `auto`: bfloat16 on a GPU, float32 on a CPU. bfloat16 has a logit of 20
-    in steps of an eighth, so that close candidates can tie; the first of them is then the answer."""
+    in steps of an eighth: close candidates can tie, and the first of them is then the answer."""
     max_text_tokens: int = Field(1024, ge=1)
     """Longer texts are cut before they go into the prompt, and counted."""
     max_batch_tokens: int | None = Field(None, ge=16)
