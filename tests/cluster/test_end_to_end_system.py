@@ -9,6 +9,7 @@ import json
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -150,7 +151,7 @@ class Outside:
     def stopped(self, name: str, entrypoint: Sequence[str], begun: Callable[[], bool]) -> None:
         """Submit, and `ray job stop` when it has begun to write and is not at its end."""
         assert self.submit(name, entrypoint, "--no-wait").returncode == 0
-        until(lambda: self.job(name)["status"] in ("SUCCEEDED", "FAILED") or begun(), 120, name)
+        until(lambda: self.job(name)["status"] in ("SUCCEEDED", "FAILED") or begun(), 240, name)
         ended = subprocess.run(
             [str(BIN / "ray"), "job", "stop", name],
             env=self.client, capture_output=True, text=True, timeout=120,
@@ -178,7 +179,7 @@ def store(tmp_path_factory) -> Iterator[dict[str, str]]:
     log = (tmp_path_factory.mktemp("moto") / "log").open("w")
     server = subprocess.Popen(
         [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
-        stdout=log, stderr=subprocess.STDOUT,
+        stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
     )  # fmt: skip
     variables = {
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
@@ -193,9 +194,17 @@ def store(tmp_path_factory) -> Iterator[dict[str, str]]:
         boto3.client("s3").create_bucket(Bucket=HOME.name)
         _write_inputs(tmp_path_factory.mktemp("models"))
         yield variables
-    server.terminate()
-    server.wait(30)
+    end(server, signal.SIGTERM)
     log.close()
+
+
+def end(server: subprocess.Popen, number: int) -> None:
+    """By a signal to its group, or where that does not help by force."""
+    os.killpg(server.pid, number)
+    try:
+        server.wait(30)
+    except subprocess.TimeoutExpired:
+        os.killpg(server.pid, signal.SIGKILL)
 
 
 def _write_inputs(scratch: Path) -> None:
@@ -256,7 +265,7 @@ def database() -> Iterator[tuple[str, str]]:
     server = subprocess.Popen(
         [bin_folder / "postgres", "-D", data, "-p", str(port), "-k", folder,
          "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"],
-        stdout=log, stderr=subprocess.STDOUT, cwd=folder, **options,
+        stdout=log, stderr=subprocess.STDOUT, cwd=folder, start_new_session=True, **options,
     )  # fmt: skip
     place = f"127.0.0.1:{port}/postgres"
     try:
@@ -264,8 +273,7 @@ def database() -> Iterator[tuple[str, str]]:
         until(lambda: _ask(place, password, "select 1"), 60, "PostgreSQL")
         yield place, password
     finally:
-        server.terminate()
-        server.wait(30)
+        end(server, signal.SIGINT)  # at once, whoever is connected
         log.close()
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -312,8 +320,7 @@ def tracking(store, database, tmp_path_factory) -> Iterator[dict[str, str]]:
                 patch.setenv(name, value)
             yield variables
     finally:
-        os.killpg(server.pid, 15)
-        server.wait(30)
+        end(server, signal.SIGTERM)
         log.close()
 
 
