@@ -124,7 +124,7 @@ class Outside:
         return subprocess.run(
             [str(BIN / "ray"), "job", "submit", "--submission-id", name, "--working-dir", ".",
              *flags, "--", "python", *entrypoint],
-            cwd=ROOT, env=self.client | changes, capture_output=True, text=True, timeout=400,
+            cwd=ROOT, env=self.client | changes, capture_output=True, text=True, timeout=700,
         )  # fmt: skip
 
     def job(self, name: str) -> dict[str, Any]:
@@ -314,7 +314,7 @@ def tracking(store, database, tmp_path_factory) -> Iterator[dict[str, str]]:
     }
     try:
         url = f"{variables['MLFLOW_TRACKING_URI']}/health"
-        until(lambda: requests.get(url, timeout=5).ok, 120, f"MLflow ({folder}/log)")
+        until(lambda: requests.get(url, timeout=5).ok, 300, f"MLflow ({folder}/log)")
         with pytest.MonkeyPatch.context() as patch:
             for name, value in variables.items():
                 patch.setenv(name, value)
