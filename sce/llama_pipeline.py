@@ -26,7 +26,7 @@ from sce.llama_training import LlamaRows, LlamaTrainConfig, right_answers
 from sce.measure import measure_sets, rows_to_measure, validation_sets
 from sce.random_keys import permutation, row_keys
 from sce.run_state import RunState
-from sce.storage import Place, replace_folder
+from sce.storage import Place, absolute_model, replace_folder
 from sce.tracking import Tracker, TrackingConfig, tracking_uri
 
 logger = logging.getLogger("sce")
@@ -89,7 +89,11 @@ def train_llama(experiment: LlamaExperiment) -> dict[str, Any]:
     validation = _rows(prepared, "validation", experiment.validation_rows, experiment.seed)
     load_chat_tokenizer(experiment.base)  # a model that is not there is said before anything
     settings = LlamaFitSettings(
-        experiment.base, experiment.prompt, experiment.lora, experiment.train, experiment.seed
+        absolute_model(experiment.base),
+        experiment.prompt,
+        experiment.lora,
+        experiment.train,
+        experiment.seed,
     )
     workers = training_workers(experiment.resources)
     state = RunState.open(

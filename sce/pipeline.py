@@ -36,7 +36,7 @@ from sce.modelcard import write_model_card
 from sce.paper import paper_settings
 from sce.pretrained import FreshModel, build_model
 from sce.run_state import RunState
-from sce.storage import Place, replace_folder, write_text
+from sce.storage import Place, absolute_model, replace_folder, write_text
 from sce.store import EmbeddingStore, text_hash
 from sce.tracking import Tracker, git_tags, tracking_uri
 from sce.training_data import Rows, TextLookup, TrainingData
@@ -83,8 +83,13 @@ def train(experiment: Experiment) -> dict[str, Any]:
     fingerprint = rows_store.manifest.embedder
     label_texts = _text_lookup(prepared, labels_store)
     data = _training_data(prepared, rows_store, label_texts)
+    encoder = absolute_model(experiment.model.encoder)
     settings = FitSettings(
-        experiment.model, experiment.train, experiment.augment, fingerprint, experiment.seed
+        experiment.model.model_copy(update={"encoder": encoder}),
+        experiment.train,
+        experiment.augment,
+        fingerprint,
+        experiment.seed,
     )
     fresh = build_model(settings.model, fingerprint, settings.train.dropout, settings.seed)
     _say_what_is_trained(fresh, data, prepared)

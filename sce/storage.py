@@ -412,6 +412,13 @@ def fetch_model(place: str | Place) -> str:
     return str(fetch(remote))
 
 
+def absolute_model(name: str) -> str:
+    """A folder of this machine by its absolute path, since workers run in other folders; a hub id
+    or URI as it is."""
+    path = Path(name).expanduser()
+    return str(path.resolve()) if "://" not in name and path.is_dir() else name
+
+
 @contextmanager
 def _said(place: Place, what: str) -> Iterator[None]:
     """What a store answers, as the user's mistake that it most likely is."""

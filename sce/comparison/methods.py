@@ -87,10 +87,12 @@ class MeasuredMethod:
                         f"not measured on the same rows of {name!r}."
                     )
                 right.append(pc.equal(other["target"], other["predicted"]).to_numpy())
+            dataset, group = table["dataset"][0].as_py(), table["group"][0].as_py()
             found[name] = SetAnswers(
                 name,
-                table["dataset"][0].as_py(),
-                table["group"][0].as_py(),
+                # The sets of one dataset may be seen and unseen ones.
+                dataset if name == dataset else f"{dataset} ({group})",
+                group,
                 table["labels"][0].as_py(),
                 ids,
                 np.mean(right, axis=0),

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sce.comparison import published
-from sce.comparison.methods import Accuracy, MeasuredMethod, difference
+from sce.comparison.methods import Accuracy, MeasuredMethod, SetAnswers, difference
 from sce.comparison.published import EPOCHS, LORA, SCE, SEEN, TABLE_1, TABLE_2, UNSEEN
 
+SMALLEST_P = 1e-99
 BOUND_EPOCHS = (1, 10)
 """Epochs for which section 3.3 gives its upper bound."""
 
@@ -72,7 +73,7 @@ def accuracy_table(
         rows.append(["Other datasets"])
         for dataset in rest:
             sets = max((m.datasets.get(dataset, []) for m in methods), key=len)
-            shown = dataset if len(sets) == 1 else f"{dataset} (mean of {len(sets)} sets)"
+            shown = dataset if len(sets) == 1 else f"{dataset}, mean of {len(sets)} sets"
             cells = [shown, *("" for _ in columns)]
             rows.append(cells + [_accuracy(m.accuracy(dataset)) for m in methods])
     caption = (
@@ -115,10 +116,11 @@ def figures_table(methods: Sequence[MeasuredMethod]) -> Table:
                 ]
             )
     caption = (
-        "Means over datasets. Accuracy and flips in per cent; flips: rows whose answer changes "
-        "under any of five shuffles of the labels. NLL and ECE before → after a temperature fitted "
-        "on validation rows. Texts a second from text to answer, and from a stored vector; peak "
-        "memory in MB of the process that answers (of its GPU where it has one)."
+        "Means over the datasets on which a method was measured (table 1). Accuracy and flips in "
+        "per cent; flips: rows whose answer changes under any of five shuffles of the labels. NLL "
+        "and ECE before → after a temperature fitted on validation rows. Texts a second from text "
+        "to answer, and from a stored vector; peak memory in MB of the process that answers (of its "
+        "GPU where it has one)."
     )
     return Table(
         "figures",
@@ -146,7 +148,7 @@ def differences_table(methods: Sequence[MeasuredMethod]) -> Table | None:
                         m.name,
                         dataset,
                         f"{100 * found.value:+.1f}{bounds}",
-                        f"{found.p:.2g}",
+                        f"{found.p:.2g}" if found.p >= SMALLEST_P else f"< {SMALLEST_P:g}",
                         f"{found.rows:,}",
                         f"{found.left_out:,}",
                     ]
@@ -256,9 +258,9 @@ def cost_table(methods: Sequence[MeasuredMethod]) -> Table:
     return Table(
         "costs",
         "Accuracy against compute",
-        "Accuracy in per cent, mean over datasets; operations of the whole training (all epochs "
-        "and the embedding), of an answer from text, and of one from a stored vector, counted as "
-        "the paper does.",
+        "Accuracy in per cent, mean over the datasets on which a method was measured; operations of "
+        "the whole training (all epochs and the embedding), of an answer from text, and of one from "
+        "a stored vector, counted as the paper does.",
         _measured(methods),
         ["method", *(f"{g} accuracy" for g in groups), "training", "a text", "a stored vector"],
         rows,
@@ -267,15 +269,18 @@ def cost_table(methods: Sequence[MeasuredMethod]) -> Table:
 
 def label_count_table(methods: Sequence[MeasuredMethod]) -> Table:
     """Accuracy of every label set, by its number of labels K."""
-    sets = {name: s for m in methods for name, s in m.sets.items()}
+    largest: dict[str, SetAnswers] = {}
+    for one in (s for m in methods for s in m.sets.values()):
+        if one.name not in largest or len(largest[one.name].row_ids) < len(one.row_ids):
+            largest[one.name] = one
     rows = []
-    for name, one in sorted(sets.items(), key=lambda item: (item[1].labels, item[0])):
+    for name, one in sorted(largest.items(), key=lambda item: (item[1].labels, item[0])):
         cells = [_accuracy(Accuracy.of([m.sets[name]])) if name in m.sets else "" for m in methods]
         rows.append([str(one.labels), name, one.group, f"{len(one.row_ids):,}", *cells])
     return Table(
         "label_counts",
         "Accuracy by dataset and number of labels K",
-        "Per cent with 95 % intervals.",
+        "Per cent with 95 % intervals; rows: of the method with the most.",
         _measured(methods),
         ["K", "label set", "group", "rows", *(m.name for m in methods)],
         rows,

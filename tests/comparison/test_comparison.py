@@ -83,7 +83,7 @@ def table(methods, name):
 def test_accuracy_of_a_dataset_is_the_mean_over_its_sets(methods):
     sce, llama = methods
     assert sce.accuracy("bbc").value == 0.75
-    assert sce.accuracy("starter").value == pytest.approx((1.0 + 0.5) / 2)
+    assert sce.accuracy("starter (unseen)").value == pytest.approx((1.0 + 0.5) / 2)
     assert llama.accuracy("mind") is None
     assert sce.mean("unseen", "accuracy") == pytest.approx((0.75 + 0.75) / 2)
 
@@ -100,7 +100,7 @@ def test_seeds_are_averaged_row_by_row_whatever_their_order():
 
 
 def test_a_difference_is_counted_on_the_rows_that_both_answered(methods):
-    found = difference(*methods, "starter")
+    found = difference(*methods, "starter (unseen)")
     assert (found.rows, found.left_out) == (2, 0)
     assert found.value == pytest.approx(0.5)
     found = difference(*methods, "ag_news")
@@ -123,7 +123,7 @@ def test_table_one_has_the_papers_layout_and_figures(methods):
     assert rows[1][1:] == ["84.66", "62.90", "56.40", ""]
     assert rows[6][1:4] == ["94.60", "55.70", "52.10"]
     assert rows[6][4].startswith("75.0 [")
-    assert [row[0] for row in rows[10:]] == ["Other datasets", "starter (mean of 2 sets)"]
+    assert [row[0] for row in rows[10:]] == ["Other datasets", "starter (unseen), mean of 2 sets"]
 
 
 def test_table_two_sets_sce_beside_lora(methods):
