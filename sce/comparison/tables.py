@@ -119,8 +119,8 @@ def figures_table(methods: Sequence[MeasuredMethod]) -> Table:
         "Means over the datasets on which a method was measured (table 1). Accuracy and flips in "
         "per cent; flips: rows whose answer changes under any of five shuffles of the labels. NLL "
         "and ECE before → after a temperature fitted on validation rows. Texts a second from text "
-        "to answer, and from a stored vector; peak memory in MB of the process that answers (of its "
-        "GPU where it has one)."
+        "to answer, and from a stored vector; peak memory in MB of the process that answers (of "
+        "its GPU where it has one)."
     )
     return Table(
         "figures",
@@ -258,9 +258,9 @@ def cost_table(methods: Sequence[MeasuredMethod]) -> Table:
     return Table(
         "costs",
         "Accuracy against compute",
-        "Accuracy in per cent, mean over the datasets on which a method was measured; operations of "
-        "the whole training (all epochs and the embedding), of an answer from text, and of one from "
-        "a stored vector, counted as the paper does.",
+        "Accuracy in per cent, mean over the datasets on which a method was measured; operations "
+        "of the whole training (all epochs and the embedding), of an answer from text, and of one "
+        "from a stored vector, counted as the paper does.",
         _measured(methods),
         ["method", *(f"{g} accuracy" for g in groups), "training", "a text", "a stored vector"],
         rows,
