@@ -41,7 +41,8 @@ def data(tmp_path_factory) -> Path:
 
 def call(folder, data, home, *flags) -> int:
     source = json.dumps([{"dataset": "custom", "path": str(data), "name": "own"}])
-    argv = ["--base", os.path.relpath(folder / "base"), "--run-dir", str(home), "--data.sources", source]
+    argv = ["--base", os.path.relpath(folder / "base"), "--run-dir", str(home)]
+    argv += ["--data.sources", source]
     argv += ["--prompt", "sentence", "--lora.rank", "4", "--lora.dtype", "float32"]
     argv += ["--train.micro_batch_size", "2", "--train.accumulation_steps", "4"]
     argv += ["--train.learning_rate", "0.01", "--train.patience", "20", "--no-tracking.enabled"]
