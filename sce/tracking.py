@@ -58,11 +58,12 @@ MAX_KEY_CHARS = 250
 _SQLITE = "sqlite:///"
 _SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql", "databricks")
 _REPLACED = re.compile(r"[^\w\-. /:]")
-# MLflow's own defaults wait 120 s a request, 7 times over, and report usage to its makers.
+# MLflow.s own defaults wait 120 s a request, 7 times over, report usage to its makers and draw bars.
 _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
 _NOISY = ("alembic", "mlflow.store.db.utils", "mlflow.system_metrics.system_metrics_monitor")
 
