@@ -10,23 +10,25 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from transformers import AutoConfig
 
 from sce import flops
 from sce.baselines.cosine import CosineBaseline
-from sce.baselines.prompted import PromptedConfig
+from sce.baselines.settings import PromptedConfig
 from sce.calibration import Temperature, fit_temperature
 from sce.costs import AnswerCost, TrainingCost, answer_cost
-from sce.distributed.prompted import PromptedAnswers, score_prompts
 from sce.distributed.resources import ResourcesConfig
 from sce.embedder import TextEmbedder
 from sce.evaluation import ByVectors, EvaluateConfig, EvaluationSet, Method, Request
 from sce.label_vectors import TextVectors
 from sce.predictor import Predictor
 from sce.storage import fetch, fetch_model
+
+if TYPE_CHECKING:
+    from sce.distributed.prompted import PromptedAnswers
 
 COST_ROWS = 512
 """Rows whose answers are timed, of all sets together."""
@@ -39,15 +41,15 @@ KINDS = {
 
 
 class Contender(ABC):
-    """Attributes:
-    name: column of the results, such as "sce".
-    method: what is measured.
-    needs_vectors: whether it reads the texts' vectors.
+    """A method and what a report says of it.
+
+    Attributes:
+        name: column of the results, such as "sce".
+        method: what is measured.
     """
 
     name: str
     method: Method
-    needs_vectors = True
 
     @abstractmethod
     def describe(self, sets: Sequence[EvaluationSet]) -> dict[str, Any]:
@@ -127,7 +129,6 @@ class PromptedContender(Contender):
     """
 
     name = "prompted"
-    needs_vectors = False
 
     def __init__(
         self,
@@ -146,6 +147,9 @@ class PromptedContender(Contender):
         return config.model_copy(update={"information": ["name"]})
 
     def answer(self, requests: Sequence[Request]) -> list[np.ndarray]:
+        # Imported here: peft and bitsandbytes cost seconds that the other methods need not pay.
+        from sce.distributed.prompted import score_prompts
+
         asked = [(s.texts, s.label_set) for s in self._validation]
         asked += [(request.texts, request.label_set) for request in requests]
         self._answered = answered = score_prompts(asked, self.config, self._resources)

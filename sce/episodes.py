@@ -15,9 +15,7 @@ from typing import Literal
 from pydantic import Field
 
 from sce.config import Section
-from sce.episode_sampler import EpisodeSampler, EpisodeTables, View
-
-__all__ = ["AugmentConfig", "EpisodeSampler", "EpisodeTables"]
+from sce.episode_sampler import View
 
 
 class AugmentConfig(Section):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from sce.baselines.prompted import PromptedConfig
+from sce.baselines.settings import PromptedConfig
 from sce.config import JobConfig, resolve_output
 from sce.datasets.prepare import DataConfig
 from sce.distributed.resources import ResourcesConfig

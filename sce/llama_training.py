@@ -8,21 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from pydantic import Field
 
-from sce.baselines.lora import Samples, collate
+from sce.baselines.adapters import Samples, collate
 from sce.baselines.prompted import PromptedClassifier
 from sce.labels import LabelSet
-from sce.llama_epochs import Reduce, train_llama_epoch
 from sce.random_keys import row_keys, uniforms
 from sce.training import TrainConfig
-
-__all__ = [
-    "LlamaRows",
-    "LlamaSampler",
-    "LlamaTrainConfig",
-    "Reduce",
-    "right_answers",
-    "train_llama_epoch",
-]
 
 
 class LlamaTrainConfig(TrainConfig):

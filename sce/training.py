@@ -7,28 +7,6 @@ from typing import Literal
 from pydantic import Field
 
 from sce.config import Section
-from sce.epochs import (
-    EpochStats,
-    autocast_dtype,
-    make_optimizer,
-    random_state,
-    rate_factor,
-    restore_random_state,
-    steps_per_epoch,
-    train_epoch,
-)
-
-__all__ = [
-    "EpochStats",
-    "TrainConfig",
-    "autocast_dtype",
-    "make_optimizer",
-    "random_state",
-    "rate_factor",
-    "restore_random_state",
-    "steps_per_epoch",
-    "train_epoch",
-]
 
 
 class TrainConfig(Section):

@@ -46,6 +46,14 @@ def test_the_predictor_loads_without_ray_and_mlflow():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_jobs_that_ask_no_language_model_do_not_load_what_it_needs():
+    code = (
+        "import sys, sce.pipeline, sce.distributed.classify, sce.distributed.embed_corpus\n"
+        "assert not {'peft', 'bitsandbytes'} & set(sys.modules), 'seconds, and a warning'"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
 def test_the_gateway_loads_without_torch():
     code = (
         "import sys, serve.deployment\n"

@@ -13,7 +13,7 @@ from ray.serve.schema import (
     ServeDeploySchema,
 )
 
-from sce.baselines.lora import LINEARS
+from sce.baselines.adapters import LINEARS
 from sce.config import load_config
 from sce.experiment import Experiment
 from sce.llama_pipeline import LlamaExperiment

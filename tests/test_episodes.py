@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from sce.episodes import AugmentConfig, EpisodeSampler, EpisodeTables
+from sce.episode_sampler import EpisodeSampler, EpisodeTables
+from sce.episodes import AugmentConfig
 from sce.labels import LabelSet
 
 SETS = {

@@ -5,11 +5,13 @@ import threading
 import pytest
 import torch
 
-from sce.baselines.lora import LoraSettings, add_adapters, load_base, load_chat_tokenizer
+from sce.baselines.adapters import add_adapters
+from sce.baselines.lora import LoraSettings, load_base, load_chat_tokenizer
 from sce.baselines.prompted import PromptedClassifier
+from sce.epochs import make_optimizer
 from sce.labels import LabelSet
-from sce.llama_training import LlamaRows, LlamaSampler, LlamaTrainConfig, train_llama_epoch
-from sce.training import make_optimizer
+from sce.llama_epochs import train_llama_epoch
+from sce.llama_training import LlamaRows, LlamaSampler, LlamaTrainConfig
 from tests.tiny_models import build_llama
 
 SETTINGS = LoraSettings(rank=4, dtype="float32", quantisation="none", gradient_checkpointing=False)

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from sce.episodes import AugmentConfig, EpisodeSampler, EpisodeTables
+from sce.episode_sampler import EpisodeSampler, EpisodeTables
+from sce.episodes import AugmentConfig
+from sce.epochs import make_optimizer, rate_factor, train_epoch
 from sce.labels import LabelSet
 from sce.model import SCEConfig, SCEModel
-from sce.training import TrainConfig, make_optimizer, rate_factor, train_epoch
+from sce.training import TrainConfig
 from tests.test_episodes import text_vectors
 
 LABELS = LabelSet.parse([f"label {i}" for i in range(6)])

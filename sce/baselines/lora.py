@@ -16,29 +16,11 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from sce.baselines.adapters import (
     LINEARS,
-    Samples,
-    add_adapters,
-    collate,
-    label_loss,
     load_frozen,
 )
 from sce.config import Section
 from sce.errors import ConfigError, InputError
 from sce.storage import Place, fetch_model
-
-__all__ = [
-    "LINEARS",
-    "LoraSettings",
-    "Samples",
-    "add_adapters",
-    "collate",
-    "label_loss",
-    "load_base",
-    "load_chat_tokenizer",
-    "merge",
-    "read_adapters",
-]
-
 
 _TOKENIZER_FILES = ["*.json", "*.jinja", "*.model"]
 _HUB_TIMEOUT_SECONDS = 5

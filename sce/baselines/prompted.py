@@ -24,18 +24,15 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from peft import PeftModel
-from pydantic import Field
 from transformers import AutoConfig, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer
 
 from sce.baselines.lora import LoraSettings, load_base, load_chat_tokenizer, read_adapters
-from sce.config import Section
+from sce.baselines.settings import PromptedConfig, PromptName
 from sce.embedders.batching import check_texts
 from sce.errors import ConfigError, InputError
 from sce.labels import LabelSet
-from sce.storage import Place, fetch_model
-
-PromptName = Literal["sentence", "template"]
+from sce.storage import fetch_model
 
 SENTENCE = """\
 Here is a sentence: {text}. Which topic does it belong to from the set {{{labels}}}?
@@ -74,27 +71,6 @@ LOGITS_BYTES = 2**29
 """Of a batch's scores over the vocabulary, in float32."""
 MIN_SHARED_TOKENS = 16
 """A shorter beginning is not worth a pass of its own."""
-
-
-class PromptedConfig(Section):
-    """A language model that is asked which label fits, and how it is run."""
-
-    base: str = "meta-llama/Llama-3.2-1B-Instruct"
-    """Hub id, folder or URI of a causal language model whose tokenizer has a chat template."""
-    adapter: Place | None = None
-    """Folder or URI of LoRA adapters to put on it (`jobs/train_llama.py` writes one); by default
-    the model is asked as it is."""
-    prompt: PromptName = "template"
-    """`template` of appendix G.1, or the `sentence` of appendix D."""
-    quantisation: Literal["none", "nf4"] = "none"
-    """Of the weights: as they are, or 4-bit NormalFloat. Adapters keep their own format."""
-    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
-    """That is computed in. `auto`: bfloat16 on a GPU, float32 on a CPU. bfloat16 has a logit of 20
-    in steps of an eighth: close candidates can tie, and the first of them is then the answer."""
-    max_text_tokens: int = Field(1024, ge=1)
-    """Longer texts are cut before they go into the prompt, and counted."""
-    max_batch_tokens: int | None = Field(None, ge=16)
-    """Tokens of a forward pass, padding included. Default: 4096 on a CPU, 16384 on a GPU."""
 
 
 def write_prompt(name: PromptName, text: str, labels: Sequence[str]) -> str:

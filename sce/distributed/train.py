@@ -30,14 +30,9 @@ from sce.distributed.workers import (
     run_training,
     sum_over_workers,
 )
-from sce.episodes import AugmentConfig, EpisodeSampler, EpisodeTables
-from sce.label_vectors import token_means_of
-from sce.model import SCEModel, trainable_parameters
-from sce.pretrained import ModelConfig, build_model
-from sce.storage import Place
-from sce.tracking import Tracker
-from sce.training import (
-    TrainConfig,
+from sce.episode_sampler import EpisodeSampler, EpisodeTables
+from sce.episodes import AugmentConfig
+from sce.epochs import (
     make_optimizer,
     random_state,
     rate_factor,
@@ -45,6 +40,12 @@ from sce.training import (
     steps_per_epoch,
     train_epoch,
 )
+from sce.label_vectors import token_means_of
+from sce.model import SCEModel, trainable_parameters
+from sce.pretrained import ModelConfig, build_model
+from sce.storage import Place
+from sce.tracking import Tracker
+from sce.training import TrainConfig
 from sce.training_data import TrainingData
 from sce.validation import Validator
 
