@@ -6,22 +6,21 @@ Operations are counted as the paper does (`sce.flops`).
 from __future__ import annotations
 
 import json
-import resource
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from sce.embedder import TextEmbedder
 from sce.evaluation import EvaluationSet, Scorer
+from sce.peak_memory import peak_bytes, reset_peak
 
 TRAINING_FILE = "training.json"
-_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+FLOPS_TEXTS = 20_000
+"""Texts at most that are tokenised again for the count of operations."""
 
 
 @dataclass(frozen=True)
@@ -61,26 +60,10 @@ class TrainingCost:
         return cls(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
 
 
-@contextmanager
-def peak_memory(device: str) -> Iterator[Callable[[], int]]:
-    """Bytes that this process had at most since the block was entered: on a GPU those of the
-    device that torch allocated, else resident memory (on Linux; elsewhere the process's whole
-    life counts)."""
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        yield torch.cuda.max_memory_allocated
-        return
-    if _CLEAR.exists():
-        _CLEAR.write_text("5")
-    yield _peak_resident
-
-
-def _peak_resident() -> int:
-    if _STATUS.exists():
-        for line in _STATUS.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def embedding_flops(embedder: TextEmbedder, texts: Sequence[str]) -> float:
+    """Operations of embedding all these texts, from a sample of them where there are many."""
+    some = texts[:: -(-len(texts) // FLOPS_TEXTS)]
+    return embedder.flops(some) / len(some) * len(texts)
 
 
 @dataclass(frozen=True)
@@ -127,22 +110,21 @@ def answer_cost(
     texts = [s.texts[i] for s, places in zip(sets, some, strict=True) for i in places]
     for one in sets:  # the vectors of the labels are there before the clock runs
         scorer.scores(np.zeros((1, embedder.dimension), np.float32), one.label_set)
-    with peak_memory(embedder.device.type) as peak:
-        started = time.perf_counter()
-        vectors_ND = embedder.embed(texts).vectors
-        embedded = time.perf_counter()
-        first, flops = 0, 0.0
-        for one, places in zip(sets, some, strict=True):
-            scorer.scores(vectors_ND[first : first + len(places)], one.label_set)
-            first += len(places)
-            flops += len(places) * label_flops(len(one.label_set))
-        ended = time.perf_counter()
-        memory = peak()
+    reset_peak(embedder.device)
+    started = time.perf_counter()
+    vectors_ND = embedder.embed(texts).vectors
+    embedded = time.perf_counter()
+    first, flops = 0, 0.0
+    for one, places in zip(sets, some, strict=True):
+        scorer.scores(vectors_ND[first : first + len(places)], one.label_set)
+        first += len(places)
+        flops += len(places) * label_flops(len(one.label_set))
+    ended = time.perf_counter()
     size = len(texts)
     return AnswerCost(
         texts_per_second=size / (ended - started),
         embedded_texts_per_second=size / (ended - embedded),
-        peak_memory_bytes=memory,
+        peak_memory_bytes=peak_bytes(embedder.device),
         flops_per_text=(embedder.flops(texts) + flops) / size,
         embedded_flops_per_text=flops / size,
         rows=size,

@@ -22,27 +22,26 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from sce.comparison.published import EPOCHS, FLOPS_BOUND, FLOPS_RATIO, LORA, SCE, TIME_RATIO
 from sce.epoch_workloads import SIZES, WORKLOADS, Workload, choose_quantisation
 from sce.errors import ConfigError
+from sce.peak_memory import peak_bytes, reset_peak
 
 Clock = Callable[[], float]
 """Seconds since some moment."""
 
-PAPER_SECONDS = {"sce": "under 20", "jina": "not given", "llama": "3,240"}
+PAPER_SECONDS = {
+    "sce": f"under {EPOCHS[SCE].seconds:,.0f}",
+    "jina": "not given",
+    "llama": f"{EPOCHS[LORA].seconds:,.0f}",
+}
 """An epoch of 16,000 samples on one A6000: appendix R."""
-PAPER_RATIO = 0.006
-"""SCE's seconds over LoRA Llama's: section 3.3, appendix R."""
-PAPER_THEORY = {1: 0.049, 10: 0.009}
-"""Of operations, by the epochs that share one embedding of the texts: section 3.3, appendix S."""
-PAPER_THEORY_ALONE = 0.005
-"""Of operations, without the embedding."""
 ENOUGH_STEPS = 200
 """For figures to rely on."""
 STRETCHES = 5
@@ -194,6 +193,9 @@ def timed(workload: Workload, settings: EpochCost, clock: Clock) -> Timed:
     """Warm up, then time stretches until there are `settings.steps` steps."""
     device = device_of(settings)
     stretch = workload.stretch(min(workload.epoch_steps, math.ceil(settings.steps / STRETCHES)))
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
     reset_peak(device)
     done = 0
     for _ in range(math.ceil(settings.warmup / stretch.steps)):
@@ -248,32 +250,6 @@ def synchronise(device: torch.device) -> None:
     """Wait until the device has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def reset_peak(device: torch.device) -> None:
-    """Forget the peaks of what was measured before."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
-    else:
-        with suppress(OSError):  # elsewhere than on Linux the peak is that of the whole run
-            Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak_bytes(device: torch.device) -> int:
-    """Most memory in use since `reset_peak`: allocated by tensors on a GPU; on a CPU the resident
-    size of this process, libraries included."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    try:
-        status = Path("/proc/self/status").read_text(encoding="ascii")
-    except OSError:
-        import resource
-
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if platform.system() == "Darwin" else peak * 1024
-    return next(int(line.split()[1]) for line in status.splitlines() if "VmHWM" in line) * 1024
 
 
 @dataclass(frozen=True)
@@ -349,10 +325,10 @@ def ratios(rows: dict[str, Row]) -> list[Ratio]:
             paper,
         )
 
-    alone = f"{PAPER_RATIO} of seconds, {PAPER_THEORY_ALONE} of operations"
+    alone = f"{TIME_RATIO} of seconds, {FLOPS_RATIO} of operations"
     found = [ratio("an epoch", 1, False, alone)]
     if "jina" in rows:
-        for epochs, theory in PAPER_THEORY.items():
+        for epochs, theory in FLOPS_BOUND.items():
             what = f"{epochs} epoch{'s' * (epochs > 1)} and the embedding"
             found.append(ratio(what, epochs, True, f"{theory} of operations"))
     return found

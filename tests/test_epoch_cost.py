@@ -19,9 +19,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
 from jobs.epoch_cost import main
-from sce import epoch_cost, flops
+from sce import flops
 from sce.baselines.adapters import add_adapters
 from sce.baselines.lora import LoraSettings
+from sce.comparison import published
 from sce.embedder import EmbedderConfig
 from sce.episodes import AugmentConfig
 from sce.epoch_cost import Row, Timed, measure, ratios, read_settings, timed
@@ -47,6 +48,7 @@ from sce.epoch_workloads import (
 from sce.errors import ConfigError
 from sce.llama_training import LlamaTrainConfig
 from sce.model import SCEModel, trainable_parameters
+from sce.peak_memory import peak_bytes, reset_peak
 from sce.pretrained import ModelConfig
 from sce.training import TrainConfig
 
@@ -211,10 +213,10 @@ def test_ratios_are_the_papers_where_operations_and_seconds_are():
         "llama": row(llama_operations(settings).paper, 3240.0),
     }
     alone, once, ten = ratios(rows)
-    assert round(alone.seconds, 3) == epoch_cost.PAPER_RATIO
-    assert round(alone.operations, 3) == epoch_cost.PAPER_THEORY_ALONE
-    assert round(once.operations, 3) == epoch_cost.PAPER_THEORY[1]
-    assert round(ten.operations, 3) == epoch_cost.PAPER_THEORY[10]
+    assert round(alone.seconds, 3) == published.TIME_RATIO
+    assert round(alone.operations, 3) == published.FLOPS_RATIO
+    assert round(once.operations, 3) == published.FLOPS_BOUND[1]
+    assert round(ten.operations, 3) == published.FLOPS_BOUND[10]
     assert once.seconds == pytest.approx(119.5 / 3240)
     assert ten.seconds == pytest.approx(295 / 32400)
     assert len(ratios({name: rows[name] for name in ("sce", "llama")})) == 1
@@ -222,14 +224,14 @@ def test_ratios_are_the_papers_where_operations_and_seconds_are():
 
 
 def test_peak_memory_is_of_what_was_measured():
-    epoch_cost.reset_peak(CPU)
-    before = epoch_cost.peak_bytes(CPU)
+    reset_peak(CPU)
+    before = peak_bytes(CPU)
     much = torch.ones(64 * 2**20 // 4)
-    grown = epoch_cost.peak_bytes(CPU)
+    grown = peak_bytes(CPU)
     assert grown - before > 48 * 2**20
     del much
-    epoch_cost.reset_peak(CPU)
-    assert epoch_cost.peak_bytes(CPU) < grown - 32 * 2**20
+    reset_peak(CPU)
+    assert peak_bytes(CPU) < grown - 32 * 2**20
 
 
 def test_the_script_runs_where_torch_transformers_and_peft_are_all_there_is(tmp_path):

@@ -44,6 +44,8 @@ class EpochCost:
 
 
 EPOCHS = {SCE: EpochCost(20, 4.5e13), LORA: EpochCost(3240, 9.355e15)}
-EMBEDDING_FLOPS = 4.12e14
 TIME_RATIO, FLOPS_RATIO = 0.006, 0.005
 """SCE over LoRA Llama as printed: section 3.3, appendix R and S."""
+FLOPS_BOUND = {1: 0.049, 10: 0.009}
+"""The same of operations by the number of epochs, the embedding of the texts counted in: section
+3.3, appendix S."""

@@ -8,7 +8,6 @@ with the row's place, its scores and figures of its own.
 from __future__ import annotations
 
 import logging
-import resource
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,16 +27,17 @@ from transformers.utils import logging as transformers_logging
 from sce.baselines.prompted import (
     Candidates,
     PromptedClassifier,
-    PromptedConfig,
     check_prompted,
     label_tokens,
     load_prompted,
     parameter_count,
 )
+from sce.baselines.settings import PromptedConfig
 from sce.distributed.resources import ActorPlan, ResourcesConfig, TorchThread, embed_actors
 from sce.embedders.batching import check_texts
 from sce.errors import DataError, InputError
 from sce.labels import LabelSet
+from sce.peak_memory import peak_bytes
 
 BLOCK_ROWS = (64, 1024)
 BLOCKS_PER_ACTOR = 16
@@ -250,7 +250,7 @@ class PromptedActor:
             "started": started,
             "finished": time.time(),
             "load_seconds": self._load_seconds,
-            "peak_memory_bytes": _peak_memory_bytes(self._device),
+            "peak_memory_bytes": peak_bytes(torch.device(self._device)),
             "parameters": parameter_count(classifier.model),
         }
         return pa.table(
@@ -263,9 +263,3 @@ class PromptedActor:
                 **{name: np.full(rows, value) for name, value in figures.items()},
             }
         )
-
-
-def _peak_memory_bytes(device: str) -> int:
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
