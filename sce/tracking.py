@@ -31,6 +31,7 @@ import sqlite3
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -58,7 +59,8 @@ MAX_KEY_CHARS = 250
 _SQLITE = "sqlite:///"
 _SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql", "databricks")
 _REPLACED = re.compile(r"[^\w\-. /:]")
-# MLflow.s own defaults wait 120 s a request, 7 times over, report usage to its makers and draw bars.
+# MLflow's own defaults wait 120 s a request, 7 times over, report usage to its makers, and draw
+# progress bars.
 _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -325,14 +327,7 @@ class Tracker:
 
     def _connect(self, create: bool = False) -> MlflowClient:
         if "client" not in self._memory:
-            prepare_mlflow()
-            if self.uri.startswith(_SQLITE):
-                _check_sqlite(Path(self.uri.removeprefix(_SQLITE)), create)
-            elif not self.uri.startswith("http"):
-                _check_reachable(self.uri)
-            from mlflow import MlflowClient
-
-            self._memory["client"] = MlflowClient(tracking_uri=self.uri)
+            self._memory["client"] = _client(self.uri, create)
         return self._memory["client"]
 
     def _send(self, what: str, call: Callable[[MlflowClient, str], Any]) -> None:
@@ -477,6 +472,35 @@ def _experiment(client: MlflowClient, name: str, uri: str, default_dir: Path) ->
         if found is None:
             raise
         return found.experiment_id
+
+
+def _client(uri: str, create: bool = False) -> MlflowClient:
+    """Raises `OSError` where nothing answers at once; a server may fail later."""
+    prepare_mlflow()
+    if uri.startswith(_SQLITE):
+        _check_sqlite(Path(uri.removeprefix(_SQLITE)), create)
+    elif not uri.startswith("http"):
+        _check_reachable(uri)
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=uri)
+
+
+@contextmanager
+def reading(uri: str) -> Iterator[MlflowClient]:
+    """A client for who reads runs, and cannot do without them.
+
+    Raises:
+        ConfigError: the store cannot be reached or read; nothing is made in its place.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield _client(uri)
+    except (OSError, MlflowException) as error:
+        raise ConfigError(
+            f"tracking.uri: {_without_password(uri)} cannot be read ({_cause(error, uri)})."
+        ) from None
 
 
 def _check_sqlite(path: Path, create: bool) -> None:

@@ -7,8 +7,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from mlflow import MlflowClient
-
 from sce.comparison.charts import build_charts
 from sce.comparison.runs import read_methods
 from sce.comparison.tables import build_tables
@@ -16,7 +14,7 @@ from sce.comparison.view import share_view
 from sce.comparison.write import print_tables, write_report
 from sce.config import JobConfig, resolve_output
 from sce.storage import Place, put
-from sce.tracking import Tracker, TrackingConfig, prepare_mlflow, tracking_uri
+from sce.tracking import Tracker, TrackingConfig, reading, tracking_uri
 
 
 class CompareConfig(JobConfig):
@@ -38,14 +36,17 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     """Read the runs, print the tables, write the report and log it.
 
     Raises:
-        InputError: as `read_methods`.
+        InputError: as `read_methods`; MLflow's store cannot be read.
     """
     started = time.perf_counter()
     folder = resolve_output(config.output)
-    prepare_mlflow()
     uri = tracking_uri(config.tracking, folder.parent)
-    client = MlflowClient(uri)
-    methods = read_methods(client, config.tracking.experiment, config.methods, config.measured_on)
+    with reading(uri) as client:
+        experiment_id, methods = read_methods(
+            client, config.tracking.experiment, config.methods, config.measured_on
+        )
+        groups = dict.fromkeys(s.group for m in methods for s in m.sets.values())
+        view = share_view(client, experiment_id, groups, config.measured_on)
     tables, charts = build_tables(methods), build_charts(methods)
     with tempfile.TemporaryDirectory() as scratch:
         written = write_report(tables, charts, Path(scratch))
@@ -55,10 +56,6 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     tags = {"job": "compare", "method": "compare", "seed": "0"}
     with Tracker.resume(config.tracking, None, "compare", tags, folder.parent) as tracker:
         tracker.log_artifact(folder, "compare")
-    experiment = client.get_experiment_by_name(config.tracking.experiment)
-    assert experiment is not None, "runs were read from it"
-    groups = dict.fromkeys(s.group for m in methods for s in m.sets.values())
-    view = share_view(client, experiment.experiment_id, groups, config.measured_on)
     server = uri.rstrip("/") if uri.startswith("http") else "http://127.0.0.1:5000"
     return {
         "methods": [m.name for m in methods],

@@ -100,7 +100,7 @@ class MeasuredMethod:
             )
         return found
 
-    @property
+    @cached_property
     def datasets(self) -> dict[str, list[SetAnswers]]:
         """Label sets by dataset."""
         found: dict[str, list[SetAnswers]] = {}

@@ -27,8 +27,8 @@ def search_filter(measured_on: str) -> str:
 
 def read_methods(
     client: MlflowClient, experiment: str, names: Sequence[str], measured_on: str = "test"
-) -> list[MeasuredMethod]:
-    """The latest measured run of each method and seed.
+) -> tuple[str, list[MeasuredMethod]]:
+    """The experiment's id, and of each method and seed the latest measured run.
 
     Args:
         experiment: of MLflow.
@@ -70,7 +70,7 @@ def read_methods(
     for name in names or known:
         of_name = [run for (method, _), run in runs.items() if method == name]
         methods.append(MeasuredMethod([_read(client, run.info.run_id) for run in of_name]))
-    return methods
+    return found.experiment_id, methods
 
 
 def _read(client: MlflowClient, run_id: str) -> Run:

@@ -10,8 +10,6 @@ from sce.comparison.methods import Accuracy, MeasuredMethod, SetAnswers, differe
 from sce.comparison.published import EPOCHS, LORA, SCE, SEEN, TABLE_1, TABLE_2, UNSEEN
 
 SMALLEST_P = 1e-99
-BOUND_EPOCHS = (1, 10)
-"""Epochs for which section 3.3 gives its upper bound."""
 
 
 @dataclass(frozen=True)
@@ -175,25 +173,23 @@ def epochs_table(methods: Sequence[MeasuredMethod]) -> Table:
     ]
     rows[0][3] = f"{published.TIME_RATIO:g}"
     rows[0][5] = f"{published.FLOPS_RATIO:g}"
-    lora = next((m for m in methods if m.kind == "lora" and _epoch(m)), None)
+    lora = _lora_epoch(methods)
     for m in methods:
         if (epoch := _epoch(m)) is None:
             continue
-        seconds, flops, samples = epoch
         time_ratio = flops_ratio = ""
         if lora is not None and m.kind == "sce":
-            other_seconds, other_flops, other_samples = _epoch(lora) or (1.0, 1.0, 1)
-            # The same number of samples for both.
-            time_ratio = f"{seconds / samples / (other_seconds / other_samples):.3g}"
-            flops_ratio = f"{flops / samples / (other_flops / other_samples):.3g}"
+            as_many = lora.samples / epoch.samples
+            time_ratio = f"{epoch.seconds / lora.seconds * as_many:.3g}"
+            flops_ratio = f"{epoch.flops / lora.flops * as_many:.3g}"
         training = m.described["training"]
         rows.append(
             [
                 m.name,
-                f"{samples:,}",
-                f"{seconds:,.1f}",
+                f"{epoch.samples:,}",
+                f"{epoch.seconds:,.1f}",
                 time_ratio,
-                f"{flops:.3g}",
+                f"{epoch.flops:.3g}",
                 flops_ratio,
                 f"{training['workers']}, {training['epochs']} epochs, "
                 f"{training['trainable_parameters'] / 1e6:,.1f} M trained",
@@ -214,26 +210,23 @@ def epochs_table(methods: Sequence[MeasuredMethod]) -> Table:
 
 def bound_table(methods: Sequence[MeasuredMethod]) -> Table | None:
     """Section 3.3's upper bound: the embedding of the texts counted in, by number of epochs."""
-    from sce.flops import cost_ratio
-
-    rows = [
-        ["paper", *(f"{cost_ratio(n):.3f}" for n in BOUND_EPOCHS), f"{cost_ratio():.3f}"],
-    ]
-    lora = next((m for m in methods if m.kind == "lora" and _epoch(m)), None)
+    bound = published.FLOPS_BOUND
+    rows = [["paper", *map(str, bound.values()), str(published.FLOPS_RATIO)]]
+    lora = _lora_epoch(methods)
     for m in methods:
-        if lora is None or m.kind != "sce" or _epoch(m) is None:
+        epoch = _epoch(m)
+        if lora is None or m.kind != "sce" or epoch is None:
             continue
-        (_, mine, samples), (_, theirs, other_samples) = _epoch(m), _epoch(lora)  # type: ignore[misc]
-        mine, theirs = mine / samples, theirs / other_samples
-        once = m.described["training"]["embedding_flops"] / samples
-        cells = [f"{(n * mine + once) / (n * theirs):.3g}" for n in BOUND_EPOCHS]
+        mine, theirs = epoch.flops / epoch.samples, lora.flops / lora.samples
+        once = m.described["training"]["embedding_flops"] / epoch.samples
+        cells = [f"{(n * mine + once) / (n * theirs):.3g}" for n in bound]
         rows.append([m.name, *cells, f"{mine / theirs:.3g}"])
     return Table(
         "bound",
         "Section 3.3: SCE's training operations over LoRA's, the embedding counted in",
         "The texts are embedded once, whatever the number of epochs.",
         _measured(methods),
-        ["", *(f"{n} epoch{'s' if n > 1 else ''}" for n in BOUND_EPOCHS), "without embedding"],
+        ["", *(f"{n} epoch{'s' if n > 1 else ''}" for n in bound), "without embedding"],
         rows,
     )
 
@@ -287,13 +280,24 @@ def label_count_table(methods: Sequence[MeasuredMethod]) -> Table:
     )
 
 
-def _epoch(m: MeasuredMethod) -> tuple[float, float, int] | None:
-    """Seconds, operations and samples of an epoch."""
+@dataclass(frozen=True)
+class _Epoch:
+    seconds: float
+    flops: float
+    samples: int
+
+
+def _epoch(m: MeasuredMethod) -> _Epoch | None:
+    """One epoch of a method that was trained."""
     training = m.described.get("training")
     if not training or not training["epochs"]:
         return None
     epochs = training["epochs"]
-    return training["seconds"] / epochs, training["flops"] / epochs, training["rows"]
+    return _Epoch(training["seconds"] / epochs, training["flops"] / epochs, training["rows"])
+
+
+def _lora_epoch(methods: Sequence[MeasuredMethod]) -> _Epoch | None:
+    return next((epoch for m in methods if m.kind == "lora" and (epoch := _epoch(m))), None)
 
 
 def _measured(methods: Sequence[MeasuredMethod]) -> str:

@@ -20,21 +20,20 @@ if TYPE_CHECKING:
 
 KEY = "methods"
 TAG = f"mlflow.sharedViewState.{KEY}"
-BARS = {
-    "compare/{group}/accuracy": "Accuracy, {group} label sets",
-    "compare/{group}/macro_f1": "Macro-F1, {group} label sets",
-    "compare/{group}/nll": "NLL, {group} label sets",
-    "compare/{group}/ece": "ECE, {group} label sets",
-    "compare/{group}/flip_rate": "Share of answers that change with the labels' order, {group}",
-}
-"""Metric -> title, for each group of label sets."""
-COST_BARS = {
-    "compare/texts_per_second": "Texts a second",
-    "compare/peak_memory_mb": "Peak memory, MB",
-    "compare/flops_per_text": "Operations a text",
-    "compare/train_flops": "Operations of the training",
-    "compare/epoch_seconds": "Seconds an epoch",
-}
+BARS = tuple(
+    f"compare/{{group}}/{name}" for name in ("accuracy", "macro_f1", "nll", "ece", "flip_rate")
+)
+"""Metrics, for each group of label sets."""
+COST_BARS = tuple(
+    f"compare/{name}"
+    for name in (
+        "texts_per_second",
+        "peak_memory_mb",
+        "flops_per_text",
+        "train_flops",
+        "epoch_seconds",
+    )
+)
 SCATTERS = (
     ("compare/train_flops", "compare/{group}/accuracy"),
     ("compare/flops_per_text", "compare/{group}/accuracy"),
@@ -61,14 +60,9 @@ def share_view(
 
 
 def _state(groups: list[str], measured_on: str) -> dict[str, Any]:
-    charts: list[dict[str, Any]] = []
-    for group in groups:
-        for metric, title in BARS.items():
-            charts.append(_bar(metric.format(group=group), title.format(group=group), "quality"))
-    charts += [_bar(metric, title, "cost") for metric, title in COST_BARS.items()]
-    for group in groups:
-        for x, y in SCATTERS:
-            charts.append(_scatter(x, y.format(group=group)))
+    charts = [_bar(metric.format(group=group), "quality") for group in groups for metric in BARS]
+    charts += [_bar(metric, "cost") for metric in COST_BARS]
+    charts += [_scatter(x, y.format(group=group)) for group in groups for x, y in SCATTERS]
     names = {"quality": "Quality", "cost": "Cost", "both": "Accuracy against compute"}
     return {
         "searchFilter": search_filter(measured_on),
@@ -90,8 +84,8 @@ def _state(groups: list[str], measured_on: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _bar(metric: str, title: str, section: str) -> dict[str, Any]:
-    return _card("BAR", metric, section) | {"metricKey": metric, "displayName": title}
+def _bar(metric: str, section: str) -> dict[str, Any]:
+    return _card("BAR", metric, section) | {"metricKey": metric}
 
 
 def _scatter(x: str, y: str) -> dict[str, Any]:
