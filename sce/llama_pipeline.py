@@ -7,13 +7,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 from pydantic import Field
 from transformers import logging as transformers_logging
 
 from sce.baselines.lora import LoraSettings, load_base, load_chat_tokenizer, merge
-from sce.baselines.prompted import PromptedClassifier, PromptedConfig, PromptName
+from sce.baselines.prompted import PromptedClassifier
+from sce.baselines.settings import PromptedConfig, PromptName
 from sce.config import JobConfig, resolve_output
 from sce.contenders import PromptedContender
 from sce.costs import TrainingCost
@@ -24,7 +24,7 @@ from sce.evaluation import EvaluateConfig, headline_metrics
 from sce.flops import LORA_RANK
 from sce.llama_training import LlamaRows, LlamaTrainConfig, right_answers
 from sce.measure import measure_sets, rows_to_measure, validation_sets
-from sce.random_keys import permutation, row_keys
+from sce.random_keys import some_places
 from sce.run_state import RunState
 from sce.storage import Place, absolute_model, replace_folder
 from sce.tracking import Tracker, TrackingConfig, tracking_uri
@@ -206,9 +206,7 @@ def _rows(prepared: PreparedData, split: str, limit: int | None, seed: int) -> L
     table: pa.Table = prepared.select(split)
     if not len(table):
         raise DataError(f"there is no row in the split {split!r} (data.sources).")
-    if limit is not None and len(table) > limit:
-        order = permutation(seed, 0, row_keys(table["row_id"].to_pylist()))
-        table = table.take(np.sort(order[:limit]))
+    table = table.take(some_places(table["row_id"].to_pylist(), limit, seed))
     sets = table["label_set"].to_pylist()
     return LlamaRows(
         table["row_id"].to_pylist(),

@@ -36,7 +36,7 @@ from sce.experiment import Experiment
 from sce.labels import LabelSet
 from sce.model import SCEConfig
 from sce.predictor import Predictor
-from sce.random_keys import permutation, row_keys
+from sce.random_keys import some_places
 from sce.report import print_results, to_markdown
 from sce.storage import Place, fetch, replace_folder
 from sce.store import EmbeddingStore, embedding_matrix
@@ -112,9 +112,14 @@ def measure(
     prepared: PreparedData | None,
     tracker: Tracker,
     folder: Place,
+    embedder: TextEmbedder | None = None,
 ) -> list[Evaluated]:
     """Evaluate the experiment's method on the test sets of `prepared` and on the user's own rows,
-    where there are any; print the table, write the results to `folder` and log them."""
+    where there are any; print the table, write the results to `folder` and log them.
+
+    Args:
+        embedder: the experiment's, where it is loaded already.
+    """
     config = experiment.evaluate
     if experiment.method == "prompted":
         config = PromptedContender.told(config)
@@ -124,7 +129,7 @@ def measure(
         return measure_sets(
             sets, [prompted], config, experiment.name, experiment.seed, tracker, folder
         )
-    embedder = load_embedder(experiment.embedder)
+    embedder = embedder or load_embedder(experiment.embedder)
     store = None
     known, known_MD = [], np.empty((0, embedder.dimension), np.float32)
     if prepared is not None:
@@ -277,12 +282,8 @@ def _sets_of(
 
 
 def _some(table: pa.Table, limit: int | None) -> pa.Table:
-    """At most `limit` rows, drawn by their ids alone, so that they are the same for every method
-    and seed; in the table's order."""
-    if limit is None or len(table) <= limit:
-        return table
-    order_N = permutation(0, 0, row_keys(table["row_id"].to_pylist()))
-    return table.take(np.sort(order_N[:limit]))
+    """At most `limit` rows, the same for every method and seed."""
+    return table.take(some_places(table["row_id"].to_pylist(), limit))
 
 
 def _own_set(config: EvaluateConfig, embedder: TextEmbedder | None) -> EvaluationSet:
@@ -295,14 +296,17 @@ def _own_set(config: EvaluateConfig, embedder: TextEmbedder | None) -> Evaluatio
     texts, names, label_set = read_labelled(
         config.labelled, config.text_column, config.label_column, label_set
     )
+    ids = [str(i) for i in range(len(texts))]
+    places = some_places(ids, config.rows_per_set)
+    texts = [texts[i] for i in places]
     return EvaluationSet(
         name=config.labelled.stem,
         dataset="own",
         group="own",
         label_set=label_set,
-        row_ids=[str(i) for i in range(len(texts))],
+        row_ids=[ids[i] for i in places],
         texts=texts,
-        labels=names,
+        labels=[names[i] for i in places],
         vectors_ND=None if embedder is None else embedder.embed(texts).vectors,
     )
 

@@ -20,12 +20,12 @@ from transformers import logging as transformers_logging
 
 from sce.baselines.cosine import cosine_scores
 from sce.calibration import TemperatureFit, fit_temperature
-from sce.costs import TrainingCost
+from sce.costs import TrainingCost, embedding_flops
 from sce.datasets.prepare import PreparedData, prepare_data
 from sce.datasets.tokens import multi_token_labels
 from sce.distributed.embed import embed_prepared
 from sce.distributed.resources import training_workers
-from sce.embedder import load_embedder
+from sce.embedder import TextEmbedder, load_embedder
 from sce.errors import ConfigError
 from sce.evaluation import headline_metrics
 from sce.experiment import Experiment
@@ -134,20 +134,19 @@ def train(experiment: Experiment) -> dict[str, Any]:
             tracker,
         )
         fits = _calibrate(fitted.model, fresh, data, label_texts)
+        embedder = load_embedder(experiment.embedder)
         cost = TrainingCost(
             rows=len(data.train),
             epochs=int(fitted.last["epoch"]),
             seconds=fitted.last.get("train/seconds", 0.0),
             flops=fitted.last.get("train/flops", 0.0),
-            embedding_flops=load_embedder(experiment.embedder).flops(
-                prepared.select("train")["text"].to_pylist()
-            ),
+            embedding_flops=embedding_flops(embedder, prepared.select("train")["text"].to_pylist()),
             trainable_parameters=trainable_parameters(fresh.model),
             workers=str(workers),
         )
-        info = _card(experiment, fresh, prepared, fingerprint, fitted.best, fits)
+        info = _card(experiment, fresh, prepared, embedder, fitted.best, fits)
         _write_model(experiment.model_dir, fitted.model, fresh, info, cost)
-        evaluated = measure(experiment, prepared, tracker, experiment.results_dir)
+        evaluated = measure(experiment, prepared, tracker, experiment.results_dir, embedder)
         results = [e.result for e in evaluated]
         write_model_card(experiment.model_dir, {**info, "results": results})
         tracker.log_artifact(experiment.model_dir, "model")
@@ -271,7 +270,7 @@ def _card(
     experiment: Experiment,
     fresh: FreshModel,
     prepared: PreparedData,
-    fingerprint: dict[str, Any],
+    embedder: TextEmbedder,
     best: dict[str, float],
     fits: dict[str, TemperatureFit],
 ) -> dict[str, Any]:
@@ -280,9 +279,9 @@ def _card(
     return {
         "name": experiment.name,
         "embedder": {
-            "name": fingerprint["model"],
-            "fingerprint": fingerprint.get("id"),
-            "licence": load_embedder(experiment.embedder).licence,
+            "name": embedder.fingerprint.model,
+            "fingerprint": embedder.fingerprint.id,
+            "licence": embedder.licence,
         },
         "encoder": {"name": fresh.encoder_name, "licence": fresh.encoder_licence},
         "training_data": [

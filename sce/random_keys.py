@@ -45,6 +45,14 @@ def uniforms(seed: int, epoch: int, stream: str, keys_B: np.ndarray, count: int 
     return (bits_BC >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
+def some_places(row_ids: Sequence[str], limit: int | None, seed: int = 0) -> np.ndarray:
+    """Places of at most `limit` rows, ascending, drawn by their ids: the same rows whatever their
+    order. None is all of them."""
+    if limit is None or len(row_ids) <= limit:
+        return np.arange(len(row_ids))
+    return np.sort(permutation(seed, 0, row_keys(row_ids))[:limit])
+
+
 def permutation(seed: int, epoch: int, keys_N: np.ndarray) -> np.ndarray:
     """Order of the rows in one epoch, int64 [N]. Follows from the rows' keys, so the order in
     which the rows were read does not matter."""

@@ -3,7 +3,7 @@
 import numpy as np
 from scipy import stats
 
-from sce.random_keys import permutation, row_keys, uniforms
+from sce.random_keys import permutation, row_keys, some_places, uniforms
 
 KEYS = row_keys([f"row-{i}" for i in range(20_000)])
 
@@ -33,3 +33,14 @@ def test_the_permutation_follows_the_rows_not_their_places():
     moved = np.random.default_rng(0).permutation(len(KEYS))
     np.testing.assert_array_equal(KEYS[order], KEYS[moved][permutation(3, 1, KEYS[moved])])
     assert (permutation(3, 2, KEYS) != order).any()
+
+
+def test_some_places_are_the_same_rows_in_any_order():
+    ids = [f"row-{i}" for i in range(50)]
+    places = some_places(ids, 10)
+    assert places.tolist() == sorted(set(places.tolist()))
+    assert len(places) == 10
+    turned = ids[::-1]
+    assert {ids[i] for i in places} == {turned[i] for i in some_places(turned, 10)}
+    assert some_places(ids, 50).tolist() == some_places(ids, None).tolist() == list(range(50))
+    assert places.tolist() != some_places(ids, 10, seed=1).tolist()

@@ -106,6 +106,11 @@ def test_own_rows_are_measured_alone_or_beside_named_sets(home, tmp_path, capsys
         results = json.loads((Path(summary["results"]) / "results.json").read_text())
         assert sorted({r["name"] for r in results}) == sets
         assert [r["rows"] for r in results if r["group"] == "own"] == [50]
+    argv[1] = str(home / "own.yaml")
+    assert call(evaluate, *argv, "--evaluate.rows_per_set", "20") == 0
+    summary = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    (result,) = json.loads((Path(summary["results"]) / "results.json").read_text())
+    assert result["rows"] == 20
     assert (home / "runs/tiny/results/results.json").exists(), "those of the training stay"
 
 
@@ -148,6 +153,8 @@ def test_a_comparison_of_nothing_says_what_there_is(home, capsys):
     assert "tiny" in capsys.readouterr().err
     argv = ("--output", str(home / "elsewhere" / "compare"))
     assert run_job(CompareConfig, compare, compare_job.__doc__, argv) == 2
+    assert "elsewhere/mlflow.db" in capsys.readouterr().err
+    assert not (home / "elsewhere").exists()
 
 
 BAD_DATA = '[{"dataset": "custom", "name": "mine", "path": "%s"}]'
