@@ -92,7 +92,15 @@ class Prometheus:
             assert time.monotonic() < deadline, "nothing is scraped"
             time.sleep(0.5)
 
-    def stop(self) -> None:
+    def __enter__(self) -> "Prometheus":
+        try:
+            self.wait()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._process.terminate()
         self._process.wait(30)
         self._log.close()
@@ -137,12 +145,8 @@ def prometheus(cluster, tmp_path_factory) -> Iterator[Prometheus]:
     (discovery,) = config["scrape_configs"][0]["http_sd_configs"]
     discovery["url"] = discovery["url"].replace("127.0.0.1:8265", f"127.0.0.1:{cluster.dashboard}")
     discovery["authorization"]["credentials_file"] = str(home / "ray_token")
-    server = Prometheus(home / "launchers", config, flags("prometheus.yml"))
-    try:
-        server.wait()
+    with Prometheus(home / "launchers", config, flags("prometheus.yml")) as server:
         yield server
-    finally:
-        server.stop()
 
 
 @pytest.fixture(scope="module")
@@ -153,12 +157,8 @@ def of_kubernetes(cluster, tmp_path_factory) -> Iterator[Prometheus]:
     (job,) = config["scrape_configs"]
     del job["dns_sd_configs"]
     job["static_configs"] = [{"targets": [f"127.0.0.1:{cluster.metrics}"]}]
-    server = Prometheus(home / "kubernetes", config, flags("prometheus-kubernetes.yml"))
-    try:
-        server.wait()
+    with Prometheus(home / "kubernetes", config, flags("prometheus-kubernetes.yml")) as server:
         yield server
-    finally:
-        server.stop()
 
 
 @pytest.fixture(scope="module")
