@@ -60,3 +60,11 @@ def test_the_gateway_loads_without_torch():
         "assert not {'torch', 'transformers'} & set(sys.modules), 'it would take 200 MB more'"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_ray_workers_that_read_and_write_load_no_torch():
+    code = (
+        "import sys, sce.distributed.block_io, sce.bulk.meter\n"
+        "assert not {'torch', 'transformers'} & set(sys.modules), 'each would take 100 MB more'"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

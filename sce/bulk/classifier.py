@@ -10,9 +10,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sce.answers import Answers
-from sce.bulk.corpus import Columns, kept_columns
+from sce.bulk.corpus import Columns
 from sce.bulk.embedding import embed_distinct
 from sce.bulk.predictors import BlockAnswers, BlockPredictor
+from sce.bulk.reading import kept_columns
 from sce.bulk.rows import (
     Errors,
     check_ids,

@@ -1,8 +1,6 @@
-"""The input of a bulk job: which files, which rows, and how they become Arrow tables.
+"""The input of a bulk job: which files, how many rows, and how they are shared out.
 
-A *shard* is what one task reads: a text file, or some row groups of a Parquet file. A row's
-*place*, the number of its file times 2^40 plus its number within the file, is the same in every
-run over the same files, so it is what a job that is resumed knows its rows by.
+A *shard* is what one task reads: a text file, or some row groups of a Parquet file.
 """
 
 from __future__ import annotations
@@ -20,9 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
@@ -32,10 +28,6 @@ from sce.errors import DataError
 from sce.storage import RemotePath, filesystem_of, to_place
 from sce.store import MANIFEST, EmbeddingStore
 
-PLACE_BITS = 40
-KEEP = "keep."
-BLOCK_ROWS = 8192
-BLOCK_CHARS = 8_000_000
 PARQUET_BUFFER = 1 << 20
 """A column chunk is read by this many bytes rather than whole: vectors of a large row group would
 be 100 MB."""
@@ -70,6 +62,10 @@ class InputFile:
         return io.BufferedReader(  # type: ignore[return-value]
             filesystem.open_input_stream(path, compression=compression), 1 << 20
         )
+
+    def records(self) -> Iterator[Any]:
+        """The lines of a text file, as `records_of` reads them."""
+        return records_of(PurePosixPath(self.uri), self.open)
 
     def open_parquet(self) -> pq.ParquetFile:
         filesystem, path = filesystem_of(self.uri)
@@ -188,7 +184,7 @@ def column_names(corpus: Corpus) -> list[str]:
     if corpus.kind == ".parquet":
         with first.open_parquet() as parquet:
             return list(parquet.schema_arrow.names)
-    return list(getattr(next(_records(first), None), "fields", {}))
+    return list(getattr(next(first.records(), None), "fields", {}))
 
 
 @dataclass(frozen=True)
@@ -217,13 +213,18 @@ def plan_file(file: InputFile, number: int, columns: Columns) -> FilePlan:
         types = {name: schema.field(name).type for name in columns.keep}
         return FilePlan(tuple(_row_group_shards(file, number, sizes)), types)
     names: dict[str, None] = {}
-    for record, _ in zip(_records(file), range(100)):
+    for record, _ in zip(file.records(), range(100)):
         names |= dict.fromkeys(getattr(record, "fields", {}))
     if names:
         _require_columns(file, list(names), columns)
     rows = _count_rows(file)
     shards = (Shard(file, number, 0, rows),) if rows else ()
     return FilePlan(shards, dict.fromkeys(columns.keep, pa.string()))
+
+
+def plan_files(files: Iterable[tuple[InputFile, int]], columns: Columns) -> list[FilePlan]:
+    """`plan_file` of several. Raises as it does."""
+    return [plan_file(file, number, columns) for file, number in files]
 
 
 def join_plans(plans: Sequence[FilePlan]) -> list[Shard]:
@@ -263,51 +264,6 @@ def _require_columns(file: InputFile, names: Sequence[str], columns: Columns) ->
     missing = [name for name in columns.needed if name not in names]
     if missing:
         raise DataError(f"{file.uri}: has no column {missing[0]!r}. It has: {', '.join(names)}.")
-
-
-def read_shard(shard: Shard, columns: Columns) -> Iterator[pa.Table]:
-    """The rows of a shard in tables of at most `BLOCK_ROWS`.
-
-    Columns: `place` int64; `id` string; `text` string or `embedding` (as it is in the file);
-    `labels` list of strings or string, where asked for; `truncated` bool; `error` string ("" for
-    none; a line that cannot be read is a row with an error); `keep.<name>` for each column kept.
-
-    Raises:
-        DataError: the file as a whole cannot be read.
-    """
-    if shard.row_groups:
-        yield from _read_parquet(shard, columns)
-    else:
-        yield from _read_text(shard, columns)
-
-
-def read_texts(shards: Iterable[Shard], columns: Columns, ids: Sequence[str]) -> dict[str, str]:
-    """The texts of some rows, for showing them. Reads until all are found; others are left out."""
-    wanted = pa.array(sorted(set(ids)), pa.string())
-    found: dict[str, str] = {}
-    for shard in shards:
-        for table in read_shard(shard, columns):
-            rows = table.filter(pc.is_in(table["id"], value_set=wanted))
-            pairs = zip(rows["id"].to_pylist(), rows["text"].to_pylist())
-            found |= {row_id: text for row_id, text in pairs if text is not None}
-            if len(found) == len(wanted):
-                return found
-    return found
-
-
-def kept_columns(block: pa.Table, taken: Sequence[str]) -> dict[str, pa.ChunkedArray]:
-    """The columns that the user keeps; one that has the name of a column of ours gets a prefix."""
-    found = {}
-    for name in block.column_names:
-        if name.startswith(KEEP):
-            own = name.removeprefix(KEEP)
-            found[kept_name(own, taken)] = block[name]
-    return found
-
-
-def kept_name(name: str, taken: Sequence[str]) -> str:
-    """What a kept column is called in the output."""
-    return f"input_{name}" if name in taken else name
 
 
 def _find(item: str) -> list[InputFile]:
@@ -426,13 +382,9 @@ def _kind(kind: str) -> str:
     return ".jsonl" if kind in (".json", ".ndjson") else kind
 
 
-def _records(file: InputFile) -> Iterator[Any]:
-    return records_of(PurePosixPath(file.uri), file.open)
-
-
 def _count_rows(file: InputFile) -> int:
     if _kind(file.kind) != ".jsonl":
-        return sum(1 for _ in _records(file))
+        return sum(1 for _ in file.records())
     try:
         with file.open() as lines:
             first = next(lines, b"").removeprefix(b"\xef\xbb\xbf")
@@ -450,7 +402,7 @@ def _check_types(file: InputFile, schema: pa.Schema, columns: Columns) -> None:
 
     for name, is_right, what in (
         (columns.id, _is_id, "text or whole numbers"),
-        (columns.text, _is_text, "text"),
+        (columns.text, is_text, "text"),
         (columns.embedding, _is_vector, "a list of floating-point numbers"),
         (columns.labels, _is_label_column, "a list of texts, or text that holds a JSON list,"),
     ):
@@ -458,7 +410,7 @@ def _check_types(file: InputFile, schema: pa.Schema, columns: Columns) -> None:
             refuse(str(name), what)
 
 
-def _is_text(kind: pa.DataType) -> bool:
+def is_text(kind: pa.DataType) -> bool:
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     return bool(
@@ -470,7 +422,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _is_id(kind: pa.DataType) -> bool:
-    return _is_text(kind) or bool(pa.types.is_integer(kind))
+    return is_text(kind) or bool(pa.types.is_integer(kind))
 
 
 def _is_list(kind: pa.DataType) -> bool:
@@ -484,200 +436,4 @@ def _is_vector(kind: pa.DataType) -> bool:
 
 
 def _is_label_column(kind: pa.DataType) -> bool:
-    return _is_text(kind) or (_is_list(kind) and _is_text(kind.value_type))
-
-
-def _read_parquet(shard: Shard, columns: Columns) -> Iterator[pa.Table]:
-    row = shard.first_row
-    with shard.file.open_parquet() as parquet:
-        in_file = parquet.schema_arrow.names
-        carried = [name for name in ("place", "truncated", "error") if name in in_file]
-        wanted = list(dict.fromkeys([*columns.needed, *carried]))
-        try:
-            for batch in parquet.iter_batches(
-                BLOCK_ROWS, row_groups=list(shard.row_groups), columns=wanted
-            ):
-                table = pa.table(batch)
-                yield _from_parquet(shard, row, table, columns)
-                row += table.num_rows
-                # What Arrow keeps of a block for the next would stay with the worker for good.
-                del batch, table
-                pa.default_memory_pool().release_unused()
-        except (OSError, pa.ArrowException) as error:
-            raise DataError(f"{shard.file.uri}: not readable as Parquet ({error}).") from None
-
-
-def _from_parquet(shard: Shard, first: int, table: pa.Table, columns: Columns) -> pa.Table:
-    rows = table.num_rows
-    # A store of ours says itself where its rows stood, and what was wrong with them.
-    own = columns.embedding is not None and "place" in table.column_names
-    places = table["place"] if own else _places(shard, range(first, first + rows))
-    found: dict[str, Any] = {"place": places}
-    if columns.id is None:
-        found["id"] = _ids(shard, range(first, first + rows))
-    else:
-        found["id"] = table[columns.id].cast(pa.string())
-    errors = [""] * rows
-    if columns.text is not None:
-        found["text"] = _valid_text(table[columns.text].cast(pa.string()), errors)
-    if columns.embedding is not None:
-        found["embedding"] = table[columns.embedding]
-    if columns.labels is not None:
-        found["labels"] = table[columns.labels]
-    if columns.labels is not None and _is_text(table[columns.labels].type):
-        found["labels"] = _label_lists(table[columns.labels].to_pylist(), errors)
-    found["truncated"] = (
-        table["truncated"]
-        if columns.embedding is not None and "truncated" in table.column_names
-        else pa.repeat(pa.scalar(False), rows)
-    )
-    found["error"] = (
-        table["error"].cast(pa.string())
-        if own and "error" in table.column_names
-        else pa.array(errors, pa.string())
-    )
-    return pa.table(found | {f"{KEEP}{name}": table[name] for name in columns.keep})
-
-
-def _read_text(shard: Shard, columns: Columns) -> Iterator[pa.Table]:
-    records: list[Any] = []
-    first = chars = 0
-    for record in _records(shard.file):
-        fields = getattr(record, "fields", None)
-        text = fields.get(columns.text) if fields is not None else None
-        chars += len(text) if isinstance(text, str) else 0
-        records.append(record)
-        if len(records) == BLOCK_ROWS or chars >= BLOCK_CHARS:
-            yield _from_records(shard, first, records, columns)
-            first, chars, records = first + len(records), 0, []
-    if records:
-        yield _from_records(shard, first, records, columns)
-
-
-def _from_records(shard: Shard, first: int, records: list[Any], columns: Columns) -> pa.Table:
-    """A table of parsed lines; the parsing of a line is a loop over rows already."""
-    rows = [getattr(record, "fields", None) or {} for record in records]
-    errors = [_LINE_ERRORS.get(getattr(record, "reason", ""), "") for record in records]
-    found: dict[str, Any] = {"place": _places(shard, range(first, first + len(rows)))}
-    if columns.id is None:
-        found["id"] = pa.array(
-            [f"{shard.file.name}:{record.line}" for record in records], pa.string()
-        )
-    else:
-        found["id"] = pa.array([_as_text(row.get(columns.id)) for row in rows], pa.string())
-    if columns.text is not None:
-        texts = [row.get(columns.text) for row in rows]
-        for i, text in enumerate(texts):
-            if text is not None and not errors[i]:
-                errors[i] = "" if isinstance(text, str) else "text_not_string"
-        found["text"] = _strings(texts, errors)
-    if columns.embedding is not None:
-        found["embedding"] = _vectors([row.get(columns.embedding) for row in rows], errors)
-    if columns.labels is not None:
-        found["labels"] = _label_lists([row.get(columns.labels) for row in rows], errors)
-    found["truncated"] = pa.repeat(pa.scalar(False), len(rows))
-    keep = {
-        f"{KEEP}{name}": pa.array(
-            [_kept(row, name, shard.file.kind, columns.raw_json) for row in rows], pa.string()
-        )
-        for name in columns.keep
-    }
-    return pa.table(found | {"error": pa.array(errors, pa.string())} | keep)
-
-
-_LINE_ERRORS = {"not UTF-8": "line_not_utf8", "unreadable line": "line_unreadable"}
-
-
-def _places(shard: Shard, rows: range) -> pa.Array:
-    base = shard.file_number << PLACE_BITS
-    return pa.array(range(base + rows.start, base + rows.stop), pa.int64())
-
-
-def _ids(shard: Shard, rows: range) -> pa.Array:
-    return pa.array([f"{shard.file.name}:{row + 1}" for row in rows], pa.string())
-
-
-def _strings(values: list[Any], errors: list[str]) -> pa.Array:
-    """Texts as Arrow has them; what is not a text is null, with an error."""
-    try:
-        return pa.array([v if isinstance(v, str) else None for v in values], pa.string())
-    except UnicodeEncodeError:
-        for i, value in enumerate(values):
-            if isinstance(value, str) and not _is_unicode(value):
-                values[i], errors[i] = None, errors[i] or "text_not_unicode"
-        return pa.array([v if isinstance(v, str) else None for v in values], pa.string())
-
-
-def _valid_text(column: pa.ChunkedArray, errors: list[str]) -> pa.ChunkedArray | pa.Array:
-    """Parquet files may hold bytes under the name of text."""
-    try:
-        column.validate(full=True)
-        return column
-    except pa.ArrowInvalid:
-        texts: list[str | None] = []
-        for i, raw in enumerate(column.cast(pa.binary()).to_pylist()):
-            try:
-                texts.append(None if raw is None else raw.decode())
-            except UnicodeDecodeError:
-                texts.append(None)
-                errors[i] = "text_not_unicode"
-        return pa.array(texts, pa.string())
-
-
-def _vectors(values: list[Any], errors: list[str]) -> pa.Array:
-    for i, value in enumerate(values):
-        if value is None:
-            continue
-        try:
-            if not isinstance(value, list) or any(type(x) not in (int, float) for x in value):
-                raise ValueError
-            values[i] = np.asarray(value, np.float64).astype(np.float32)
-        except (ValueError, OverflowError):
-            values[i], errors[i] = None, errors[i] or "embedding_not_numbers"
-    return pa.array(values, pa.list_(pa.float32()))
-
-
-def _label_lists(values: list[Any], errors: list[str]) -> pa.Array:
-    """One list of names a row; CSV has it as a JSON list in a field."""
-    for i, value in enumerate(values):
-        if isinstance(value, str):
-            try:
-                value = json.loads(value) if value.strip() else None
-            except ValueError:
-                value = False
-        if value is not None and not (
-            isinstance(value, list)
-            and all(isinstance(name, str) and _is_unicode(name) for name in value)
-        ):
-            value, errors[i] = None, errors[i] or "labels_not_a_list"
-        values[i] = value
-    return pa.array(values, pa.list_(pa.string()))
-
-
-def _kept(row: Any, name: str, kind: str, raw_json: bool) -> str | None:
-    """A field as it goes into the output: texts as they are, else JSON."""
-    if name not in row:
-        return None
-    value = row[name]
-    if raw_json and kind not in (".csv", ".tsv"):
-        return json.dumps(value)
-    if value is None:
-        return None
-    return _as_text(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _as_text(value: Any) -> str | None:
-    """An id or a field as text that Arrow can hold: a lone surrogate is written as in JSON."""
-    if value is None or isinstance(value, str):
-        if value is None or _is_unicode(value):
-            return value
-        return value.encode("utf-8", "backslashreplace").decode()
-    return json.dumps(value)
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return is_text(kind) or (_is_list(kind) and is_text(kind.value_type))

@@ -6,7 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sce.bulk.corpus import Columns, kept_columns
+from sce.bulk.corpus import Columns
+from sce.bulk.reading import kept_columns
 from sce.bulk.rows import Errors, check_ids, check_texts
 from sce.embedder import TextEmbedder
 from sce.store import embedding_column, text_hash

@@ -10,52 +10,33 @@ worked off in parts of whole shards, and a finished part needs no places any mor
 
 from __future__ import annotations
 
-import json
 import logging
-import sys
-import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
-from typing import Annotated, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import ray
 import ray.data
-from pydantic import AfterValidator, BeforeValidator
-from ray.data import ActorPoolStrategy, DataContext, Datasource, ReadTask
-from ray.data.block import BlockAccessor, BlockMetadata
+from ray.data import ActorPoolStrategy, DataContext
 from ray.data.checkpoint import CheckpointConfig
-from ray.data.datasource import BlockBasedFileDatasink
 from ray.exceptions import RayError, RayTaskError
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-)
 
-from sce.bulk.corpus import (
-    BLOCK_ROWS,
-    Columns,
-    Corpus,
-    FilePlan,
-    Shard,
-    join_plans,
-    plan_file,
-    read_shard,
-)
+from sce.bulk.corpus import Columns, Corpus, Shard, join_plans, plan_file, plan_files
+from sce.bulk.meter import ErrorLimit, Meter, Tally, too_many_errors
 from sce.bulk.output import OutputFormat, OutputRun, PartCounts, count_part
+from sce.bulk.reading import BLOCK_ROWS
+from sce.distributed.block_io import JSONLinesSink, ShardSource
 from sce.distributed.resources import ActorPlan, TorchThread
-from sce.errors import DataError, InputError
+from sce.distributed.watch import Watch
+from sce.errors import InputError
 from sce.storage import filesystem_of
 
 COMMIT_ROWS = 10_000_000
@@ -69,8 +50,9 @@ ACTOR_CPUS = 0.5
 """That Ray sets aside for an actor on a CPU: beside it a filtering actor (1) has to fit into two
 cores when a job resumes. Its threads use the cores all the same."""
 FILTER_MEMORY_BYTES = 256 * 2**20
-PROGRESS_SECONDS = 60
-MIN_ROWS_FOR_SHARE = 1000
+FOOTERS_AT_ONCE = 16
+FILES_PER_TASK = 8
+"""Text files whose lines one task counts."""
 _IO_CPUS = 0.25
 
 log = logging.getLogger(__name__)
@@ -104,58 +86,23 @@ class Stage:
     json_columns: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class ErrorLimit:
-    """How many rows may have errors: a count, or a share of the rows seen (from 1,000 on)."""
-
-    count: int | None = None
-    share: float | None = None
-
-    @classmethod
-    def parse(cls, value: str) -> ErrorLimit:
-        """`100` is a count, `1%` and `0.01` are shares. Raises `ValueError` on anything else."""
-        text = value.strip()
-        try:
-            number = float(text.removesuffix("%"))
-        except ValueError:
-            number = -1.0
-        if text.endswith("%") and 0 <= number <= 100:
-            return cls(share=number / 100)
-        if number >= 0 and number == int(number):
-            return cls(count=int(number))
-        if 0 < number < 1:
-            return cls(share=number)
-        raise ValueError(f"{value!r} is neither a count (100) nor a share (1%)")
-
-    def exceeded(self, rows: int, errors: int) -> bool:
-        if self.count is not None and errors > self.count:
-            return True
-        return self.share is not None and rows >= MIN_ROWS_FOR_SHARE and errors > self.share * rows
-
-
-def _check_limit(value: str) -> str:
-    ErrorLimit.parse(value)
-    return value
-
-
-MaxErrors = Annotated[str, BeforeValidator(str), AfterValidator(_check_limit)]
-"""A setting that `ErrorLimit.parse` reads."""
-
-
 def plan_corpus(corpus: Corpus, columns: Columns) -> list[Shard]:
     """Count the rows of every file and see to the columns, many files at a time.
 
     Raises:
         DataError: as `plan_file` and `join_plans`.
     """
-    if len(corpus.files) <= 8:
-        return join_plans([plan_file(f, i, columns) for i, f in enumerate(corpus.files)])
-    task = ray.remote(num_cpus=_IO_CPUS)(_plan_files)
-    jobs = list(enumerate(corpus.files))
-    step = max(1, min(64, len(jobs) // 8))
+    files = [(file, number) for number, file in enumerate(corpus.files)]
+    if corpus.kind == ".parquet":  # footers: the driver has them sooner than a worker starts
+        with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
+            return join_plans(list(pool.map(lambda one: plan_file(one[0], one[1], columns), files)))
+    if len(files) <= FILES_PER_TASK:
+        return join_plans(plan_files(files, columns))
+    task = ray.remote(num_cpus=_IO_CPUS)(plan_files)
+    step = FILES_PER_TASK
     try:
         found = ray.get(
-            [task.remote(jobs[i : i + step], columns) for i in range(0, len(jobs), step)]
+            [task.remote(files[i : i + step], columns) for i in range(0, len(files), step)]
         )
     except RayTaskError as error:
         raise cause_of(error) from None
@@ -175,6 +122,21 @@ def split_parts(shards: Sequence[Shard], rows: int = COMMIT_ROWS) -> list[list[S
     return parts
 
 
+@dataclass(frozen=True)
+class StageResult:
+    """What a stage has done.
+
+    Attributes:
+        counts: of all rows, read back from what was written.
+        new_rows: how many of them this run wrote; an earlier one wrote the others.
+        tally: what the actors of this run did, rows that a kill undid counted again.
+    """
+
+    counts: PartCounts
+    new_rows: int
+    tally: Tally
+
+
 def run_stage(
     run: OutputRun,
     shards: Sequence[Shard],
@@ -183,11 +145,8 @@ def run_stage(
     limit: ErrorLimit,
     what: str,
     commit_rows: int = COMMIT_ROWS,
-) -> tuple[PartCounts, Tally]:
+) -> StageResult:
     """Work off what is missing of an output, part by part.
-
-    Returns:
-        The counts of all rows, read back from what was written; and what this run did itself.
 
     Raises:
         InputError: too many rows with errors (the rows done stay), or what a file raises.
@@ -200,14 +159,14 @@ def run_stage(
         run.save()
         before = PartCounts.total(list(run.parts.values()))
         rows_before = before.rows + sum(_checkpointed_rows(run, number) for number in missing)
-        meter: Any = ray.remote(_Meter).options(num_cpus=0, max_restarts=-1).remote(limit)
-        watch = _Watch(meter, what, total, rows_before, lock.beat, run)
+        meter: Any = ray.remote(Meter).options(num_cpus=0, max_restarts=-1).remote(limit)
+        watch = Watch(meter, what, total, rows_before, lock.beat, run)
         try:
             for number in missing:
                 _run_part(run, number, parts[number], stage, plan, meter)
                 counts = _check_part(run, number, parts[number], stage)
                 run.commit_part(number, counts)
-            done: Tally = ray.get(meter.totals.remote())
+            tally: Tally = ray.get(meter.totals.remote())
         except RayTaskError as error:
             raise cause_of(error) from None
         finally:
@@ -215,8 +174,8 @@ def run_stage(
             ray.kill(meter)
     counts = PartCounts.total(list(run.parts.values()))
     if limit.exceeded(counts.rows, sum(counts.errors.values())):
-        raise _too_many_errors(counts.rows, counts.errors)
-    return counts, done
+        raise too_many_errors(counts.rows, counts.errors)
+    return StageResult(counts, counts.rows - rows_before, tally)
 
 
 def _run_part(
@@ -295,16 +254,6 @@ def _checkpointed_rows(run: OutputRun, number: int) -> int:
     )
 
 
-@dataclass(frozen=True)
-class Tally:
-    """Rows answered, rows by error, and when the first block began and the last one ended."""
-
-    rows: int
-    errors: dict[str, int]
-    started: float
-    finished: float
-
-
 class BlockActor:
     """One model; works off blocks and tells the meter of it."""
 
@@ -333,123 +282,8 @@ class BlockActor:
         except RayError:  # the meter is being restarted: it hears of everything next time
             over = None
         if over is not None:
-            raise _too_many_errors(over.rows, over.errors)
+            raise too_many_errors(over.rows, over.errors)
         return answered
-
-
-class _Meter:
-    """Adds up what the actors say of themselves, each its own totals: nothing is counted twice
-    when one dies or this one does."""
-
-    def __init__(self, limit: ErrorLimit) -> None:
-        self._limit = limit
-        self._of: dict[str, Tally] = {}
-
-    def report(self, name: str, tally: Tally) -> Tally | None:
-        """The totals if they are too many errors, else None."""
-        self._of[name] = tally
-        total = self.totals()
-        return total if self._limit.exceeded(total.rows, sum(total.errors.values())) else None
-
-    def totals(self) -> Tally:
-        errors: Counter[str] = Counter()
-        for tally in self._of.values():
-            errors.update(tally.errors)
-        return Tally(
-            sum(tally.rows for tally in self._of.values()),
-            dict(errors),
-            min((tally.started for tally in self._of.values()), default=0.0),
-            max((tally.finished for tally in self._of.values()), default=0.0),
-        )
-
-
-class _Watch:
-    """Shows how far a stage is: a bar on a terminal, else one line a minute in the log; and
-    keeps the output's lock and clock going."""
-
-    def __init__(
-        self,
-        meter: Any,
-        what: str,
-        total: int,
-        rows_before: int,
-        beat: Callable[[], None],
-        run: OutputRun,
-    ) -> None:
-        self._meter, self._what, self._total, self._before = meter, what, total, rows_before
-        self._beat, self._run = beat, run
-        self._stop = threading.Event()
-        self._bar: Progress | None = None
-        if sys.stderr.isatty():
-            self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[rate]} rows/s"),
-                TimeRemainingColumn(),
-                console=Console(stderr=True),
-            )
-            self._task = self._bar.add_task(what, total=total, completed=rows_before, rate="-")
-            self._bar.start()
-        if rows_before:
-            log.info("%s: %d of %d rows were done before", what, rows_before, total)
-        self._thread = threading.Thread(target=self._loop, daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._stop.set()
-        self._thread.join(timeout=10)
-        if self._bar is not None:
-            self._bar.stop()
-
-    def _loop(self) -> None:
-        logged = ticked = time.monotonic()
-        while not self._stop.wait(1.0 if self._bar else 2.0):
-            now = time.monotonic()
-            self._run.seconds, ticked = self._run.seconds + now - ticked, now
-            try:
-                self._beat()
-                tally = ray.get(self._meter.totals.remote(), timeout=10)
-            except (RayError, OSError):
-                continue
-            if not tally.rows:
-                continue
-            done = min(self._before + tally.rows, self._total)  # a killed actor's rows count twice
-            rate = tally.rows / max(tally.finished - tally.started, 1e-3)
-            if self._bar is not None:
-                self._bar.update(self._task, completed=done, rate=f"{rate:,.0f}")
-            elif now - logged >= PROGRESS_SECONDS:
-                logged = now
-                log.info(
-                    "%s: %d of %d rows, %.0f a second, %.0f s left, %d with errors",
-                    self._what,
-                    done,
-                    self._total,
-                    rate,
-                    max(0, self._total - done) / rate,
-                    sum(tally.errors.values()),
-                )
-
-
-class JSONLinesSink(BlockBasedFileDatasink):
-    """One JSON object a line."""
-
-    def __init__(self, path: str, json_columns: Sequence[str], **settings: Any) -> None:
-        super().__init__(path, file_format="jsonl", **settings)
-        self._json_columns = json_columns
-
-    def write_block_to_file(self, block: BlockAccessor, file: Any) -> None:
-        table = block.to_arrow()
-        is_map = {f.name for f in table.schema if pa.types.is_map(f.type)}
-        for batch in table.to_batches(max_chunksize=1024):
-            lines = []
-            for row in batch.to_pylist():
-                for name in is_map:
-                    row[name] = None if row[name] is None else dict(row[name])
-                for name in self._json_columns:
-                    row[name] = None if row[name] is None else json.loads(row[name])
-                lines.append(json.dumps(row, ensure_ascii=False, default=str))
-            file.write(("\n".join(lines) + "\n").encode())
 
 
 @contextmanager
@@ -472,51 +306,6 @@ def _data_context(checkpoint: CheckpointConfig, block_bytes: int) -> Iterator[No
             setattr(context, name, value)
 
 
-def _too_many_errors(rows: int, errors: dict[str, int]) -> DataError:
-    listed = ", ".join(f"{code} {count:,}" for code, count in Counter(errors).most_common())
-    return DataError(
-        f"max_errors: {sum(errors.values()):,} of {rows:,} rows have errors ({listed}). If that is "
-        "as it should be, run again with a higher --max_errors; the rows done are kept."
-    )
-
-
 def cause_of(error: RayTaskError) -> Exception:
     """What to raise for it: the user's mistake as such, anything else as it is."""
     return error.cause if isinstance(error.cause, InputError) else error
-
-
-def _plan_files(jobs: Iterable[tuple[int, Any]], columns: Columns) -> list[FilePlan]:
-    return [plan_file(file, number, columns) for number, file in jobs]
-
-
-class ShardSource(Datasource):
-    """Reads shards, one task each."""
-
-    def __init__(self, shards: Sequence[Shard], columns: Columns, block_bytes: int) -> None:
-        super().__init__()
-        self._shards = list(shards)
-        self._columns = columns
-        self._row_bytes = max(1, block_bytes // BLOCK_ROWS)
-
-    def get_name(self) -> str:
-        return "ReadShards"
-
-    def estimate_inmemory_data_size(self) -> int | None:
-        return sum(shard.rows for shard in self._shards) * self._row_bytes
-
-    def get_read_tasks(
-        self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
-    ) -> list[ReadTask]:
-        return [
-            ReadTask(
-                partial(read_shard, shard, self._columns),
-                BlockMetadata(
-                    num_rows=shard.rows,
-                    size_bytes=shard.rows * self._row_bytes,
-                    input_files=(shard.file.uri,),
-                    exec_stats=None,
-                ),
-                per_task_row_limit=per_task_row_limit,
-            )
-            for shard in self._shards
-        ]

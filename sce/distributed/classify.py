@@ -21,21 +21,13 @@ from rich.console import Console
 from sce.bulk import threshold as thresholds
 from sce.bulk.classifier import OWN_COLUMNS, AnswerColumns, BlockClassifier
 from sce.bulk.compare import Comparison, compare_outputs
-from sce.bulk.corpus import (
-    BLOCK_ROWS,
-    Columns,
-    Corpus,
-    Shard,
-    column_names,
-    kept_name,
-    open_corpus,
-    read_shard,
-    read_texts,
-)
+from sce.bulk.corpus import Columns, Corpus, Shard, column_names, open_corpus
 from sce.bulk.embedding import STORE_COLUMNS
+from sce.bulk.meter import ErrorLimit, MaxErrors
 from sce.bulk.output import OutputRun, read_run
 from sce.bulk.predictors import Connect, Endpoint
 from sce.bulk.preview import Preview, confused_pairs
+from sce.bulk.reading import BLOCK_ROWS, kept_name, read_shard, read_texts
 from sce.bulk.request import identify_input, identify_labels
 from sce.config import JobConfig, resolve_output
 from sce.datasets.custom import read_label_file
@@ -45,8 +37,6 @@ from sce.distributed.bulk import (
     EMBED_ROWS_PER_FILE,
     ROWS_PER_FILE,
     TEXT_BLOCK_BYTES,
-    ErrorLimit,
-    MaxErrors,
     Stage,
     plan_corpus,
     run_stage,
@@ -322,13 +312,12 @@ def _answer(
     )
     limit = ErrorLimit.parse(config.max_errors)
     try:
-        counts, tally = run_stage(
-            run, shards, stage, plan, limit, "classifying", config.commit_rows
-        )
+        found = run_stage(run, shards, stage, plan, limit, "classifying", config.commit_rows)
     except RayTaskError as error:
         log.error("%s: the rows that are done stay; the same command goes on", run.uri)
         raise _cause(error) from None
     rows_in = sum(shard.rows for shard in shards)
+    counts, tally = found.counts, found.tally
     seconds = tally.finished - tally.started
     return {
         "output": run.uri,
@@ -342,7 +331,7 @@ def _answer(
         "label_names": None if labels is None or config.labels_column else labels.names,
         "threshold": answer.threshold,
         "scoring": _scoring(source, labels),
-        "rows_this_run": tally.rows,
+        "rows_this_run": found.new_rows,
         "answer_seconds": round(seconds, 3),
         "texts_per_second": round(tally.rows / seconds, 1) if tally.rows else 0.0,
     }

@@ -24,11 +24,13 @@ from pydantic import Field
 
 from sce.baselines.peers import cosine_similarity, gliclass, nli_pipeline
 from sce.bulk.classifier import AnswerColumns
-from sce.bulk.corpus import Columns, open_corpus, read_shard
+from sce.bulk.corpus import Columns, open_corpus
+from sce.bulk.meter import ErrorLimit
 from sce.bulk.output import OutputRun
+from sce.bulk.reading import read_shard
 from sce.config import JobConfig, resolve_output
 from sce.datasets.starter import read_starter
-from sce.distributed.bulk import ACTOR_CPUS, ROWS_PER_FILE, ErrorLimit, Stage, plan_corpus
+from sce.distributed.bulk import ACTOR_CPUS, ROWS_PER_FILE, Stage, plan_corpus
 from sce.distributed.bulk import run_stage as run_bulk_stage
 from sce.distributed.classify import VECTOR_BLOCK_BYTES, make_classifier
 from sce.distributed.memory import PeakMemory
@@ -328,7 +330,8 @@ def _measure_ray(
 
     def by_ray() -> float:
         run = OutputRun.open(str(scratch / "answers"), {"benchmark": 1})
-        _, tally = run_bulk_stage(run, shards, stage, plan, ErrorLimit(count=0), "benchmark")
+        limit = ErrorLimit(count=0)
+        tally = run_bulk_stage(run, shards, stage, plan, limit, "benchmark").tally
         shutil.rmtree(scratch / "answers")
         return tally.rows / (tally.finished - tally.started)
 

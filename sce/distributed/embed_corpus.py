@@ -14,6 +14,7 @@ from pydantic import Field
 
 from sce.bulk.corpus import Columns, Corpus, open_corpus
 from sce.bulk.embedding import STORE_COLUMNS, BlockEmbedder
+from sce.bulk.meter import ErrorLimit, MaxErrors
 from sce.bulk.output import OutputRun
 from sce.bulk.request import identify_input
 from sce.config import resolve_output
@@ -22,8 +23,6 @@ from sce.distributed.bulk import (
     COMMIT_ROWS,
     EMBED_ROWS_PER_FILE,
     TEXT_BLOCK_BYTES,
-    ErrorLimit,
-    MaxErrors,
     Stage,
     plan_corpus,
     run_stage,
@@ -100,7 +99,8 @@ def embed_corpus(
             "row_group_size": 8192,
         },
     )
-    counts, tally = run_stage(run, shards, stage, plan, limit, "embedding", commit_rows)
+    found = run_stage(run, shards, stage, plan, limit, "embedding", commit_rows)
+    counts, tally = found.counts, found.tally
     seconds = tally.finished - tally.started
     rate = round(tally.rows / seconds, 1) if tally.rows else 0.0
     parts = sorted(

@@ -9,16 +9,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from sce.bulk.corpus import (
-    PLACE_BITS,
     Columns,
     column_names,
     join_plans,
     open_corpus,
     plan_file,
-    read_shard,
-    read_texts,
 )
 from sce.bulk.output import OutputRun
+from sce.bulk.reading import PLACE_BITS, read_shard, read_texts
 from sce.errors import DataError
 
 ROWS = [{"id": f"t{i}", "text": f"text {i}", "n": i} for i in range(5)]

@@ -1,0 +1,103 @@
+"""What has been answered so far, added up over the workers of a job, and when to stop it.
+
+Ray keeps a `Meter` in an actor; this module loads nothing heavy, so that the actor stays small.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import AfterValidator, BeforeValidator
+
+from sce.errors import DataError
+
+MIN_ROWS_FOR_SHARE = 1000
+
+
+@dataclass(frozen=True)
+class ErrorLimit:
+    """How many rows may have errors: a count, or a share of the rows seen (from 1,000 on)."""
+
+    count: int | None = None
+    share: float | None = None
+
+    @classmethod
+    def parse(cls, value: str) -> ErrorLimit:
+        """`100` is a count, `1%` and `0.01` are shares. Raises `ValueError` on anything else."""
+        text = value.strip()
+        try:
+            number = float(text.removesuffix("%"))
+        except ValueError:
+            number = -1.0
+        if text.endswith("%") and 0 <= number <= 100:
+            return cls(share=number / 100)
+        if number >= 0 and number == int(number):
+            return cls(count=int(number))
+        if 0 < number < 1:
+            return cls(share=number)
+        raise ValueError(f"{value!r} is neither a count (100) nor a share (1%)")
+
+    def exceeded(self, rows: int, errors: int) -> bool:
+        if self.count is not None and errors > self.count:
+            return True
+        return self.share is not None and rows >= MIN_ROWS_FOR_SHARE and errors > self.share * rows
+
+
+def _check_limit(value: str) -> str:
+    ErrorLimit.parse(value)
+    return value
+
+
+MaxErrors = Annotated[str, BeforeValidator(str), AfterValidator(_check_limit)]
+"""A setting that `ErrorLimit.parse` reads."""
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Rows answered, rows by error, and when the first block began and the last one ended.
+
+    A row that a kill undid counts again when it is done again.
+    """
+
+    rows: int
+    errors: dict[str, int]
+    started: float
+    finished: float
+
+
+class Meter:
+    """Adds up what the workers say of themselves, each its own totals: nothing is counted twice
+    when one asks again, and nothing is lost when the meter is started anew."""
+
+    def __init__(self, limit: ErrorLimit) -> None:
+        self._limit = limit
+        self._of: dict[str, Tally] = {}
+
+    def report(self, name: str, tally: Tally) -> Tally | None:
+        """The totals if they are too many errors, else None."""
+        self._of[name] = tally
+        total = self.totals()
+        return total if self._limit.exceeded(total.rows, sum(total.errors.values())) else None
+
+    def totals(self) -> Tally:
+        errors: Counter[str] = Counter()
+        for tally in self._of.values():
+            errors.update(tally.errors)
+        return Tally(
+            sum(tally.rows for tally in self._of.values()),
+            dict(errors),
+            min((tally.started for tally in self._of.values()), default=0.0),
+            max((tally.finished for tally in self._of.values()), default=0.0),
+        )
+
+
+def too_many_errors(rows: int, errors: Mapping[str, int]) -> DataError:
+    """What a job ends with that is over its limit."""
+    listed = ", ".join(f"{code} {count:,}" for code, count in Counter(errors).most_common())
+    return DataError(
+        f"max_errors: {sum(errors.values()):,} of {rows:,} rows have errors ({listed}). If that is "
+        "as it should be, run again with a higher --max_errors; the rows done are kept."
+    )

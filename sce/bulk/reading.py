@@ -1,0 +1,264 @@
+"""The rows of a shard as Arrow tables.
+
+A row's *place*, the number of its file times 2^40 plus its number within the file, is the same in
+every run over the same files, so it is what a job that is resumed knows its rows by.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sce.bulk.corpus import Columns, Shard, is_text
+from sce.errors import DataError
+
+PLACE_BITS = 40
+KEEP = "keep."
+BLOCK_ROWS = 8192
+BLOCK_CHARS = 8_000_000
+
+
+def read_shard(shard: Shard, columns: Columns) -> Iterator[pa.Table]:
+    """The rows of a shard in tables of at most `BLOCK_ROWS`.
+
+    Columns: `place` int64; `id` string; `text` string or `embedding` (as it is in the file);
+    `labels` list of strings or string, where asked for; `truncated` bool; `error` string ("" for
+    none; a line that cannot be read is a row with an error); `keep.<name>` for each column kept.
+
+    Raises:
+        DataError: the file as a whole cannot be read.
+    """
+    if shard.row_groups:
+        yield from _read_parquet(shard, columns)
+    else:
+        yield from _read_text(shard, columns)
+
+
+def read_texts(shards: Iterable[Shard], columns: Columns, ids: Sequence[str]) -> dict[str, str]:
+    """The texts of some rows, for showing them. Reads until all are found; others are left out."""
+    wanted = pa.array(sorted(set(ids)), pa.string())
+    found: dict[str, str] = {}
+    for shard in shards:
+        for table in read_shard(shard, columns):
+            rows = table.filter(pc.is_in(table["id"], value_set=wanted))
+            pairs = zip(rows["id"].to_pylist(), rows["text"].to_pylist())
+            found |= {row_id: text for row_id, text in pairs if text is not None}
+            if len(found) == len(wanted):
+                return found
+    return found
+
+
+def kept_columns(block: pa.Table, taken: Sequence[str]) -> dict[str, pa.ChunkedArray]:
+    """The columns that the user keeps; one that has the name of a column of ours gets a prefix."""
+    found = {}
+    for name in block.column_names:
+        if name.startswith(KEEP):
+            own = name.removeprefix(KEEP)
+            found[kept_name(own, taken)] = block[name]
+    return found
+
+
+def kept_name(name: str, taken: Sequence[str]) -> str:
+    """What a kept column is called in the output."""
+    return f"input_{name}" if name in taken else name
+
+
+def _read_parquet(shard: Shard, columns: Columns) -> Iterator[pa.Table]:
+    row = shard.first_row
+    with shard.file.open_parquet() as parquet:
+        in_file = parquet.schema_arrow.names
+        carried = [name for name in ("place", "truncated", "error") if name in in_file]
+        wanted = list(dict.fromkeys([*columns.needed, *carried]))
+        try:
+            for batch in parquet.iter_batches(
+                BLOCK_ROWS, row_groups=list(shard.row_groups), columns=wanted
+            ):
+                table = pa.table(batch)
+                yield _from_parquet(shard, row, table, columns)
+                row += table.num_rows
+                # What Arrow keeps of a block for the next would stay with the worker for good.
+                del batch, table
+                pa.default_memory_pool().release_unused()
+        except (OSError, pa.ArrowException) as error:
+            raise DataError(f"{shard.file.uri}: not readable as Parquet ({error}).") from None
+
+
+def _from_parquet(shard: Shard, first: int, table: pa.Table, columns: Columns) -> pa.Table:
+    rows = table.num_rows
+    # A store of ours says itself where its rows stood, and what was wrong with them.
+    own = columns.embedding is not None and "place" in table.column_names
+    places = table["place"] if own else _places(shard, range(first, first + rows))
+    found: dict[str, Any] = {"place": places}
+    if columns.id is None:
+        found["id"] = _ids(shard, range(first, first + rows))
+    else:
+        found["id"] = table[columns.id].cast(pa.string())
+    errors = [""] * rows
+    if columns.text is not None:
+        found["text"] = _valid_text(table[columns.text].cast(pa.string()), errors)
+    if columns.embedding is not None:
+        found["embedding"] = table[columns.embedding]
+    if columns.labels is not None:
+        found["labels"] = table[columns.labels]
+    if columns.labels is not None and is_text(table[columns.labels].type):
+        found["labels"] = _label_lists(table[columns.labels].to_pylist(), errors)
+    found["truncated"] = (
+        table["truncated"]
+        if columns.embedding is not None and "truncated" in table.column_names
+        else pa.repeat(pa.scalar(False), rows)
+    )
+    found["error"] = (
+        table["error"].cast(pa.string())
+        if own and "error" in table.column_names
+        else pa.array(errors, pa.string())
+    )
+    return pa.table(found | {f"{KEEP}{name}": table[name] for name in columns.keep})
+
+
+def _read_text(shard: Shard, columns: Columns) -> Iterator[pa.Table]:
+    records: list[Any] = []
+    first = chars = 0
+    for record in shard.file.records():
+        fields = getattr(record, "fields", None)
+        text = fields.get(columns.text) if fields is not None else None
+        chars += len(text) if isinstance(text, str) else 0
+        records.append(record)
+        if len(records) == BLOCK_ROWS or chars >= BLOCK_CHARS:
+            yield _from_records(shard, first, records, columns)
+            first, chars, records = first + len(records), 0, []
+    if records:
+        yield _from_records(shard, first, records, columns)
+
+
+def _from_records(shard: Shard, first: int, records: list[Any], columns: Columns) -> pa.Table:
+    """A table of parsed lines; the parsing of a line is a loop over rows already."""
+    rows = [getattr(record, "fields", None) or {} for record in records]
+    errors = [_LINE_ERRORS.get(getattr(record, "reason", ""), "") for record in records]
+    found: dict[str, Any] = {"place": _places(shard, range(first, first + len(rows)))}
+    if columns.id is None:
+        found["id"] = pa.array(
+            [f"{shard.file.name}:{record.line}" for record in records], pa.string()
+        )
+    else:
+        found["id"] = pa.array([_as_text(row.get(columns.id)) for row in rows], pa.string())
+    if columns.text is not None:
+        texts = [row.get(columns.text) for row in rows]
+        for i, text in enumerate(texts):
+            if text is not None and not errors[i]:
+                errors[i] = "" if isinstance(text, str) else "text_not_string"
+        found["text"] = _strings(texts, errors)
+    if columns.embedding is not None:
+        found["embedding"] = _vectors([row.get(columns.embedding) for row in rows], errors)
+    if columns.labels is not None:
+        found["labels"] = _label_lists([row.get(columns.labels) for row in rows], errors)
+    found["truncated"] = pa.repeat(pa.scalar(False), len(rows))
+    keep = {
+        f"{KEEP}{name}": pa.array(
+            [_kept(row, name, shard.file.kind, columns.raw_json) for row in rows], pa.string()
+        )
+        for name in columns.keep
+    }
+    return pa.table(found | {"error": pa.array(errors, pa.string())} | keep)
+
+
+_LINE_ERRORS = {"not UTF-8": "line_not_utf8", "unreadable line": "line_unreadable"}
+
+
+def _places(shard: Shard, rows: range) -> pa.Array:
+    base = shard.file_number << PLACE_BITS
+    return pa.array(range(base + rows.start, base + rows.stop), pa.int64())
+
+
+def _ids(shard: Shard, rows: range) -> pa.Array:
+    return pa.array([f"{shard.file.name}:{row + 1}" for row in rows], pa.string())
+
+
+def _strings(values: list[Any], errors: list[str]) -> pa.Array:
+    """Texts as Arrow has them; what is not a text is null, with an error."""
+    try:
+        return pa.array([v if isinstance(v, str) else None for v in values], pa.string())
+    except UnicodeEncodeError:
+        for i, value in enumerate(values):
+            if isinstance(value, str) and not _is_unicode(value):
+                values[i], errors[i] = None, errors[i] or "text_not_unicode"
+        return pa.array([v if isinstance(v, str) else None for v in values], pa.string())
+
+
+def _valid_text(column: pa.ChunkedArray, errors: list[str]) -> pa.ChunkedArray | pa.Array:
+    """Parquet files may hold bytes under the name of text."""
+    try:
+        column.validate(full=True)
+        return column
+    except pa.ArrowInvalid:
+        texts: list[str | None] = []
+        for i, raw in enumerate(column.cast(pa.binary()).to_pylist()):
+            try:
+                texts.append(None if raw is None else raw.decode())
+            except UnicodeDecodeError:
+                texts.append(None)
+                errors[i] = "text_not_unicode"
+        return pa.array(texts, pa.string())
+
+
+def _vectors(values: list[Any], errors: list[str]) -> pa.Array:
+    for i, value in enumerate(values):
+        if value is None:
+            continue
+        try:
+            if not isinstance(value, list) or any(type(x) not in (int, float) for x in value):
+                raise ValueError
+            values[i] = np.asarray(value, np.float64).astype(np.float32)
+        except (ValueError, OverflowError):
+            values[i], errors[i] = None, errors[i] or "embedding_not_numbers"
+    return pa.array(values, pa.list_(pa.float32()))
+
+
+def _label_lists(values: list[Any], errors: list[str]) -> pa.Array:
+    """One list of names a row; CSV has it as a JSON list in a field."""
+    for i, value in enumerate(values):
+        if isinstance(value, str):
+            try:
+                value = json.loads(value) if value.strip() else None
+            except ValueError:
+                value = False
+        if value is not None and not (
+            isinstance(value, list)
+            and all(isinstance(name, str) and _is_unicode(name) for name in value)
+        ):
+            value, errors[i] = None, errors[i] or "labels_not_a_list"
+        values[i] = value
+    return pa.array(values, pa.list_(pa.string()))
+
+
+def _kept(row: Any, name: str, kind: str, raw_json: bool) -> str | None:
+    """A field as it goes into the output: texts as they are, else JSON."""
+    if name not in row:
+        return None
+    value = row[name]
+    if raw_json and kind not in (".csv", ".tsv"):
+        return json.dumps(value)
+    if value is None:
+        return None
+    return _as_text(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _as_text(value: Any) -> str | None:
+    """An id or a field as text that Arrow can hold: a lone surrogate is written as in JSON."""
+    if value is None or isinstance(value, str):
+        if value is None or _is_unicode(value):
+            return value
+        return value.encode("utf-8", "backslashreplace").decode()
+    return json.dumps(value)
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

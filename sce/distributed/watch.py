@@ -1,0 +1,95 @@
+"""How far a bulk job is, for the person who watches it or reads its log."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+from sce.bulk.output import OutputRun
+
+PROGRESS_SECONDS = 60
+
+log = logging.getLogger(__name__)
+
+
+class Watch:
+    """Shows how far a stage is: a bar on a terminal, else one line a minute in the log; and
+    keeps the output's lock and clock going."""
+
+    def __init__(
+        self,
+        meter: Any,
+        what: str,
+        total: int,
+        rows_before: int,
+        beat: Callable[[], None],
+        run: OutputRun,
+    ) -> None:
+        self._meter, self._what, self._total, self._before = meter, what, total, rows_before
+        self._beat, self._run = beat, run
+        self._stop = threading.Event()
+        self._bar: Progress | None = None
+        if sys.stderr.isatty():
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]} rows/s"),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+            )
+            self._task = self._bar.add_task(what, total=total, completed=rows_before, rate="-")
+            self._bar.start()
+        if rows_before:
+            log.info("%s: %d of %d rows were done before", what, rows_before, total)
+        self._thread = threading.Thread(target=self._loop, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join(timeout=10)
+        if self._bar is not None:
+            self._bar.stop()
+
+    def _loop(self) -> None:
+        logged = ticked = time.monotonic()
+        while not self._stop.wait(1.0 if self._bar else 2.0):
+            now = time.monotonic()
+            self._run.seconds, ticked = self._run.seconds + now - ticked, now
+            try:
+                self._beat()
+                tally = ray.get(self._meter.totals.remote(), timeout=10)
+            except (RayError, OSError):
+                continue
+            if not tally.rows:
+                continue
+            done = min(self._before + tally.rows, self._total)  # a killed actor's rows count twice
+            rate = tally.rows / max(tally.finished - tally.started, 1e-3)
+            if self._bar is not None:
+                self._bar.update(self._task, completed=done, rate=f"{rate:,.0f}")
+            elif now - logged >= PROGRESS_SECONDS:
+                logged = now
+                log.info(
+                    "%s: %d of %d rows, %.0f a second, %.0f s left, %d with errors",
+                    self._what,
+                    done,
+                    self._total,
+                    rate,
+                    max(0, self._total - done) / rate,
+                    sum(tally.errors.values()),
+                )
