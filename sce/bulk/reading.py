@@ -78,12 +78,9 @@ def _read_parquet(shard: Shard, columns: Columns) -> Iterator[pa.Table]:
             for batch in parquet.iter_batches(
                 BLOCK_ROWS, row_groups=list(shard.row_groups), columns=wanted
             ):
-                table = pa.table(batch)
-                yield _from_parquet(shard, row, table, columns)
-                row += table.num_rows
-                # What Arrow keeps of a block for the next would stay with the worker for good.
-                del batch, table
-                pa.default_memory_pool().release_unused()
+                yield _from_parquet(shard, row, pa.table(batch), columns)
+                row += batch.num_rows
+                del batch  # before the next is read: vectors of a block are 10 MB and more
         except (OSError, pa.ArrowException) as error:
             raise DataError(f"{shard.file.uri}: not readable as Parquet ({error}).") from None
 
