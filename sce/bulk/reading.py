@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,9 @@ from sce.errors import DataError
 PLACE_BITS = 40
 KEEP = "keep."
 BLOCK_ROWS = 8192
+READ_ROWS = 512
+"""Decoded at once, of which a block is put together without a copy. Decoding takes five times the
+memory of its rows for a while; so little at a time is allocated again where it was freed."""
 BLOCK_CHARS = 8_000_000
 
 
@@ -74,13 +78,14 @@ def _read_parquet(shard: Shard, columns: Columns) -> Iterator[pa.Table]:
         in_file = parquet.schema_arrow.names
         carried = [name for name in ("place", "truncated", "error") if name in in_file]
         wanted = list(dict.fromkeys([*columns.needed, *carried]))
+        batches = parquet.iter_batches(READ_ROWS, row_groups=list(shard.row_groups), columns=wanted)
         try:
-            for batch in parquet.iter_batches(
-                BLOCK_ROWS, row_groups=list(shard.row_groups), columns=wanted
-            ):
-                yield _from_parquet(shard, row, pa.table(batch), columns)
-                row += batch.num_rows
-                del batch  # before the next is read: vectors of a block are 10 MB and more
+            while held := list(islice(batches, BLOCK_ROWS // READ_ROWS)):
+                table = pa.Table.from_batches(held)
+                del held  # before the next are read
+                yield _from_parquet(shard, row, table, columns)
+                row += table.num_rows
+                del table
         except (OSError, pa.ArrowException) as error:
             raise DataError(f"{shard.file.uri}: not readable as Parquet ({error}).") from None
 

@@ -57,11 +57,11 @@ _IO_CPUS = 0.25
 _IO_ENVIRONMENT = {
     "env_vars": {
         "ARROW_DEFAULT_MEMORY_POOL": "system",
-        "MALLOC_MMAP_THRESHOLD_": str(2**20),
+        "MALLOC_MMAP_THRESHOLD_": str(2**22),
     }
 }
-"""Of the workers that read and write. A block's 10 to 20 MB go back to the system when they are
-freed; Arrow's own pool, and glibc's with its growing threshold, keep more with every shard."""
+"""Of the workers that read and write, so that one that has read many shards is no larger than one
+that has read two: Arrow's own pool, and glibc's with a threshold that grows, keep freed blocks."""
 
 log = logging.getLogger(__name__)
 
