@@ -32,11 +32,12 @@ class ErrorLimit:
             number = float(text.removesuffix("%"))
         except ValueError:
             number = -1.0
-        if text.endswith("%") and 0 <= number <= 100:
-            return cls(share=number / 100)
-        if number >= 0 and number == int(number):
+        if text.endswith("%"):
+            if 0 <= number <= 100:
+                return cls(share=number / 100)
+        elif number >= 0 and number.is_integer():
             return cls(count=int(number))
-        if 0 < number < 1:
+        elif 0 < number < 1:
             return cls(share=number)
         raise ValueError(f"{value!r} is neither a count (100) nor a share (1%)")
 

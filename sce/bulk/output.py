@@ -206,8 +206,12 @@ def rows_done(run: OutputRun) -> int:
     filesystem, path = filesystem_of(f"{run.uri.rstrip('/')}/{CHECKPOINT}")
     selector = pafs.FileSelector(path, allow_not_found=True, recursive=True)
     rows = sum(part.rows for part in run.parts.values())
+    # Of a part that was finished just before a kill the checkpoint may still lie there.
+    finished = {run.checkpoint_uri(number).rpartition("/")[2] for number in run.parts}
     for info in filesystem.get_file_info(selector):
-        if info.path.endswith(".parquet") and not info.path.endswith(".pending.parquet"):
+        pending = info.path.endswith(".pending.parquet")
+        part = info.path.split("/")[-2]
+        if info.path.endswith(".parquet") and not pending and part not in finished:
             try:
                 with filesystem.open_input_file(info.path) as file:
                     rows += pq.read_metadata(file).num_rows

@@ -173,11 +173,12 @@ _LINE_ERRORS = {"not UTF-8": "line_not_utf8", "unreadable line": "line_unreadabl
 
 def _places(shard: Shard, rows: range) -> pa.Array:
     base = shard.file_number << PLACE_BITS
-    return pa.array(range(base + rows.start, base + rows.stop), pa.int64())
+    return pa.array(np.arange(base + rows.start, base + rows.stop, dtype=np.int64))
 
 
 def _ids(shard: Shard, rows: range) -> pa.Array:
-    return pa.array([f"{shard.file.name}:{row + 1}" for row in rows], pa.string())
+    numbers = pa.array(np.arange(rows.start + 1, rows.stop + 1)).cast(pa.string())
+    return pc.binary_join_element_wise(shard.file.name, numbers, ":")
 
 
 def _strings(values: list[Any], errors: list[str]) -> pa.Array:

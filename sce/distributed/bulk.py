@@ -22,7 +22,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.fs as pafs
-import pyarrow.parquet as pq
 import ray
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext
@@ -31,7 +30,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from sce.bulk.corpus import Columns, Corpus, Shard, join_plans, plan_file, plan_files
 from sce.bulk.meter import ErrorLimit, Meter, Tally, too_many_errors
-from sce.bulk.output import OutputFormat, OutputRun, PartCounts, count_part
+from sce.bulk.output import OutputFormat, OutputRun, PartCounts, count_part, rows_done
 from sce.bulk.reading import BLOCK_ROWS
 from sce.distributed.block_io import JSONLinesSink, ShardSource
 from sce.distributed.resources import ActorPlan, TorchThread
@@ -51,8 +50,8 @@ ACTOR_CPUS = 0.5
 cores when a job resumes. Its threads use the cores all the same."""
 FILTER_MEMORY_BYTES = 256 * 2**20
 FOOTERS_AT_ONCE = 16
-FILES_PER_TASK = 8
-"""Text files whose lines one task counts."""
+FILES_COUNTED_HERE = 8
+"""Text files whose lines the driver counts itself; of more, tasks do."""
 _IO_CPUS = 0.25
 _IO_ENVIRONMENT = {
     "env_vars": {
@@ -104,10 +103,10 @@ def plan_corpus(corpus: Corpus, columns: Columns) -> list[Shard]:
     if corpus.kind == ".parquet":  # footers: the driver has them sooner than a worker starts
         with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
             return join_plans(list(pool.map(lambda one: plan_file(one[0], one[1], columns), files)))
-    if len(files) <= FILES_PER_TASK:
+    if len(files) <= FILES_COUNTED_HERE:
         return join_plans(plan_files(files, columns))
     task = ray.remote(num_cpus=_IO_CPUS)(plan_files)
-    step = FILES_PER_TASK
+    step = max(1, min(64, len(files) // 8))
     try:
         found = ray.get(
             [task.remote(files[i : i + step], columns) for i in range(0, len(files), step)]
@@ -165,8 +164,7 @@ def run_stage(
     total = sum(shard.rows for shard in shards)
     with run.lock() as lock:
         run.save()
-        before = PartCounts.total(list(run.parts.values()))
-        rows_before = before.rows + sum(_checkpointed_rows(run, number) for number in missing)
+        rows_before = rows_done(run)
         meter: Any = ray.remote(Meter).options(num_cpus=0, max_restarts=-1).remote(limit)
         watch = Watch(meter, what, total, rows_before, lock.beat, run)
         try:
@@ -251,16 +249,6 @@ def _delete_unconfirmed(run: OutputRun, number: int) -> None:
         if info.type == pafs.FileType.File and not info.base_name.startswith(confirmed):
             log.warning("%s was never confirmed and is deleted", info.path)
             filesystem.delete_file(info.path)
-
-
-def _checkpointed_rows(run: OutputRun, number: int) -> int:
-    filesystem, path = filesystem_of(run.checkpoint_uri(number))
-    infos = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
-    return sum(
-        pq.read_metadata(info.path, filesystem=filesystem).num_rows
-        for info in infos
-        if info.type == pafs.FileType.File and not info.base_name.endswith(".pending.parquet")
-    )
 
 
 class BlockActor:

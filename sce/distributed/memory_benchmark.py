@@ -15,10 +15,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 from pydantic import Field
 
-from sce.bulk.output import CHECKPOINT
+from sce.bulk.output import read_run, rows_done
 from sce.config import JobConfig
 from sce.distributed.classify_benchmark import label_names, write_store
 from sce.distributed.memory import PeakMemory
@@ -103,11 +102,5 @@ def _run(
 
 
 def _rows_confirmed(folder: Path) -> int:
-    try:
-        return sum(
-            pq.read_metadata(path).num_rows
-            for path in folder.glob(f"{CHECKPOINT}/*/*.parquet")
-            if not path.name.endswith(".pending.parquet")
-        )
-    except OSError:
-        return 0
+    run = read_run(str(folder))
+    return 0 if run is None else rows_done(run)

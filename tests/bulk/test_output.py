@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,6 +19,7 @@ from sce.bulk.output import (
     count_part,
     read_rows,
     read_run,
+    rows_done,
 )
 from sce.errors import ConfigError
 
@@ -136,3 +138,13 @@ def test_a_part_is_counted_by_what_lies_in_it(tmp_path, output_format):
 
 def test_an_absent_part_has_no_rows(tmp_path):
     assert list(read_rows(str(tmp_path / "none"), "parquet", ["place"])) == []
+
+
+def test_rows_done_counts_no_part_twice(tmp_path):
+    """A kill between the mark of a finished part and the end of its checkpoint leaves both."""
+    run = OutputRun(str(tmp_path), {}, parts={0: PartCounts(rows=7)})
+    for number, name in ((0, "a"), (1, "b"), (1, "c.pending")):
+        folder = Path(run.checkpoint_uri(number))
+        folder.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table({"place": [1, 2, 3]}), folder / f"{name}.parquet")
+    assert rows_done(run) == 10
