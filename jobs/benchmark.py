@@ -22,13 +22,13 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sce.bulk.shortlist_cost import ShortlistBenchmark, benchmark_shortlist
-from sce.cli import run_job
+from jobs.benchmarks.classify import ClassifyBenchmark, benchmark_classify
+from jobs.benchmarks.embed import EmbedBenchmark, benchmark_embed
+from jobs.benchmarks.memory import MemoryBenchmark, benchmark_memory
+from jobs.benchmarks.serve import ServeBenchmark, benchmark_serve
+from jobs.benchmarks.shortlist import ShortlistBenchmark, benchmark_shortlist
 from sce.config import JobConfig
-from sce.distributed.classify_benchmark import ClassifyBenchmark, benchmark_classify
-from sce.distributed.embed_benchmark import EmbedBenchmark, benchmark_embed
-from sce.distributed.memory_benchmark import MemoryBenchmark, benchmark_memory
-from sce.distributed.serve_benchmark import ServeBenchmark, benchmark_serve
+from sce.workflows.cli import run_job
 
 SECTIONS: dict[str, tuple[type[JobConfig], Callable[[Any], dict[str, Any]]]] = {
     "embed": (EmbedBenchmark, benchmark_embed),

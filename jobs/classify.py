@@ -27,9 +27,9 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from sce.bulk.predictors import Endpoint, RemotePredictor
-from sce.cli import run_job
-from sce.distributed.classify import ClassifyConfig, classify
+from sce.bulk.answering import Endpoint, RemotePredictor
+from sce.workflows.classify import ClassifyConfig, classify
+from sce.workflows.cli import run_job
 
 ROOT = str(Path(__file__).resolve().parents[1])
 
@@ -38,7 +38,7 @@ def connect(endpoint: Endpoint) -> RemotePredictor:
     """Runs here and in the actors, which find `serve` beside `jobs`: it is not installed."""
     if ROOT not in sys.path:
         sys.path.append(ROOT)
-    from serve.bulk import EndpointPredictor
+    from sce.bulk.endpoint import EndpointPredictor
 
     return EndpointPredictor.connect(endpoint)
 

@@ -15,8 +15,8 @@ The last line of standard output is JSON. Exit code 0: done, 1: failed, 2: wrong
 
 import sys
 
-from sce.cli import run_job
-from sce.comparison.job import CompareConfig, compare
+from sce.workflows.cli import run_job
+from sce.workflows.compare import CompareConfig, compare
 
 if __name__ == "__main__":
     sys.exit(run_job(CompareConfig, compare, __doc__))

@@ -20,8 +20,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from sce.cli import run_job
 from sce.distributed.embed_corpus import EmbedJob, embed
+from sce.workflows.cli import run_job
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -24,7 +24,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sce.epoch_cost import measure, read_settings
+from jobs.benchmarks.epoch_cost import measure, read_settings
 from sce.errors import InputError
 
 

@@ -18,9 +18,9 @@ The last line of standard output is JSON. Exit code 0: done, 1: failed, 2: wrong
 
 import sys
 
-from sce.cli import run_job
-from sce.experiment import Experiment
-from sce.measure import evaluate
+from sce.workflows.cli import run_job
+from sce.workflows.evaluate import evaluate
+from sce.workflows.experiment import Experiment
 
 if __name__ == "__main__":
     sys.exit(run_job(Experiment, evaluate, __doc__))

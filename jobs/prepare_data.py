@@ -17,10 +17,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from sce.cli import run_job
 from sce.datasets.prepare import prepare_data
-from sce.experiment import Experiment
-from sce.schema import SPLITS
+from sce.datasets.schema import SPLITS
+from sce.workflows.cli import run_job
+from sce.workflows.experiment import Experiment
 
 MAX_LABELS_SHOWN = 20
 

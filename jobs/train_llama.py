@@ -13,8 +13,8 @@ The last line of standard output is JSON. Exit code 0: done, 1: failed, 2: wrong
 
 import sys
 
-from sce.cli import run_job
-from sce.llama_pipeline import LlamaExperiment, train_llama
+from sce.workflows.cli import run_job
+from sce.workflows.train_llama import LlamaExperiment, train_llama
 
 if __name__ == "__main__":
     sys.exit(run_job(LlamaExperiment, train_llama, __doc__))

@@ -15,9 +15,9 @@ The last line of standard output is JSON. Exit code 0: done, 1: failed, 2: wrong
 
 import sys
 
-from sce.cli import run_job
-from sce.experiment import Experiment
-from sce.pipeline import train
+from sce.workflows.cli import run_job
+from sce.workflows.experiment import Experiment
+from sce.workflows.train import train
 
 if __name__ == "__main__":
     sys.exit(run_job(Experiment, train, __doc__))

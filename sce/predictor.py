@@ -21,21 +21,20 @@ import torch
 from scipy.special import softmax
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from sce.answers import Answers, AnswerWriter, Prediction
-from sce.calibration import Temperature
-from sce.embedder import EmbedderConfig, TextEmbedder, check_fingerprint, load_embedder
+from sce.embedding.embedder import EmbedderConfig, TextEmbedder, check_fingerprint, load_embedder
 from sce.errors import ConfigError, InputError
-from sce.label_vectors import (
+from sce.labels import LabelSet
+from sce.model.answers import Answers, AnswerWriter, Prediction
+from sce.model.calibration import Temperature
+from sce.model.encoder import SCEModel
+from sce.model.label_vectors import (
     LabelBank,
     LabelVectors,
     TextVectors,
     encode_labels,
     token_means_of,
 )
-from sce.labels import LabelSet
-from sce.model import SCEModel
-from sce.ragged_labels import RaggedLabels, is_set_a_row
-from sce.scoring import (
+from sce.model.scoring import (
     EXACT,
     SHORTLIST_ABOVE,
     SHORTLIST_SIZE,
@@ -44,6 +43,7 @@ from sce.scoring import (
     Scorer,
     multiplies_bfloat16,
 )
+from sce.ragged_labels import RaggedLabels, is_set_a_row
 from sce.storage import Place, fetch_model
 
 __all__ = ["EXACT", "SHORTLIST_ABOVE", "SHORTLIST_SIZE", "Answers", "Prediction", "Predictor"]

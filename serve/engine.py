@@ -18,11 +18,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from sce.answers import Answers
 from sce.bulk.rows import vector_errors
-from sce.embedder import TextEmbedder
-from sce.embedders.batching import TokenisedTexts
+from sce.embedding.embedder import TextEmbedder
+from sce.embedding.tokenising import TokenisedTexts
 from sce.labels import LabelSet
+from sce.model.answers import Answers
 from sce.predictor import Predictor
 from sce.ragged_labels import RaggedLabels
 from serve.batching import BatchReport, DeviceQueue, Lane

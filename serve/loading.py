@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from sce.bulk.request import identify_model
-from sce.embedder import EmbedderConfig, EmbedderFingerprint, TextEmbedder, load_embedder
+from sce.embedding.embedder import EmbedderConfig, EmbedderFingerprint, TextEmbedder, load_embedder
 from sce.predictor import EXACT, Predictor
 from serve.engine import KnownTexts, LoadedModel
 from serve.settings import ModelSettings

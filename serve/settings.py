@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, SecretStr, model_validator
 
 from sce.config import Gpus, JobConfig, Section
-from sce.embedders.config import EmbedderConfig
+from sce.embedding.settings import EmbedderConfig
 
 
 class Limits(Section):

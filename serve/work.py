@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from sce.answers import Answers
 from sce.labels import LabelSet
+from sce.model.answers import Answers
 from sce.ragged_labels import RaggedLabels
 
 

@@ -15,9 +15,9 @@ from ray.serve.schema import (
 
 from sce.baselines.adapters import LINEARS
 from sce.config import load_config
-from sce.experiment import Experiment
-from sce.llama_pipeline import LlamaExperiment
-from sce.paper import PAPER_SETTINGS, paper_settings
+from sce.evaluation.paper import PAPER_SETTINGS, paper_settings
+from sce.workflows.experiment import Experiment
+from sce.workflows.train_llama import LlamaExperiment
 from serve.settings import ServeConfig
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"

@@ -8,12 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sce.embedder import EmbedderConfig, load_embedder
+from sce.embedding.embedder import EmbedderConfig, load_embedder
 from sce.errors import ConfigError, FingerprintMismatch, InputError, LabelError
 from sce.labels import LabelSet
 from sce.predictor import EXACT, Predictor
-from sce.pretrained import ModelConfig, build_model
 from sce.ragged_labels import RaggedLabels
+from sce.training.fresh_model import ModelConfig, build_model
 from tests.tiny_models import build_roberta, build_sentence_transformer
 
 TEXTS = ["the river rose overnight", "a short text", "the engine will not start", "thank you"]

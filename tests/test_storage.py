@@ -14,15 +14,15 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from sce import storage
-from sce.cli import run_job
 from sce.config import JobConfig
 from sce.datasets.prepare import DataConfig, PreparedData, prepare_data
+from sce.datasets.schema import embeddings_schema
+from sce.embedding.store import EmbeddingStore, Manifest, embedding_column, write_part
+from sce.embedding.store_update import commit, open_staging, part_name, plan_update, read_source
 from sce.errors import ConfigError, DataError, InputError
-from sce.run_state import RunState
-from sce.schema import embeddings_schema
 from sce.storage import Place, RemotePath, fetch, replace_folder, to_place, write_text
-from sce.store import EmbeddingStore, Manifest, embedding_column, write_part
-from sce.store_update import commit, open_staging, part_name, plan_update, read_source
+from sce.workflows.cli import run_job
+from sce.workflows.run_state import RunState
 
 BUCKET = "texts"
 

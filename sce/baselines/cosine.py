@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from sce.calibration import Temperature
-from sce.label_vectors import TextVectors, encode_labels
 from sce.labels import LabelSet
-from sce.model import pool_labels
+from sce.model.calibration import Temperature
+from sce.model.encoder import pool_labels
+from sce.model.label_vectors import TextVectors, encode_labels
 
 SCALE = 20.0
 """Cosines lie within [-1, 1]; the fitted temperature divides this multiple of them."""

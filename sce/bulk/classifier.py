@@ -9,10 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sce.answers import Answers
+from sce.bulk.answering import BlockAnswers, BlockPredictor
 from sce.bulk.corpus import Columns
-from sce.bulk.embedding import embed_distinct
-from sce.bulk.predictors import BlockAnswers, BlockPredictor
 from sce.bulk.reading import kept_columns
 from sce.bulk.rows import (
     Errors,
@@ -22,7 +20,9 @@ from sce.bulk.rows import (
     check_vectors,
     row_labels,
 )
+from sce.bulk.vectors import embed_distinct
 from sce.labels import LabelSet
+from sce.model.answers import Answers
 from sce.predictor import Predictor
 
 TOP = pa.list_(pa.struct([("label", pa.string()), ("score", pa.float32())]))

@@ -24,9 +24,9 @@ import pyarrow.parquet as pq
 
 from sce.bulk.output import RUN_FILE, read_run
 from sce.datasets.readers import ALLOWED_FILES, file_format, records_of
+from sce.embedding.store import MANIFEST, EmbeddingStore
 from sce.errors import DataError
 from sce.storage import RemotePath, filesystem_of, to_place
-from sce.store import MANIFEST, EmbeddingStore
 
 PARQUET_BUFFER = 1 << 20
 """A column chunk is read by this many bytes rather than whole: vectors of a large row group would

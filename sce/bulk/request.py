@@ -10,7 +10,7 @@ from typing import Any
 from sce.bulk.corpus import Corpus
 from sce.errors import InputError
 from sce.labels import LabelSet
-from sce.model import SCEConfig
+from sce.model.encoder import SCEConfig
 from sce.storage import fetch_model
 
 _DIGITS = 16

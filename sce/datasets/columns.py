@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from sce.datasets.readers import BadRow, Record, read_records
+from sce.datasets.schema import SPLITS
 from sce.errors import DataError
 from sce.labels import MAX_NAME_CHARS, LabelSet, normalise_name
-from sce.schema import SPLITS
 
 SPLIT_NAMES = {
     **{name: name for name in SPLITS},

@@ -22,11 +22,11 @@ from sce.datasets.prepared import (
     is_current,
     write_prepared,
 )
+from sce.datasets.schema import LABEL_SETS, ROWS, SPLITS
 from sce.datasets.settings import DataConfig, SourceConfig
 from sce.datasets.sources import Source, read_source
 from sce.datasets.splits import PRECEDENCE, Row, assign_splits, keep_apart
 from sce.errors import ConfigError
-from sce.schema import LABEL_SETS, ROWS, SPLITS
 from sce.storage import Place, to_place
 
 __all__ = ["DataConfig", "PreparedData", "SourceConfig", "prepare_data"]

@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from sce.datasets.schema import LABEL_SETS, ROWS, SPLITS
 from sce.errors import ConfigError, DataError
 from sce.labels import LabelSet
-from sce.schema import LABEL_SETS, ROWS, SPLITS
 from sce.storage import Place, parquet_source, replace_folder, to_place
 
 ROWS_FILE = "rows.parquet"

@@ -25,13 +25,18 @@ from ray.data import ActorPoolStrategy, DataContext
 from ray.exceptions import RayError
 
 from sce.datasets.prepared import ROWS_FILE, PreparedData
+from sce.datasets.schema import embeddings_schema
 from sce.distributed.resources import ResourcesConfig, TorchThread, embed_actors, ensure_ray
-from sce.embedder import EmbedderConfig, embedder_fingerprint, load_embedder
-from sce.errors import DataError, InputError
-from sce.schema import embeddings_schema
-from sce.storage import Place, to_place
-from sce.store import MANIFEST, EmbeddingStore, Manifest, embedding_column, text_hash, write_part
-from sce.store_update import (
+from sce.embedding.embedder import EmbedderConfig, embedder_fingerprint, load_embedder
+from sce.embedding.store import (
+    MANIFEST,
+    EmbeddingStore,
+    Manifest,
+    embedding_column,
+    text_hash,
+    write_part,
+)
+from sce.embedding.store_update import (
     TEXT,
     Update,
     commit,
@@ -40,6 +45,8 @@ from sce.store_update import (
     plan_update,
     read_source,
 )
+from sce.errors import DataError, InputError
+from sce.storage import Place, to_place
 
 BLOCK_ROWS = (512, 8192)
 BLOCKS_PER_ACTOR = 16
@@ -74,7 +81,7 @@ def embed_to_store(
         (start-up left out), model_load_seconds, path, fingerprint.
 
     Raises:
-        DataError: as `sce.store_update.read_source`.
+        DataError: as `sce.embedding.store_update.read_source`.
         EmbedderError: the embedder cannot be loaded.
         FingerprintMismatch: the store was made by another embedder; give a new folder.
         ConfigError: the cluster cannot give what `resources` asks for.

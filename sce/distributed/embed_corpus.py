@@ -13,12 +13,14 @@ from typing import Any
 from pydantic import Field
 
 from sce.bulk.corpus import Columns, Corpus, open_corpus
-from sce.bulk.embedding import STORE_COLUMNS, BlockEmbedder
-from sce.bulk.meter import ErrorLimit, MaxErrors
+from sce.bulk.counts import ErrorLimit, MaxErrors
 from sce.bulk.output import OutputRun
 from sce.bulk.request import identify_input
+from sce.bulk.vectors import STORE_COLUMNS, BlockEmbedder
 from sce.config import resolve_output
-from sce.distributed.bulk import (
+from sce.distributed.embed import embed_prepared
+from sce.distributed.resources import ActorPlan, embed_actors
+from sce.distributed.stage import (
     ACTOR_CPUS,
     COMMIT_ROWS,
     EMBED_ROWS_PER_FILE,
@@ -27,19 +29,17 @@ from sce.distributed.bulk import (
     plan_corpus,
     run_stage,
 )
-from sce.distributed.embed import embed_prepared
-from sce.distributed.resources import ActorPlan, embed_actors
-from sce.embedder import (
+from sce.embedding.embedder import (
     EmbedderConfig,
     check_fingerprint,
     embedder_fingerprint,
     load_embedder,
 )
-from sce.embedders.fingerprint import EmbedderFingerprint
+from sce.embedding.fingerprint import EmbedderFingerprint
+from sce.embedding.store import MANIFEST, EmbeddingStore, Manifest, write_manifest
 from sce.errors import ConfigError
-from sce.experiment import Experiment
 from sce.storage import RemotePath, to_place
-from sce.store import MANIFEST, EmbeddingStore, Manifest, write_manifest
+from sce.workflows.experiment import Experiment
 
 log = logging.getLogger(__name__)
 

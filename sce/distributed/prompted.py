@@ -34,10 +34,10 @@ from sce.baselines.prompted import (
 )
 from sce.baselines.settings import PromptedConfig
 from sce.distributed.resources import ActorPlan, ResourcesConfig, TorchThread, embed_actors
-from sce.embedders.batching import check_texts
+from sce.embedding.tokenising import check_texts
 from sce.errors import DataError, InputError
+from sce.evaluation.peak_memory import peak_bytes
 from sce.labels import LabelSet
-from sce.peak_memory import peak_bytes
 
 BLOCK_ROWS = (64, 1024)
 BLOCKS_PER_ACTOR = 16

@@ -6,13 +6,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from sce.bulk.answering import BlockPredictor, Connect, Endpoint, ServedModel
 from sce.bulk.classifier import LocalPredictor
-from sce.bulk.predictors import BlockPredictor, Connect, Endpoint, ServedModel
 from sce.bulk.request import identify_model
-from sce.distributed.bulk import ACTOR_CPUS
 from sce.distributed.embed_corpus import embedder_of
 from sce.distributed.resources import ActorPlan, ResourcesConfig, embed_actors
-from sce.embedder import EmbedderConfig, EmbedderFingerprint
+from sce.distributed.stage import ACTOR_CPUS
+from sce.embedding.embedder import EmbedderConfig, EmbedderFingerprint
 from sce.predictor import EXACT, SHORTLIST_ABOVE, SHORTLIST_SIZE, Predictor
 
 ENDPOINT_CPUS = 0.25

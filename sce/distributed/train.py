@@ -20,7 +20,6 @@ import ray.train
 import torch
 from ray.train.torch import get_device, prepare_model
 
-from sce import flops
 from sce.distributed.resources import WorkerPlan, use_threads
 from sce.distributed.workers import (
     FRESH_STATE,
@@ -30,9 +29,14 @@ from sce.distributed.workers import (
     run_training,
     sum_over_workers,
 )
-from sce.episode_sampler import EpisodeSampler, EpisodeTables
-from sce.episodes import AugmentConfig
-from sce.epochs import (
+from sce.evaluation import flops
+from sce.model.encoder import SCEModel, trainable_parameters
+from sce.model.label_vectors import token_means_of
+from sce.storage import Place
+from sce.training.data import TrainingData
+from sce.training.episode_sampler import EpisodeSampler, EpisodeTables
+from sce.training.episodes import AugmentConfig
+from sce.training.epoch import (
     make_optimizer,
     random_state,
     rate_factor,
@@ -40,14 +44,10 @@ from sce.epochs import (
     steps_per_epoch,
     train_epoch,
 )
-from sce.label_vectors import token_means_of
-from sce.model import SCEModel, trainable_parameters
-from sce.pretrained import ModelConfig, build_model
-from sce.storage import Place
-from sce.tracking import Tracker
-from sce.training import TrainConfig
-from sce.training_data import TrainingData
-from sce.validation import Validator
+from sce.training.fresh_model import ModelConfig, build_model
+from sce.training.settings import TrainConfig
+from sce.training.validation import Validator
+from sce.workflows.tracking import Tracker
 
 STATE_FILE = "training_state.pt"
 

@@ -22,8 +22,9 @@ import torch
 from peft import load_peft_weights, set_peft_model_state_dict
 from ray.train.torch import get_device
 
-from sce import flops
 from sce.baselines.adapters import add_adapters
+from sce.baselines.llama_epochs import train_llama_epoch
+from sce.baselines.llama_training import LlamaRows, LlamaSampler, LlamaTrainConfig, right_answers
 from sce.baselines.lora import LoraSettings, load_base, load_chat_tokenizer
 from sce.baselines.prompted import PromptedClassifier
 from sce.baselines.settings import PromptName
@@ -36,18 +37,17 @@ from sce.distributed.workers import (
     run_training,
     sum_over_workers,
 )
-from sce.epochs import (
+from sce.evaluation import flops
+from sce.model.encoder import trainable_parameters
+from sce.storage import Place
+from sce.training.epoch import (
     make_optimizer,
     random_state,
     rate_factor,
     restore_random_state,
     steps_per_epoch,
 )
-from sce.llama_epochs import train_llama_epoch
-from sce.llama_training import LlamaRows, LlamaSampler, LlamaTrainConfig, right_answers
-from sce.model import trainable_parameters
-from sce.storage import Place
-from sce.tracking import Tracker
+from sce.workflows.tracking import Tracker
 
 STATE_FILE = "training_state.pt"
 

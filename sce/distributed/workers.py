@@ -18,8 +18,8 @@ from transformers import logging as transformers_logging
 
 from sce.distributed.resources import WorkerPlan
 from sce.storage import Place
-from sce.tracking import Tracker
-from sce.training import TrainConfig
+from sce.training.settings import TrainConfig
+from sce.workflows.tracking import Tracker
 
 PROGRESS_SECONDS = 15.0
 

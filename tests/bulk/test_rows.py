@@ -5,8 +5,8 @@ import pyarrow as pa
 import pytest
 
 from sce.bulk.rows import Errors, check_labels, check_vectors, row_labels
+from sce.embedding.store import embedding_column
 from sce.labels import Label
-from sce.store import embedding_column
 
 
 def unit(rows: int, dimension: int = 8) -> np.ndarray:

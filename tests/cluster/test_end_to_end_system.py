@@ -28,9 +28,9 @@ import yaml
 from mlflow import MlflowClient
 
 from sce.bulk.output import read_run
+from sce.embedding.store import EmbeddingStore
 from sce.errors import DataError
 from sce.storage import RemotePath, filesystem_of, put, write_text
-from sce.store import EmbeddingStore
 from tests.serve.test_app_system import BIN, HEADERS, ROOT, Cluster, _free_ports
 from tests.tiny_models import build_jina, build_llama, build_roberta
 

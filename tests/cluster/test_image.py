@@ -100,7 +100,9 @@ def test_a_working_dir_is_code(tmp_path):
     with zipfile.ZipFile(package) as archive:
         names, size = archive.namelist(), sum(info.file_size for info in archive.infolist())
     assert {name.split("/")[0] for name in names} == CODE | {"labels.yaml"}
-    assert {"jobs/train_sce.py", "sce/cli.py", "sce/datasets/starter/news.jsonl"} <= set(names)
+    assert {"jobs/train_sce.py", "sce/workflows/cli.py", "sce/datasets/starter/news.jsonl"} <= set(
+        names
+    )
     assert {"serve/page.html", "configs/quickstart/sce.yaml"} <= set(names)
     assert not [name for name in names if "__pycache__" in name]
     assert size < 3_000_000

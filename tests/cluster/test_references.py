@@ -104,8 +104,8 @@ def check_job(command: list[str], monkeypatch) -> None:
         return "", {}
 
     script, *argv = command
-    monkeypatch.setattr("sce.cli.run_job", instead)
-    monkeypatch.setattr("sce.epoch_cost.measure", measure)
+    monkeypatch.setattr("sce.workflows.cli.run_job", instead)
+    monkeypatch.setattr("jobs.benchmarks.epoch_cost.measure", measure)
     argv = [word.replace("/shared/runs/epoch-cost.md", os.devnull) for word in argv]
     monkeypatch.setattr(sys, "argv", [script, *argv])
     monkeypatch.chdir(ROOT)

@@ -10,9 +10,9 @@ from pydantic import ValidationError
 
 import sce.datasets.prepared as prepared
 from sce.datasets.prepare import DataConfig, PreparedData, SourceConfig, prepare_data
+from sce.datasets.schema import LABEL_SETS, ROWS
 from sce.datasets.splits import text_key
 from sce.errors import ConfigError, DataError, LabelError
-from sce.schema import LABEL_SETS, ROWS
 
 
 def custom(path, **settings):

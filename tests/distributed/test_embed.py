@@ -8,9 +8,9 @@ import pytest
 from sce.distributed import embed as embed_module
 from sce.distributed.embed import embed_to_store
 from sce.distributed.resources import ResourcesConfig, embed_actors, training_workers
-from sce.embedder import EmbedderConfig, load_embedder
+from sce.embedding.embedder import EmbedderConfig, load_embedder
+from sce.embedding.store import EmbeddingStore
 from sce.errors import ConfigError, DataError, FingerprintMismatch
-from sce.store import EmbeddingStore
 from tests.tiny_models import build_sentence_transformer
 
 RESOURCES = ResourcesConfig(use_gpu=False)

@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 PROGRAM = """
 import json, sys
 import ray
-from sce.distributed.bulk import ACTOR_CPUS
+from sce.distributed.stage import ACTOR_CPUS
 from sce.distributed.resources import *
 from sce.errors import ConfigError
 from serve.app import build

@@ -19,15 +19,15 @@ from ray import cloudpickle
 
 from sce.distributed.resources import ResourcesConfig, training_workers
 from sce.distributed.train import FitResult, FitSettings, fit
-from sce.episodes import AugmentConfig
 from sce.errors import ConfigError
 from sce.labels import LabelSet
-from sce.pretrained import ModelConfig
-from sce.tracking import Tracker
-from sce.training import TrainConfig
-from sce.training_data import Rows, TextLookup, TrainingData
-from tests.test_episodes import text_vectors
+from sce.training.data import Rows, TextLookup, TrainingData
+from sce.training.episodes import AugmentConfig
+from sce.training.fresh_model import ModelConfig
+from sce.training.settings import TrainConfig
+from sce.workflows.tracking import Tracker
 from tests.tiny_models import build_roberta
+from tests.training.test_episodes import text_vectors
 
 # Ray's controller does not find this module by name; it gets `History` itself.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])

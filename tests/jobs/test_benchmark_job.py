@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from sce.distributed.memory import PeakMemory
-from sce.embedder import EmbedderConfig, embedder_fingerprint
-from sce.pretrained import ModelConfig, build_model
+from jobs.benchmarks.process_memory import PeakMemory
+from sce.embedding.embedder import EmbedderConfig, embedder_fingerprint
+from sce.training.fresh_model import ModelConfig, build_model
 
 ROOT = Path(__file__).parents[2]
 

@@ -20,13 +20,13 @@ import pytest
 import requests
 import yaml
 
-from sce.answers import Prediction
-from sce.embedder import EmbedderConfig, embedder_fingerprint
+from sce.client.client import Client, EndpointUnavailable, LimitExceeded, RowError
+from sce.datasets.schema import embeddings_schema
+from sce.embedding.embedder import EmbedderConfig, embedder_fingerprint
+from sce.embedding.store import Manifest, embedding_column, write_manifest, write_part
+from sce.model.answers import Prediction
 from sce.predictor import Predictor
-from sce.pretrained import ModelConfig, build_model
-from sce.schema import embeddings_schema
-from sce.store import Manifest, embedding_column, write_manifest, write_part
-from serve.client import Client, EndpointUnavailable, LimitExceeded, RowError
+from sce.training.fresh_model import ModelConfig, build_model
 from tests.tiny_models import build_roberta, build_sentence_transformer
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 from mlflow import MlflowClient
 
-from sce.embedder import EmbedderConfig, embedder_fingerprint
+from sce.embedding.embedder import EmbedderConfig, embedder_fingerprint
+from sce.embedding.store import EmbeddingStore
 from sce.labels import MAX_NAME_CHARS
 from sce.predictor import Predictor
-from sce.pretrained import ModelConfig, build_model
-from sce.store import EmbeddingStore
+from sce.training.fresh_model import ModelConfig, build_model
 from tests.tiny_models import build_roberta, build_sentence_transformer
 
 ROOT = Path(__file__).parents[2]

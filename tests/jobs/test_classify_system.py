@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sce.distributed.classify_benchmark import write_store
-from sce.embedder import EmbedderConfig, embedder_fingerprint
-from sce.pretrained import ModelConfig, build_model
+from jobs.benchmarks.classify import write_store
+from sce.embedding.embedder import EmbedderConfig, embedder_fingerprint
+from sce.training.fresh_model import ModelConfig, build_model
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS, PART = 60_000, 4096

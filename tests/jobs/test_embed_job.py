@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sce.schema import LABEL_SETS, ROWS
-from sce.store import EmbeddingStore, text_hash
+from sce.datasets.schema import LABEL_SETS, ROWS
+from sce.embedding.store import EmbeddingStore, text_hash
 from tests.tiny_models import build_sentence_transformer
 
 ROOT = Path(__file__).parents[2]

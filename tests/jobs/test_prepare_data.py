@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("sce.experiment")
+pytest.importorskip("sce.workflows.experiment")
 JOB = Path(__file__).resolve().parents[2] / "jobs/prepare_data.py"
 
 

@@ -13,13 +13,13 @@ from mlflow.tracking import MlflowClient
 from jobs import compare as compare_job
 from jobs import evaluate as evaluate_job
 from jobs import train_sce as train_job
-from sce.cli import run_job
-from sce.comparison.job import CompareConfig, compare
-from sce.embedder import EmbedderConfig
-from sce.experiment import Experiment
-from sce.measure import evaluate
-from sce.pipeline import train
+from sce.embedding.embedder import EmbedderConfig
 from sce.predictor import Predictor
+from sce.workflows.cli import run_job
+from sce.workflows.compare import CompareConfig, compare
+from sce.workflows.evaluate import evaluate
+from sce.workflows.experiment import Experiment
+from sce.workflows.train import train
 from tests.tiny_models import build_all, build_llama
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"

@@ -9,9 +9,9 @@ from peft import PeftModel
 
 from sce.baselines.lora import LoraSettings, load_base, load_chat_tokenizer, merge
 from sce.baselines.prompted import PromptedClassifier
-from sce.cli import run_job
 from sce.labels import LabelSet
-from sce.llama_pipeline import LlamaExperiment, train_llama
+from sce.workflows.cli import run_job
+from sce.workflows.train_llama import LlamaExperiment, train_llama
 from tests.tiny_models import build_llama
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]

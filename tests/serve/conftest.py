@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from sce.embedder import EmbedderConfig, embedder_fingerprint
-from sce.pretrained import ModelConfig, build_model
+from sce.embedding.embedder import EmbedderConfig, embedder_fingerprint
+from sce.training.fresh_model import ModelConfig, build_model
 from serve.cache import VectorCache
 from serve.engine import Engine
 from serve.loading import load_model

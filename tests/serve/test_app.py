@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import requests
 
-from sce.distributed.serve_benchmark import serve_app
+from jobs.benchmarks.serve import serve_app
+from sce.client.client import Client
 from serve.app import main
-from serve.client import Client
 from tests.serve.conftest import settings_of
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -26,8 +26,8 @@ from typing import Any
 
 import pytest
 
-from sce.embedder import EmbedderConfig, embedder_fingerprint
-from sce.pretrained import ModelConfig, build_model
+from sce.embedding.embedder import EmbedderConfig, embedder_fingerprint
+from sce.training.fresh_model import ModelConfig, build_model
 
 ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")

@@ -1,0 +1,111 @@
+"""Measures what Ray costs: the embed job's path against the bare embedder on equal batches."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from itertools import product
+from statistics import median
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.json as paj
+from pydantic import Field
+
+from sce.config import JobConfig
+from sce.datasets.starter import read_starter
+from sce.distributed.embed import embed_to_store, split_blocks
+from sce.distributed.resources import ResourcesConfig, embed_actors, use_threads
+from sce.embedding.embedder import EmbedderConfig, load_embedder
+from sce.embedding.store_update import TEXT, plan_update, read_source
+from sce.errors import ConfigError
+from sce.storage import Place, fetch
+
+
+class EmbedBenchmark(JobConfig):
+    """Settings of `benchmark.py embed`."""
+
+    rows: int = Field(default=8000, ge=1)
+    """Distinct texts to embed."""
+    rounds: int = Field(default=3, ge=1)
+    """Both sides run this often, one after the other; the report has every round."""
+    texts_file: Place | None = None
+    """JSON lines with a field `text`; by default the starter corpus."""
+    embedder: EmbedderConfig = EmbedderConfig()
+    resources: ResourcesConfig = ResourcesConfig()
+
+
+def benchmark_embed(config: EmbedBenchmark) -> dict[str, Any]:
+    """Texts a second of `embed_to_store` and of `TextEmbedder.embed`, side by side.
+
+    Both embed the same texts in the same blocks with the same number of threads. Start-up is
+    left out on both sides: Ray's time goes from the start of the first block to the end of
+    the last one, writing the store's parts included, which the bare embedder does not do.
+
+    Returns:
+        texts, ray_texts_per_second and bare_texts_per_second of each round, and `ratio`, the
+        median over the rounds of Ray's rate to the mean of the bare rates before and after it.
+    """
+    texts = _texts(config)
+    plan = embed_actors(config.resources)
+    use_threads(plan.threads * plan.actors)
+    bare = load_embedder(config.embedder.model_copy(update={"device": plan.device}))
+    table = pa.table({"row_id": [str(i) for i in range(len(texts))], "text": texts})
+    pending = plan_update(None, read_source(table, "row_id", "text", ())).pending
+    blocks = split_blocks(pending, plan.actors)
+    bare.embed(texts[:64])
+    _ray_rate(table.slice(0, 64), config)  # starts Ray Data's own actors, once a cluster
+
+    ray_rates, bare_rates = [], [_bare_rate(bare, blocks)]
+    for _ in range(config.rounds):
+        ray_rates.append(_ray_rate(table, config))
+        bare_rates.append(_bare_rate(bare, blocks))
+    ratios = [
+        2 * rate / (before + after)
+        for rate, before, after in zip(ray_rates, bare_rates, bare_rates[1:])
+    ]
+    return {
+        "texts": len(texts),
+        "embedder": str(bare.fingerprint),
+        "dtype": config.embedder.dtype,
+        "actors": plan.actors,
+        "threads": plan.threads,
+        "ray_texts_per_second": ray_rates,
+        "bare_texts_per_second": bare_rates,
+        "ratios": [round(ratio, 3) for ratio in ratios],
+        "ratio": round(median(ratios), 3),
+    }
+
+
+def _ray_rate(table: pa.Table, config: EmbedBenchmark) -> float:
+    with tempfile.TemporaryDirectory() as folder:
+        done = embed_to_store(table, folder, config.embedder, config.resources)
+    return done["texts_per_second"]
+
+
+def _bare_rate(embedder: Any, blocks: list[pa.Table]) -> float:
+    started = time.perf_counter()
+    for block in blocks:
+        embedder.embed(block[TEXT].to_pylist())
+    rows = sum(block.num_rows for block in blocks)
+    return round(rows / (time.perf_counter() - started), 1)
+
+
+def _texts(config: EmbedBenchmark) -> list[str]:
+    """Distinct real texts; the starter corpus goes on with pairs of its texts."""
+    if config.texts_file is not None:
+        try:
+            found = paj.read_json(fetch(config.texts_file))["text"]
+        except (OSError, KeyError, pa.ArrowException) as error:
+            raise ConfigError(f"texts_file: {config.texts_file}: {error}") from None
+        texts = list(dict.fromkeys(found.to_pylist()))
+    else:
+        texts = list(dict.fromkeys(t for s in read_starter() for t, _ in s.examples))
+        single = len(texts)
+        for gap, i in product(range(1, single), range(single)):
+            if len(texts) >= config.rows:
+                break
+            texts.append(f"{texts[i]} {texts[(i + gap) % single]}")
+    if len(texts) < config.rows:
+        raise ConfigError(f"rows: {config.rows} asked for, {len(texts)} distinct texts found.")
+    return texts[: config.rows]

@@ -1,0 +1,136 @@
+"""What a user would take instead, for measuring speed: an NLI cross-encoder behind the
+transformers zero-shot pipeline, GLiClass, and cosine similarity with sentence-transformers.
+
+The first two have random weights around a backbone of the size of all-MiniLM-L6-v2: speed does
+not depend on weights, and accuracy is not measured with them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    PreTrainedTokenizerBase,
+    pipeline,
+)
+
+from sce.embedding.embedder import minilm_folder
+from sce.errors import ConfigError
+
+Peer = Callable[[Sequence[str], Sequence[str]], Any]
+"""Texts and label names in, answers out."""
+GLICLASS_TOKENS = ("<<LABEL>>", "<<SEP>>", "<<EXAMPLE>>")
+BATCH_ROWS = 32
+
+
+def nli_pipeline(device: str = "cpu", max_tokens: int = 512) -> Peer:
+    """The transformers zero-shot pipeline over a cross-encoder: one pass a text and label."""
+    config = _backbone(num_labels=3, max_position_embeddings=max_tokens)
+    config.id2label = {0: "entailment", 1: "neutral", 2: "contradiction"}
+    config.label2id = {name: i for i, name in config.id2label.items()}
+    build: Any = pipeline
+    classify = build(
+        "zero-shot-classification",
+        model=BertForSequenceClassification(config).eval(),
+        tokenizer=_tokenizer(),
+        device=device,
+    )
+
+    @torch.inference_mode()
+    def answer(texts: Sequence[str], labels: Sequence[str]) -> Any:
+        return classify(list(texts), list(labels), batch_size=BATCH_ROWS)
+
+    return answer
+
+
+def gliclass(device: str = "cpu", max_tokens: int = 4096) -> Peer:
+    """GLiClass's uni-encoder and its own pipeline: labels and text in one sequence.
+
+    Raises:
+        ConfigError: the package is not installed.
+    """
+    model, tokenizer = _build_gliclass(max_tokens)
+    from gliclass import ZeroShotClassificationPipeline
+
+    classify = ZeroShotClassificationPipeline(
+        model,
+        tokenizer,
+        max_classes=1000,
+        max_length=max_tokens,
+        classification_type="single-label",
+        device=device,
+        progress_bar=False,
+    )
+
+    @torch.inference_mode()
+    def answer(texts: Sequence[str], labels: Sequence[str]) -> Any:
+        return classify(list(texts), list(labels), threshold=0.0, batch_size=BATCH_ROWS)
+
+    return answer
+
+
+def save_gliclass(folder: Path, max_tokens: int = 4096) -> None:
+    """The model of `gliclass` as a folder, for GLiClass's own server.
+
+    Raises:
+        ConfigError: the package is not installed.
+    """
+    model, tokenizer = _build_gliclass(max_tokens)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _build_gliclass(max_tokens: int) -> tuple[Any, PreTrainedTokenizerBase]:
+    try:
+        from gliclass import GLiClassModel, GLiClassModelConfig
+    except ImportError:
+        raise ConfigError(
+            "gliclass is not installed: pip install 'soft-contextualized-encoder[peers]'"
+        ) from None
+    tokenizer = _tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": list(GLICLASS_TOKENS)})
+    tokenizer.model_max_length = max_tokens
+    encoder = _backbone(vocab_size=len(tokenizer), max_position_embeddings=max_tokens)
+    class_id, text_id, example_id = map(tokenizer.convert_tokens_to_ids, GLICLASS_TOKENS)
+    config = GLiClassModelConfig(
+        encoder_config=encoder,
+        encoder_model=str(minilm_folder()),  # where it looks for an adapter
+        class_token_index=class_id,
+        text_token_index=text_id,
+        example_token_index=example_id,
+        architecture_type="uni-encoder",
+        max_num_classes=1000,
+        prompt_first=True,
+    )
+    return GLiClassModel(config).eval(), tokenizer
+
+
+def cosine_similarity(device: str = "cpu") -> Peer:
+    """all-MiniLM-L6-v2 by sentence-transformers; texts and labels are embedded at each call."""
+    from sentence_transformers import SentenceTransformer, models  # type: ignore[attr-defined]
+
+    word = models.Transformer(str(minilm_folder()), max_seq_length=256)
+    pooling = models.Pooling(word.get_embedding_dimension(), pooling_mode="mean")
+    encoder = SentenceTransformer(modules=[word, pooling, models.Normalize()], device=device)
+
+    def answer(texts: Sequence[str], labels: Sequence[str]) -> Any:
+        text_ND = encoder.encode(list(texts), convert_to_tensor=True, show_progress_bar=False)
+        label_KD = encoder.encode(list(labels), convert_to_tensor=True, show_progress_bar=False)
+        return (text_ND @ label_KD.T).argmax(1)
+
+    return answer
+
+
+def _tokenizer() -> PreTrainedTokenizerBase:
+    return AutoTokenizer.from_pretrained(minilm_folder())
+
+
+def _backbone(**changes: Any) -> BertConfig:
+    config: BertConfig = BertConfig.from_pretrained(minilm_folder(), **changes)
+    return config

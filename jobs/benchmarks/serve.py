@@ -1,0 +1,419 @@
+"""Measures the endpoint under load: throughput beside the bare predictor, latencies, the nearest
+peer's server, and bulk work through it.
+
+Servers run as processes of their own, as a user would start them; the load comes from here. Both
+sides of every ratio are measured in turn in one run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import cycle
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal
+
+import aiohttp
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+from pydantic import Field
+
+from jobs.benchmarks.classify import label_names, make_texts, write_store
+from jobs.benchmarks.peers import save_gliclass
+from sce.config import JobConfig
+from sce.distributed.resources import use_threads
+from sce.embedding.embedder import EmbedderConfig, embedder_fingerprint
+from sce.model.scoring import multiplies_bfloat16
+from sce.predictor import Predictor
+from sce.training.fresh_model import ModelConfig, build_model
+
+ROOT = Path(__file__).resolve().parents[2]
+START_SECONDS = 180.0
+STOP_SECONDS = 60.0
+PEER_ROUTE = "/gliclass"
+
+log = logging.getLogger(__name__)
+
+
+class ServeBenchmark(JobConfig):
+    """Settings of `benchmark.py serve`."""
+
+    model: str | None = None
+    """A trained model; by default random weights of the default recipe."""
+    labels: int = Field(default=10, ge=1)
+    texts: int = Field(default=512, ge=1)
+    """Distinct texts of the load; the server keeps no vectors, so each is embedded every time."""
+    text_tokens: int = Field(default=64, ge=3)
+    request_texts: list[int] = [1, 16, 64]
+    """Texts of a request where throughput is measured."""
+    saturating_texts: int = Field(default=512, ge=1)
+    """Texts in flight there: so many clients at a time as make this number, 128 at most."""
+    clients: list[int] = [1, 8, 32, 128]
+    """Clients at a time where latency is measured, each with one text a request."""
+    seconds: float = Field(default=8.0, gt=0)
+    """Of each measurement."""
+    rounds: int = Field(default=3, ge=1)
+    peers: bool = True
+    """Also GLiClass's own server, under the same load."""
+    peer_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of GLiClass. `auto`: bfloat16 where the processor multiplies it, as our encoder has it then;
+    our text embedder is float32."""
+    bulk_rows: int = Field(default=3000, ge=0)
+    """Texts of `jobs/classify.py` through the endpoint and in its own actors; 0: neither."""
+    embedder: EmbedderConfig = EmbedderConfig()
+
+
+@dataclass(frozen=True)
+class Load:
+    """What came back: seconds of each answered request, HTTP statuses, texts a second."""
+
+    latencies: np.ndarray
+    statuses: dict[int, int]
+    rate: float
+
+    def milliseconds(self) -> dict[str, float]:
+        found = np.percentile(self.latencies, [50, 95, 99]) * 1000
+        return {f"p{p}": round(float(ms), 1) for p, ms in zip((50, 95, 99), found)}
+
+
+def benchmark_serve(config: ServeBenchmark) -> dict[str, Any]:
+    """Print the tables and return every figure.
+
+    Raises:
+        ConfigError: GLiClass is asked for and not installed.
+    """
+    use_threads(os.cpu_count() or 1)
+    with tempfile.TemporaryDirectory() as scratch:
+        home = Path(scratch)
+        model = config.model or _fresh_model(config, home)
+        predictor = Predictor.from_pretrained(model, dtype="auto", device="cpu")
+        texts = make_texts(predictor, config.texts, config.text_tokens)
+        labels = label_names(config.labels, 0)
+        settings = {"models": {"benchmark": {"path": str(Path(model).absolute()),
+                                             "device": "cpu", "cache_bytes": 0}}}  # fmt: skip
+        with serve_app(home, settings) as url:
+            post = f"{url}/v1/classify"
+            found: dict[str, Any] = {
+                "labels": config.labels,
+                "text_tokens": config.text_tokens,
+                "encoder_dtype": str(predictor.model.query_adaptor.weight.dtype),
+                "throughput": _throughput(config, predictor, post, texts, labels),
+                "latency": _latency(config, post, texts, labels),
+                "one_request": _one_request(config, predictor, post, texts, labels),
+            }
+            if config.peers:
+                found["peer"] = _peer(config, home, post, texts, labels)
+            if config.bulk_rows:
+                found["bulk"] = _bulk(config, home, model, url, texts)
+    print(_markdown(found))
+    return found
+
+
+def _throughput(
+    config: ServeBenchmark, predictor: Predictor, url: str, texts: list[str], labels: list[str]
+) -> dict[str, Any]:
+    """Texts a second at saturation over the bare predictor's, before and after each round."""
+
+    def bare() -> float:
+        started, done = time.perf_counter(), 0
+        while time.perf_counter() - started < config.seconds / 2:
+            predictor.predict(texts, labels)
+            done += len(texts)
+        return done / (time.perf_counter() - started)
+
+    bare()
+    found: dict[str, Any] = {}
+    for size in config.request_texts:
+        clients = min(128, max(1, config.saturating_texts // size))
+        bodies = _bodies(texts, labels, size)
+        run_load(url, bodies, size, clients, 2.0)
+        bares, rates = [bare()], []
+        for _ in range(config.rounds):
+            load = run_load(url, bodies, size, clients, config.seconds)
+            _check(load)
+            rates.append(load.rate)
+            bares.append(bare())
+        ratios = [2 * rate / (a + b) for rate, a, b in zip(rates, bares, bares[1:])]
+        found[str(size)] = {
+            "clients": clients,
+            "served": round(median(rates), 1),
+            "bare": round(median(bares), 1),
+            "ratios": [round(ratio, 3) for ratio in ratios],
+            "ratio": round(median(ratios), 3),
+        }
+        log.info("%d texts a request: %s", size, found[str(size)])
+    return found
+
+
+def _latency(
+    config: ServeBenchmark, url: str, texts: list[str], labels: list[str]
+) -> dict[str, Any]:
+    """Milliseconds of requests of one text, by the number of clients."""
+    bodies = _bodies(texts, labels, 1)
+    found = {}
+    for clients in config.clients:
+        run_load(url, bodies, 1, clients, 2.0)
+        load = run_load(url, bodies, 1, clients, config.seconds)
+        _check(load)
+        found[str(clients)] = load.milliseconds() | {"requests_per_second": round(load.rate, 1)}
+        log.info("%d clients: %s", clients, found[str(clients)])
+    return found
+
+
+def _one_request(
+    config: ServeBenchmark, predictor: Predictor, url: str, texts: list[str], labels: list[str]
+) -> dict[str, float]:
+    """One text by one client, and the same by a bare call, in turn; medians, milliseconds."""
+    bodies = _bodies(texts, labels, 1)
+    served, bare = [], []
+    for i in range(config.rounds):
+        load = run_load(url, bodies, 1, 1, config.seconds / 2)
+        served.append(float(np.median(load.latencies)))
+        calls = []
+        for text in texts[i * 50 : i * 50 + 50] or texts[:1]:
+            started = time.perf_counter()
+            predictor.predict([text], labels)
+            calls.append(time.perf_counter() - started)
+        bare.append(median(calls))
+    return {
+        "served_ms": round(median(served) * 1000, 2),
+        "bare_ms": round(median(bare) * 1000, 2),
+        "more_ms": round(median([(s - b) * 1000 for s, b in zip(served, bare)]), 2),
+    }
+
+
+def _peer(
+    config: ServeBenchmark, home: Path, url: str, texts: list[str], labels: list[str]
+) -> dict[str, Any]:
+    """GLiClass's Ray Serve server under the same load: one text a request, as it reads no more.
+
+    Its weights are random around a backbone of the same size.
+    """
+    dtype = config.peer_dtype
+    if dtype == "auto":
+        dtype = "bfloat16" if multiplies_bfloat16("cpu") else "float32"
+    ours: list[Load] = []
+    theirs: list[Load] = []
+    bodies = _bodies(texts, labels, 1)
+    peer_bodies = [
+        json.dumps({"text": text, "labels": labels, "multi_label": False}).encode()
+        for text in texts
+    ]
+    clients = min(128, config.saturating_texts)
+    with _gliclass_server(home, dtype) as peer_url:
+        run_load(peer_url, peer_bodies, 1, clients, 3.0)
+        for _ in range(config.rounds):
+            for load_of, mine, target in ((ours, bodies, url), (theirs, peer_bodies, peer_url)):
+                load = run_load(target, mine, 1, clients, config.seconds)
+                _check(load)
+                load_of.append(load)
+    ratios = [one.rate / other.rate for one, other in zip(ours, theirs)]
+    return {
+        "clients": clients,
+        "gliclass_dtype": dtype,
+        "served": round(median(load.rate for load in ours), 1),
+        "gliclass": round(median(load.rate for load in theirs), 1),
+        "served_ms": ours[-1].milliseconds(),
+        "gliclass_ms": theirs[-1].milliseconds(),
+        "ratios": [round(ratio, 2) for ratio in ratios],
+        "ratio": round(median(ratios), 2),
+    }
+
+
+def _bulk(
+    config: ServeBenchmark, home: Path, model: str, url: str, texts: list[str]
+) -> dict[str, Any]:
+    """`jobs/classify.py` by its own actors and through the endpoint, from texts and from vectors;
+    texts a second, start-up apart."""
+    rows = [f"{texts[i % len(texts)]} {i}" for i in range(config.bulk_rows)]
+    pq.write_table(pa.table({"text": rows}), home / "texts.parquet")
+    fingerprint = embedder_fingerprint(config.embedder)
+    write_store(home / "store", fingerprint, 5 * config.bulk_rows)
+    found: dict[str, Any] = {}
+    for name, source in (("text", home / "texts.parquet"), ("store", home / "store")):
+        rates = {}
+        for way, flags in (("actors", ["--model", model]), ("endpoint", ["--endpoint", url])):
+            output = home / f"{name}-{way}"
+            command = [sys.executable, str(ROOT / "jobs" / "classify.py"), "--input", str(source)]
+            command += ["--labels", json.dumps(label_names(config.labels, 0)), *flags]
+            command += ["--output", str(output), "--no-tracking.enabled"]
+            done = subprocess.run(
+                command, cwd=ROOT, check=True, stdout=subprocess.PIPE, env=_own_ray(home, way)
+            )
+            rates[way] = json.loads(done.stdout.splitlines()[-1])["texts_per_second"]
+        found[name] = rates | {"ratio": round(rates["endpoint"] / rates["actors"], 3)}
+    return found
+
+
+def run_load(url: str, bodies: Sequence[bytes], texts: int, clients: int, seconds: float) -> Load:
+    """So many clients, each sending its next request when it has the answer to the last.
+
+    Args:
+        texts: of each body.
+    """
+    return asyncio.run(_load(url, bodies, texts, clients, seconds))
+
+
+async def _load(
+    url: str, bodies: Sequence[bytes], texts: int, clients: int, seconds: float
+) -> Load:
+    following: Iterator[bytes] = cycle(bodies)
+    latencies: list[float] = []
+    statuses: Counter[int] = Counter()
+    headers = {"Content-Type": "application/json"}
+    connector = aiohttp.TCPConnector(limit=clients)
+    started = time.perf_counter()
+
+    async def client(session: aiohttp.ClientSession) -> None:
+        while time.perf_counter() - started < seconds:
+            began = time.perf_counter()
+            async with session.post(url, data=next(following), headers=headers) as response:
+                await response.read()
+                statuses[response.status] += 1
+                latencies.append(time.perf_counter() - began)
+
+    async with aiohttp.ClientSession(connector=connector) as session:
+        await asyncio.gather(*(client(session) for _ in range(clients)))
+    elapsed = time.perf_counter() - started
+    return Load(np.array(latencies), dict(statuses), statuses[200] * texts / elapsed)
+
+
+def _check(load: Load) -> None:
+    if set(load.statuses) != {200}:
+        raise RuntimeError(f"the server did not answer every request: {load.statuses}")
+
+
+def _bodies(texts: Sequence[str], labels: Sequence[str], size: int) -> list[bytes]:
+    whole = [texts[i : i + size] for i in range(0, len(texts) - size + 1, size)]
+    return [json.dumps({"texts": some, "labels": labels}).encode() for some in whole]
+
+
+@contextmanager
+def serve_app(home: Path, settings: dict[str, Any]) -> Iterator[str]:
+    """`python -m serve.app` with these settings; its address."""
+    port = _free_port()
+    config = home / "serve.yaml"
+    config.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    command = [sys.executable, "-m", "serve.app", "--config", str(config), "--port", str(port)]
+    url = f"http://127.0.0.1:{port}"
+    with _server(home, "serve", command, lambda: _answers(f"{url}/health")):
+        yield url
+
+
+@contextmanager
+def _gliclass_server(home: Path, dtype: str) -> Iterator[str]:
+    save_gliclass(home / "gliclass")
+    port = _free_port()
+    command = [sys.executable, "-m", "jobs.benchmarks.gliclass_server", "--dtype", dtype]
+    command += ["--model", str(home / "gliclass"), "--port", str(port)]
+    url = f"http://127.0.0.1:{port}{PEER_ROUTE}"
+    body = json.dumps({"text": "a text", "labels": ["a", "b"]}).encode()
+    with _server(home, "peer", command, lambda: _answers(url, body)):
+        yield url
+
+
+@contextmanager
+def _server(
+    home: Path, name: str, command: Sequence[str], ready: Callable[[], bool]
+) -> Iterator[None]:
+    """A process with a Ray of its own, until it is ready; ended with all its children."""
+    said = home / f"{name}.log"
+    with said.open("w") as file:
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdout=file, stderr=file, start_new_session=True,
+            env=_own_ray(home, name),
+        )  # fmt: skip
+    try:
+        deadline = time.monotonic() + START_SECONDS
+        while not ready():
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"{' '.join(command)}:\n{said.read_text()[-3000:]}")
+            time.sleep(0.5)
+        yield
+    finally:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        shutil.rmtree(_ray_folder(home, name), ignore_errors=True)
+
+
+def _own_ray(home: Path, name: str) -> dict[str, str]:
+    """Its sockets do not take the long paths of temporary folders."""
+    return {**os.environ, "RAY_TMPDIR": str(_ray_folder(home, name))}
+
+
+def _ray_folder(home: Path, name: str) -> Path:
+    return Path(tempfile.gettempdir()) / f"{home.name[-8:]}-{name}"
+
+
+def _answers(url: str, body: bytes | None = None) -> bool:
+    request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=10) as response:
+            return bool(response.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _fresh_model(config: ServeBenchmark, home: Path) -> str:
+    fingerprint = embedder_fingerprint(config.embedder).to_dict()
+    fresh = build_model(ModelConfig(), fingerprint, 0.0, seed=0)
+    fresh.model.save_pretrained(home / "model")
+    return str(home / "model")
+
+
+def _markdown(found: dict[str, Any]) -> str:
+    lines = [
+        f"Texts of {found['text_tokens']} tokens, {found['labels']} labels.",
+        "",
+        "| texts a request | clients | served, texts/s | bare predictor | ratio |",
+        "|---:|---:|---:|---:|---:|",
+    ]
+    for size, one in found["throughput"].items():
+        row = (size, one["clients"], one["served"], one["bare"], one["ratio"])
+        lines.append("| " + " | ".join(map(str, row)) + " |")
+    lines += ["", "| clients | p50, ms | p95 | p99 | requests/s |", "|---:|---:|---:|---:|---:|"]
+    for clients, one in found["latency"].items():
+        row = (clients, one["p50"], one["p95"], one["p99"], one["requests_per_second"])
+        lines.append("| " + " | ".join(map(str, row)) + " |")
+    one = found["one_request"]
+    lines += ["", f"One request: {one['served_ms']} ms, a bare call {one['bare_ms']} ms."]
+    if "peer" in found:
+        peer = found["peer"]
+        lines.append(
+            f"One text a request, {peer['clients']} clients: {peer['served']} texts/s, GLiClass's "
+            f"server ({peer['gliclass_dtype']}) {peer['gliclass']}; ratio {peer['ratio']}."
+        )
+    for name, bulk in found.get("bulk", {}).items():
+        lines.append(
+            f"Bulk job from {name}: {bulk['actors']} texts/s by its own actors, "
+            f"{bulk['endpoint']} through the endpoint; ratio {bulk['ratio']}."
+        )
+    return "\n".join(lines) + "\n"

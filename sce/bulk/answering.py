@@ -1,0 +1,123 @@
+"""What a block asks its rows' answers of: a model in the same process, or an endpoint elsewhere.
+
+Shapes: G rows of a block that have no error so far, D the embedder's dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+from pydantic import SecretStr
+
+from sce.embedding.fingerprint import EmbedderFingerprint
+from sce.model.answers import Answers
+
+
+@dataclass(frozen=True)
+class BlockAnswers:
+    """The answers for G rows.
+
+    Attributes:
+        answers: of the rows, in order; of a row with an error nothing in it has a meaning.
+        truncated_G: bool, the text was longer than the embedder reads.
+        errors_G: object array of words of `sce.bulk.rows.ERRORS`, "" for none.
+    """
+
+    answers: Answers
+    truncated_G: np.ndarray
+    errors_G: np.ndarray
+
+
+class BlockPredictor(Protocol):
+    """Answers the rows of blocks. `labels` is a `LabelSet`, or `RaggedLabels` of G sets."""
+
+    @property
+    def dimension(self) -> int:
+        """D."""
+
+    def warm_up(self, labels: Any) -> None:
+        """Do ahead what the first answer with these labels would wait for."""
+
+    def answer_texts(
+        self, texts_G: pa.Array, labels: Any, top_k: int, return_scores: bool
+    ) -> BlockAnswers:
+        """Answer texts that `check_texts` let pass."""
+
+    def answer_vectors(
+        self, vectors_GD: np.ndarray, labels: Any, top_k: int, return_scores: bool
+    ) -> BlockAnswers:
+        """Answer unit vectors of the model's embedder, float32."""
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """What an endpoint says of one of its models.
+
+    Attributes:
+        name: by which requests choose it.
+        embedder: that its vectors are of.
+        model_fingerprint: of its weights.
+        dtype: of the encoder.
+        shortlist_above: sets of more labels are scored by a shortlist; None: none is.
+        shortlist_size: labels of a shortlist.
+    """
+
+    name: str
+    embedder: EmbedderFingerprint
+    model_fingerprint: str
+    dtype: str
+    shortlist_above: int | None
+    shortlist_size: int | None
+
+    @property
+    def dimension(self) -> int:
+        """D."""
+        return self.embedder.dimension
+
+    def identity(self) -> dict[str, Any]:
+        """All that decides an answer: equal for a server that was moved or started again."""
+        return {
+            "model": self.model_fingerprint,
+            "embedder": self.embedder.id,
+            "dtype": self.dtype,
+            "shortlist_above": self.shortlist_above,
+            "shortlist_size": self.shortlist_size,
+        }
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where to ask, and how.
+
+    Attributes:
+        url: of the server, without a path of its interface.
+        model: its name there; None for the server's default.
+        token: "" for none.
+        concurrency: requests at a time.
+        patience_seconds: how long to wait for a server that gives no answer.
+        served: the model that is expected there; None for whichever it is.
+    """
+
+    url: str
+    model: str | None
+    token: SecretStr
+    concurrency: int
+    patience_seconds: float
+    served: ServedModel | None = None
+
+
+class RemotePredictor(BlockPredictor, Protocol):
+    """A block's answers from an endpoint."""
+
+    @property
+    def served(self) -> ServedModel:
+        """The model that answers."""
+
+
+Connect = Callable[[Endpoint], RemotePredictor]
+"""Must be picklable. Raises `InputError` where the endpoint has no such model or another than
+`Endpoint.served`, and `SCEError` where nobody answers."""

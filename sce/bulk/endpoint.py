@@ -1,0 +1,121 @@
+"""Answers the blocks of a bulk job by an endpoint (`jobs/classify.py --endpoint`).
+
+Shapes: G rows of a block, D the embedder's dimension, T best labels of a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from sce.bulk.answering import BlockAnswers, Endpoint, ServedModel
+from sce.bulk.rows import ERRORS
+from sce.client.client import Client, EndpointError, RowError, label_ids
+from sce.errors import ConfigError
+from sce.labels import LabelSet
+from sce.model.answers import Answers, Prediction
+from sce.ragged_labels import RaggedLabels
+
+
+class EndpointPredictor:
+    """Answers the blocks of a bulk job by an endpoint: a `RemotePredictor`.
+
+    After every block the server is asked which model it has: answers of two never get into one
+    output.
+    """
+
+    def __init__(self, client: Client, served: ServedModel | None = None) -> None:
+        self._client = client
+        self.served = served or client.served_model()
+
+    @classmethod
+    def connect(cls, endpoint: Endpoint) -> EndpointPredictor:
+        """Nothing is asked yet where the endpoint says which model is expected.
+
+        Raises:
+            InputError, EndpointError: see `Client.info` and `Client.served_model`.
+        """
+        client = Client(
+            endpoint.url,
+            endpoint.token.get_secret_value() or None,
+            endpoint.model,
+            patience_seconds=endpoint.patience_seconds,
+            concurrency=endpoint.concurrency,
+        )
+        return cls(client, endpoint.served)
+
+    @property
+    def dimension(self) -> int:
+        """D."""
+        return self.served.dimension
+
+    def warm_up(self, labels: Any) -> None:
+        """Nothing: the server keeps what it has made of labels."""
+
+    def answer_texts(
+        self, texts_G: pa.Array, labels: Any, top_k: int, return_scores: bool
+    ) -> BlockAnswers:
+        found = self._client.classify(
+            texts_G.to_pylist(), labels, top_k=top_k, return_scores=return_scores
+        )
+        return self._block_answers(found, labels, top_k, return_scores)
+
+    def answer_vectors(
+        self, vectors_GD: np.ndarray, labels: Any, top_k: int, return_scores: bool
+    ) -> BlockAnswers:
+        found = self._client.classify(
+            embeddings=vectors_GD, labels=labels, top_k=top_k, return_scores=return_scores
+        )
+        return self._block_answers(found, labels, top_k, return_scores)
+
+    def _block_answers(
+        self,
+        found: Sequence[Prediction | RowError],
+        labels: LabelSet | RaggedLabels,
+        top_k: int,
+        return_scores: bool,
+    ) -> BlockAnswers:
+        self._check_served()
+        rows = len(found)
+        if isinstance(labels, LabelSet):
+            counts_G = np.full(rows, len(labels))
+            sets = [{name: k for k, name in enumerate(labels.names)}] * rows
+        else:
+            counts_G, names = labels.label_counts, [label.name for label in labels.labels]
+            sets = [{names[i]: k for k, i in enumerate(ids)} for ids in label_ids(labels)]
+        offsets = np.concatenate([[0], np.cumsum(counts_G)])
+        width = min(top_k, int(counts_G.max(initial=1)))
+        top_GT = np.full((rows, width), -1, np.int64)
+        top_scores_GT = np.full((rows, width), np.nan, np.float32)
+        scores_M = np.zeros(int(offsets[-1]), np.float32) if return_scores else None
+        truncated_G, errors_G = np.zeros(rows, bool), np.full(rows, "", object)
+        for row, (item, places) in enumerate(zip(found, sets, strict=True)):
+            if isinstance(item, RowError):
+                if item.code not in ERRORS:
+                    raise EndpointError(f"{self._client.url}: an unknown row error, {item.code!r}.")
+                errors_G[row] = item.code
+                continue
+            truncated_G[row] = item.truncated
+            for t, (name, score) in enumerate(item.top or []):
+                top_GT[row, t], top_scores_GT[row, t] = places[name], score
+            if scores_M is not None and item.scores is not None:
+                scores_M[offsets[row] : offsets[row + 1]] = [item.scores[name] for name in places]
+        above = self.served.shortlist_above
+        shortlisted = above is not None and bool((counts_G > above).any())
+        shortlist = self.served.shortlist_size if shortlisted else None
+        answers = Answers(top_GT, top_scores_GT, offsets, scores_M, shortlist)
+        return BlockAnswers(answers, truncated_G, errors_G)
+
+    def _check_served(self) -> None:
+        then, now = self.served.identity(), self._client.served_model().identity()
+        if then == now:
+            return
+        lines = [f"  {k}: {then[k]} then, {now[k]} now" for k in then if then[k] != now[k]]
+        raise ConfigError(
+            f"{self._client.url} answers with another model than when the job began:\n"
+            + "\n".join(lines)
+            + "\nThe rows that were done before are kept, and go on with the model of then only."
+        )

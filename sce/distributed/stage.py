@@ -1,0 +1,308 @@
+"""The engine of the bulk jobs: shards in, blocks through a pool of actors, rows out, once each.
+
+Ray Data reads the shards as a stream, so memory does not grow with the input. Rows are known by
+their place, and Ray Data's checkpoint writes down the places of the rows of each file that it
+wrote: first what is about to be written, then the file, then the word that it stands. What was
+not confirmed is deleted by the next run. Resuming, Ray holds the places of all finished rows in
+memory, 8 bytes each in every filtering actor; so an input of more than `COMMIT_ROWS` rows is
+worked off in parts of whole shards, and a finished part needs no places any more.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import ray
+import ray.data
+from ray.data import ActorPoolStrategy, DataContext
+from ray.data.checkpoint import CheckpointConfig
+from ray.exceptions import RayError, RayTaskError
+
+from sce.bulk.corpus import Columns, Corpus, Shard, join_plans, plan_file, plan_files
+from sce.bulk.counts import ErrorLimit, Meter, Tally, too_many_errors
+from sce.bulk.output import OutputFormat, OutputRun, PartCounts, count_part, rows_done
+from sce.bulk.reading import BLOCK_ROWS
+from sce.distributed.block_io import JSONLinesSink, ShardSource
+from sce.distributed.resources import ActorPlan, TorchThread
+from sce.distributed.watch import Watch
+from sce.errors import InputError
+from sce.storage import filesystem_of
+
+COMMIT_ROWS = 10_000_000
+"""A part has at most about this many rows: 80 MB of places in a filtering actor that resumes."""
+ROWS_PER_FILE = 65_536
+"""Of answers from vectors. A file is as much as a kill can undo."""
+EMBED_ROWS_PER_FILE = {"cpu": BLOCK_ROWS, "cuda": 65_536}
+"""Where texts are embedded, which takes longer."""
+TEXT_BLOCK_BYTES = 2**20
+ACTOR_CPUS = 0.5
+"""That Ray sets aside for an actor on a CPU: beside it a filtering actor (1) has to fit into two
+cores when a job resumes. Its threads use the cores all the same."""
+FILTER_MEMORY_BYTES = 256 * 2**20
+FOOTERS_AT_ONCE = 16
+FILES_COUNTED_HERE = 8
+"""Text files whose lines the driver counts itself; of more, tasks do."""
+_IO_CPUS = 0.25
+_IO_ENVIRONMENT = {
+    "env_vars": {
+        "ARROW_DEFAULT_MEMORY_POOL": "system",
+        "MALLOC_MMAP_THRESHOLD_": str(2**22),
+    }
+}
+"""Of the workers that read and write, so that one that has read many shards is no larger than one
+that has read two: Arrow's own pool, and glibc's with a threshold that grows, keep freed blocks."""
+
+log = logging.getLogger(__name__)
+
+BlockFunction = Callable[[pa.Table], pa.Table]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What is done to every block, and where it goes.
+
+    Attributes:
+        make: builds the function in the actor, model and all; pickled, so keep it small.
+        output_format: of the files that are written.
+        rows_per_file: at least; None for a file a block.
+        block_bytes: target size of the blocks that are read.
+        batch_rows: that the function gets at once.
+        classified: the output has labels.
+        write_options: of `pyarrow.parquet.write_table`.
+        json_columns: that hold JSON text, which JSONL output takes as it is.
+    """
+
+    make: Callable[[], BlockFunction]
+    columns: Columns
+    output_format: OutputFormat
+    rows_per_file: int | None
+    block_bytes: int
+    batch_rows: int = BLOCK_ROWS
+    classified: bool = True
+    write_options: dict[str, Any] | None = None
+    json_columns: tuple[str, ...] = ()
+
+
+def plan_corpus(corpus: Corpus, columns: Columns) -> list[Shard]:
+    """Count the rows of every file and see to the columns, many files at a time.
+
+    Raises:
+        DataError: as `plan_file` and `join_plans`.
+    """
+    files = [(file, number) for number, file in enumerate(corpus.files)]
+    if corpus.kind == ".parquet":  # footers: the driver has them sooner than a worker starts
+        with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
+            return join_plans(list(pool.map(lambda one: plan_file(one[0], one[1], columns), files)))
+    if len(files) <= FILES_COUNTED_HERE:
+        return join_plans(plan_files(files, columns))
+    task = ray.remote(num_cpus=_IO_CPUS)(plan_files)
+    step = max(1, min(64, len(files) // 8))
+    try:
+        found = ray.get(
+            [task.remote(files[i : i + step], columns) for i in range(0, len(files), step)]
+        )
+    except RayTaskError as error:
+        raise cause_of(error) from None
+    return join_plans([plan for plans in found for plan in plans])
+
+
+def split_parts(shards: Sequence[Shard], rows: int = COMMIT_ROWS) -> list[list[Shard]]:
+    """Consecutive shards of at least `rows` rows together, the last part what is left."""
+    parts: list[list[Shard]] = [[]]
+    size = 0
+    for shard in shards:
+        if size >= rows:
+            parts.append([])
+            size = 0
+        parts[-1].append(shard)
+        size += shard.rows
+    return parts
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What a stage has done.
+
+    Attributes:
+        counts: of all rows, read back from what was written.
+        new_rows: how many of them this run wrote; an earlier one wrote the others.
+        tally: what the actors of this run did, rows that a kill undid counted again.
+    """
+
+    counts: PartCounts
+    new_rows: int
+    tally: Tally
+
+
+def run_stage(
+    run: OutputRun,
+    shards: Sequence[Shard],
+    stage: Stage,
+    plan: ActorPlan,
+    limit: ErrorLimit,
+    what: str,
+    commit_rows: int = COMMIT_ROWS,
+) -> StageResult:
+    """Work off what is missing of an output, part by part.
+
+    Raises:
+        InputError: too many rows with errors (the rows done stay), or what a file raises.
+        RuntimeError: rows out are not rows in.
+    """
+    parts = split_parts(shards, commit_rows)
+    missing = [number for number in range(len(parts)) if number not in run.parts]
+    total = sum(shard.rows for shard in shards)
+    with run.lock() as lock:
+        run.save()
+        rows_before = rows_done(run)
+        meter: Any = ray.remote(Meter).options(num_cpus=0, max_restarts=-1).remote(limit)
+        watch = Watch(meter, what, total, rows_before, lock.beat, run)
+        try:
+            for number in missing:
+                _run_part(run, number, parts[number], stage, plan, meter)
+                counts = _check_part(run, number, parts[number], stage)
+                run.commit_part(number, counts)
+            tally: Tally = ray.get(meter.totals.remote())
+        except RayTaskError as error:
+            raise cause_of(error) from None
+        finally:
+            watch.stop()
+            ray.kill(meter)
+    counts = PartCounts.total(list(run.parts.values()))
+    if limit.exceeded(counts.rows, sum(counts.errors.values())):
+        raise too_many_errors(counts.rows, counts.errors)
+    return StageResult(counts, counts.rows - rows_before, tally)
+
+
+def _run_part(
+    run: OutputRun, number: int, shards: Sequence[Shard], stage: Stage, plan: ActorPlan, meter: Any
+) -> None:
+    checkpoint = CheckpointConfig(
+        id_column="place",
+        checkpoint_path=run.checkpoint_uri(number),
+        override_filesystem=None if "://" in run.uri else pafs.LocalFileSystem(),
+        delete_checkpoint_on_success=False,
+    )
+    checkpoint.checkpoint_actor_memory_bytes = FILTER_MEMORY_BYTES
+    with _data_context(checkpoint, stage.block_bytes):
+        dataset = ray.data.read_datasource(
+            ShardSource(shards, stage.columns, stage.block_bytes),
+            override_num_blocks=len(shards),
+            num_cpus=_IO_CPUS,
+            runtime_env=_IO_ENVIRONMENT,
+        ).map_batches(
+            BlockActor,
+            fn_constructor_args=(stage.make, plan.threads, meter),
+            batch_size=stage.batch_rows,
+            batch_format="pyarrow",
+            compute=ActorPoolStrategy(size=plan.actors),
+            **plan.ray_arguments(),
+        )
+        remote = {"num_cpus": _IO_CPUS, "runtime_env": _IO_ENVIRONMENT}
+        folder = run.part_uri(number)
+        if stage.output_format == "parquet":
+            dataset.write_parquet(
+                folder,
+                min_rows_per_file=stage.rows_per_file,
+                ray_remote_args=remote,
+                **(stage.write_options or {}),
+            )
+        else:
+            dataset.write_datasink(
+                JSONLinesSink(folder, stage.json_columns, min_rows_per_file=stage.rows_per_file),
+                ray_remote_args=remote,
+            )
+
+
+def _check_part(run: OutputRun, number: int, shards: Sequence[Shard], stage: Stage) -> PartCounts:
+    """Rows in = rows out, each once, by what lies in the folder."""
+    _delete_unconfirmed(run, number)
+    counts = count_part(run.part_uri(number), stage.output_format, stage.classified)
+    expected = sum(shard.rows for shard in shards)
+    if counts.rows != expected:
+        raise RuntimeError(
+            f"{run.part_uri(number)}: {counts.rows} rows were written of {expected} that were "
+            "read. If the input changed meanwhile, begin again with a new output."
+        )
+    return counts
+
+
+def _delete_unconfirmed(run: OutputRun, number: int) -> None:
+    """Files that an earlier driver's last worker left behind when it was killed."""
+    filesystem, checkpoint = filesystem_of(run.checkpoint_uri(number))
+    _, folder = filesystem_of(run.part_uri(number))
+    confirmed = tuple(
+        info.base_name.removesuffix(".parquet")
+        for info in filesystem.get_file_info(pafs.FileSelector(checkpoint, allow_not_found=True))
+    )
+    for info in filesystem.get_file_info(pafs.FileSelector(folder, allow_not_found=True)):
+        if info.type == pafs.FileType.File and not info.base_name.startswith(confirmed):
+            log.warning("%s was never confirmed and is deleted", info.path)
+            filesystem.delete_file(info.path)
+
+
+class BlockActor:
+    """One model; works off blocks and tells the meter of it."""
+
+    def __init__(self, make: Callable[[], BlockFunction], threads: int, meter: Any) -> None:
+        self._torch = TorchThread(threads)
+        self._apply = self._torch.run(make)
+        self._meter = meter
+        self._name = uuid.uuid4().hex
+        self._rows = 0
+        self._errors: Counter[str] = Counter()
+        self._started: float | None = None
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        self._started = self._started or time.time()
+        answered = self._torch.run(self._apply, block)
+        self._rows += answered.num_rows
+        found = answered["error"].value_counts()
+        for code, count in zip(
+            found.field("values").to_pylist(), found.field("counts").to_pylist()
+        ):
+            if code:
+                self._errors[code] += count
+        try:
+            tally = Tally(self._rows, dict(self._errors), self._started, time.time())
+            over = ray.get(self._meter.report.remote(self._name, tally), timeout=30)
+        except RayError:  # the meter is being restarted: it hears of everything next time
+            over = None
+        if over is not None:
+            raise too_many_errors(over.rows, over.errors)
+        return answered
+
+
+@contextmanager
+def _data_context(checkpoint: CheckpointConfig, block_bytes: int) -> Iterator[None]:
+    """Ray Data's settings of one execution; a dataset takes a copy when it is built."""
+    context = DataContext.get_current()
+    changed = {
+        "checkpoint_config": checkpoint,
+        "target_max_block_size": block_bytes,
+        "enable_progress_bars": False,
+        "raise_original_map_exception": True,  # a user's mistake is told from a bug by its type
+    }
+    before = {name: getattr(context, name) for name in changed}
+    for name, value in changed.items():
+        setattr(context, name, value)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(context, name, value)
+
+
+def cause_of(error: RayTaskError) -> Exception:
+    """What to raise for it: the user's mistake as such, anything else as it is."""
+    return error.cause if isinstance(error.cause, InputError) else error

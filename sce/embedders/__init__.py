@@ -1,1 +1,0 @@
-"""The parts of `sce.embedder`: settings, checkpoints, fingerprints, batches."""

@@ -1,0 +1,1 @@
+"""The parts of `sce.embedding.embedder`: settings, checkpoints, fingerprints, batches."""

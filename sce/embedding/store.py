@@ -1,0 +1,191 @@
+"""The embedding store: a folder of Parquet parts and a manifest that says what they hold.
+
+The manifest is written last and atomically, and names its parts: what it does not name is
+not in the store, so an interrupted run leaves the store as it was. One writer at a time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from sce.embedding.fingerprint import EmbedderFingerprint, check_fingerprint
+from sce.errors import DataError
+from sce.storage import Place, RemotePath, parquet_source, to_place, write_text
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a finished store holds.
+
+    Attributes:
+        embedder: fingerprint of the embedder, `EmbedderFingerprint.to_dict()` and its "id".
+        source: hash of the rows that were embedded, the same for every order of them.
+        rows: number of rows.
+        truncated: rows whose text was longer than the embedder reads.
+        embed_seconds: that the last run which embedded anything took, start-up left out.
+        texts_per_second: of that run.
+        created: UTC, ISO 8601.
+        parts: Parquet files, relative to the folder.
+    """
+
+    embedder: dict[str, Any]
+    source: str
+    rows: int
+    truncated: int
+    embed_seconds: float
+    texts_per_second: float
+    created: str
+    parts: list[str]
+    format_version: int = FORMAT_VERSION
+
+
+class EmbeddingStore:
+    """A finished store. Open one with `EmbeddingStore.open`."""
+
+    def __init__(self, folder: Place, manifest: Manifest) -> None:
+        self.folder = folder
+        self.manifest = manifest
+
+    @classmethod
+    def open(cls, folder: str | Place) -> EmbeddingStore:
+        """Read the manifest of a store.
+
+        Raises:
+            DataError: no store there, one that was never finished, or of another version.
+        """
+        folder = to_place(folder)
+        if not folder.is_dir():
+            raise DataError(f"no embedding store at {str(folder)!r}. Run jobs/embed.py first.")
+        try:
+            content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise DataError(
+                f"the embedding store {str(folder)!r} is unfinished: it has no {MANIFEST}. "
+                "Run the job that writes it again."
+            ) from None
+        except ValueError as error:
+            raise DataError(f"{folder / MANIFEST}: not JSON ({error}).") from None
+        if content.get("format_version") != FORMAT_VERSION:
+            raise DataError(
+                f"{folder / MANIFEST}: format {content.get('format_version')!r}; this software "
+                f"reads {FORMAT_VERSION}. Embed into a new folder."
+            )
+        return cls(folder, Manifest(**content))
+
+    @property
+    def fingerprint(self) -> EmbedderFingerprint:
+        """Of the embedder that made the vectors."""
+        return EmbedderFingerprint.from_dict(self.manifest.embedder)
+
+    @property
+    def paths(self) -> list[str]:
+        """The Parquet files, for any reader of Parquet."""
+        return [str(self.folder / part) for part in self.manifest.parts]
+
+    def require(self, fingerprint: EmbedderFingerprint | dict[str, Any]) -> EmbeddingStore:
+        """Return self if `fingerprint`'s embedder made the store.
+
+        Raises:
+            FingerprintMismatch: names both embedders.
+        """
+        check_fingerprint(self.fingerprint, fingerprint, f"the store {str(self.folder)!r}")
+        return self
+
+    def read(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """All rows, in no particular order; schema `sce.datasets.schema.embeddings_schema`.
+
+        Raises:
+            DataError: a part is missing or unreadable, or lacks one of `columns`.
+        """
+        return pa.concat_tables([self.read_part(part, columns) for part in self.manifest.parts])
+
+    def read_part(self, part: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """The rows of one part. Raises `DataError` like `read`."""
+        path = self.folder / part
+        try:
+            with pq.ParquetFile(parquet_source(path)) as file:
+                names = file.schema_arrow.names
+                missing = [name for name in columns or () if name not in names]
+                if missing:
+                    raise DataError(f"{path}: has no column {missing[0]!r}, but {names}.")
+                return file.read(None if columns is None else list(columns))
+        except (OSError, pa.ArrowException) as error:
+            raise DataError(f"{path}: cannot be read ({error}). Embed again.") from None
+
+    def column_names(self) -> list[str]:
+        """Columns of the first part, which every part has."""
+        path = self.folder / self.manifest.parts[0]
+        try:
+            return list(pq.read_schema(parquet_source(path)).names)
+        except (OSError, pa.ArrowException) as error:
+            raise DataError(f"{path}: cannot be read ({error}). Embed again.") from None
+
+    def vectors_for(self, row_ids: Sequence[str] | pa.Array | pa.ChunkedArray) -> np.ndarray:
+        """Vectors of the rows with these ids, in this order: float32 [N, D].
+
+        The ids and vectors of the whole store are read once and kept.
+
+        Raises:
+            DataError: an id is not in the store; names the first and says how many.
+        """
+        wanted_N = pa.array(row_ids, pa.string()) if isinstance(row_ids, Sequence) else row_ids
+        ids, vectors_MD = self._vectors
+        places_N = pc.index_in(wanted_N, value_set=ids)
+        if places_N.null_count:
+            first = wanted_N.filter(pc.is_null(places_N))[0].as_py()
+            raise DataError(
+                f"the store {str(self.folder)!r} lacks {places_N.null_count} of {len(wanted_N)} "
+                f"rows, {first!r} first. Run jobs/embed.py again on this data."
+            )
+        return vectors_MD[places_N.to_numpy(zero_copy_only=False)]
+
+    @cached_property
+    def _vectors(self) -> tuple[pa.Array, np.ndarray]:
+        table = self.read(["row_id", "embedding"])
+        return table["row_id"].combine_chunks(), embedding_matrix(table["embedding"])
+
+
+def embedding_matrix(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    """A fixed-size-list column of float32 as a matrix [N, D]; a view where it is one chunk."""
+    if isinstance(column, pa.ChunkedArray):
+        column = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+    return column.flatten().to_numpy(zero_copy_only=True).reshape(len(column), -1)
+
+
+def embedding_column(vectors_ND: np.ndarray) -> pa.FixedSizeListArray:
+    """A C-contiguous float32 matrix [N, D] as a fixed-size-list column, without a copy."""
+    return pa.FixedSizeListArray.from_arrays(pa.array(vectors_ND.reshape(-1)), vectors_ND.shape[1])
+
+
+def text_hash(text: str) -> str:
+    """BLAKE2b with 64 bits of a text, 16 hexadecimal digits."""
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def write_part(path: Place, table: pa.Table) -> None:
+    """Write one part. Vectors do not compress, so only the other columns have dictionaries."""
+    others = [name for name in table.column_names if name != "embedding"]
+    options = {"use_dictionary": others, "write_statistics": others, "compression": "none"}
+    if isinstance(path, RemotePath):
+        with path.open_output() as file:
+            pq.write_table(table, file, **options)
+    else:
+        pq.write_table(table, path, **options)
+
+
+def write_manifest(folder: Place, manifest: Manifest) -> None:
+    """Commit a store: from here on, readers see the parts that the manifest names."""
+    write_text(folder / MANIFEST, json.dumps(asdict(manifest), indent=2, ensure_ascii=False))

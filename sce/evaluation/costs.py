@@ -1,0 +1,132 @@
+"""What a method takes: operations, seconds, memory.
+
+Operations are counted as the paper does (`sce.evaluation.flops`).
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sce.embedding.embedder import TextEmbedder
+from sce.evaluation.evaluate import EvaluationSet, Scorer
+from sce.evaluation.peak_memory import peak_bytes, reset_peak
+
+TRAINING_FILE = "training.json"
+FLOPS_TEXTS = 20_000
+"""Texts at most that are tokenised again for the count of operations."""
+
+
+@dataclass(frozen=True)
+class TrainingCost:
+    """What a training took; a model's folder keeps it.
+
+    Attributes:
+        rows: of an epoch.
+        epochs: that were run, the best one and those after it.
+        seconds: of all epochs, validation apart.
+        flops: of all epochs.
+        embedding_flops: of embedding the training texts, once; 0 where none are embedded.
+        trainable_parameters: that were fitted.
+        workers: processes, and what they ran on.
+    """
+
+    rows: int
+    epochs: int
+    seconds: float
+    flops: float
+    embedding_flops: float
+    trainable_parameters: int
+    workers: str
+
+    @property
+    def epoch_seconds(self) -> float | None:
+        return self.seconds / self.epochs if self.epochs else None
+
+    def save(self, folder: Path) -> None:
+        text = json.dumps(asdict(self), indent=1) + "\n"
+        (folder / TRAINING_FILE).write_text(text, encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> TrainingCost | None:
+        """None where the folder says nothing of it."""
+        path = folder / TRAINING_FILE
+        return cls(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+
+
+def embedding_flops(embedder: TextEmbedder, texts: Sequence[str]) -> float:
+    """Operations of embedding all these texts, from a sample of them where there are many."""
+    some = texts[:: -(-len(texts) // FLOPS_TEXTS)]
+    return embedder.flops(some) / len(some) * len(texts)
+
+
+@dataclass(frozen=True)
+class AnswerCost:
+    """What answers took.
+
+    Attributes:
+        texts_per_second: from text to answer, in one process, start-up apart.
+        embedded_texts_per_second: from a vector that is there; None where there is no such thing.
+        peak_memory_bytes: of the process that answers, of its GPU where it has one.
+        flops_per_text: from text to answer.
+        embedded_flops_per_text: from a vector; None likewise.
+        rows: that were measured.
+        device: "cpu" or "cuda".
+    """
+
+    texts_per_second: float
+    embedded_texts_per_second: float | None
+    peak_memory_bytes: int
+    flops_per_text: float
+    embedded_flops_per_text: float | None
+    rows: int
+    device: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def answer_cost(
+    embedder: TextEmbedder,
+    scorer: Scorer,
+    sets: Sequence[EvaluationSet],
+    rows: int,
+    label_flops: Callable[[int], float],
+) -> AnswerCost:
+    """Answer some rows of every set from their texts, as many of each as its share, and measure.
+
+    Args:
+        rows: in all, about.
+        label_flops: operations of one text's answer from its vector, by the number of labels.
+    """
+    share = min(1.0, rows / sum(map(len, sets)))
+    some = [range(max(1, round(len(s) * share))) for s in sets]
+    texts = [s.texts[i] for s, places in zip(sets, some, strict=True) for i in places]
+    for one in sets:  # the vectors of the labels are there before the clock runs
+        scorer.scores(np.zeros((1, embedder.dimension), np.float32), one.label_set)
+    reset_peak(embedder.device)
+    started = time.perf_counter()
+    vectors_ND = embedder.embed(texts).vectors
+    embedded = time.perf_counter()
+    first, flops = 0, 0.0
+    for one, places in zip(sets, some, strict=True):
+        scorer.scores(vectors_ND[first : first + len(places)], one.label_set)
+        first += len(places)
+        flops += len(places) * label_flops(len(one.label_set))
+    ended = time.perf_counter()
+    size = len(texts)
+    return AnswerCost(
+        texts_per_second=size / (ended - started),
+        embedded_texts_per_second=size / (ended - embedded),
+        peak_memory_bytes=peak_bytes(embedder.device),
+        flops_per_text=(embedder.flops(texts) + flops) / size,
+        embedded_flops_per_text=flops / size,
+        rows=size,
+        device=embedder.device.type,
+    )

@@ -1,0 +1,354 @@
+"""One evaluation for every method: same rows, same labels, same figures."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field
+from scipy.special import softmax
+
+from sce.config import Section
+from sce.evaluation import metrics
+from sce.labels import LabelSet, only_names
+from sce.model.calibration import Temperature
+from sce.storage import Place
+
+Information = Literal["name", "all"]
+
+
+class EvaluateConfig(Section):
+    """What is measured, and how."""
+
+    sets: list[str] = []
+    """Label sets or datasets to measure; none means every set with test rows."""
+    information: list[Information] = ["name", "all"]
+    """What each method is told of the labels: bare names, all that is known of them. A set
+    whose labels have nothing but names is measured once."""
+    flip_shuffles: int = Field(5, ge=0)
+    """Shuffles of the label order for the flip rate."""
+    flip_rows: int = Field(200, ge=1)
+    """Rows of a set on which the flip rate is measured."""
+    rows_per_set: int | None = Field(None, ge=1)
+    """Rows of a set at most, the same for every method; for those that are slow. None means all."""
+    calibration_rows: int = Field(1000, ge=0)
+    """Validation rows at most on which the temperature of a method without training is fitted."""
+    bootstrap_samples: int = Field(1000, ge=100)
+    pictures: bool = True
+    """Draw a confusion matrix for each set."""
+    labelled: Place | None = None
+    """The user's own labelled rows (JSONL, CSV or Parquet with the columns `text` and
+    `label`): "how good is it on my data". Measured alone, or beside the `sets` that are named."""
+    labelled_labels: Place | None = None
+    """A YAML or JSON file with the label set of `labelled`; by default the labels found there."""
+    text_column: str = "text"
+    label_column: str = "label"
+    note: str = ""
+    """What every report is to say of the method, such as "random weights"."""
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """Labelled rows of one label set: ids, texts, right labels by name, and the texts' vectors
+    [N, D] where the method reads those."""
+
+    name: str
+    dataset: str
+    group: str
+    label_set: LabelSet
+    row_ids: Sequence[str]
+    texts: Sequence[str]
+    labels: Sequence[str]
+    vectors_ND: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Request:
+    """Texts, and their vectors where there are any, to be scored against one label set."""
+
+    texts: Sequence[str]
+    vectors_ND: np.ndarray | None
+    label_set: LabelSet
+
+
+class Method(Protocol):
+    """What evaluation needs of a classifier."""
+
+    @property
+    def temperature(self) -> Temperature:
+        """Makes softmax(scores / T) its probabilities."""
+        ...
+
+    def answer(self, requests: Sequence[Request]) -> list[np.ndarray]:
+        """Scores [N, K] of each request, in the order of its labels. All at once, so that a
+        method may load its model once and batch as it likes."""
+        ...
+
+
+class Scorer(Protocol):
+    """Scores vectors: the predictor, cosine similarity."""
+
+    temperature: Temperature
+
+    def scores(self, queries_ND: np.ndarray, labels: Any) -> np.ndarray: ...
+
+
+class ByVectors:
+    """A `Method` from a `Scorer`."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        self._scorer = scorer
+
+    @property
+    def temperature(self) -> Temperature:
+        return self._scorer.temperature
+
+    def answer(self, requests: Sequence[Request]) -> list[np.ndarray]:
+        found = []
+        for request in requests:
+            assert request.vectors_ND is not None, "this method reads vectors"
+            found.append(self._scorer.scores(request.vectors_ND, request.label_set))
+        return found
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """A result as `report` describes it, with the confusion matrix of the first method and every method's predictions (`PREDICTIONS`)."""
+
+    result: dict[str, Any]
+    confusion_KK: np.ndarray
+    label_names: list[str]
+    predictions: pa.Table
+
+
+PREDICTIONS = pa.schema(
+    [
+        ("method", pa.string()),
+        ("set", pa.string()),
+        ("dataset", pa.string()),
+        ("group", pa.string()),
+        ("information", pa.string()),
+        ("labels", pa.int32()),
+        ("row_id", pa.string()),
+        ("target", pa.string()),
+        ("predicted", pa.string()),
+        ("probability", pa.float32()),
+        ("target_probability", pa.float32()),
+    ]
+)
+"""A row for each row and method; probabilities are calibrated."""
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A set with the label information that the methods are given."""
+
+    rows: EvaluationSet
+    information: Information
+    label_set: LabelSet
+    group: str
+
+    def orders(self, config: EvaluateConfig, seed: int) -> list[np.ndarray]:
+        """Permutations of the labels for the flip rate."""
+        size = len(self.label_set)
+        if size < 2:
+            return []
+        random = np.random.default_rng([seed, zlib.crc32(self.label_set.fingerprint.encode())])
+        return [random.permutation(size) for _ in range(config.flip_shuffles)]
+
+
+def evaluate_sets(
+    sets: Sequence[EvaluationSet],
+    methods: Mapping[str, Method],
+    config: EvaluateConfig,
+    seed: int = 0,
+) -> list[Evaluated]:
+    """Measure methods on the same rows: every set, with every kind of label information asked for.
+
+    A set whose labels have names alone is measured once. Where both kinds are measured, the
+    bare-name result's group ends in "by name".
+
+    Args:
+        methods: by name, the one that is measured first; a second is what it is compared with.
+    """
+    tasks = list(_tasks(sets, config))
+    orders = [task.orders(config, seed) for task in tasks]
+    answers = {name: _answers(method, tasks, orders, config) for name, method in methods.items()}
+    return [
+        _evaluated(
+            task,
+            {name: (methods[name], *answers[name][i]) for name in methods},
+            orders[i],
+            config,
+            seed,
+        )
+        for i, task in enumerate(tasks)
+    ]
+
+
+def _tasks(sets: Sequence[EvaluationSet], config: EvaluateConfig) -> Iterator[_Task]:
+    for rows in sets:
+        bare = only_names(rows.label_set)
+        richer = bare != rows.label_set
+        kinds: list[Information] = list(dict.fromkeys(config.information)) if richer else ["all"]
+        for kind in kinds:
+            by_name = richer and kind == "name"
+            yield _Task(
+                rows,
+                kind,
+                bare if by_name else rows.label_set,
+                rows.group + " by name" * by_name,
+            )
+
+
+def _answers(
+    method: Method,
+    tasks: Sequence[_Task],
+    orders: Sequence[Sequence[np.ndarray]],
+    config: EvaluateConfig,
+) -> list[tuple[np.ndarray, list[np.ndarray]]]:
+    """Of each task its scores, and those of its first rows in every other order of the labels."""
+    requests: list[Request] = []
+    for task, moves in zip(tasks, orders, strict=True):
+        texts, vectors_ND = task.rows.texts, task.rows.vectors_ND
+        requests.append(Request(texts, vectors_ND, task.label_set))
+        some = slice(0, config.flip_rows)
+        for order in moves:
+            moved = LabelSet(tuple(task.label_set.labels[i] for i in order))
+            requests.append(
+                Request(texts[some], None if vectors_ND is None else vectors_ND[some], moved)
+            )
+    found = iter(method.answer(requests))
+    return [(next(found), [next(found) for _ in moves]) for moves in orders]
+
+
+def _evaluated(
+    task: _Task,
+    answers: Mapping[str, tuple[Method, np.ndarray, list[np.ndarray]]],
+    orders: Sequence[np.ndarray],
+    config: EvaluateConfig,
+    seed: int,
+) -> Evaluated:
+    rows, label_set = task.rows, task.label_set
+    names = np.array(label_set.names, dtype=object)
+    targets_N = np.array([label_set.index(name) for name in rows.labels])
+    main, *others = answers
+    result: dict[str, Any] = {
+        "name": rows.name,
+        "dataset": rows.dataset,
+        "group": task.group,
+        "information": task.information,
+        "rows": len(targets_N),
+        "labels": len(label_set),
+        "method": main,
+    }
+    right: dict[str, np.ndarray] = {}
+    tables = []
+    confusion_KK: np.ndarray = np.zeros((0, 0))
+    for name, (method, scores_NK, moved) in answers.items():
+        scores_NK = scores_NK.astype(np.float64)
+        calibrated_NK = softmax(method.temperature.scale(scores_NK, len(label_set)), axis=1)
+        raw_NK = softmax(scores_NK, axis=1)
+        figures = metrics.summarise(calibrated_NK, targets_N, seed=seed)
+        figures["nll_uncalibrated"] = metrics.nll(raw_NK, targets_N)
+        figures["ece_uncalibrated"] = metrics.ece(raw_NK, targets_N)
+        figures["flip_rate"] = None
+        if orders:
+            shuffled = [names[o][s.argmax(1)] for o, s in zip(orders, moved, strict=True)]
+            reference = names[scores_NK[: config.flip_rows].argmax(1)]
+            figures["flip_rate"] = metrics.flip_rate(reference, shuffled)
+        result[name] = figures
+        right[name] = metrics.correct(calibrated_NK, targets_N)
+        if name == main:
+            confusion_KK = metrics.confusion(calibrated_NK, targets_N)
+        tables.append(_predictions(name, task, names, targets_N, calibrated_NK))
+    for other in others[:1]:
+        gain_N = right[main] - right[other]
+        low, high = metrics.bootstrap_interval(gain_N, samples=config.bootstrap_samples, seed=seed)
+        result["difference"] = float(gain_N.mean())
+        result["difference_low"], result["difference_high"] = low, high
+        result["mcnemar_p"] = metrics.mcnemar(right[main], right[other])
+    return Evaluated(result, confusion_KK, label_set.names, pa.concat_tables(tables))
+
+
+def _predictions(
+    method: str, task: _Task, names: np.ndarray, targets_N: np.ndarray, p_NK: np.ndarray
+) -> pa.Table:
+    size = len(targets_N)
+    best_N = metrics.predicted(p_NK)
+    constants = {
+        "method": method,
+        "set": task.rows.name,
+        "dataset": task.rows.dataset,
+        "group": task.rows.group,
+        "information": task.information,
+    }
+    columns: dict[str, Any] = {k: pa.repeat(pa.scalar(v), size) for k, v in constants.items()}
+    columns["labels"] = pa.repeat(pa.scalar(len(names), pa.int32()), size)
+    columns["row_id"] = list(task.rows.row_ids)
+    columns["target"] = names[targets_N].tolist()
+    columns["predicted"] = names[best_N].tolist()
+    columns["probability"] = p_NK[np.arange(size), best_N].astype(np.float32)
+    columns["target_probability"] = p_NK[np.arange(size), targets_N].astype(np.float32)
+    return pa.table(columns, schema=PREDICTIONS)
+
+
+def headline_metrics(results: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Figures by name for a tracker: every set, and the mean over each dataset's sets."""
+    found: dict[str, float] = {}
+    by_dataset: dict[str, list[dict[str, Any]]] = {}
+    for result in results:
+        suffix = "_by_name" if result["group"].endswith("by name") else ""
+        key = f"test/{result['name']}"
+        found[f"{key}/accuracy{suffix}"] = result[result["method"]]["accuracy"]
+        if "cosine" in result:
+            found[f"{key}/cosine_accuracy{suffix}"] = result["cosine"]["accuracy"]
+        mean_of = f"test/{result['group']}/{result['dataset']}"
+        by_dataset.setdefault(mean_of, []).append(result)
+    for name, members in by_dataset.items():
+        main = members[0]["method"]
+        for figure in ("accuracy", "nll", "ece", "macro_f1"):
+            found[f"{name}/mean_{figure}"] = float(np.mean([m[main][figure] for m in members]))
+        if all("cosine" in member for member in members):
+            values = [member["cosine"]["accuracy"] for member in members]
+            found[f"{name}/mean_cosine_accuracy"] = float(np.mean(values))
+    return found
+
+
+def summary_metrics(results: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """The figures by which methods are compared in a tracker: means over the datasets of a group,
+    each dataset the mean over its sets, with bare label names where both kinds were measured."""
+    by_group: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for result in named_results(results):
+        group = result["group"].removesuffix(" by name")
+        by_group.setdefault(group, {}).setdefault(result["dataset"], []).append(result)
+    found: dict[str, float] = {}
+    for group, datasets in by_group.items():
+        for figure in ("accuracy", "macro_f1", "nll", "ece", "flip_rate"):
+            means = []
+            for name, members in datasets.items():
+                values = [m[m["method"]][figure] for m in members]
+                known = [value for value in values if value is not None]
+                if known:
+                    means.append(float(np.mean(known)))
+                    if figure == "accuracy":
+                        found[f"compare/{group}/{name}/accuracy"] = means[-1]
+            if means:
+                found[f"compare/{group}/{figure}"] = float(np.mean(means))
+    return found
+
+
+def named_results(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One result a set: with bare label names where both kinds were measured."""
+    chosen: dict[str, dict[str, Any]] = {}
+    for result in results:
+        if result["information"] == "name" or result["name"] not in chosen:
+            chosen[result["name"]] = result
+    return list(chosen.values())

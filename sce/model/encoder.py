@@ -1,0 +1,405 @@
+"""The Soft Contextualized Encoder (section 2.2 of the paper) as a transformers model.
+
+    q' = W q + b                                   the query, a soft prompt
+    (e_0, e_1 ... e_K) = f(q', h_1 ... h_K)        f: encoder layers without positions
+    s_k = logit_scale * e_0 . e_k + prior_scale * cos(q, g_k)
+    p = softmax(s)                                 equation 3
+
+With `logit_scale` 1 and no prior this is the paper's equation 3; both are settings of one
+model (`SCEConfig`). Two vectors stand for a label: h_k goes through the encoder, g_k lives
+in the text embedder's space and serves the cosine prior and, where the labels come from the
+text embedder, h_k as well.
+
+Tensor names carry their shape. B rows, K labels, D the embedder's dimension, H the encoder's
+width, T = K + 1 tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.models.bert.modeling_bert import BertEncoder
+from transformers.models.roberta.modeling_roberta import RobertaEncoder
+from transformers.utils import ModelOutput
+
+from sce.evaluation.flops import architecture_of
+
+ENCODERS = {"bert": BertEncoder, "roberta": RobertaEncoder, "xlm-roberta": RobertaEncoder}
+LabelSource = Literal["tokens", "embedder"]
+InputNorm = Literal["none", "frozen", "trained"]
+
+
+class SCEConfig(PreTrainedConfig):
+    """Configuration of an `SCEModel`.
+
+    Args:
+        encoder: configuration of the BERT or RoBERTa encoder as a dictionary, with
+            `num_hidden_layers` the number of layers kept.
+        embedding_dim: D, the width of the text embedder's vectors.
+        label_source: where h_k comes from. "tokens": the mean over the label's rows of the
+            frozen token-embedding dictionary E (equation 2). "embedder": the text embedder's
+            vector of the label through an affine map of its own.
+        input_norm: whether query and labels pass the pretrained embedding LayerNorm. The
+            pretrained layers never saw anything else than its output, so the default applies
+            it; "frozen" because it belongs to the frozen dictionary, and so that the
+            trainable parameters are exactly those that the paper counts (appendix Q).
+        token_type: whether query and labels receive the pretrained token-type vector 0, a
+            constant that every input of the pretrained layers carried. Frozen.
+        positions: add the pretrained position embeddings. Breaks the invariance to label
+            order on purpose; for ablations alone.
+        query_scale: multiplies the unit-norm embeddings before the affine maps. None is
+            sqrt(D), a root mean square of one: a unit-norm vector through a fresh affine map
+            is drowned by the LayerNorm's bias.
+        logit_scale: multiplies e_0 . e_k. None is 1/sqrt(H): dot products of LayerNormed
+            vectors reach tens. The paper has 1.
+        learn_scales: train `logit_scale` and `prior_scale` (as logarithms).
+        prior_scale: weight of cos(q, g_k) at the start; 0 switches the prior off.
+        example_weight: (a, b) of w(n) = exp(a + b log n), the weight of the mean of n example
+            texts beside the rest of a label's information in g_k.
+        learn_example_weight: train a and b.
+        adaptor_init: "identity" starts the affine maps as (a slice of) the identity,
+            "normal" as transformers initialises linear layers.
+        calibration: (a, b) of T(K) = exp(a + b log K), fitted after training; the calibrated
+            probabilities are softmax(s / T(K)).
+        cosine_calibration: the same of the cosine baseline, for comparisons.
+        label_prefix_space: tokenise a label with a leading space, as the tokenizer sees a
+            word inside a sentence ("tokens" only; makes most RoBERTa labels one token).
+        embedder: fingerprint of the text embedder that the model was trained with.
+    """
+
+    model_type = "sce"
+
+    def __init__(
+        self,
+        encoder: dict[str, Any] | None = None,
+        embedding_dim: int = 384,
+        label_source: LabelSource = "embedder",
+        input_norm: InputNorm = "frozen",
+        token_type: bool = True,
+        positions: bool = False,
+        query_scale: float | None = None,
+        logit_scale: float | None = None,
+        learn_scales: bool = True,
+        prior_scale: float = 20.0,
+        example_weight: tuple[float, float] = (-1.0, 0.5),
+        learn_example_weight: bool = True,
+        adaptor_init: Literal["identity", "normal"] = "identity",
+        calibration: tuple[float, float] = (0.0, 0.0),
+        cosine_calibration: tuple[float, float] = (0.0, 0.0),
+        label_prefix_space: bool = True,
+        embedder: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.encoder = encoder or {"model_type": "bert"}
+        self.embedding_dim = embedding_dim
+        self.label_source = label_source
+        self.input_norm = input_norm
+        self.token_type = token_type
+        self.positions = positions
+        self.query_scale = math.sqrt(embedding_dim) if query_scale is None else query_scale
+        width = self.encoder.get("hidden_size", 768)
+        self.logit_scale = 1 / math.sqrt(width) if logit_scale is None else logit_scale
+        self.learn_scales = learn_scales
+        self.prior_scale = prior_scale
+        self.example_weight = list(example_weight)
+        self.learn_example_weight = learn_example_weight
+        self.adaptor_init = adaptor_init
+        self.calibration = list(calibration)
+        self.cosine_calibration = list(cosine_calibration)
+        self.label_prefix_space = label_prefix_space
+        self.embedder = embedder
+        super().__init__(**kwargs)
+        if self.encoder["model_type"] not in ENCODERS:
+            raise ValueError(
+                f"encoder type {self.encoder['model_type']!r} is not supported; one of "
+                f"{', '.join(ENCODERS)}"
+            )
+
+
+@dataclass
+class SCEOutput(ModelOutput):
+    """Output of `SCEModel.forward`.
+
+    Attributes:
+        loss: mean cross entropy over the rows, or None without targets.
+        logits: s_k, float32 [B, K]; -inf where the mask is False. Not calibrated.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+
+
+class SCEModel(PreTrainedModel):
+    """Scores labels for texts that a frozen text embedder has turned into vectors.
+
+    Holds exactly the parameters that the forward pass uses; what is frozen (the token
+    dictionary E, the embedding LayerNorm) has `requires_grad` False and stays so.
+    """
+
+    config_class = SCEConfig
+    config: SCEConfig
+    base_model_prefix = "sce"
+    main_input_name = "query_embeddings"
+
+    def __init__(self, config: SCEConfig) -> None:
+        super().__init__(config)
+        encoder_config = AutoConfig.for_model(**config.encoder)
+        encoder_config._attn_implementation = "sdpa"
+        self.architecture = architecture_of(encoder_config)
+        width = encoder_config.hidden_size
+        self.width = width
+        self.query_adaptor = nn.Linear(config.embedding_dim, width)
+        if config.label_source == "embedder":
+            self.label_adaptor = nn.Linear(config.embedding_dim, width)
+        else:
+            self.token_embeddings = nn.Embedding(encoder_config.vocab_size, width)
+        if config.token_type:
+            self.token_type_embedding = nn.Parameter(torch.zeros(width))
+        if config.positions:
+            self.position_embeddings = nn.Embedding(encoder_config.max_position_embeddings, width)
+        if config.input_norm != "none":
+            self.input_norm = nn.LayerNorm(width, eps=encoder_config.layer_norm_eps)
+        self.encoder = ENCODERS[config.encoder["model_type"]](encoder_config)
+        self.log_logit_scale = nn.Parameter(torch.zeros(()))
+        if config.prior_scale > 0:
+            self.log_prior_scale = nn.Parameter(torch.zeros(()))
+        if self.uses_embedded_labels:
+            self.example_weight = nn.Parameter(torch.zeros(2))
+        self.post_init()
+        self.freeze()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if module is not self:
+            return
+        config = self.config
+        adaptors = [self.query_adaptor]
+        if config.label_source == "embedder":
+            adaptors.append(self.label_adaptor)
+        for adaptor in adaptors:
+            if config.adaptor_init == "identity":
+                nn.init.eye_(adaptor.weight)
+            nn.init.zeros_(adaptor.bias)
+        self.log_logit_scale.fill_(math.log(config.logit_scale))
+        if config.prior_scale > 0:
+            self.log_prior_scale.fill_(math.log(config.prior_scale))
+        if self.uses_embedded_labels:
+            self.example_weight.copy_(torch.tensor(config.example_weight))
+
+    @property
+    def uses_embedded_labels(self) -> bool:
+        """Whether g_k enters the forward pass (as the prior, as h_k, or both)."""
+        return self.config.prior_scale > 0 or self.config.label_source == "embedder"
+
+    def freeze(self) -> None:
+        """Switch off the gradient of everything that the recipe keeps frozen."""
+        config = self.config
+        frozen: list[nn.Parameter] = []
+        for name in ("token_embeddings", "position_embeddings"):
+            if hasattr(self, name):
+                frozen += list(getattr(self, name).parameters())
+        if config.input_norm == "frozen":
+            frozen += list(self.input_norm.parameters())
+        if config.token_type:
+            frozen.append(self.token_type_embedding)
+        if not config.learn_scales:
+            frozen.append(self.log_logit_scale)
+            if config.prior_scale > 0:
+                frozen.append(self.log_prior_scale)
+        if self.uses_embedded_labels and not config.learn_example_weight:
+            frozen.append(self.example_weight)
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+
+    @torch.no_grad()
+    def cast_weights(self, dtype: torch.dtype) -> SCEModel:
+        """Run the encoder and what feeds it in `dtype`. The few numbers that scale and weigh
+        scores stay float32: bfloat16 would change a prior's weight by up to 1%."""
+        for module in self.children():
+            module.to(dtype)
+        if self.config.token_type:
+            self.token_type_embedding.data = self.token_type_embedding.data.to(dtype)
+        return self
+
+    @torch.no_grad()
+    def load_pretrained_encoder(self, pretrained: Any) -> None:
+        """Copy the weights of a pretrained BERT or RoBERTa model: its first layers, and of its
+        embedding block what this model keeps. Its position embeddings are left out.
+
+        Args:
+            pretrained: a `BertModel` or `RobertaModel` of the same width, with at least as
+                many layers.
+        """
+        layers: Any = self.encoder.layer
+        for mine, theirs in zip(layers, pretrained.encoder.layer[: len(layers)], strict=True):
+            mine.load_state_dict(theirs.state_dict())
+        embeddings = pretrained.embeddings
+        if self.config.label_source == "tokens":
+            self.token_embeddings.load_state_dict(embeddings.word_embeddings.state_dict())
+        if self.config.token_type:
+            self.token_type_embedding.copy_(embeddings.token_type_embeddings.weight[0])
+        if self.config.positions:
+            self.position_embeddings.load_state_dict(embeddings.position_embeddings.state_dict())
+        if self.config.input_norm != "none":
+            self.input_norm.load_state_dict(embeddings.LayerNorm.state_dict())
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers; what the recipe keeps frozen is frozen again."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        (loaded[0] if isinstance(loaded, tuple) else loaded).freeze()
+        return loaded
+
+    def pool_labels(
+        self,
+        text_KD: torch.Tensor,
+        examples_KD: torch.Tensor | None = None,
+        example_counts_K: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """g_k: a label's information as one unit vector.
+
+        Args:
+            text_KD: mean over the vectors of name, synonyms and description [..., K, D].
+            examples_KD: mean over the vectors of its example texts [..., K, D], 0 where none.
+            example_counts_K: number of examples [..., K].
+
+        Returns:
+            Unit vectors [..., K, D]: unit(text) + w(n) * examples, normalised.
+        """
+        return pool_labels(text_KD, examples_KD, example_counts_K, self.example_weight)
+
+    def forward(
+        self,
+        query_embeddings: torch.Tensor,
+        label_embeddings: torch.Tensor | None = None,
+        label_tokens: torch.Tensor | None = None,
+        label_mask: torch.Tensor | None = None,
+        targets: torch.Tensor | None = None,
+        example_embeddings: torch.Tensor | None = None,
+        example_counts: torch.Tensor | None = None,
+    ) -> SCEOutput:
+        """Score every label for every query.
+
+        A label tensor without the leading B is one set shared by all rows: work on it that
+        does not depend on the query is then done once.
+
+        Args:
+            query_embeddings: unit vectors of the text embedder, float32 [B, D].
+            label_embeddings: mean vectors of the labels' texts [B, K, D] or [K, D]; needed
+                with a prior or with `label_source` "embedder".
+            label_tokens: h_k by equation 2 [B, K, H] or [K, H]; needed with `label_source`
+                "tokens".
+            label_mask: True where a label stands [B, K]; None if nothing is padding.
+            targets: index of the right label [B].
+            example_embeddings, example_counts: see `pool_labels`; [B, K, D] or [K, D], and
+                [B, K] or [K].
+
+        Returns:
+            `SCEOutput` with float32 logits [B, K].
+        """
+        g_KD: torch.Tensor | None = None
+        if self.uses_embedded_labels:
+            if label_embeddings is None:
+                raise ValueError(
+                    "label_embeddings are needed: the model has a prior or embeds labels"
+                )
+            g_KD = self.pool_labels(label_embeddings, example_embeddings, example_counts)
+        query_B1H = self.embed_queries(query_embeddings)
+        h_KH = self.embed_labels(g_KD, label_tokens)
+        if h_KH.dim() == 2:
+            h_KH = h_KH.unsqueeze(0).expand(len(query_embeddings), -1, -1)
+
+        attention_mask = None
+        if label_mask is not None:
+            query_mask = label_mask.new_ones(len(label_mask), 1)
+            attention_mask = torch.cat([query_mask, label_mask], dim=1)[:, None, None, :]
+        e_BTH = self.encoder(torch.cat([query_B1H, h_KH], dim=1), attention_mask).last_hidden_state
+        logits_BK = self.score(e_BTH, query_embeddings, g_KD)
+        if label_mask is not None:
+            logits_BK = logits_BK.masked_fill(~label_mask, -torch.inf)
+
+        loss = None if targets is None else nn.functional.cross_entropy(logits_BK, targets)
+        return SCEOutput(loss=loss, logits=logits_BK)
+
+    def embed_queries(self, query_embeddings: torch.Tensor) -> torch.Tensor:
+        """q' as the encoder reads it, [B, 1, H], from unit vectors [B, D]."""
+        scaled_BD = query_embeddings * self.config.query_scale
+        query_BH = self.query_adaptor(scaled_BD.to(self.query_adaptor.weight.dtype))
+        return self._embed_inputs(query_BH.unsqueeze(1), first=0)
+
+    def embed_labels(
+        self, g_KD: torch.Tensor | None, label_tokens: torch.Tensor | None
+    ) -> torch.Tensor:
+        """h_k as the encoder reads it, [..., K, H].
+
+        Args:
+            g_KD: what `pool_labels` gives; None in a model that has no use for it.
+            label_tokens: as in `forward`.
+        """
+        dtype = self.query_adaptor.weight.dtype
+        if self.config.label_source == "embedder":
+            assert g_KD is not None
+            h_KH = self.label_adaptor((g_KD * self.config.query_scale).to(dtype))
+        elif label_tokens is None:
+            raise ValueError("label_tokens are needed: the model reads labels as token means")
+        else:
+            h_KH = label_tokens.to(dtype)
+        return self._embed_inputs(h_KH, first=1)
+
+    def score(
+        self, e_BTH: torch.Tensor, query_embeddings: torch.Tensor, g_KD: torch.Tensor | None
+    ) -> torch.Tensor:
+        """s_k from the encoder's output, [B, K]. Float32 whatever the encoder runs in: half
+        precision would blur the prior."""
+        with torch.autocast(e_BTH.device.type, enabled=False):
+            e_BTH = e_BTH.float()
+            logits_BK = torch.einsum("bh,bkh->bk", e_BTH[:, 0], e_BTH[:, 1:])
+            logits_BK = logits_BK * self.log_logit_scale.float().exp()
+            if self.config.prior_scale > 0:
+                assert g_KD is not None
+                equation = "bd,kd->bk" if g_KD.dim() == 2 else "bd,bkd->bk"
+                cosine_BK = torch.einsum(equation, query_embeddings.float(), g_KD.float())
+                logits_BK = logits_BK + cosine_BK * self.log_prior_scale.float().exp()
+        return logits_BK
+
+    def _embed_inputs(self, inputs: torch.Tensor, first: int) -> torch.Tensor:
+        """What the pretrained embedding block does to an input vector, positions excepted.
+        `first` is the place of the first vector, used by the position ablation alone."""
+        if self.config.token_type:
+            inputs = inputs + self.token_type_embedding
+        if self.config.positions:
+            places = torch.arange(first, first + inputs.shape[-2], device=inputs.device)
+            # RoBERTa's first real position is padding_idx + 1 = 2; harmless for BERT.
+            inputs = inputs + self.position_embeddings(places + 2)
+        return self.input_norm(inputs) if self.config.input_norm != "none" else inputs
+
+
+def pool_labels(
+    text_KD: torch.Tensor,
+    examples_KD: torch.Tensor | None,
+    example_counts_K: torch.Tensor | None,
+    example_weight: torch.Tensor,
+) -> torch.Tensor:
+    """`SCEModel.pool_labels` with the (a, b) of w(n) given."""
+    g_KD = nn.functional.normalize(text_KD, dim=-1)
+    if examples_KD is None or example_counts_K is None:
+        return g_KD
+    a, b = example_weight.to(g_KD.dtype)
+    counts_K = example_counts_K.to(g_KD.dtype)
+    weight_K = torch.exp(a + b * torch.log(counts_K.clamp(min=1))) * (counts_K > 0)
+    return nn.functional.normalize(g_KD + weight_K.unsqueeze(-1) * examples_KD, dim=-1)
+
+
+def trainable_parameters(model: nn.Module) -> int:
+    """Number of parameters with a gradient."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+AutoConfig.register(SCEConfig.model_type, SCEConfig)
+AutoModel.register(SCEConfig, SCEModel)

@@ -1,0 +1,219 @@
+"""The one place where a trained model scores texts.
+
+`Scorer` runs the weights of an `SCEModel` for inference (`sce.model.inference`). What does not
+depend on the text is done once a label set (`PreparedLabels`), and batches keep to a budget of
+tokens.
+
+Tensor names carry their shape: B rows of a batch, R rows in all, K labels, L labels of a table
+that rows choose from, D the embedder's dimension, H the encoder's width, T = K + 1 tokens,
+A attention heads, P the width of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from sce.model.encoder import SCEModel, pool_labels
+from sce.model.inference import EncodedLabels, FastEncoder
+from sce.model.label_vectors import LabelVectors
+
+MAX_BATCH_TOKENS = {"cpu": 2048, "cuda": 65_536}
+"""Tokens (query and labels) of one forward pass, by type of device. On a CPU the activations of a
+layer should stay in its cache: 1,024 to 4,096 tokens are within a few per cent of each other, 256
+are a quarter slower and 16,384 a half."""
+SHORTLIST_ABOVE = 200
+"""With more labels than this, only a shortlist of them is contextualised."""
+SHORTLIST_SIZE = 100
+"""M: how many labels of a larger set are contextualised. On unions of training label sets a
+shortlist of 100 is 4 times as fast at 300 labels and 15 times at 875; 94 to 96% of the answers
+stay, and as many of the others become right as wrong (25.0 to 25.5%, 16.0 to 16.5% accuracy).
+Shorter ones lose no accuracy there either, but their probabilities are further off. On the test
+rows of clinc150, an unseen set of 150 labels (`jobs/benchmark.py shortlist`, one run): 67.3%
+accuracy exact and with 100 candidates, 67.2% with 50, 67.4% with 25; 99.6, 98.6 and 98.2% of the
+answers stay."""
+EXACT = 2**62
+"""As `shortlist_above`: contextualise every label of every set."""
+
+
+@dataclass(frozen=True)
+class PreparedLabels:
+    """What the model makes of labels before it sees a text.
+
+    Attributes:
+        g_KD: float32, for the prior; None in a model that does not read them.
+        tokens_KH: h_k by equation 2; None in a model that does not read them.
+        similarity_KD: unit vectors for the shortlist, float32; None where none were given.
+        encoded: as the encoder reads them; None where positions tie them to their place.
+    """
+
+    g_KD: torch.Tensor | None
+    tokens_KH: torch.Tensor | None
+    similarity_KD: torch.Tensor | None
+    encoded: EncodedLabels | None
+
+    def __len__(self) -> int:
+        part = self.g_KD if self.g_KD is not None else self.tokens_KH
+        assert part is not None
+        return len(part)
+
+
+@dataclass(frozen=True)
+class ScoredBatch:
+    """Scores of consecutive rows.
+
+    Attributes:
+        rows: which of the R rows.
+        logits_BK: uncalibrated, float32, on the model's device; [B, M] with a shortlist.
+        kept_BM: which labels of each row's set they belong to, ascending, where a shortlist was
+            used.
+    """
+
+    rows: slice
+    logits_BK: torch.Tensor
+    kept_BM: torch.Tensor | None
+
+
+class Scorer:
+    """Scores labels with the weights of a model, which must not change afterwards.
+
+    Args:
+        model: in evaluation mode; its device and dtype are used.
+        max_batch_tokens: of one forward pass; None for the device's default.
+    """
+
+    def __init__(self, model: SCEModel, max_batch_tokens: int | None = None) -> None:
+        self.model = model
+        self.device: torch.device = model.query_adaptor.weight.device
+        self.max_batch_tokens = max_batch_tokens or MAX_BATCH_TOKENS.get(
+            self.device.type, MAX_BATCH_TOKENS["cuda"]
+        )
+        self._encoder = None if model.config.positions else FastEncoder(model)
+
+    @torch.inference_mode()
+    def prepare(self, labels: LabelVectors, shared: bool = True) -> PreparedLabels:
+        """Everything about labels that no text changes.
+
+        Args:
+            labels: in canonical order. Vectors of their texts serve the shortlist also in a
+                model that does not read them.
+            shared: for rows that all have this very set.
+        """
+        labels = labels.to(self.device)
+        similarity_KD = None
+        if labels.text_KD is not None:
+            weight = torch.tensor(self.model.config.example_weight, device=self.device)
+            if self.model.uses_embedded_labels:
+                weight = self.model.example_weight
+            similarity_KD = pool_labels(
+                labels.text_KD,
+                labels.examples_KD,
+                labels.example_counts_K,
+                weight,
+            ).float()
+        g_KD = similarity_KD if self.model.uses_embedded_labels else None
+        encoded = None
+        if self._encoder is not None:
+            h_KH = self.model.embed_labels(g_KD, labels.tokens_KH)
+            encoded = self._encoder.encode_labels(h_KH, shared)
+        return PreparedLabels(g_KD, labels.tokens_KH, similarity_KD, encoded)
+
+    @torch.inference_mode()
+    def batches(
+        self,
+        queries_RD: np.ndarray,
+        labels: PreparedLabels,
+        ids_RK: np.ndarray | None = None,
+        shortlist: int | None = None,
+    ) -> Iterator[ScoredBatch]:
+        """Scores of R rows, batch by batch.
+
+        Args:
+            queries_RD: unit vectors of the text embedder, float32 [R, D].
+            ids_RK: each row's labels as places in `labels`, in canonical order; None where all
+                of `labels` is every row's set.
+            shortlist: contextualise this many labels of each row, the nearest to the text.
+        """
+        width = len(labels) if ids_RK is None else ids_RK.shape[1]
+        if shortlist is not None and shortlist >= width:
+            shortlist = None
+        rows = max(1, self.max_batch_tokens // ((shortlist or width) + 1))
+        for start in range(0, len(queries_RD), rows):
+            batch = slice(start, min(start + rows, len(queries_RD)))
+            queries_BD = torch.from_numpy(np.array(queries_RD[batch], np.float32)).to(self.device)
+            ids_BK = kept_BM = None
+            if ids_RK is not None:
+                ids_BK = torch.from_numpy(ids_RK[batch]).to(self.device)
+            if shortlist is not None:
+                kept_BM = self._nearest(queries_BD, labels, ids_BK, shortlist)
+                ids_BK = kept_BM if ids_BK is None else ids_BK.gather(1, kept_BM)
+            yield ScoredBatch(batch, self.logits(queries_BD, labels, ids_BK), kept_BM)
+
+    def fills_a_batch(self, rows: np.ndarray, label_count: int) -> np.ndarray:
+        """Whether so many rows make a whole forward pass, so that their set is worth preparing
+        as one rather than mixing them with rows of other sets."""
+        return rows * (label_count + 1) >= self.max_batch_tokens
+
+    @torch.inference_mode()
+    def logits(
+        self, queries_BD: torch.Tensor, labels: PreparedLabels, ids_BK: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Uncalibrated scores, float32 [B, K], as `SCEModel.forward` gives them."""
+        g_KD, tokens_KH = labels.g_KD, labels.tokens_KH
+        if ids_BK is not None and g_KD is not None:
+            g_KD = g_KD[ids_BK]
+        if self._encoder is not None:
+            assert labels.encoded is not None
+            query_BH = self.model.embed_queries(queries_BD)[:, 0]
+            e_BTH = self._encoder.contextualise(query_BH, labels.encoded, ids_BK)
+            return self.model.score(e_BTH, queries_BD, g_KD)
+        if ids_BK is not None and tokens_KH is not None:
+            tokens_KH = tokens_KH[ids_BK]
+        return self.model(queries_BD, label_embeddings=g_KD, label_tokens=tokens_KH).logits
+
+    def _nearest(
+        self,
+        queries_BD: torch.Tensor,
+        labels: PreparedLabels,
+        ids_BK: torch.Tensor | None,
+        size: int,
+    ) -> torch.Tensor:
+        """The `size` labels of each row with the largest cosine, ascending places [B, M]."""
+        assert labels.similarity_KD is not None
+        cosine_BK = queries_BD @ labels.similarity_KD.T
+        if ids_BK is not None:
+            cosine_BK = cosine_BK.gather(1, ids_BK)
+        return cosine_BK.topk(size, dim=1, sorted=False).indices.sort(dim=1).values
+
+
+def multiplies_bfloat16(device: str) -> bool:
+    """Whether a device has instructions for products of bfloat16 numbers."""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def score(
+    model: SCEModel,
+    queries_ND: np.ndarray,
+    labels: LabelVectors,
+    max_batch_tokens: int | None = None,
+) -> np.ndarray:
+    """Uncalibrated scores of every label of one set for every query.
+
+    Args:
+        model: in evaluation mode; its device is used.
+        queries_ND: unit vectors of the text embedder, float32 [N, D].
+        labels: vectors of the K labels; the caller has put them in canonical order.
+
+    Returns:
+        float32 [N, K].
+    """
+    scorer = Scorer(model, max_batch_tokens)
+    scores_NK = np.empty((len(queries_ND), len(labels)), np.float32)
+    for batch in scorer.batches(queries_ND, scorer.prepare(labels)):
+        scores_NK[batch.rows] = batch.logits_BK.cpu().numpy()
+    return scores_NK

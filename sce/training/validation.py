@@ -1,0 +1,90 @@
+"""Scores of every validation row, with what a figure on them needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from sce.labels import LabelSet, only_names
+from sce.model.encoder import SCEModel
+from sce.model.label_vectors import LabelVectors, TokenMeans, encode_labels
+from sce.model.scoring import score
+from sce.training.data import Rows, TextLookup
+
+VIEWS: dict[str, Callable[[LabelSet], LabelSet]] = {"name": only_names, "all": lambda s: s}
+"""What the model is told of each label: the bare names, and all that is known of them."""
+
+
+@dataclass(frozen=True)
+class ValidationFigures:
+    """Accuracy by dataset, their mean (every dataset counts the same), mean NLL of the rows."""
+
+    accuracy: float
+    nll: float
+    by_dataset: dict[str, float]
+
+    def metrics(self) -> dict[str, float]:
+        named = {f"validation/{d}/accuracy": a for d, a in self.by_dataset.items()}
+        return {"validation/accuracy": self.accuracy, "validation/nll": self.nll, **named}
+
+
+class Validator:
+    """Scores validation rows under each view of their label sets.
+
+    The vectors of the labels are computed once: they depend on frozen weights alone.
+    """
+
+    def __init__(
+        self,
+        rows: Rows,
+        label_sets: dict[str, LabelSet],
+        text_vectors: TextLookup,
+        token_means: TokenMeans | None,
+    ) -> None:
+        self.rows = rows
+        set_N = np.array(rows.sets)
+        self._members: list[tuple[np.ndarray, int, LabelVectors]] = []
+        self.targets_N = np.empty(len(rows), np.int64)
+        self.label_counts_N = np.empty(len(rows), np.int64)
+        for name in dict.fromkeys(rows.sets):
+            canonical = label_sets[name].canonical()
+            members = np.flatnonzero(set_N == name)
+            self.targets_N[members] = [canonical.index(rows.labels[i]) for i in members]
+            self.label_counts_N[members] = len(canonical)
+            for view, (_, reduce) in enumerate(VIEWS.items()):
+                vectors = encode_labels(reduce(canonical), text_vectors, token_means)
+                self._members.append((members, view, vectors))
+        self.width = int(self.label_counts_N.max())
+
+    def scores(self, model: SCEModel, rank: int = 0, world_size: int = 1) -> np.ndarray:
+        """Uncalibrated scores float32 [V, N, Kmax], V the views, padded with -inf.
+
+        With several workers each scores every `world_size`-th row of a set, and the rows of the
+        others stay 0: the sum over the workers is the whole (`finish`).
+        """
+        model.eval()
+        scores_VNK = np.zeros((len(VIEWS), len(self.rows), self.width), np.float32)
+        for members, view, vectors in self._members:
+            mine = members[rank::world_size]
+            if len(mine):
+                found = score(model, self.rows.vectors_ND[mine], vectors)
+                scores_VNK[view, mine, : found.shape[1]] = found
+        return scores_VNK
+
+    def finish(self, scores_VNK: np.ndarray) -> np.ndarray:
+        """Mark the padding of whole (summed) scores with -inf."""
+        padding_NK = np.arange(self.width) >= self.label_counts_N[:, None]
+        return np.where(padding_NK, -np.inf, scores_VNK)
+
+    def figures(self, scores_VNK: np.ndarray) -> ValidationFigures:
+        """Figures of finished scores, the mean over the views."""
+        logits = torch.from_numpy(scores_VNK).double()
+        targets = torch.from_numpy(self.targets_N).expand(len(VIEWS), -1)
+        nll = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        right_N = (scores_VNK.argmax(2) == self.targets_N).mean(0)
+        datasets = np.array(self.rows.datasets)
+        by_dataset = {d: float(right_N[datasets == d].mean()) for d in sorted(set(datasets))}
+        return ValidationFigures(float(np.mean(list(by_dataset.values()))), float(nll), by_dataset)

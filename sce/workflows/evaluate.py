@@ -1,0 +1,330 @@
+"""Measuring a method of an experiment: on the test sets and on the user's own rows."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from transformers import logging as transformers_logging
+
+from sce.datasets.custom import read_label_file
+from sce.datasets.labelled import read_labelled
+from sce.datasets.prepare import PreparedData, prepare_data
+from sce.distributed.embed import embed_prepared
+from sce.embedding.embedder import TextEmbedder, load_embedder
+from sce.embedding.store import EmbeddingStore, embedding_matrix
+from sce.errors import ConfigError, InputError
+from sce.evaluation import plots
+from sce.evaluation.evaluate import (
+    EvaluateConfig,
+    Evaluated,
+    EvaluationSet,
+    evaluate_sets,
+    headline_metrics,
+    summary_metrics,
+)
+from sce.evaluation.report import print_results, to_markdown
+from sce.labels import LabelSet
+from sce.model.calibration import Temperature
+from sce.model.encoder import SCEConfig
+from sce.predictor import Predictor
+from sce.storage import Place, fetch, replace_folder
+from sce.training.data import TextLookup
+from sce.training.random_keys import some_places
+from sce.workflows.experiment import Experiment
+from sce.workflows.methods import Contender, PromptedContender, SceContender, SimilarityContender
+from sce.workflows.tracking import Tracker, tracking_uri
+
+RESULTS_FILE, METHODS_FILE, PREDICTIONS_FILE = "results.json", "methods.json", "predictions.parquet"
+
+logger = logging.getLogger("sce")
+
+
+def evaluate(experiment: Experiment) -> dict[str, Any]:
+    """Measure the method of an experiment on its test sets or on the user's own rows: the model in
+    `model_dir`, or one that needs no training.
+
+    Raises:
+        InputError: there is no model, or no rows to measure it on.
+    """
+    transformers_logging.disable_progress_bar()
+    started = time.perf_counter()
+    tracking_uri(experiment.tracking, experiment.home.parent)
+    trained = experiment.method == "sce"
+    if trained and not (experiment.model_dir / "config.json").exists():
+        raise InputError(
+            f"there is no model in {experiment.model_dir}. jobs/train_sce.py makes one."
+        )
+    # Who asks about rows of his own has no wish to wait for all the other sets.
+    only_own = experiment.evaluate.labelled is not None and not experiment.evaluate.sets
+    prepared = None
+    if not only_own:
+        if trained and not experiment.data_dir.exists():
+            raise InputError(
+                f"there is no prepared data in {experiment.data_dir}. Run jobs/prepare_data.py, or "
+                "give rows of your own: --evaluate.labelled FILE."
+            )
+        if not trained:
+            prepare_data(experiment.data, experiment.data_dir, experiment.data.seed)
+        prepared = PreparedData.load(experiment.data_dir)
+        if experiment.method != "prompted":
+            embed_prepared(
+                experiment.data_dir,
+                experiment.embeddings_dir,
+                experiment.embedder,
+                experiment.resources,
+            )
+    labelled = experiment.evaluate.labelled
+    folder = experiment.own_results_dir / labelled.stem if labelled else experiment.results_dir
+    with open_tracker(experiment, None, "evaluate") as tracker:
+        tracker.log_params(experiment.model_dump(mode="json"))
+        evaluated = measure(experiment, prepared, tracker, folder)
+    results = [e.result for e in evaluated]
+    summary = {"model": str(experiment.model_dir)} if trained else {"method": experiment.method}
+    return summary | {
+        "results": str(folder),
+        "sets": len(results),
+        "test": {k: round(v, 4) for k, v in headline_metrics(results).items() if "mean_" in k},
+        "mlflow_run_id": tracker.run_id,
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+
+
+def open_tracker(experiment: Experiment, run_id: str | None, job: str) -> Tracker:
+    """The MLflow run of a job; by default in a database beside the run folders, so that the
+    runs of several experiments stand in one list."""
+    folder = experiment.home.parent
+    name = f"{experiment.name}-seed{experiment.seed}" + ("" if job == "train" else f"-{job}")
+    tags = {"job": job, "method": experiment.name, "seed": str(experiment.seed)}
+    return Tracker.resume(experiment.tracking, run_id, name, tags, folder)
+
+
+def measure(
+    experiment: Experiment,
+    prepared: PreparedData | None,
+    tracker: Tracker,
+    folder: Place,
+    embedder: TextEmbedder | None = None,
+) -> list[Evaluated]:
+    """Evaluate the experiment's method on the test sets of `prepared` and on the user's own rows,
+    where there are any; print the table, write the results to `folder` and log them.
+
+    Args:
+        embedder: the experiment's, where it is loaded already.
+    """
+    config = experiment.evaluate
+    if experiment.method == "prompted":
+        config = PromptedContender.told(config)
+        sets = rows_to_measure(prepared, config)
+        validation = validation_sets(prepared, config)
+        prompted = PromptedContender(experiment.prompted, experiment.resources, validation)
+        return measure_sets(
+            sets, [prompted], config, experiment.name, experiment.seed, tracker, folder
+        )
+    embedder = embedder or load_embedder(experiment.embedder)
+    store = None
+    known, known_MD = [], np.empty((0, embedder.dimension), np.float32)
+    if prepared is not None:
+        store = EmbeddingStore.open(experiment.embeddings_dir / "rows")
+        labels = EmbeddingStore.open(experiment.embeddings_dir / "labels").read(
+            ["text", "embedding"]
+        )
+        known, known_MD = labels["text"].to_pylist(), embedding_matrix(labels["embedding"])
+    text_vectors = TextLookup(known, known_MD, lambda texts: embedder.embed(texts).vectors)
+    contenders: list[Contender]
+    if experiment.method == "similarity":
+        similarity = SimilarityContender(embedder, text_vectors)
+        similarity.calibrate(validation_sets(prepared, config, store))
+        contenders = [similarity]
+    else:
+        model_folder = fetch(experiment.model_dir)
+        predictor = Predictor.from_pretrained(model_folder, embedder, text_vectors=text_vectors)
+        sce_config: SCEConfig = predictor.model.config
+        cosine = SimilarityContender(
+            embedder, text_vectors, Temperature(*sce_config.cosine_calibration)
+        )
+        contenders = [SceContender(predictor, model_folder), cosine]
+    sets = rows_to_measure(prepared, config, store, embedder)
+    return measure_sets(sets, contenders, config, experiment.name, experiment.seed, tracker, folder)
+
+
+def measure_sets(
+    sets: Sequence[EvaluationSet],
+    contenders: Sequence[Contender],
+    config: EvaluateConfig,
+    name: str,
+    seed: int,
+    tracker: Tracker,
+    folder: Place,
+) -> list[Evaluated]:
+    """Evaluate contenders on the same rows; print the table, write everything to `folder`, log it.
+
+    Args:
+        contenders: the one that is measured, and one that it is compared with.
+        name: of the experiment, which reports call the first contender by.
+    """
+    logger.info("measuring %d label sets, %d rows", len(sets), sum(map(len, sets)))
+    started = time.perf_counter()
+    evaluated = evaluate_sets(sets, {c.name: c.method for c in contenders}, config, seed)
+    results = [e.result for e in evaluated]
+    described = {
+        contender.name: contender.describe(sets) | {"name": name, "seed": seed, "note": config.note}
+        for contender in contenders
+    }
+    logger.info("measured in %.1f s", time.perf_counter() - started)
+
+    with replace_folder(folder, RESULTS_FILE) as new:
+        _write_json(new / RESULTS_FILE, results)
+        _write_json(new / METHODS_FILE, described)
+        (new / "results.md").write_text(to_markdown(results, show_all=True), encoding="utf-8")
+        pq.write_table(pa.concat_tables(e.predictions for e in evaluated), new / PREDICTIONS_FILE)
+        if config.pictures:
+            for one in evaluated:
+                if one.result["information"] == "all":
+                    title = one.result["name"]
+                    figure = plots.confusion_figure(one.confusion_KK, one.label_names, title)
+                    plots.save(figure, new / "confusion" / f"{title.replace('/', '_')}.png")
+    print_results(results)
+    main = described[contenders[0].name]
+    tracker.log_metrics(headline_metrics(results) | summary_metrics(results) | _cost_metrics(main))
+    tracker.log_artifact(folder, "results")
+    on = "test" if config.labelled is None else config.labelled.stem
+    tracker.set_tags({"measured": on, "kind": main["kind"]})
+    return evaluated
+
+
+def rows_to_measure(
+    prepared: PreparedData | None,
+    config: EvaluateConfig,
+    store: EmbeddingStore | None = None,
+    embedder: TextEmbedder | None = None,
+) -> list[EvaluationSet]:
+    """The user's own rows and the test sets, with vectors where there is a store and an embedder.
+
+    Raises:
+        InputError: there are none.
+    """
+    sets = []
+    if config.labelled is not None:
+        sets.append(_own_set(config, embedder))
+    if prepared is not None:
+        sets += _test_sets(prepared, store, config)
+    if not sets:
+        raise InputError("there are no test rows to measure the model on.")
+    return sets
+
+
+def validation_sets(
+    prepared: PreparedData | None,
+    config: EvaluateConfig,
+    store: EmbeddingStore | None = None,
+) -> list[EvaluationSet]:
+    """At most `calibration_rows` validation rows, to fit a temperature on."""
+    if prepared is None or not config.calibration_rows:
+        return []
+    table = _some(prepared.select("validation"), config.calibration_rows)
+    return _sets_of(prepared, table, store)
+
+
+def _test_sets(
+    prepared: PreparedData, store: EmbeddingStore | None, config: EvaluateConfig
+) -> list[EvaluationSet]:
+    """Every label set with test rows, or those that `sets` names by set or dataset."""
+    table = prepared.select("test")
+    names, datasets = table["label_set"].to_pylist(), table["dataset"].to_pylist()
+    known = {*names, *datasets}
+    unknown = [name for name in config.sets if name not in known]
+    if unknown:
+        raise ConfigError(
+            f"evaluate.sets: {unknown[0]!r} has no test rows. These have: "
+            f"{', '.join(sorted(known))}."
+        )
+    if config.sets:
+        wanted = pa.array(config.sets)
+        table = table.filter(
+            pc.or_(pc.is_in(table["label_set"], wanted), pc.is_in(table["dataset"], wanted))
+        )
+    return _sets_of(prepared, table, store, config.rows_per_set)
+
+
+def _sets_of(
+    prepared: PreparedData,
+    table: pa.Table,
+    store: EmbeddingStore | None,
+    rows_per_set: int | None = None,
+) -> list[EvaluationSet]:
+    """Rows by label set, in the order of their names."""
+    sets = []
+    for name in sorted(set(table["label_set"].to_pylist())):
+        members = _some(table.filter(pc.equal(table["label_set"], name)), rows_per_set)
+        ids = members["row_id"].to_pylist()
+        sets.append(
+            EvaluationSet(
+                name=name,
+                dataset=members["dataset"][0].as_py(),
+                group="seen" if name in prepared.seen_label_sets else "unseen",
+                label_set=prepared.label_sets[name],
+                row_ids=ids,
+                texts=members["text"].to_pylist(),
+                labels=members["label"].to_pylist(),
+                vectors_ND=None if store is None else store.vectors_for(ids),
+            )
+        )
+    return sets
+
+
+def _some(table: pa.Table, limit: int | None) -> pa.Table:
+    """At most `limit` rows, the same for every method and seed."""
+    return table.take(some_places(table["row_id"].to_pylist(), limit))
+
+
+def _own_set(config: EvaluateConfig, embedder: TextEmbedder | None) -> EvaluationSet:
+    assert config.labelled is not None
+    label_set = None
+    if config.labelled_labels is not None:
+        label_set = LabelSet.parse(
+            read_label_file(config.labelled_labels), str(config.labelled_labels)
+        )
+    texts, names, label_set = read_labelled(
+        config.labelled, config.text_column, config.label_column, label_set
+    )
+    ids = [str(i) for i in range(len(texts))]
+    places = some_places(ids, config.rows_per_set)
+    texts = [texts[i] for i in places]
+    return EvaluationSet(
+        name=config.labelled.stem,
+        dataset="own",
+        group="own",
+        label_set=label_set,
+        row_ids=[ids[i] for i in places],
+        texts=texts,
+        labels=[names[i] for i in places],
+        vectors_ND=None if embedder is None else embedder.embed(texts).vectors,
+    )
+
+
+def _cost_metrics(described: Mapping[str, Any]) -> dict[str, float]:
+    """Of `methods.json`, for the tracker; what is not known is left out."""
+    cost, training = described["cost"], described.get("training") or {}
+    found = {
+        "compare/parameters": described["parameters"],
+        "compare/texts_per_second": cost["texts_per_second"],
+        "compare/embedded_texts_per_second": cost["embedded_texts_per_second"],
+        "compare/peak_memory_mb": cost["peak_memory_bytes"] / 1e6,
+        "compare/flops_per_text": cost["flops_per_text"],
+        "compare/train_flops": training.get("flops", 0.0) + training.get("embedding_flops", 0.0),
+        "compare/epoch_seconds": training.get("epoch_seconds"),
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,106 @@
+"""The comparison in the MLflow UI: its filter and charts, as the UI's own shared view.
+
+The UI keeps a shared view in a tag of the experiment and opens it by the tag's key in the address.
+The form of that state is MLflow's, read in version 3.17; a UI that knows it no more shows the runs
+without these charts.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import zlib
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from sce.workflows.measured_runs import search_filter
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+KEY = "methods"
+TAG = f"mlflow.sharedViewState.{KEY}"
+BARS = tuple(
+    f"compare/{{group}}/{name}" for name in ("accuracy", "macro_f1", "nll", "ece", "flip_rate")
+)
+"""Metrics, for each group of label sets."""
+COST_BARS = tuple(
+    f"compare/{name}"
+    for name in (
+        "texts_per_second",
+        "peak_memory_mb",
+        "flops_per_text",
+        "train_flops",
+        "epoch_seconds",
+    )
+)
+SCATTERS = (
+    ("compare/train_flops", "compare/{group}/accuracy"),
+    ("compare/flops_per_text", "compare/{group}/accuracy"),
+)
+"""Metrics on the x and y axes."""
+
+
+def share_view(
+    client: MlflowClient, experiment_id: str, groups: Iterable[str], measured_on: str
+) -> str:
+    """Write the view into the experiment.
+
+    Args:
+        groups: of label sets: "seen", "unseen", "own".
+        measured_on: as of `read_methods`.
+
+    Returns:
+        The view's address, to be put behind that of the MLflow server.
+    """
+    text = json.dumps(_state(list(groups), measured_on), separators=(",", ":"))
+    packed = "deflate;" + base64.b64encode(zlib.compress(text.encode())).decode()
+    client.set_experiment_tag(experiment_id, TAG, packed)
+    return f"/#/experiments/{experiment_id}/runs?viewStateShareKey={KEY}&compareRunsMode=CHART"
+
+
+def _state(groups: list[str], measured_on: str) -> dict[str, Any]:
+    charts = [_bar(metric.format(group=group), "quality") for group in groups for metric in BARS]
+    charts += [_bar(metric, "cost") for metric in COST_BARS]
+    charts += [_scatter(x, y.format(group=group)) for group in groups for x, y in SCATTERS]
+    names = {"quality": "Quality", "cost": "Cost", "both": "Accuracy against compute"}
+    return {
+        "searchFilter": search_filter(measured_on),
+        "orderByKey": "attributes.start_time",
+        "orderByAsc": False,
+        "startTime": "ALL",
+        "lifecycleFilter": "Active",
+        "datasetsFilter": [],
+        "modelVersionFilter": "All Runs",
+        "runsHiddenMode": "FIRST_20_RUNS",
+        "hideEmptyCharts": True,
+        "isAccordionReordered": True,
+        "compareRunCharts": charts,
+        "compareRunSections": [
+            {"uuid": uuid, "name": name, "display": True, "isReordered": True, "deleted": False,
+             "isGenerated": False}
+            for uuid, name in names.items()
+        ],
+    }  # fmt: skip
+
+
+def _bar(metric: str, section: str) -> dict[str, Any]:
+    return _card("BAR", metric, section) | {"metricKey": metric}
+
+
+def _scatter(x: str, y: str) -> dict[str, Any]:
+    return _card("SCATTER", f"{x}:{y}", "both") | {
+        "xaxis": {"key": x, "type": "METRIC"},
+        "yaxis": {"key": y, "type": "METRIC"},
+    }
+
+
+def _card(kind: str, uuid: str, section: str) -> dict[str, Any]:
+    return {
+        "type": kind,
+        "uuid": uuid,
+        "metricSectionId": section,
+        "runsCountToCompare": 20,
+        "deleted": False,
+        "isGenerated": False,
+    }

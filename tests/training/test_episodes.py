@@ -1,0 +1,154 @@
+"""Episodes: the right label is always a candidate, nothing else may be right, and every choice
+follows from (seed, epoch, row id)."""
+
+import numpy as np
+import pytest
+import torch
+
+from sce.labels import LabelSet
+from sce.training.episode_sampler import EpisodeSampler, EpisodeTables
+from sce.training.episodes import AugmentConfig
+
+SETS = {
+    "animals": LabelSet.parse(
+        [
+            {"name": f"animal {i}", "synonyms": [f"beast {i}", f"creature {i}"][: i % 3]}
+            for i in range(9)
+        ]
+    ),
+    "colours": LabelSet.parse([{"name": "red", "description": "like blood"}, "green", "blue"]),
+    "one": LabelSet.parse(["only", "other"]),
+}
+
+
+def text_vectors(texts):
+    """A vector of its own for each text, the same every time."""
+    rows = [np.random.default_rng(list(t.encode())).normal(size=64) for t in texts]
+    return (np.array(rows) / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def sampler(config=None, seed=0, order=None) -> EpisodeSampler:
+    rows = [
+        (f"{name}-{label}-{i}", label, name)
+        for name, label_set in SETS.items()
+        for label in label_set.names
+        for i in range(4)
+        if label != "other"
+    ]
+    rows = [rows[i] for i in order] if order is not None else rows
+    ids, labels, sets = (list(column) for column in zip(*rows))
+    config = config or AugmentConfig()
+    return EpisodeSampler(ids, labels, sets, SETS, text_vectors, None, config, seed)
+
+
+def all_rows(s: EpisodeSampler) -> np.ndarray:
+    return np.arange(len(s.keys_N))
+
+
+@pytest.mark.parametrize("epoch", range(3))
+def test_the_right_label_is_a_candidate_and_no_label_stands_twice(epoch):
+    s = sampler(AugmentConfig(max_candidates=6, foreign_similarity_limit=2.0))
+    labels_BK, targets_B = s._candidates(epoch, all_rows(s))
+    assert (labels_BK[all_rows(s), targets_B] == s.row_label_N).all()
+    for row in labels_BK:
+        kept = row[row >= 0]
+        assert len(set(kept)) == len(kept) <= 6
+        assert (row[: len(kept)] >= 0).all(), "padding comes last"
+    assert ((labels_BK >= 0).sum(1) >= 2).all()
+
+
+def test_foreign_labels_come_from_other_sets_and_are_not_too_like_the_right_one():
+    s = sampler(AugmentConfig(foreign_probability=1.0, foreign_similarity_limit=0.05))
+    labels_BK, _ = s._candidates(0, all_rows(s))
+    foreign_BK = (labels_BK >= 0) & (s.set_of_L[labels_BK] != s.row_set_N[:, None])
+    assert foreign_BK.any(1).mean() > 0.5
+    similar_BK = s._similarity_LL[s.row_label_N[:, None], labels_BK]
+    assert similar_BK[foreign_BK].max() < 0.05
+
+
+def test_without_augmentation_the_candidates_are_the_label_set_by_name():
+    """The paper's candidate sets (section 2.2): all labels of the row's dataset."""
+    config = AugmentConfig(
+        subset_probability=0, foreign_probability=0, example_probability=0, view_weights={"name": 1}
+    )
+    s = sampler(config)
+    episodes = s.draw(0, all_rows(s))
+    sizes = np.array([len(SETS[n]) for n in sorted(SETS)])
+    np.testing.assert_array_equal(episodes.mask_BK.sum(1), sizes[s.row_set_N])
+    assert episodes.example_rows_BKX is None
+    names = [label.key for n in sorted(SETS) for label in SETS[n].labels]
+    right = s.texts_MD[episodes.text_index_BK[all_rows(s), episodes.targets_B]]
+    np.testing.assert_allclose(right, text_vectors([names[i] for i in s.row_label_N]), atol=1e-6)
+
+
+def test_the_papers_synonyms_replace_the_right_label_alone():
+    config = AugmentConfig(view_weights={"synonym": 1}, synonym_scope="right", max_candidates=9)
+    s = sampler(config)
+    rows = all_rows(s)
+    replaced = 0
+    for epoch in range(5):
+        labels_BK, targets_B = s._candidates(epoch, rows)
+        text_BK, _ = s._views(epoch, rows, labels_BK, targets_B)
+        by_name_BK = s.names_LP[labels_BK.clip(min=0), 0]
+        others = (np.arange(labels_BK.shape[1]) != targets_B[:, None]) & (labels_BK >= 0)
+        assert (text_BK == by_name_BK)[others].all()
+        replaced += (text_BK != by_name_BK)[rows, targets_B].sum()
+    assert replaced > 0
+
+
+def test_examples_carry_their_label_and_are_never_the_row_itself():
+    s = sampler(AugmentConfig(example_probability=1.0))
+    seen = 0
+    for epoch in range(4):
+        rows = all_rows(s)
+        labels_BK, targets_B = s._candidates(epoch, rows)
+        found = s._examples(epoch, rows, labels_BK, targets_B)
+        for b, k, x in np.argwhere(found >= 0):
+            assert s.row_label_N[found[b, k, x]] == labels_BK[b, k]
+            assert found[b, k, x] != rows[b]
+            seen += 1
+        for examples_KX in found:
+            for examples_X in examples_KX:
+                kept = examples_X[examples_X >= 0]
+                assert len(set(kept)) == len(kept)
+    assert seen > 100
+
+
+def test_an_episode_follows_from_seed_epoch_and_row_id():
+    s = sampler()
+    rows = all_rows(s)
+    whole = s.draw(2, rows)
+    for row in (0, 7, 30):
+        alone = s.draw(2, np.array([row]))
+        width = alone.mask_BK.sum()
+        np.testing.assert_array_equal(
+            whole.text_index_BK[row, :width], alone.text_index_BK[0, :width]
+        )
+        assert whole.targets_B[row] == alone.targets_B[0]
+    other = s.draw(3, rows)
+    assert other.mask_BK.shape != whole.mask_BK.shape or (other.targets_B != whole.targets_B).any()
+
+
+def test_the_order_in_which_rows_were_read_does_not_matter():
+    straight = sampler()
+    order = np.random.default_rng(1).permutation(len(straight.keys_N))
+    moved = sampler(order=order)
+    a, b = straight.draw(1, order), moved.draw(1, np.arange(len(order)))
+    np.testing.assert_array_equal(a.text_index_BK, b.text_index_BK)
+    np.testing.assert_array_equal(a.targets_B, b.targets_B)
+
+
+def test_gather_fetches_the_vectors_and_means_that_the_indices_name():
+    s = sampler(AugmentConfig(example_probability=1.0))
+    queries = torch.randn(len(s.keys_N), 64)
+    tables = EpisodeTables(queries, torch.from_numpy(s.texts_MD), None)
+    episodes = s.draw(0, all_rows(s)[:8])
+    inputs = tables.gather(episodes)
+    assert inputs["query_embeddings"].shape == (8, 64)
+    for b in range(8):
+        for k in range(episodes.mask_BK.shape[1]):
+            rows = episodes.example_rows_BKX[b, k]
+            rows = rows[rows >= 0]
+            assert inputs["example_counts"][b, k] == len(rows)
+            expected = queries[rows].mean(0) if len(rows) else torch.zeros(64)
+            torch.testing.assert_close(inputs["example_embeddings"][b, k], expected)
