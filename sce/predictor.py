@@ -23,7 +23,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from sce.embedding.embedder import EmbedderConfig, TextEmbedder, check_fingerprint, load_embedder
 from sce.errors import ConfigError, InputError
-from sce.labels import LabelSet
+from sce.labels import LabelSet, RaggedLabels, is_set_a_row
 from sce.model.answers import Answers, AnswerWriter, Prediction
 from sce.model.calibration import Temperature
 from sce.model.encoder import SCEModel
@@ -43,7 +43,6 @@ from sce.model.scoring import (
     Scorer,
     multiplies_bfloat16,
 )
-from sce.ragged_labels import RaggedLabels, is_set_a_row
 from sce.storage import Place, fetch_model
 
 __all__ = ["EXACT", "SHORTLIST_ABOVE", "SHORTLIST_SIZE", "Answers", "Prediction", "Predictor"]

@@ -17,8 +17,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from sce.errors import LabelError
-from sce.labels import Label, LabelSet
-from sce.ragged_labels import RaggedLabels, is_set_a_row
+from sce.labels import Label, LabelSet, RaggedLabels, is_set_a_row
 from serve.api import ApiError, BatchRequest, ClassifyRequest, EmbeddingsRequest, Wire
 from serve.settings import Limits
 from serve.work import ModelAnswer, ModelRequest

@@ -21,10 +21,9 @@ import numpy as np
 from sce.bulk.rows import vector_errors
 from sce.embedding.embedder import TextEmbedder
 from sce.embedding.tokenising import TokenisedTexts
-from sce.labels import LabelSet
+from sce.labels import LabelSet, RaggedLabels
 from sce.model.answers import Answers
 from sce.predictor import Predictor
-from sce.ragged_labels import RaggedLabels
 from serve.batching import BatchReport, DeviceQueue, Lane
 from serve.cache import CachedText, VectorCache
 from serve.work import ModelAnswer, ModelRequest

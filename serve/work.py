@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from sce.labels import LabelSet
+from sce.labels import LabelSet, RaggedLabels
 from sce.model.answers import Answers
-from sce.ragged_labels import RaggedLabels
 
 
 @dataclass(frozen=True)

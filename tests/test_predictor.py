@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 
 from sce.embedding.embedder import EmbedderConfig, load_embedder
 from sce.errors import ConfigError, FingerprintMismatch, InputError, LabelError
-from sce.labels import LabelSet
+from sce.labels import LabelSet, RaggedLabels
 from sce.predictor import EXACT, Predictor
-from sce.ragged_labels import RaggedLabels
 from sce.training.fresh_model import ModelConfig, build_model
 from tests.tiny_models import build_roberta, build_sentence_transformer
 

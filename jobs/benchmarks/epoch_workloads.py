@@ -1,8 +1,8 @@
 """The paper's three models with random weights, each doing part of an epoch as its job does it.
 
 The epochs are those of training itself (`sce.training.epoch`, `sce.baselines.llama_epochs`) and
-the passes those of the text embedder. What is random: weights, vectors, token ids. What is left out: tokenising texts
-and prompts, reading data, validation, checkpoints.
+the passes those of the text embedder. What is random: weights, vectors, token ids. What is left
+out: tokenising texts and prompts, reading data, validation, checkpoints.
 
 Needs torch, transformers and peft; for 4-bit weights bitsandbytes.
 """

@@ -15,9 +15,8 @@ from sce.bulk.answering import BlockAnswers, Endpoint, ServedModel
 from sce.bulk.rows import ERRORS
 from sce.client.client import Client, EndpointError, RowError, label_ids
 from sce.errors import ConfigError
-from sce.labels import LabelSet
+from sce.labels import LabelSet, RaggedLabels
 from sce.model.answers import Answers, Prediction
-from sce.ragged_labels import RaggedLabels
 
 
 class EndpointPredictor:

@@ -11,8 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sce.labels import MAX_NAME_CHARS, Label, normalise_name
-from sce.ragged_labels import RaggedLabels
+from sce.labels import MAX_NAME_CHARS, Label, RaggedLabels, normalise_name
 
 MAX_ID_CHARS = 512
 MAX_NORM_ERROR = 0.01

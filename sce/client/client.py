@@ -35,9 +35,8 @@ from sce.bulk.rows import ERRORS
 from sce.embedding.fingerprint import EmbedderFingerprint
 from sce.embedding.tokenising import check_texts, check_unicode
 from sce.errors import ConfigError, DataError, InputError, SCEError
-from sce.labels import Label, LabelSet
+from sce.labels import Label, LabelSet, RaggedLabels, is_set_a_row
 from sce.model.answers import Prediction
-from sce.ragged_labels import RaggedLabels, is_set_a_row
 
 REQUEST_ROWS = 256
 """Of a request at most: its answer comes within the server's timeout also from a few CPU cores."""

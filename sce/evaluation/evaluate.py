@@ -120,7 +120,8 @@ class ByVectors:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """A result as `report` describes it, with the confusion matrix of the first method and every method's predictions (`PREDICTIONS`)."""
+    """A result as `report` describes it, with the confusion matrix of the first method and every
+    method's predictions (`PREDICTIONS`)."""
 
     result: dict[str, Any]
     confusion_KK: np.ndarray

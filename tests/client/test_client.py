@@ -34,9 +34,8 @@ from sce.client.client import (
     RowError,
 )
 from sce.errors import ConfigError, DataError, InputError, LabelError
-from sce.labels import LabelSet
+from sce.labels import LabelSet, RaggedLabels
 from sce.model.answers import Prediction
-from sce.ragged_labels import RaggedLabels
 from serve.api import ClassifyRequest, EmbeddingsRequest
 
 ROOT = Path(__file__).resolve().parents[2]

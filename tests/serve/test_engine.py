@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sce.labels import LabelSet
-from sce.ragged_labels import RaggedLabels
+from sce.labels import LabelSet, RaggedLabels
 from serve.batching import BatchReport, DeviceQueue, Lane
 from serve.cache import CachedText, VectorCache
 from serve.work import ModelAnswer, ModelRequest
