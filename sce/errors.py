@@ -1,5 +1,7 @@
 """Errors that users can cause. Each message says what, where, and what is allowed.
 
+`ROW_ERRORS` are values, not exceptions: what is wrong with one row, whose neighbours go on.
+
 A job turns any `InputError` into exit code 2; every other exception is a bug or a
 broken machine and ends with exit code 1 and a traceback.
 """
@@ -31,3 +33,31 @@ class EmbedderError(InputError):
 
 class FingerprintMismatch(InputError):
     """Vectors or a model were made by another embedder than the one in use."""
+
+
+MAX_NAME_CHARS = 200
+MAX_ID_CHARS = 512
+MAX_NORM_ERROR = 0.01
+
+ROW_ERRORS = {
+    "line_unreadable": "the line is not JSON, or has not the fields of its file",
+    "line_not_utf8": "the line is not UTF-8",
+    "id_missing": "the id column is null",
+    "id_too_long": f"the id has more than {MAX_ID_CHARS} characters",
+    "text_null": "there is no text",
+    "text_empty": "the text is empty or blank",
+    "text_not_string": "the text is a number, a list or an object",
+    "text_not_unicode": "the text has a lone surrogate",
+    "text_too_long": "the text is longer than the endpoint takes in a request",
+    "labels_missing": "the row's list of labels is null or empty",
+    "labels_not_a_list": "the row's labels are not a list of texts",
+    "label_empty": "a label of the row is null or blank",
+    "label_too_long": f"a label of the row has more than {MAX_NAME_CHARS} characters",
+    "label_duplicate": "a label stands twice in the row's list",
+    "embedding_missing": "there is no embedding",
+    "embedding_not_numbers": "the embedding is not a list of numbers",
+    "embedding_wrong_size": "the embedding has not the embedder's number of dimensions",
+    "embedding_not_finite": "the embedding holds NaN, infinity or null",
+    "embedding_not_unit": f"the embedding's norm is not 1 (within {MAX_NORM_ERROR})",
+}
+"""Every word of the column `error`, and what it says."""

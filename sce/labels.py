@@ -18,9 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from sce.errors import LabelError
+from sce.errors import MAX_NAME_CHARS, LabelError
 
-MAX_NAME_CHARS = 200
 MAX_INFO_CHARS = 10_000
 _FIELDS = ("name", "synonyms", "description", "examples")
 

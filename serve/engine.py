@@ -18,8 +18,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from sce.bulk.rows import vector_errors
 from sce.embedding.embedder import TextEmbedder
+from sce.embedding.row_checks import text_is_empty, vector_errors
 from sce.embedding.tokenising import TokenisedTexts
 from sce.labels import LabelSet, RaggedLabels
 from sce.model.answers import Answers
@@ -395,7 +395,7 @@ def _examine(texts: list[str]) -> _Examined:
     places: dict[str, int] = {}
     rows: list[int] = []
     for i, text in enumerate(texts):
-        if not text or text.isspace():
+        if text_is_empty(text):
             errors[i] = "text_empty"
             continue
         try:

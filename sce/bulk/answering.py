@@ -24,7 +24,7 @@ class BlockAnswers:
     Attributes:
         answers: of the rows, in order; of a row with an error nothing in it has a meaning.
         truncated_G: bool, the text was longer than the embedder reads.
-        errors_G: object array of words of `sce.bulk.rows.ERRORS`, "" for none.
+        errors_G: object array of words of `sce.errors.ROW_ERRORS`, "" for none.
     """
 
     answers: Answers

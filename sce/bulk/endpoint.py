@@ -12,9 +12,8 @@ import numpy as np
 import pyarrow as pa
 
 from sce.bulk.answering import BlockAnswers, Endpoint, ServedModel
-from sce.bulk.rows import ERRORS
 from sce.client.client import Client, EndpointError, RowError, label_ids
-from sce.errors import ConfigError
+from sce.errors import ROW_ERRORS, ConfigError
 from sce.labels import LabelSet, RaggedLabels
 from sce.model.answers import Answers, Prediction
 
@@ -93,7 +92,7 @@ class EndpointPredictor:
         truncated_G, errors_G = np.zeros(rows, bool), np.full(rows, "", object)
         for row, (item, places) in enumerate(zip(found, sets, strict=True)):
             if isinstance(item, RowError):
-                if item.code not in ERRORS:
+                if item.code not in ROW_ERRORS:
                     raise EndpointError(f"{self._client.url}: an unknown row error, {item.code!r}.")
                 errors_G[row] = item.code
                 continue

@@ -11,33 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sce.labels import MAX_NAME_CHARS, Label, RaggedLabels, normalise_name
-
-MAX_ID_CHARS = 512
-MAX_NORM_ERROR = 0.01
-
-ERRORS = {
-    "line_unreadable": "the line is not JSON, or has not the fields of its file",
-    "line_not_utf8": "the line is not UTF-8",
-    "id_missing": "the id column is null",
-    "id_too_long": f"the id has more than {MAX_ID_CHARS} characters",
-    "text_null": "there is no text",
-    "text_empty": "the text is empty or blank",
-    "text_not_string": "the text is a number, a list or an object",
-    "text_not_unicode": "the text has a lone surrogate",
-    "text_too_long": "the text is longer than the endpoint takes in a request",
-    "labels_missing": "the row's list of labels is null or empty",
-    "labels_not_a_list": "the row's labels are not a list of texts",
-    "label_empty": "a label of the row is null or blank",
-    "label_too_long": f"a label of the row has more than {MAX_NAME_CHARS} characters",
-    "label_duplicate": "a label stands twice in the row's list",
-    "embedding_missing": "there is no embedding",
-    "embedding_not_numbers": "the embedding is not a list of numbers",
-    "embedding_wrong_size": "the embedding has not the embedder's number of dimensions",
-    "embedding_not_finite": "the embedding holds NaN, infinity or null",
-    "embedding_not_unit": f"the embedding's norm is not 1 (within {MAX_NORM_ERROR})",
-}
-"""Every word of the column `error`, and what it says."""
+from sce.embedding.row_checks import text_is_empty, vector_errors
+from sce.errors import MAX_ID_CHARS, MAX_NAME_CHARS, ROW_ERRORS
+from sce.labels import Label, RaggedLabels, normalise_name
 
 
 @dataclass
@@ -55,12 +31,12 @@ class Errors:
         return cls(np.array(column.to_pylist(), object))
 
     def mark(self, bad_N: np.ndarray, code: str) -> None:
-        assert code in ERRORS, code
+        assert code in ROW_ERRORS, code
         self.codes_N[bad_N & (self.codes_N == "")] = code
 
     def mark_found(self, asked_N: np.ndarray, codes_G: np.ndarray) -> None:
         """Errors of the rows that were asked for, "" for none."""
-        assert set(codes_G.tolist()) <= {"", *ERRORS}
+        assert set(codes_G.tolist()) <= {"", *ROW_ERRORS}
         self.codes_N[asked_N] = codes_G
 
     def good(self) -> np.ndarray:
@@ -75,8 +51,7 @@ def check_ids(ids: pa.ChunkedArray, errors: Errors) -> None:
 
 def check_texts(texts: pa.ChunkedArray, errors: Errors) -> None:
     errors.mark(_mask(pc.is_null(texts)), "text_null")
-    # As the embedder sees it; Arrow has another idea of white space.
-    blank = [text is not None and (not text or text.isspace()) for text in texts.to_pylist()]
+    blank = [text is not None and text_is_empty(text) for text in texts.to_pylist()]
     errors.mark(np.array(blank, bool), "text_empty")
 
 
@@ -94,16 +69,6 @@ def check_vectors(column: pa.ChunkedArray, dimension: int, errors: Errors) -> np
         return vectors_GD
     errors.mark_found(errors.good(), codes_G)
     return np.ascontiguousarray(vectors_GD[good_G])
-
-
-def vector_errors(vectors_ND: np.ndarray) -> np.ndarray:
-    """What is wrong with each vector, a word of `ERRORS` or ""; object array [N]."""
-    codes_N = np.full(len(vectors_ND), "", object)
-    with np.errstate(over="ignore", invalid="ignore"):
-        norms_N = np.sqrt(np.einsum("nd,nd->n", vectors_ND, vectors_ND))
-    codes_N[~(np.abs(norms_N - 1) <= MAX_NORM_ERROR)] = "embedding_not_unit"
-    codes_N[~np.isfinite(vectors_ND).all(axis=1)] = "embedding_not_finite"
-    return codes_N
 
 
 def check_labels(column: pa.ChunkedArray, errors: Errors) -> None:

@@ -31,10 +31,9 @@ import requests
 from requests.adapters import HTTPAdapter
 
 from sce.bulk.answering import ServedModel
-from sce.bulk.rows import ERRORS
 from sce.embedding.fingerprint import EmbedderFingerprint
 from sce.embedding.tokenising import check_texts, check_unicode
-from sce.errors import ConfigError, DataError, InputError, SCEError
+from sce.errors import ROW_ERRORS, ConfigError, DataError, InputError, SCEError
 from sce.labels import Label, LabelSet, RaggedLabels, is_set_a_row
 from sce.model.answers import Prediction
 
@@ -133,12 +132,12 @@ class EndpointInfo:
 
 @dataclass(frozen=True)
 class RowError:
-    """Why a row has no answer: a word of `sce.bulk.rows.ERRORS`."""
+    """Why a row has no answer: a word of `sce.errors.ROW_ERRORS`."""
 
     code: str
 
     def __str__(self) -> str:
-        return f"{self.code} ({ERRORS[self.code]})" if self.code in ERRORS else self.code
+        return f"{self.code} ({ROW_ERRORS[self.code]})" if self.code in ROW_ERRORS else self.code
 
 
 @dataclass(frozen=True)

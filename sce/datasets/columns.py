@@ -10,8 +10,8 @@ from typing import Any
 
 from sce.datasets.readers import BadRow, Record, read_records
 from sce.datasets.schema import SPLITS
-from sce.errors import DataError
-from sce.labels import MAX_NAME_CHARS, LabelSet, normalise_name
+from sce.errors import MAX_NAME_CHARS, DataError
+from sce.labels import LabelSet, normalise_name
 
 SPLIT_NAMES = {
     **{name: name for name in SPLITS},

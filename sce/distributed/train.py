@@ -134,7 +134,9 @@ def _train_worker(config: dict[str, Any]) -> None:
     steps = steps_per_epoch(len(data.train), train)
 
     sample_flops = partial(
-        flops.encoder_sample, model.architecture, d_ext=model.config.embedding_dim
+        flops.encoder_sample,
+        flops.architecture_of(model.encoder.config),
+        d_ext=model.config.embedding_dim,
     )
 
     def close_epoch(figures: dict[str, float]) -> None:

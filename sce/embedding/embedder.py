@@ -17,13 +17,12 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer, processors
-from transformers import AutoModel, JinaEmbeddingsV3Model, PreTrainedModel
+from transformers import AutoModel, JinaEmbeddingsV3Model, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from sce.embedding.checkpoint import (
@@ -46,7 +45,6 @@ from sce.embedding.tokenising import (
     tokenise,
 )
 from sce.errors import DataError, EmbedderError
-from sce.evaluation.flops import architecture_of, embedding_sample, mean
 
 __all__ = [
     "Embedded",
@@ -118,11 +116,10 @@ class TextEmbedder:
         """Weights of the model."""
         return sum(p.numel() for p in self._model.parameters())
 
-    def flops(self, texts: Sequence[str]) -> float:
-        """Operations that these texts take, as the paper counts them (appendix Q)."""
-        lengths_N = self.tokenise(texts).lengths
-        cost = partial(embedding_sample, architecture_of(self._model.config))
-        return mean(cost, lengths_N) * len(lengths_N)
+    @property
+    def architecture(self) -> PreTrainedConfig:
+        """The configuration of the model: its layers and their sizes."""
+        return self._model.config
 
     def embed(self, texts: Sequence[str]) -> Embedded:
         """Embed texts; batches are formed by length, the order of the answer is the input's.

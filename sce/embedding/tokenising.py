@@ -9,6 +9,7 @@ from itertools import chain
 import numpy as np
 from tokenizers import Tokenizer
 
+from sce.embedding.row_checks import text_is_empty
 from sce.errors import DataError
 
 
@@ -122,7 +123,7 @@ def check_texts(texts: Sequence[str]) -> None:
     for i, text in enumerate(texts):
         if not isinstance(text, str):
             raise DataError(f"texts[{i}]: a text is needed, not {type(text).__name__}.")
-        if not text or text.isspace():
+        if text_is_empty(text):
             raise DataError(f"texts[{i}]: the text is empty.")
 
 

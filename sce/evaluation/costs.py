@@ -9,6 +9,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 
 from sce.embedding.embedder import TextEmbedder
 from sce.evaluation.evaluate import EvaluationSet, Scorer
+from sce.evaluation.flops import architecture_of, embedding_sample, mean
 from sce.evaluation.peak_memory import peak_bytes, reset_peak
 
 TRAINING_FILE = "training.json"
@@ -63,7 +65,9 @@ class TrainingCost:
 def embedding_flops(embedder: TextEmbedder, texts: Sequence[str]) -> float:
     """Operations of embedding all these texts, from a sample of them where there are many."""
     some = texts[:: -(-len(texts) // FLOPS_TEXTS)]
-    return embedder.flops(some) / len(some) * len(texts)
+    lengths_N = embedder.tokenise(some).lengths
+    cost = partial(embedding_sample, architecture_of(embedder.architecture))
+    return mean(cost, lengths_N) * len(texts)
 
 
 @dataclass(frozen=True)
@@ -125,7 +129,7 @@ def answer_cost(
         texts_per_second=size / (ended - started),
         embedded_texts_per_second=size / (ended - embedded),
         peak_memory_bytes=peak_bytes(embedder.device),
-        flops_per_text=(embedder.flops(texts) + flops) / size,
+        flops_per_text=(embedding_flops(embedder, texts) + flops) / size,
         embedded_flops_per_text=flops / size,
         rows=size,
         device=embedder.device.type,

@@ -27,8 +27,6 @@ from transformers.models.bert.modeling_bert import BertEncoder
 from transformers.models.roberta.modeling_roberta import RobertaEncoder
 from transformers.utils import ModelOutput
 
-from sce.evaluation.flops import architecture_of
-
 ENCODERS = {"bert": BertEncoder, "roberta": RobertaEncoder, "xlm-roberta": RobertaEncoder}
 LabelSource = Literal["tokens", "embedder"]
 InputNorm = Literal["none", "frozen", "trained"]
@@ -150,7 +148,6 @@ class SCEModel(PreTrainedModel):
         super().__init__(config)
         encoder_config = AutoConfig.for_model(**config.encoder)
         encoder_config._attn_implementation = "sdpa"
-        self.architecture = architecture_of(encoder_config)
         width = encoder_config.hidden_size
         self.width = width
         self.query_adaptor = nn.Linear(config.embedding_dim, width)

@@ -73,15 +73,16 @@ class SceContender(Contender):
         predictor = self._predictor
         embedder, model = predictor.embedder, predictor.model
         width = model.config.embedding_dim
+        architecture = flops.architecture_of(model.encoder.config)
 
         def label_flops(labels: int) -> float:
-            a = model.architecture
+            a = architecture
             return a.blocks * flops.forward_block(a, labels + 1) + a.d * width
 
         return _description(
             "sce",
-            f"{model.config.encoder['model_type']}, {model.architecture.blocks} layers of "
-            f"{model.architecture.d}, on {embedder.fingerprint.model}",
+            f"{model.config.encoder['model_type']}, {architecture.blocks} layers of "
+            f"{architecture.d}, on {embedder.fingerprint.model}",
             embedder.parameters + sum(p.numel() for p in model.parameters()),
             TrainingCost.load(self._folder),
             answer_cost(embedder, predictor, sets, COST_ROWS, label_flops),

@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 
 from sce.embedding.embedder import EmbedderConfig, embedder_fingerprint
 from sce.embedding.store import EmbeddingStore
-from sce.labels import MAX_NAME_CHARS
+from sce.errors import MAX_NAME_CHARS
 from sce.predictor import Predictor
 from sce.training.fresh_model import ModelConfig, build_model
 from tests.tiny_models import build_roberta, build_sentence_transformer

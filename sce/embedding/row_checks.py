@@ -1,0 +1,26 @@
+"""What the embedder takes and gives: when a text is empty, and when a vector is none of its own.
+
+Shapes: N rows, D the embedder's dimension.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sce.errors import MAX_NORM_ERROR
+
+
+def text_is_empty(text: str) -> bool:
+    """Whether nothing is left to embed: "" or white space alone, by Python's idea of it (Arrow has
+    another)."""
+    return not text or text.isspace()
+
+
+def vector_errors(vectors_ND: np.ndarray) -> np.ndarray:
+    """What is wrong with each vector, a word of `ROW_ERRORS` or ""; object array [N]."""
+    codes_N = np.full(len(vectors_ND), "", object)
+    with np.errstate(over="ignore", invalid="ignore"):
+        norms_N = np.sqrt(np.einsum("nd,nd->n", vectors_ND, vectors_ND))
+    codes_N[~(np.abs(norms_N - 1) <= MAX_NORM_ERROR)] = "embedding_not_unit"
+    codes_N[~np.isfinite(vectors_ND).all(axis=1)] = "embedding_not_finite"
+    return codes_N
