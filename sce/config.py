@@ -21,6 +21,8 @@ from pydantic_settings.exceptions import SettingsError
 from sce.errors import ConfigError
 from sce.storage import Place, RemotePath, fetch, to_place
 
+VERSION = "0.1.0"
+"""Of this software."""
 ENV_PREFIX = "SCE_"
 SECRETS = ("SCE_TOKENS", "SCE_TOKENS_FILE", "SCE_ENDPOINT_TOKEN")
 """Belong into the environment of a machine, where programs see them that have no use for them."""

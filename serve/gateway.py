@@ -24,7 +24,7 @@ from pydantic import BaseModel
 from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 
-from sce import __version__
+from sce.config import VERSION
 from serve.api import (
     ApiError,
     Batch,
@@ -242,7 +242,7 @@ def make_app(desk: Desk) -> FastAPI:
     app = FastAPI(
         title="Soft Contextualized Encoder",
         description="Classify texts with labels that come with the request.",
-        version=__version__,
+        version=VERSION,
         docs_url=None,
         redoc_url=None,
     )
@@ -297,7 +297,7 @@ def make_app(desk: Desk) -> FastAPI:
             "models": models,
             "default_model": next(iter(desk.models)),
             "limits": desk.limits.model_dump(),
-            "version": __version__,
+            "version": VERSION,
             "authentication": "bearer" if desk.guard.has_tokens else "loopback",
             "batches": desk.batches is not None and desk.batches.settings.allowed,
         }

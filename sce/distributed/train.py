@@ -133,11 +133,8 @@ def _train_worker(config: dict[str, Any]) -> None:
     state = _restore(model, optimizer, rank, world_size)
     steps = steps_per_epoch(len(data.train), train)
 
-    sample_flops = partial(
-        flops.encoder_sample,
-        flops.architecture_of(model.encoder.config),
-        d_ext=model.config.embedding_dim,
-    )
+    architecture = flops.architecture_of(model.encoder.config)
+    sample_flops = partial(flops.encoder_sample, architecture, d_ext=model.config.embedding_dim)
 
     def close_epoch(figures: dict[str, float]) -> None:
         """Validate, remember the best, write a checkpoint and report."""

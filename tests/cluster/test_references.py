@@ -14,8 +14,7 @@ import ray
 from pydantic import BaseModel
 from ray.serve.schema import ServeDeploySchema
 
-import sce
-from sce.config import load_config
+from sce.config import VERSION, load_config
 from serve.settings import ServeConfig
 from tests.cluster.manifests import (
     CLUSTER,
@@ -48,10 +47,10 @@ def images() -> dict[str, set[str]]:
 
 def test_our_image_has_one_tag_everywhere():
     ours = {image for image in images() if image.startswith(IMAGE)}
-    assert ours == {f"{IMAGE}:{sce.__version__}-{device}" for device in ("gpu", "cpu")}
+    assert ours == {f"{IMAGE}:{VERSION}-{device}" for device in ("gpu", "cpu")}
     for text in TEXTS:
         for tag in re.findall(rf"{IMAGE}:([\w.$-]+)", text.read_text()):
-            assert re.fullmatch(rf"{re.escape(sce.__version__)}-(gpu|cpu|\$device)", tag), text
+            assert re.fullmatch(rf"{re.escape(VERSION)}-(gpu|cpu|\$device)", tag), text
 
 
 def test_other_images_are_pinned_and_the_same_everywhere():
