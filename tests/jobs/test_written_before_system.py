@@ -147,23 +147,54 @@ def test_a_model_and_a_store_answer_as_they_did(home):
 
 
 def test_a_finished_output_and_store_are_known_as_such(home):
-    found = classify(home, "--input", str(home / "texts.jsonl"), "--return-scores",
-                     "--output", str(home / "answers"), "--save-embeddings", str(home / "store"))  # fmt: skip
+    found = classify(
+        home,
+        "--input",
+        str(home / "texts.jsonl"),
+        "--return-scores",
+        "--output",
+        str(home / "answers"),
+        "--save-embeddings",
+        str(home / "store"),
+    )
     assert found["unchanged"] is True
-    found = job("embed", "--input", str(home / "texts.jsonl"), "--store", str(home / "store"),
-                "--embedder.kind", "jina", "--embedder.model", str(home / "models/jina"))  # fmt: skip
+    found = job(
+        "embed",
+        "--input",
+        str(home / "texts.jsonl"),
+        "--store",
+        str(home / "store"),
+        "--embedder.kind",
+        "jina",
+        "--embedder.model",
+        str(home / "models/jina"),
+    )
     assert found["unchanged"] is True
 
 
 def test_the_store_serves_other_labels_and_is_compared_with(home):
-    found = classify(home, "--input", str(home / "store"), "--output", str(home / "week2"),
-                     "--compare-to", str(home / "answers"))  # fmt: skip
+    found = classify(
+        home,
+        "--input",
+        str(home / "store"),
+        "--output",
+        str(home / "week2"),
+        "--compare-to",
+        str(home / "answers"),
+    )
     assert found["rows_out"] == len(TEXTS)
 
 
 def test_an_unfinished_output_goes_on(home):
-    found = classify(home, "--input", str(home / "texts.jsonl"), "--rows-per-file", "20",
-                     "--output", str(home / "unfinished"))  # fmt: skip
+    found = classify(
+        home,
+        "--input",
+        str(home / "texts.jsonl"),
+        "--rows-per-file",
+        "20",
+        "--output",
+        str(home / "unfinished"),
+    )
     assert found["rows_out"] == len(TEXTS)
     assert found["rows_this_run"] == 0, "the rows that were answered are not answered again"
     old, new = answers(home / "answers"), answers(home / "unfinished")
@@ -173,8 +204,17 @@ def test_an_unfinished_output_goes_on(home):
 
 
 def test_an_unfinished_store_goes_on(home):
-    found = job("embed", "--input", str(home / "texts.jsonl"), "--store", str(home / "half-store"),
-                "--embedder.kind", "jina", "--embedder.model", str(home / "models/jina"))  # fmt: skip
+    found = job(
+        "embed",
+        "--input",
+        str(home / "texts.jsonl"),
+        "--store",
+        str(home / "half-store"),
+        "--embedder.kind",
+        "jina",
+        "--embedder.model",
+        str(home / "models/jina"),
+    )
     assert found["rows_out"] == len(TEXTS)
 
 
