@@ -18,7 +18,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from sce.embedding.embedder import TextEmbedder
 from sce.embedding.row_checks import text_is_empty, vector_errors
 from sce.embedding.tokenising import TokenisedTexts
 from sce.labels import LabelSet, RaggedLabels
@@ -40,32 +39,11 @@ what the set's labels have in common is computed once."""
 T = TypeVar("T")
 
 
-class KnownTexts:
-    """Vectors of labels' texts: those that were embedded ahead, else the embedder's."""
-
-    def __init__(self, embedder: TextEmbedder) -> None:
-        self._embedder = embedder
-        self.known: Mapping[str, np.ndarray] = {}
-
-    def __call__(self, texts: Sequence[str]) -> np.ndarray:
-        """Float32 [N, D]. A predictor may drop what it knew of a label in the meantime."""
-        known = self.known
-        missing = [text for text in dict.fromkeys(texts) if text not in known]
-        found = dict(zip(missing, self._embedder.embed(missing).vectors)) if missing else {}
-        return np.stack([known[text] if text in known else found[text] for text in texts])
-
-
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model, and what is needed to serve it.
-
-    Attributes:
-        label_texts: the predictor's source of the vectors of labels' texts.
-        info: for `/info`.
-    """
+    """A model, and what `/info` says of it."""
 
     predictor: Predictor
-    label_texts: KnownTexts
     info: Mapping[str, Any]
 
     @property
@@ -84,13 +62,13 @@ class _ClassifyItem:
     model: LoadedModel
     vectors_GD: np.ndarray
     labels: LabelSet | RaggedLabels
-    label_vectors: Mapping[str, np.ndarray]
+    label_texts: Mapping[str, np.ndarray]
     top_k: int
     return_scores: bool
 
     @property
     def label_tokens(self) -> int:
-        return _label_tokens(self.labels, len(self.vectors_GD))
+        return int(_row_costs(self.labels, len(self.vectors_GD)).sum())
 
 
 @dataclass(frozen=True)
@@ -177,14 +155,14 @@ class Engine:
         labels = request.labels
         if isinstance(labels, RaggedLabels) and not good_N.all():
             labels = labels.take(np.flatnonzero(good_N))
-        label_vectors, new = await self._label_vectors(model, labels)
+        label_texts, new = await self._embed_label_texts(model, labels)
         began = time.perf_counter()
         pieces = [
             _ClassifyItem(
                 model,
                 vectors_GD[start:end],
                 labels if isinstance(labels, LabelSet) else labels.take(np.arange(start, end)),
-                label_vectors,
+                label_texts,
                 request.top_k,
                 request.return_scores,
             )
@@ -280,7 +258,7 @@ class Engine:
         vectors_WD[order_W] = np.concatenate(parts)
         return vectors_WD
 
-    async def _label_vectors(
+    async def _embed_label_texts(
         self, model: LoadedModel, labels: LabelSet | RaggedLabels
     ) -> tuple[dict[str, np.ndarray], int]:
         """Vectors of the labels' texts that the predictor does not know yet, and how many of them
@@ -330,8 +308,6 @@ def _classify_batch(items: list[_ClassifyItem]) -> list[Answers]:
     found: list[Any] = [None] * len(items)
     for of_model in _grouped(range(len(items)), lambda i: id(items[i].model)):
         predictor = items[of_model[0]].model.predictor
-        label_texts = items[of_model[0]].model.label_texts
-        label_texts.known = {t: v for i in of_model for t, v in items[i].label_vectors.items()}
         groups = _grouped(of_model, lambda i: _set_key(items[i].labels))
         mixed: list[int] = []
         for places in groups:
@@ -342,7 +318,6 @@ def _classify_batch(items: list[_ClassifyItem]) -> list[Answers]:
                 mixed += places
         if mixed:
             _answer_together(predictor, items, mixed, found)
-        label_texts.known = {}
     return found
 
 
@@ -368,6 +343,7 @@ def _answer_together(
         labels,
         top_k=max(item.top_k for item in mine),
         return_scores=any(item.return_scores for item in mine),
+        label_texts={text: vector for item in mine for text, vector in item.label_texts.items()},
     )
     start = 0
     for i, item in zip(places, mine):
@@ -419,13 +395,8 @@ def _known_vectors(vectors_ND: np.ndarray, known: Mapping[int, str]) -> ModelAns
 
 
 def _row_costs(labels: LabelSet | RaggedLabels, rows: int) -> np.ndarray:
-    if isinstance(labels, LabelSet):
-        return np.full(rows, len(labels) + 1)
-    return labels.label_counts + 1
-
-
-def _label_tokens(labels: LabelSet | RaggedLabels, rows: int) -> int:
-    return int(_row_costs(labels, rows).sum())
+    """Tokens that the encoder reads for each row: its labels, and the text as one, int64 [N]."""
+    return labels.counts_by_row(rows) + 1
 
 
 def _pieces(costs_N: np.ndarray, budget: int) -> list[tuple[int, int]]:

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from sce.embedding.embedder import EmbedderConfig, load_embedder
 from sce.errors import ConfigError, FingerprintMismatch, InputError, LabelError
 from sce.labels import LabelSet, RaggedLabels
-from sce.predictor import EXACT, Predictor
+from sce.model.scoring import EXACT
+from sce.predictor import Predictor
 from sce.training.fresh_model import ModelConfig, build_model
 from tests.tiny_models import build_roberta, build_sentence_transformer
 
@@ -99,7 +100,7 @@ def test_warming_up_changes_no_answer(predictor):
     before = rebuilt(predictor).predict(TEXTS, LABELS, return_scores=True)
     warm = rebuilt(predictor)
     warm.warm_up(LABELS)
-    assert len(warm._prepared_sets) == 1, "the label set is ready"
+    assert len(warm._groups._prepared_sets) == 1, "the label set is ready"
     assert warm.predict(TEXTS, LABELS, return_scores=True) == before
 
 

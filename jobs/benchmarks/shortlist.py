@@ -13,7 +13,8 @@ from sce.datasets.labelled import read_labelled
 from sce.embedding.embedder import EmbedderConfig
 from sce.errors import ConfigError
 from sce.labels import LabelSet
-from sce.predictor import EXACT, Predictor
+from sce.model.scoring import EXACT
+from sce.predictor import Predictor
 from sce.storage import Place
 
 

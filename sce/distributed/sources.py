@@ -13,7 +13,8 @@ from sce.distributed.embed_corpus import embedder_of
 from sce.distributed.resources import ActorPlan, ResourcesConfig, embed_actors
 from sce.distributed.stage import ACTOR_CPUS
 from sce.embedding.embedder import EmbedderConfig, EmbedderFingerprint
-from sce.predictor import EXACT, SHORTLIST_ABOVE, SHORTLIST_SIZE, Predictor
+from sce.model.scoring import EXACT, SHORTLIST_ABOVE, SHORTLIST_SIZE
+from sce.predictor import Predictor
 
 ENDPOINT_CPUS = 0.25
 """That Ray sets aside for an actor that asks an endpoint."""

@@ -8,7 +8,7 @@ over the examples the other; `SCEModel.pool_labels` joins them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, chain
 
@@ -101,16 +101,25 @@ def encode_labels(
     return LabelVectors(text_KD, examples_KD, counts_K, tokens_KH)
 
 
+def with_known(known: Mapping[str, np.ndarray], others: TextVectors) -> TextVectors:
+    """Vectors of texts that were embedded before, and of the `others` as they come."""
+
+    def text_vectors(texts: Sequence[str]) -> np.ndarray:
+        new = [text for text in dict.fromkeys(texts) if text not in known]
+        found = dict(zip(new, others(new))) if new else {}
+        return np.stack([known[text] if text in known else found[text] for text in texts])
+
+    return text_vectors if known else others
+
+
 class LabelBank:
     """Vectors of labels that were encoded before, label by label, for sets that overlap.
 
     Args:
-        encode: gives the vectors of a label set in its own order.
         limit: when more labels than this would be kept, only those just asked for are.
     """
 
-    def __init__(self, encode: Callable[[LabelSet], LabelVectors], limit: int) -> None:
-        self._encode = encode
+    def __init__(self, limit: int) -> None:
         self._limit = limit
         self._places: dict[Label, int] = {}
         self._vectors: LabelVectors | None = None
@@ -119,17 +128,19 @@ class LabelBank:
         """Those that would have to be encoded."""
         return [label for label in labels if label not in self._places]
 
-    def vectors(self, labels: Sequence[Label]) -> LabelVectors:
+    def vectors(
+        self, labels: Sequence[Label], encode: Callable[[LabelSet], LabelVectors]
+    ) -> LabelVectors:
         """Vectors of distinct labels, in their order.
 
         New labels are encoded together, in the order of `labels`: the caller sorts them, so that
         the order in which a user gave them does not reach the vectors.
         """
-        new = [label for label in labels if label not in self._places]
+        new = self.unknown(labels)
         if len(self._places) + len(new) > self._limit:
             self._places, self._vectors, new = {}, None, list(labels)
         if new:
-            found = self._encode(LabelSet(tuple(new)))
+            found = encode(LabelSet(tuple(new)))
             self._vectors = found if self._vectors is None else self._vectors.joined(found)
             self._places |= {label: len(self._places) + i for i, label in enumerate(new)}
         assert self._vectors is not None
