@@ -17,7 +17,7 @@ import torch
 from scipy.special import softmax
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from sce.embedding.embedder import TextEmbedder, load_embedder
+from sce.embedding.embedder import TextEmbedder, choose_device, load_embedder
 from sce.embedding.fingerprint import check_fingerprint
 from sce.embedding.settings import EmbedderConfig
 from sce.errors import ConfigError, InputError
@@ -122,8 +122,7 @@ class Predictor:
             FingerprintMismatch: `embedder` is not the one that the model was trained with.
             InputError: there is no model at `path`.
         """
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = choose_device(device)
         if dtype not in ("float32", "bfloat16", "auto"):
             raise ConfigError(f"dtype: {dtype!r} is not one of 'float32', 'bfloat16', 'auto'.")
         half = dtype == "bfloat16" or (dtype == "auto" and multiplies_bfloat16(device))

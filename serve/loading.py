@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from sce.bulk.request import identify_model
-from sce.embedding.embedder import TextEmbedder, load_embedder
+from sce.embedding.embedder import TextEmbedder, choose_device, load_embedder
 from sce.embedding.fingerprint import EmbedderFingerprint
 from sce.embedding.settings import EmbedderConfig
 from sce.model.scoring import EXACT
@@ -16,13 +14,6 @@ from serve.engine import LoadedModel
 from serve.settings import ModelSettings
 
 WARM_UP_LABELS = [f"label {k}" for k in range(10)]
-
-
-def choose_device(settings: ModelSettings) -> str:
-    """ "cpu" or "cuda"."""
-    if settings.device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return settings.device
 
 
 def load_model(
@@ -39,7 +30,7 @@ def load_model(
     """
     config, fingerprint = identify_model(settings.path)
     assert config.embedder is not None
-    device = choose_device(settings)
+    device = choose_device(settings.device)
     wanted = settings.embedder or EmbedderConfig.from_fingerprint(config.embedder)
     known = EmbedderFingerprint.from_dict(config.embedder).id
     if embedder is None or embedder.fingerprint.id != known or embedder.device.type != device:

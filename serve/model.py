@@ -8,9 +8,10 @@ import os
 from typing import Any
 
 from sce.distributed.resources import TorchThread
+from sce.embedding.embedder import choose_device
 from serve.cache import VectorCache
 from serve.engine import Engine, LoadedModel
-from serve.loading import choose_device, load_model, warm_up
+from serve.loading import load_model, warm_up
 from serve.metrics import ModelMetrics
 from serve.settings import ModelSettings
 from serve.work import ModelAnswer, ModelRequest
@@ -79,7 +80,7 @@ class ModelReplica:
         self._torch = TorchThread(settings.threads or os.cpu_count() or 1)
         loaded = await self._load(settings, None)
         engine = Engine(
-            choose_device(settings),
+            choose_device(settings.device),
             self._torch.executor,
             VectorCache(settings.cache_bytes),
             self._metrics.batch,

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sce.embedding.embedder import EmbedderConfig, load_embedder
+from sce.embedding.embedder import load_embedder
+from sce.embedding.settings import EmbedderConfig
 from sce.errors import ConfigError, FingerprintMismatch, InputError, LabelError
 from sce.labels import LabelSet, RaggedLabels
 from sce.model.scoring import EXACT

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import snapshot_download
+from huggingface_hub import metadata_load, snapshot_download
 from tokenizers import Tokenizer
 
 from sce.embedding.fingerprint import EmbedderFingerprint
@@ -121,17 +121,11 @@ def minilm_folder(folder: str | None = None) -> Path:
 
 def checkpoint_licence(folder: str | Path) -> str:
     """Licence that the model card of a local checkpoint states, else "unknown"."""
-    card = Path(folder) / "README.md"
-    if not card.is_file():
-        return "unknown"
-    parts = card.read_text(encoding="utf-8").split("---", 2)
-    if len(parts) < 3 or parts[0].strip():
-        return "unknown"
     try:
-        header = yaml.safe_load(parts[1])
-    except yaml.YAMLError:
-        return "unknown"
-    return str(header.get("license", "unknown")) if isinstance(header, dict) else "unknown"
+        header = metadata_load(Path(folder) / "README.md")
+    except (OSError, ValueError, yaml.YAMLError):
+        header = None
+    return str((header or {}).get("license", "unknown"))
 
 
 def explain_load_error(setting: str, name: str, error: Exception) -> EmbedderError:
@@ -166,6 +160,9 @@ def _find(name: str, revision: str | None) -> tuple[Path, str | None]:
 
 def _read_modules(root: Path) -> tuple[Path, str]:
     """Folder of the transformer and pooling of a sentence-transformers checkpoint."""
+    # Read here rather than by the sentence-transformers library: that would be one more large
+    # dependency of every worker and server for two JSON files, and it imports the modules that a
+    # checkpoint names, so that what is unsupported would run instead of being refused.
     if not (root / "modules.json").is_file():
         raise EmbedderError(
             f"{root}: no modules.json, so this is not a sentence-transformers checkpoint."

@@ -49,7 +49,7 @@ from sce.distributed.stage import (
     plan_corpus,
     run_stage,
 )
-from sce.embedding.embedder import EmbedderConfig
+from sce.embedding.settings import EmbedderConfig
 from sce.embedding.store import EmbeddingStore
 from sce.errors import ConfigError, SCEError
 from sce.evaluation import thresholds

@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.benchmarks.classify import write_store
-from sce.embedding.embedder import EmbedderConfig, embedder_fingerprint
+from sce.embedding.embedder import embedder_fingerprint
+from sce.embedding.settings import EmbedderConfig
 from sce.training.fresh_model import ModelConfig, build_model
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -13,7 +13,7 @@ from mlflow.tracking import MlflowClient
 from jobs import compare as compare_job
 from jobs import evaluate as evaluate_job
 from jobs import train_sce as train_job
-from sce.embedding.embedder import EmbedderConfig
+from sce.embedding.settings import EmbedderConfig
 from sce.predictor import Predictor
 from sce.workflows.cli import run_job
 from sce.workflows.compare import CompareConfig, compare
