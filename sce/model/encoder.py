@@ -253,24 +253,6 @@ class SCEModel(PreTrainedModel):
         (loaded[0] if isinstance(loaded, tuple) else loaded).freeze()
         return loaded
 
-    def pool_labels(
-        self,
-        text_KD: torch.Tensor,
-        examples_KD: torch.Tensor | None = None,
-        example_counts_K: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """g_k: a label's information as one unit vector.
-
-        Args:
-            text_KD: mean over the vectors of name, synonyms and description [..., K, D].
-            examples_KD: mean over the vectors of its example texts [..., K, D], 0 where none.
-            example_counts_K: number of examples [..., K].
-
-        Returns:
-            Unit vectors [..., K, D]: unit(text) + w(n) * examples, normalised.
-        """
-        return pool_labels(text_KD, examples_KD, example_counts_K, self.example_weight)
-
     def forward(
         self,
         query_embeddings: torch.Tensor,
@@ -306,7 +288,9 @@ class SCEModel(PreTrainedModel):
                 raise ValueError(
                     "label_embeddings are needed: the model has a prior or embeds labels"
                 )
-            g_KD = self.pool_labels(label_embeddings, example_embeddings, example_counts)
+            g_KD = pool_labels(
+                label_embeddings, example_embeddings, example_counts, self.example_weight
+            )
         query_B1H = self.embed_queries(query_embeddings)
         h_KH = self.embed_labels(g_KD, label_tokens)
         if h_KH.dim() == 2:
@@ -383,7 +367,17 @@ def pool_labels(
     example_counts_K: torch.Tensor | None,
     example_weight: torch.Tensor,
 ) -> torch.Tensor:
-    """`SCEModel.pool_labels` with the (a, b) of w(n) given."""
+    """g_k: a label's information as one unit vector.
+
+    Args:
+        text_KD: mean over the vectors of name, synonyms and description [..., K, D].
+        examples_KD: mean over the vectors of its example texts [..., K, D], 0 where none.
+        example_counts_K: number of examples n [..., K].
+        example_weight: (a, b) of w(n) = exp(a + b log n).
+
+    Returns:
+        Unit vectors [..., K, D]: unit(text) + w(n) * examples, normalised.
+    """
     g_KD = nn.functional.normalize(text_KD, dim=-1)
     if examples_KD is None or example_counts_K is None:
         return g_KD

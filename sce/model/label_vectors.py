@@ -3,7 +3,7 @@
 h_k comes from the token dictionary (equation 2) or from the text embedder; g_k always from
 the text embedder, which embeds the name, every synonym, the description and every example
 text as a whole. The mean over name, synonyms and description is one part of g_k, the mean
-over the examples the other; `SCEModel.pool_labels` joins them.
+over the examples the other; `pool_labels` joins them.
 """
 
 from __future__ import annotations
