@@ -157,6 +157,15 @@ class LabelSet:
         """The names of each of so many rows that share this set, in the user's order."""
         return [self.names] * rows
 
+    def by_row(self, rows: int) -> RaggedLabels:
+        """This set for each of so many rows."""
+        ids_M = np.tile(np.arange(len(self)), rows)
+        return RaggedLabels(self.labels, ids_M, np.arange(rows + 1) * len(self))
+
+    def take(self, rows_G: np.ndarray) -> LabelSet:
+        """This set: that of any rows."""
+        return self
+
     def to_list(self) -> list[dict[str, Any]]:
         return [label.to_dict() for label in self.labels]
 
@@ -318,6 +327,10 @@ class RaggedLabels:
         flat = [names[i] for i in self.ids_M.tolist()]
         return [flat[start:end] for start, end in pairwise(bounds)]
 
+    def by_row(self, rows: int) -> RaggedLabels:
+        """These sets, for as many rows."""
+        return self
+
     def take(self, rows_G: np.ndarray) -> RaggedLabels:
         """The sets of these rows."""
         counts_G = self.label_counts[rows_G]
@@ -336,13 +349,6 @@ class RaggedLabels:
             counts.append(part.label_counts)
         offsets = np.concatenate([[0], np.cumsum(np.concatenate(counts))])
         return cls(tuple(places), np.concatenate(ids), offsets)
-
-    @classmethod
-    def repeat(cls, label_set: LabelSet, rows: int) -> RaggedLabels:
-        """The same set for every row."""
-        size = len(label_set)
-        ids_M = np.tile(np.arange(size), rows)
-        return cls(label_set.labels, ids_M, np.arange(rows + 1) * size)
 
     def canonical_ids(self) -> tuple[list[Label], np.ndarray]:
         """The labels in use, sorted by key and then by what else is known of them, and `ids_M`

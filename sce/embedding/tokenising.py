@@ -9,7 +9,7 @@ from itertools import chain
 import numpy as np
 from tokenizers import Tokenizer
 
-from sce.embedding.row_checks import text_is_empty
+from sce.embedding.row_checks import is_unicode, text_is_empty
 from sce.errors import DataError
 
 
@@ -130,7 +130,5 @@ def check_texts(texts: Sequence[str]) -> None:
 def check_unicode(texts: Sequence[str]) -> None:
     """Raises `DataError` with the position of the first text that is not Unicode."""
     for i, text in enumerate(texts):
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise DataError(f"texts[{i}]: the text has a lone surrogate, not Unicode.") from None
+        if not is_unicode(text):
+            raise DataError(f"texts[{i}]: the text has a lone surrogate, not Unicode.")
