@@ -22,7 +22,7 @@ from sce.embedding.fingerprint import check_fingerprint
 from sce.embedding.settings import EmbedderConfig
 from sce.errors import ConfigError, InputError
 from sce.labels import LabelSet, RaggedLabels, parse_labels
-from sce.model.answers import Answers, AnswerWriter, Prediction
+from sce.model.answers import Answers, Prediction
 from sce.model.calibration import Temperature
 from sce.model.encoder import SCEModel
 from sce.model.grouping import GroupScorer
@@ -269,18 +269,21 @@ class Predictor:
         if not isinstance(labels, RaggedLabels):
             labels = LabelSet.parse(labels)
         counts_N = labels.counts_by_row(len(queries_ND))
-        offsets = np.concatenate([[0], np.cumsum(counts_N)])
-        widest = len(labels) if isinstance(labels, LabelSet) else int(counts_N.max(initial=1))
-        writer = AnswerWriter(offsets, min(top_k, widest), return_scores)
+        shortlisted = bool((counts_N > self.shortlist_above).any())
+        answers = Answers.empty(
+            counts_N, top_k, return_scores, self.shortlist_size if shortlisted else None
+        )
         text_vectors = with_known(label_texts or {}, self._text_vectors)
         for group, batch in self._groups.batches(queries_ND, labels, text_vectors):
-            top_BT, p_BT, p_BK = self._best(batch, group.width, writer.width, return_scores)
             rows_B = group.rows_R[batch.rows]
-            writer.write_top(rows_B, group.to_user(batch, top_BT), p_BT)
-            if p_BK is not None:
-                writer.write_scores(rows_B, group.to_user(batch), p_BK)
-        shortlisted = bool((counts_N > self.shortlist_above).any())
-        return writer.answers(self.shortlist_size if shortlisted else None)
+            top_BT, p_BT, p_BK = self._best(batch, group.width, answers.top_NT.shape[1])
+            kept = slice(top_BT.shape[1])  # the others have no more labels, or a shortlist
+            answers.top_NT[rows_B, kept] = group.to_user(batch, top_BT)
+            answers.top_scores_NT[rows_B, kept] = p_BT
+            if answers.scores_M is not None:
+                places_BK = answers.offsets[rows_B][:, None] + group.to_user(batch)
+                answers.scores_M[places_BK] = p_BK.float().cpu().numpy()
+        return answers
 
     def probabilities(
         self, queries_ND: np.ndarray, labels: Any, calibrated: bool = True
@@ -313,8 +316,8 @@ class Predictor:
         return scores_NK
 
     def _best(
-        self, batch: ScoredBatch, label_count: int, width: int, return_scores: bool
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        self, batch: ScoredBatch, label_count: int, width: int
+    ) -> tuple[np.ndarray, np.ndarray, torch.Tensor]:
         """The best places of each row's scores, their probabilities, and all probabilities.
 
         Equal scores come in canonical order. With a shortlist the temperature is that of the
@@ -329,7 +332,7 @@ class Predictor:
         else:
             top_BT = logits_BK.sort(dim=1, descending=True, stable=True).indices[:, :width]
         p_BT = p_BK.gather(1, top_BT).float().cpu().numpy()
-        return top_BT.cpu().numpy(), p_BT, p_BK.float().cpu().numpy() if return_scores else None
+        return top_BT.cpu().numpy(), p_BT, p_BK
 
     def _check_embeddings(self, embeddings: Any) -> np.ndarray:
         queries_ND = np.asarray(embeddings, np.float32)
