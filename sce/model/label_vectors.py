@@ -65,15 +65,6 @@ class LabelVectors:
     def _parts(self) -> tuple[torch.Tensor | None, ...]:
         return (self.text_KD, self.examples_KD, self.example_counts_K, self.tokens_KH)
 
-    def model_inputs(self) -> dict[str, torch.Tensor | None]:
-        """Keyword arguments of `SCEModel.forward`: one set shared by all rows."""
-        return {
-            "label_embeddings": self.text_KD,
-            "example_embeddings": self.examples_KD,
-            "example_counts": self.example_counts_K,
-            "label_tokens": self.tokens_KH,
-        }
-
 
 def encode_labels(
     label_set: LabelSet,
