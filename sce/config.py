@@ -22,10 +22,10 @@ from sce.errors import ConfigError
 from sce.storage import Place, RemotePath, fetch, to_place
 
 VERSION = "0.1.0"
-"""Of this software."""
+"""The version of this software."""
 ENV_PREFIX = "SCE_"
 SECRETS = ("SCE_TOKENS", "SCE_TOKENS_FILE", "SCE_ENDPOINT_TOKEN")
-"""Belong into the environment of a machine, where programs see them that have no use for them."""
+"""They belong into a machine's environment, where others' programs find them as well."""
 
 
 class Section(BaseModel):
@@ -41,7 +41,7 @@ def _whole_above_one(gpus: float) -> float:
 
 
 Gpus = Annotated[float, Field(ge=0), AfterValidator(_whole_above_one)]
-"""GPUs of one actor."""
+"""How many GPUs one actor has."""
 
 
 class JobConfig(BaseSettings):

@@ -333,6 +333,7 @@ class RaggedLabels:
 
     def take(self, rows_G: np.ndarray) -> RaggedLabels:
         """The sets of these rows."""
+        # A taken label lies as far behind its row's first label as in the old order.
         counts_G = self.label_counts[rows_G]
         offsets = np.concatenate([[0], np.cumsum(counts_G)])
         flat = np.repeat(self.offsets[rows_G] - offsets[:-1], counts_G) + np.arange(offsets[-1])
@@ -350,20 +351,21 @@ class RaggedLabels:
         offsets = np.concatenate([[0], np.cumsum(np.concatenate(counts))])
         return cls(tuple(places), np.concatenate(ids), offsets)
 
-    def canonical_ids(self) -> tuple[list[Label], np.ndarray]:
-        """The labels in use, sorted by key and then by what else is known of them, and `ids_M`
-        as places among those. The order in which the user gave them does not matter to either,
-        but for the places of ids within a row."""
+    def canonical(self) -> tuple[list[Label], np.ndarray, np.ndarray]:
+        """What the model sees, whatever the order in which the user gave the labels.
+
+        Returns:
+            The labels in use, sorted by key and then by what else is known of them; `ids_M` as
+            places among those; and the flat places that put each row's labels in canonical
+            order, int64 [M].
+        """
         used_L, ids_M = np.unique(self.ids_M, return_inverse=True)
         order_L = sorted(range(len(used_L)), key=lambda i: _sort_key(self.labels[used_L[i]]))
         rank_L = np.empty(len(used_L), np.int64)
         rank_L[order_L] = np.arange(len(used_L))
-        return [self.labels[used_L[i]] for i in order_L], rank_L[ids_M]
-
-    def canonical_places(self, canonical_ids_M: np.ndarray) -> np.ndarray:
-        """Flat places that put each row's labels in canonical order, int64 [M]."""
         row_M = np.repeat(np.arange(len(self)), self.label_counts)
-        return np.lexsort((canonical_ids_M, row_M))
+        places_M = np.lexsort((rank_L[ids_M], row_M))
+        return [self.labels[used_L[i]] for i in order_L], rank_L[ids_M], places_M
 
 
 def _sort_key(label: Label) -> tuple[object, ...]:

@@ -65,7 +65,7 @@ class ModelReplica:
         return found
 
     async def info(self) -> dict[str, Any]:
-        """For `/info`; `error` says why the last model that was to be loaded was not."""
+        """What `/info` shows; `error` says why the last model that was to be loaded was not."""
         assert self._engine is not None
         assert self._engine.model is not None
         loading = self._loading is not None and not self._loading.done()
@@ -103,7 +103,7 @@ class ModelReplica:
         log.info("%s answers with %s", self._name, settings.path)
 
     async def _load(self, settings: ModelSettings, before: LoadedModel | None) -> LoadedModel:
-        """In a thread that ends, so that OpenMP keeps one team (`TorchThread`)."""
+        """Load in a thread that ends, so that OpenMP keeps one team (`TorchThread`)."""
         assert self._torch is not None
         embedder = None if before is None else before.predictor.embedder
         loaded = await asyncio.to_thread(load_model, self._name, settings, embedder)

@@ -22,7 +22,7 @@ from sce.errors import EmbedderError
 from sce.storage import fetch_model
 
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-"""Of model.safetensors, as published for sentence-transformers/all-MiniLM-L6-v2."""
+"""The hash of model.safetensors, as published for sentence-transformers/all-MiniLM-L6-v2."""
 MINILM_LICENCE = "Apache-2.0"
 JINA_LICENCE = "CC BY-NC 4.0"
 

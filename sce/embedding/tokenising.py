@@ -32,6 +32,7 @@ class TokenisedTexts:
 
     def take(self, places_P: np.ndarray) -> TokenisedTexts:
         """The texts at these places."""
+        # A taken token lies as far behind its text's first token as in the old order.
         lengths_P = self.lengths[places_P]
         starts_N = np.cumsum(self.lengths) - self.lengths
         shift_P = starts_N[places_P] - (np.cumsum(lengths_P) - lengths_P)

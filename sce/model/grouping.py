@@ -152,8 +152,7 @@ class GroupScorer:
     def _a_set_a_row(self, labels: RaggedLabels, text_vectors: TextVectors) -> Iterator[Group]:
         if not len(labels):
             return
-        canonical_L, ids_M = labels.canonical_ids()
-        places_M = labels.canonical_places(ids_M)
+        canonical_L, ids_M, places_M = labels.canonical()
         user_M = places_M - np.repeat(labels.offsets[:-1], labels.label_counts)
         with_text = self._needs_text(int(labels.label_counts.max()))
         with self._lock:
