@@ -2,19 +2,19 @@
 
     python jobs/classify.py --model runs/quickstart/model --input tickets/ \\
         --labels '["late delivery", "billing", "praise"]' --output runs/tickets \\
-        --save_embeddings runs/tickets-embedded
+        --save-embeddings runs/tickets-embedded
     python jobs/classify.py --model runs/quickstart/model --input runs/tickets-embedded \\
-        --labels_file labels.yaml --output runs/tickets-week2 --compare_to runs/tickets
+        --labels-file labels.yaml --output runs/tickets-week2 --compare-to runs/tickets
     python jobs/classify.py --endpoint http://server:8000 --input tickets/ \\
-        --labels_file labels.yaml --output runs/tickets-served
+        --labels-file labels.yaml --output runs/tickets-served
     ray job submit --working-dir . -- python jobs/classify.py --model s3://bucket/model \\
-        --input s3://bucket/texts/ --labels_file s3://bucket/labels.yaml \\
+        --input s3://bucket/texts/ --labels-file s3://bucket/labels.yaml \\
         --output s3://bucket/answers
 
 The input is Parquet, JSONL or CSV (.gz too): a folder, a glob or a URI; or an embedding store.
 One row goes out for each that comes in: id, label, score, truncated, error, place (sort by it for
-the order of the input), and what is asked for with --keep_columns, --top_k, --return_scores.
---dry_run shows what to expect first. Killed, the same command goes on where it was.
+the order of the input), and what is asked for with --keep-columns, --top-k, --return-scores.
+--dry-run shows what to expect first. Killed, the same command goes on where it was.
 With --endpoint a server (serve/app.py) answers, and nothing here needs a model or a GPU; its token
 is best given as SCE_ENDPOINT_TOKEN.
 The last line of standard output is JSON. Exit code 0: done, 1: failed, 2: wrong input.

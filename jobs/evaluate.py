@@ -5,7 +5,7 @@ method that needs no training, on the same rows.
     python jobs/evaluate.py --config configs/paper/f2llm.yaml
     python jobs/evaluate.py --config configs/quickstart/sce.yaml --evaluate.labelled mine.jsonl
     ray job submit --working-dir . -- python jobs/evaluate.py --config configs/paper/sce.yaml \\
-        --run_dir /shared/runs/paper
+        --run-dir /shared/runs/paper
 
 `--method similarity` measures cosine similarity of the embedder's vectors, `--method prompted` a
 language model that is asked (`--prompted.base`), with LoRA adapters or without; jobs/compare.py

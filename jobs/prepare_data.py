@@ -1,7 +1,7 @@
 """Read labelled texts from every source of an experiment into one folder of Parquet.
 
     python jobs/prepare_data.py --config configs/quickstart/sce.yaml
-    python jobs/prepare_data.py --run_dir runs/mine \\
+    python jobs/prepare_data.py --run-dir runs/mine \\
         --data.sources '[{"dataset": "custom", "name": "mine", "path": "mine.jsonl"}]'
 
 Writes rows.parquet, label_sets.parquet and manifest.json to <run_dir>/data: whole, or not at

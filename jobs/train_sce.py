@@ -2,7 +2,7 @@
 
     python jobs/train_sce.py --config configs/quickstart/sce.yaml
     ray job submit --working-dir . -- python jobs/train_sce.py --config configs/paper/sce.yaml \\
-        --run_dir /shared/runs/paper
+        --run-dir /shared/runs/paper
 
 Prepares the data and embeds it first where that is missing or out of date, then trains, fits
 the temperature, writes the model and measures it. Any setting can be given as a flag:

@@ -1,8 +1,8 @@
 """One mechanism for every setting: a YAML file, then the environment, then the command line.
 
-A setting `train.epochs` is the YAML key `train: {epochs: 3}`, the environment variable
-`SCE_TRAIN__EPOCHS=3` and the flag `--train.epochs 3`; the later of the three wins. Unknown
-keys are refused wherever they stand. A flag may have "-" for "_": `--top-k`.
+A setting `train.batch_size` is the YAML key `train: {batch_size: 3}`, the environment variable
+`SCE_TRAIN__BATCH_SIZE=3` and the flag `--train.batch-size 3`; the later of the three wins. Unknown
+keys are refused wherever they stand.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from sce.errors import ConfigError
 from sce.storage import Place, RemotePath, fetch, to_place
 
 VERSION = "0.1.0"
-"""Of this software."""
+"""The version of this software."""
 ENV_PREFIX = "SCE_"
 SECRETS = ("SCE_TOKENS", "SCE_TOKENS_FILE", "SCE_ENDPOINT_TOKEN")
-"""Belong into the environment of a machine, where programs see them that have no use for them."""
+"""They belong into a machine's environment, where others' programs find them as well."""
 
 
 class Section(BaseModel):
@@ -41,7 +41,7 @@ def _whole_above_one(gpus: float) -> float:
 
 
 Gpus = Annotated[float, Field(ge=0), AfterValidator(_whole_above_one)]
-"""GPUs of one actor."""
+"""How many GPUs one actor has."""
 
 
 class JobConfig(BaseSettings):
@@ -55,6 +55,7 @@ class JobConfig(BaseSettings):
         env_nested_delimiter="__",
         cli_avoid_json=True,
         cli_implicit_flags=True,
+        cli_kebab_case=True,
         cli_hide_none_type=True,
     )
 
@@ -87,6 +88,7 @@ def load_config(config_class: type[ConfigT], argv: Sequence[str], prog: str, doc
     if file is not None:
         _check_yaml(file, known.config)
     _check_environment(config_class)
+    _check_spelling(rest)
 
     loaded = type(
         config_class.__name__,
@@ -99,7 +101,7 @@ def load_config(config_class: type[ConfigT], argv: Sequence[str], prog: str, doc
                     **config_class.model_config,
                     "yaml_file": file,
                     "cli_prog_name": prog,
-                    "cli_parse_args": _underscored(rest, config_class),
+                    "cli_parse_args": rest,
                 }
             ),
         },
@@ -112,18 +114,12 @@ def load_config(config_class: type[ConfigT], argv: Sequence[str], prog: str, doc
         raise ConfigError(f"{prog}: {error}") from None
 
 
-def _underscored(argv: Sequence[str], config_class: type[JobConfig]) -> list[str]:
-    """`--top-k` is the flag `--top_k`; what names no setting is left as it is."""
-    found = []
+def _check_spelling(argv: Sequence[str]) -> None:
+    """Flags had underscores once; argparse would name the new spelling to nobody."""
     for item in argv:
-        flag, equals, value = item.partition("=")
-        if flag.startswith("--"):
-            negation = "--no-" if flag.startswith("--no-") else "--"
-            name = flag.removeprefix(negation).replace("-", "_")
-            if name.partition(".")[0] in config_class.model_fields:
-                item = f"{negation}{name}{equals}{value}"
-        found.append(item)
-    return found
+        flag = item.partition("=")[0]
+        if flag.startswith("--") and "_" in flag:
+            raise ConfigError(f"{flag}: flags are spelt with hyphens, {flag.replace('_', '-')}.")
 
 
 def resolve_output(path: str | Place) -> Place:
@@ -140,7 +136,7 @@ def resolve_output(path: str | Place) -> Place:
     if not path.is_absolute() and "working_dir_files" in Path.cwd().parts:
         raise ConfigError(
             f"run_dir: {str(path)!r} is relative, and a submitted job runs in a folder that Ray "
-            f"deletes. Give an absolute path that the cluster keeps (--run_dir /data/{path}), or a "
+            f"deletes. Give an absolute path that the cluster keeps (--run-dir /data/{path}), or a "
             "URI (s3://bucket/folder)."
         )
     return path.absolute()

@@ -1,8 +1,11 @@
 """Label sets: what the user gives at the moment of asking, validated and put in order.
 
-A `LabelSet` keeps the labels as the user wrote them. The model sees them in canonical
-order (sorted by name in Unicode NFC), so that every order of the same set runs through
-exactly the same arithmetic and the answers are equal bit for bit.
+A `LabelSet` keeps the labels as the user wrote them; `RaggedLabels` is one set a row. The model
+sees labels in canonical order (sorted by name in Unicode NFC), so that every order of the same
+set runs through exactly the same arithmetic and the answers are equal bit for bit.
+
+The rules for a name stand in `name_error` alone; names are equal if `normalise_name` makes them so.
+Shapes: N rows, K labels of a row, L distinct labels of all rows, M labels of all rows.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from sce.errors import MAX_NAME_CHARS, LabelError
+from sce.errors import MAX_NAME_CHARS, InputError, LabelError
 
 MAX_INFO_CHARS = 10_000
 _FIELDS = ("name", "synonyms", "description", "examples")
@@ -27,6 +30,13 @@ _FIELDS = ("name", "synonyms", "description", "examples")
 def normalise_name(name: str) -> str:
     """The form in which a label's name is compared, sorted and embedded: NFC, stripped."""
     return unicodedata.normalize("NFC", name).strip()
+
+
+def name_error(key: str) -> str:
+    """What is wrong with a label's name after `normalise_name`: a word of `ROW_ERRORS`, or ""."""
+    if not key:
+        return "label_empty"
+    return "label_too_long" if len(key) > MAX_NAME_CHARS else ""
 
 
 @dataclass(frozen=True)
@@ -139,6 +149,23 @@ class LabelSet:
         """The same set in canonical order: what the model sees."""
         return LabelSet(tuple(self.labels[i] for i in self.canonical_order))
 
+    def counts_by_row(self, rows: int) -> np.ndarray:
+        """K of each of so many rows that share this set, int64 [N]."""
+        return np.full(rows, len(self))
+
+    def names_by_row(self, rows: int) -> list[list[str]]:
+        """The names of each of so many rows that share this set, in the user's order."""
+        return [self.names] * rows
+
+    def by_row(self, rows: int) -> RaggedLabels:
+        """This set for each of so many rows."""
+        ids_M = np.tile(np.arange(len(self)), rows)
+        return RaggedLabels(self.labels, ids_M, np.arange(rows + 1) * len(self))
+
+    def take(self, rows_G: np.ndarray) -> LabelSet:
+        """This set: that of any rows."""
+        return self
+
     def to_list(self) -> list[dict[str, Any]]:
         return [label.to_dict() for label in self.labels]
 
@@ -148,6 +175,19 @@ class LabelSet:
         content = [self.labels[i].to_dict() for i in self.canonical_order]
         text = json.dumps(content, ensure_ascii=False, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def parse_labels(value: Any, where: str = "labels") -> LabelSet | RaggedLabels:
+    """One set for all rows, or one set a row where the value is a list of sets.
+
+    Raises:
+        LabelError: as `LabelSet.parse`.
+    """
+    if isinstance(value, RaggedLabels):
+        return value
+    if is_set_a_row(value):
+        return RaggedLabels.from_sets(value, where)
+    return LabelSet.parse(value, where)
 
 
 def only_names(label_set: LabelSet) -> LabelSet:
@@ -170,27 +210,31 @@ def _parse_label(item: Any, where: str) -> Label:
         raise LabelError(
             f"{where}: unknown field {unknown[0]!r}. A label has {', '.join(_FIELDS)}."
         )
-    name = _parse_text(item.get("name"), f"{where}.name", MAX_NAME_CHARS)
-    if not normalise_name(name):
+    name = _parse_text(item.get("name"), f"{where}.name")
+    key = normalise_name(name)
+    error = name_error(key)
+    if error == "label_empty":
         raise LabelError(f"{where}: the name is empty. Every label needs a name.")
+    if error:
+        raise LabelError(
+            f"{where}.name: {len(key)} characters, at most {MAX_NAME_CHARS} are allowed."
+        )
     description = item.get("description")
+    if description is not None:
+        description = _parse_text(description, f"{where}.description").strip()
     return Label(
         name=name,
         synonyms=_parse_texts(item.get("synonyms"), f"{where}.synonyms"),
-        description=(
-            _parse_text(description, f"{where}.description", MAX_INFO_CHARS).strip()
-            if description is not None
-            else ""
-        ),
+        description=description or "",
         examples=_parse_texts(item.get("examples"), f"{where}.examples"),
     )
 
 
-def _parse_text(value: Any, where: str, max_chars: int) -> str:
+def _parse_text(value: Any, where: str) -> str:
     if not isinstance(value, str):
         raise LabelError(f"{where}: a text is needed, not {type(value).__name__} ({value!r:.80}).")
-    if len(value) > max_chars:
-        raise LabelError(f"{where}: {len(value)} characters, at most {max_chars} are allowed.")
+    if len(value) > MAX_INFO_CHARS:
+        raise LabelError(f"{where}: {len(value)} characters, at most {MAX_INFO_CHARS} are allowed.")
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -203,7 +247,7 @@ def _parse_texts(value: Any, where: str) -> tuple[str, ...]:
         return ()
     if isinstance(value, str) or not isinstance(value, Sequence):
         raise LabelError(f"{where}: a list of texts is needed, not {type(value).__name__}.")
-    texts = [_parse_text(t, f"{where}[{i}]", MAX_INFO_CHARS).strip() for i, t in enumerate(value)]
+    texts = [_parse_text(text, f"{where}[{i}]").strip() for i, text in enumerate(value)]
     for i, text in enumerate(texts):
         if not text:
             raise LabelError(f"{where}[{i}]: the text is empty. Leave it out instead.")
@@ -266,14 +310,30 @@ class RaggedLabels:
         """K of each row, int64 [N]."""
         return np.diff(self.offsets)
 
-    def names(self) -> list[list[str]]:
-        """Of each row's labels, in the user's order."""
+    def counts_by_row(self, rows: int) -> np.ndarray:
+        """`label_counts`, for so many rows.
+
+        Raises:
+            InputError: there are not as many sets as rows.
+        """
+        if len(self) != rows:
+            raise InputError(f"labels: {len(self)} label sets for {rows} texts; one a text.")
+        return self.label_counts
+
+    def names_by_row(self, rows: int) -> list[list[str]]:
+        """The names of each row's labels, in the user's order; raises as `counts_by_row`."""
+        self.counts_by_row(rows)
         names, bounds = [label.name for label in self.labels], self.offsets.tolist()
         flat = [names[i] for i in self.ids_M.tolist()]
         return [flat[start:end] for start, end in pairwise(bounds)]
 
+    def by_row(self, rows: int) -> RaggedLabels:
+        """These sets, for as many rows."""
+        return self
+
     def take(self, rows_G: np.ndarray) -> RaggedLabels:
         """The sets of these rows."""
+        # A taken label lies as far behind its row's first label as in the old order.
         counts_G = self.label_counts[rows_G]
         offsets = np.concatenate([[0], np.cumsum(counts_G)])
         flat = np.repeat(self.offsets[rows_G] - offsets[:-1], counts_G) + np.arange(offsets[-1])
@@ -291,32 +351,21 @@ class RaggedLabels:
         offsets = np.concatenate([[0], np.cumsum(np.concatenate(counts))])
         return cls(tuple(places), np.concatenate(ids), offsets)
 
-    @classmethod
-    def repeat(cls, label_set: LabelSet, rows: int) -> RaggedLabels:
-        """The same set for every row."""
-        size = len(label_set)
-        ids_M = np.tile(np.arange(size), rows)
-        return cls(label_set.labels, ids_M, np.arange(rows + 1) * size)
+    def canonical(self) -> tuple[list[Label], np.ndarray, np.ndarray]:
+        """What the model sees, whatever the order in which the user gave the labels.
 
-    def label_set(self, row: int) -> LabelSet:
-        """One row's set, in the user's order."""
-        ids = self.ids_M[self.offsets[row] : self.offsets[row + 1]]
-        return LabelSet(tuple(self.labels[i] for i in ids))
-
-    def canonical_ids(self) -> tuple[list[Label], np.ndarray]:
-        """The labels in use, sorted by key and then by what else is known of them, and `ids_M`
-        as places among those. The order in which the user gave them does not matter to either,
-        but for the places of ids within a row."""
+        Returns:
+            The labels in use, sorted by key and then by what else is known of them; `ids_M` as
+            places among those; and the flat places that put each row's labels in canonical
+            order, int64 [M].
+        """
         used_L, ids_M = np.unique(self.ids_M, return_inverse=True)
         order_L = sorted(range(len(used_L)), key=lambda i: _sort_key(self.labels[used_L[i]]))
         rank_L = np.empty(len(used_L), np.int64)
         rank_L[order_L] = np.arange(len(used_L))
-        return [self.labels[used_L[i]] for i in order_L], rank_L[ids_M]
-
-    def canonical_places(self, canonical_ids_M: np.ndarray) -> np.ndarray:
-        """Flat places that put each row's labels in canonical order, int64 [M]."""
         row_M = np.repeat(np.arange(len(self)), self.label_counts)
-        return np.lexsort((canonical_ids_M, row_M))
+        places_M = np.lexsort((rank_L[ids_M], row_M))
+        return [self.labels[used_L[i]] for i in order_L], rank_L[ids_M], places_M
 
 
 def _sort_key(label: Label) -> tuple[object, ...]:

@@ -14,11 +14,13 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, TypeAlias
@@ -37,6 +39,7 @@ _ATTEMPTS = 3
 _MODEL_FILES = ("config.json", "modules.json", "adapter_config.json")
 
 
+@dataclass(frozen=True, init=False)
 class RemotePath:
     """A file or folder of a store, by its URI. Immutable, picklable, compares by URI.
 
@@ -45,17 +48,17 @@ class RemotePath:
             does not answer. A file that is not there is a `FileNotFoundError`, as of a `Path`.
     """
 
-    __slots__ = ("_path", "uri")
+    uri: str
 
     def __init__(self, uri: str) -> None:
-        scheme, separator, rest = uri.partition("://")
-        if not separator or scheme.lower() not in SCHEMES:
+        scheme, _, rest = uri.partition("://")
+        if scheme.lower() not in SCHEMES:
             raise DataError(
                 f"{uri!r}: no URI that can be read or written. Allowed: a path, file:// and "
                 f"{', '.join(f'{name}://' for name in SCHEMES)}."
             )
-        self._path = PurePosixPath(f"/{rest}")
-        if len(self._path.parts) < 2 or rest.startswith("/"):
+        path = PurePosixPath(f"/{rest}")
+        if len(path.parts) < 2 or rest.startswith("/"):
             raise DataError(f"{uri!r}: names no bucket. Write {scheme}://BUCKET/FOLDER.")
         if found := [c for c in rest if c in _REFUSED or not c.isprintable()]:
             raise DataError(f"{uri!r}: {found[0]!r} cannot be in the URI of a place.")
@@ -64,27 +67,20 @@ class RemotePath:
                 f"{scheme}://***: no credentials in a URI, which ends up in logs. Set the "
                 "environment of the store's own tools (AWS_ACCESS_KEY_ID, ...)."
             )
-        if ".." in self._path.parts:
+        if ".." in path.parts:
             raise DataError(f"{uri!r}: '..' cannot be in the URI of a place.")
-        self.uri = f"{scheme.lower()}:/{self._path}"
+        object.__setattr__(self, "uri", f"{scheme.lower()}:/{path}")
 
     def __str__(self) -> str:
         return self.uri
 
-    def __repr__(self) -> str:
-        return f"RemotePath({self.uri!r})"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, RemotePath) and other.uri == self.uri
-
-    def __hash__(self) -> int:
-        return hash(self.uri)
-
-    def __reduce__(self) -> tuple[type[RemotePath], tuple[str]]:
-        return RemotePath, (self.uri,)
-
     def __truediv__(self, name: str) -> RemotePath:
         return RemotePath(f"{self.uri}/{name}")
+
+    @property
+    def _path(self) -> PurePosixPath:
+        """The bucket and what is in it, as if the bucket lay at the root."""
+        return PurePosixPath(self.uri.partition(":/")[2])
 
     @property
     def name(self) -> str:
@@ -100,18 +96,14 @@ class RemotePath:
 
     @property
     def parent(self) -> RemotePath:
-        """The bucket is its own parent."""
+        """The folder above; the bucket is its own parent."""
         parent = self._path.parent
         return self if parent == parent.parent else self._of(parent)
 
     def absolute(self) -> RemotePath:
         return self
 
-    def expanduser(self) -> RemotePath:
-        return self
-
-    def resolve(self) -> RemotePath:
-        return self
+    expanduser = resolve = absolute
 
     def exists(self) -> bool:
         return self._info().type != pafs.FileType.NotFound
@@ -127,42 +119,25 @@ class RemotePath:
         for info in self._listed(recursive=False):
             yield self / info.base_name
 
-    def read_bytes(self) -> bytes:
-        with _said(self, "read"):
-            filesystem, path = filesystem_of(self)
-            with filesystem.open_input_stream(path) as file:
-                content: bytes = file.read()
-                return content
-
     def read_text(self, encoding: str = "utf-8") -> str:
-        return self.read_bytes().decode(encoding)
-
-    def open_input(self) -> pa.NativeFile:
-        """For random access."""
-        with _said(self, "read"):
-            filesystem, path = filesystem_of(self)
-            return filesystem.open_input_file(path)
+        with _reached(self, "read") as (store, path), store.open_input_stream(path) as file:
+            content: bytes = file.read()
+        return content.decode(encoding)
 
     @contextmanager
     def open_output(self) -> Iterator[pa.NativeFile]:
         """Readers see the file when the block has ended, by an error as well: what names it comes
         after it."""
-        with _said(self, "written"):
-            filesystem, path = filesystem_of(self)
-            with filesystem.open_output_stream(path) as file:
-                yield file
+        with _reached(self, "written") as (store, path), store.open_output_stream(path) as file:
+            yield file
 
     def mkdir(self, parents: bool = False, exist_ok: bool = False) -> None:
         """Stores need no folders."""
 
     def unlink(self, missing_ok: bool = False) -> None:
-        with _said(self, "deleted"):
-            filesystem, path = filesystem_of(self)
-            try:
-                filesystem.delete_file(path)
-            except FileNotFoundError:
-                if not missing_ok:
-                    raise
+        ignored = [FileNotFoundError] if missing_ok else []
+        with suppress(*ignored), _reached(self, "deleted") as (filesystem, path):
+            filesystem.delete_file(path)
 
     def check(self, setting: str | None = None) -> None:
         """See that the store answers and has the bucket, so that a mistake is said before the work.
@@ -185,13 +160,12 @@ class RemotePath:
             raise DataError(f"{head}{self.uri!r}: there is no bucket {root.name!r}.")
 
     def files(self) -> list[tuple[str, int, str]]:
-        """Of every file below: path within this folder ("" for this file itself), bytes, and what
-        changes with its content."""
+        """Every file below: its path within this folder ("" for this file itself), its bytes, and
+        what changes with its content."""
         info = self._info()
         infos = [info] if info.type == pafs.FileType.File else self._listed(recursive=True)
         found = []
-        with _said(self, "read"):
-            filesystem, path = filesystem_of(self)
+        with _reached(self, "read") as (filesystem, path):
             for info in infos:
                 if info.type == pafs.FileType.File:
                     with filesystem.open_input_stream(info.path) as file:
@@ -204,13 +178,11 @@ class RemotePath:
         return RemotePath(f"{self.uri.partition('://')[0]}:/{path}")
 
     def _info(self) -> pafs.FileInfo:
-        with _said(self, "read"):
-            filesystem, path = filesystem_of(self)
+        with _reached(self, "read") as (filesystem, path):
             return filesystem.get_file_info(path)
 
     def _listed(self, recursive: bool) -> list[pafs.FileInfo]:
-        with _said(self, "listed"):
-            filesystem, path = filesystem_of(self)
+        with _reached(self, "listed") as (filesystem, path):
             selector = pafs.FileSelector(path, allow_not_found=True, recursive=recursive)
             return list(filesystem.get_file_info(selector))
 
@@ -225,8 +197,10 @@ def to_place(place: str | Path | RemotePath) -> Path | RemotePath:
     Raises:
         DataError: a URI that cannot be used.
     """
-    if not isinstance(place, str) or "://" not in place:
-        return Path(place) if isinstance(place, str) else place
+    if not isinstance(place, str):
+        return place
+    if "://" not in place:
+        return Path(place)
     if place.lower().startswith("file://"):
         return Path(unquote(urlsplit(place).path))
     return RemotePath(place)
@@ -276,8 +250,11 @@ def _bucket(scheme: str, bucket: str) -> tuple[pafs.FileSystem, str]:
 
 
 def parquet_source(place: Place) -> Path | pa.NativeFile:
-    """What `pyarrow.parquet` reads a file from."""
-    return place if isinstance(place, Path) else place.open_input()
+    """What `pyarrow.parquet` reads a file from, with random access."""
+    if isinstance(place, Path):
+        return place
+    with _reached(place, "read") as (filesystem, path):
+        return filesystem.open_input_file(path)
 
 
 def write_text(place: Place, text: str) -> None:
@@ -300,9 +277,8 @@ def remove(folder: Place) -> None:
     if isinstance(folder, Path):
         shutil.rmtree(folder, ignore_errors=True)
     elif folder.is_dir():
-        filesystem, path = filesystem_of(folder)
         # Without files a folder may be gone by itself.
-        with suppress(FileNotFoundError), _said(folder, "deleted"):
+        with suppress(FileNotFoundError), _reached(folder, "deleted") as (filesystem, path):
             filesystem.delete_dir(path)
 
 
@@ -344,30 +320,27 @@ def replace_folder(target: Place, last: str) -> Iterator[Path]:
 
 def put(file: Path, place: Place) -> None:
     """Copy a file of this machine to `place`."""
-    filesystem, path = filesystem_of(place)
     if isinstance(place, Path):
         place.parent.mkdir(parents=True, exist_ok=True)
-    with _said(place, "written"):
-        pafs.copy_files(
-            str(file),
-            path,
-            source_filesystem=pafs.LocalFileSystem(),
-            destination_filesystem=filesystem,
-        )
+    with _reached(place, "written"):
+        _copy(file, place)
+
+
+def _copy(source: Place, target: Place) -> None:
+    """Copy a file, or what is in a folder."""
+    from_filesystem, from_path = filesystem_of(source)
+    to_filesystem, to_path = filesystem_of(target)
+    pafs.copy_files(
+        from_path, to_path, source_filesystem=from_filesystem, destination_filesystem=to_filesystem
+    )
 
 
 def _upload(folder: Path, target: RemotePath, last: str) -> None:
-    new = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
-    filesystem, root = filesystem_of(target)
     (target / last).unlink(missing_ok=True)
-    with _said(target, "written"):
-        infos = filesystem.get_file_info(
-            pafs.FileSelector(root, allow_not_found=True, recursive=True)
-        )
-        for info in infos:
-            if info.type == pafs.FileType.File and info.path[len(root) + 1 :] not in new:
-                filesystem.delete_file(info.path)
-    for name in sorted(new, key=lambda name: (name == last, name)):
+    with _reached(target, "written") as (filesystem, root):
+        filesystem.delete_dir_contents(root, missing_dir_ok=True)
+    files = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
+    for name in sorted(files, key=lambda name: (name == last, name)):
         put(folder / name, target / name)
 
 
@@ -420,10 +393,11 @@ def absolute_model(name: str) -> str:
 
 
 @contextmanager
-def _said(place: Place, what: str) -> Iterator[None]:
-    """What a store answers, as the user's mistake that it most likely is."""
+def _reached(place: Place, what: str) -> Iterator[tuple[pafs.FileSystem, str]]:
+    """`filesystem_of` a place, for a block that it is `what` in ("read", "written"). What a store
+    answers to the block is raised as the user's mistake that it most likely is."""
     try:
-        yield
+        yield filesystem_of(place)
     except FileNotFoundError:
         raise
     except (OSError, pa.ArrowException) as error:
@@ -444,20 +418,14 @@ def _cache() -> Path:
 
 
 def _download(place: RemotePath, files: list[tuple[str, int, str]], target: Path) -> bool:
-    """False where the content was another when it was there."""
+    """Fill `target`; False where the content had become another by the end."""
     scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=".new-"))
-    filesystem, root = filesystem_of(place)
+    copy = scratch / place.name
     try:
-        with _said(place, "read"):
-            for name, _, _ in files:
-                local = scratch / place.name / name if name else scratch / place.name
-                local.parent.mkdir(parents=True, exist_ok=True)
-                pafs.copy_files(
-                    f"{root}/{name}" if name else root,
-                    str(local),
-                    source_filesystem=filesystem,
-                    destination_filesystem=pafs.LocalFileSystem(),
-                )
+        if files[0][0]:  # a folder: `copy_files` makes those below it, but not itself
+            copy.mkdir()
+        with _reached(place, "read"):
+            _copy(place, copy)
         if place.files() != files:
             return False
         os.rename(scratch, target)
@@ -469,9 +437,8 @@ def _download(place: RemotePath, files: list[tuple[str, int, str]], target: Path
 
 
 def _reason(error: Exception) -> str:
-    """Of pyarrow's messages, without ids of requests and the like."""
-    text = " ".join(str(error).split()).split("; Details:")[0].split(" (Request ID")[0]
-    text = text.split(" Learn more")[0]
+    """What a message of pyarrow says, without ids of requests and the like."""
+    text = re.split(r"; Details:| \(Request ID| Learn more", " ".join(str(error).split()))[0]
     hint = ""
     if "ACCESS_DENIED" in text or "INVALID_ACCESS_KEY" in text or "SIGNATURE" in text:
         hint = "; are AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY set, and allowed to?"

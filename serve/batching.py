@@ -143,7 +143,7 @@ class DeviceQueue:
         self._report(BatchReport(lane.name, len(batch), cost, seconds, waits))
 
     async def _results(self, lane: Lane, batch: list[_Waiting]) -> Sequence[Any]:
-        """Of a batch that fails, each item is tried alone, so that none fails for another."""
+        """Each item of a batch that fails is tried alone, so that none fails for another."""
         loop = asyncio.get_running_loop()
         try:
             return await loop.run_in_executor(

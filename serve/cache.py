@@ -11,7 +11,7 @@ import numpy as np
 from cachetools import LRUCache
 
 ENTRY_BYTES = 400
-"""Of an entry beside its vector: key, token count, Python's own."""
+"""What an entry takes beside its vector: key, token count, Python's own."""
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from sce.errors import LabelError
-from sce.labels import Label, LabelSet, RaggedLabels, is_set_a_row
+from sce.errors import ROW_ERRORS, LabelError
+from sce.labels import Label, LabelSet, RaggedLabels, is_set_a_row, parse_labels
 from serve.api import ApiError, BatchRequest, ClassifyRequest, EmbeddingsRequest, Wire
 from serve.settings import Limits
 from serve.work import ModelAnswer, ModelRequest
@@ -26,6 +26,7 @@ LABELS_FORM = (
     "a list of names, a list of objects {name, description, synonyms, examples}, a mapping "
     "{name: description}, or one such list for each text"
 )
+TOO_LONG = "the text is longer than the embedder reads, and truncate is false"
 FORMS = {
     "texts": "a text or a list of texts",
     "input": "a text or a list of texts",
@@ -82,13 +83,8 @@ def classify_request(request: ClassifyRequest, limits: Limits, dimension: int) -
         queries, errors = _vectors(request.embeddings, dimension)
     rows = len(queries)
     labels = _labels(request.label_form(), rows, param, limits)
-    if isinstance(labels, LabelSet):
-        names: Sequence[Sequence[str]] = [labels.names] * rows
-        widest, label_tokens = len(labels), (len(labels) + 1) * rows
-    else:
-        names = labels.names()
-        widest = int(labels.label_counts.max(initial=0))
-        label_tokens = len(labels.ids_M) + rows
+    counts_N = labels.counts_by_row(rows)
+    widest, label_tokens = int(counts_N.max(initial=0)), int(counts_N.sum()) + rows
     if label_tokens > limits.max_label_tokens:
         raise _over("max_label_tokens", label_tokens, limits, "label tokens (labels + 1 a text)")
     work = ModelRequest(
@@ -99,6 +95,7 @@ def classify_request(request: ClassifyRequest, limits: Limits, dimension: int) -
         request.truncate,
         errors,
     )
+    names = labels.names_by_row(rows)
     return Classify(work, names, widest, request.threshold, request.top_k is not None)
 
 
@@ -167,7 +164,8 @@ def embeddings_response(
         ApiError: 422, a text has no vector; this answer has no place to say so for one alone.
     """
     for row, code in sorted(answer.errors.items()):
-        raise ApiError(422, code, f"input[{row}]: {ROW_ERRORS[code]}.", f"input[{row}]")
+        message = TOO_LONG if code == "text_too_long" else ROW_ERRORS[code]
+        raise ApiError(422, code, f"input[{row}]: {message}.", f"input[{row}]")
     assert answer.vectors_GD is not None
     if request.encoding_format == "base64":
         little = np.ascontiguousarray(answer.vectors_GD, "<f4")
@@ -180,13 +178,6 @@ def embeddings_response(
         for i, vector in enumerate(vectors)
     ]
     return {"object": "list", "model": model, "data": data, "usage": _usage(answer)}
-
-
-ROW_ERRORS = {
-    "text_empty": "the text is empty or blank",
-    "text_not_unicode": "the text has a lone surrogate",
-    "text_too_long": "the text is longer than the embedder reads, and truncate is false",
-}
 
 
 def _usage(answer: ModelAnswer) -> dict[str, int]:
@@ -214,10 +205,7 @@ def _labels(form: Any, rows: int, param: str, limits: Limits) -> LabelSet | Ragg
     if widest > limits.max_labels:
         raise _over("max_labels", widest, limits, "labels in one set")
     try:
-        if ragged:
-            labels: LabelSet | RaggedLabels = RaggedLabels.from_sets(form, param)
-        else:
-            labels = LabelSet.parse(form, param)
+        labels = parse_labels(form, param)
     except LabelError as error:
         raise ApiError(422, "invalid_labels", str(error), param) from None
     _check_labels(labels.labels, param, limits)
@@ -235,12 +223,6 @@ def _check_labels(labels: Sequence[Label], param: str, limits: Limits) -> None:
         if longest > limits.max_label_info_chars:
             what = f"characters in what is said of {param}[{i}]"
             raise _over("max_label_info_chars", longest, limits, what)
-        try:
-            "".join([label.name, *more]).encode()
-        except UnicodeEncodeError:
-            raise ApiError(
-                422, "invalid_labels", f"{param}[{i}]: has a lone surrogate, not Unicode.", param
-            ) from None
     if texts > limits.max_label_texts:
         raise _over("max_label_texts", texts, limits, "names, descriptions, synonyms and examples")
 

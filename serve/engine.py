@@ -18,8 +18,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from sce.embedding.embedder import TextEmbedder
-from sce.embedding.row_checks import text_is_empty, vector_errors
+from sce.embedding.row_checks import is_unicode, text_is_empty, vector_errors
 from sce.embedding.tokenising import TokenisedTexts
 from sce.labels import LabelSet, RaggedLabels
 from sce.model.answers import Answers
@@ -40,32 +39,11 @@ what the set's labels have in common is computed once."""
 T = TypeVar("T")
 
 
-class KnownTexts:
-    """Vectors of labels' texts: those that were embedded ahead, else the embedder's."""
-
-    def __init__(self, embedder: TextEmbedder) -> None:
-        self._embedder = embedder
-        self.known: Mapping[str, np.ndarray] = {}
-
-    def __call__(self, texts: Sequence[str]) -> np.ndarray:
-        """Float32 [N, D]. A predictor may drop what it knew of a label in the meantime."""
-        known = self.known
-        missing = [text for text in dict.fromkeys(texts) if text not in known]
-        found = dict(zip(missing, self._embedder.embed(missing).vectors)) if missing else {}
-        return np.stack([known[text] if text in known else found[text] for text in texts])
-
-
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model, and what is needed to serve it.
-
-    Attributes:
-        label_texts: the predictor's source of the vectors of labels' texts.
-        info: for `/info`.
-    """
+    """A model, and what `/info` says of it."""
 
     predictor: Predictor
-    label_texts: KnownTexts
     info: Mapping[str, Any]
 
     @property
@@ -84,28 +62,18 @@ class _ClassifyItem:
     model: LoadedModel
     vectors_GD: np.ndarray
     labels: LabelSet | RaggedLabels
-    label_vectors: Mapping[str, np.ndarray]
+    label_texts: Mapping[str, np.ndarray]
     top_k: int
     return_scores: bool
 
     @property
     def label_tokens(self) -> int:
-        return _label_tokens(self.labels, len(self.vectors_GD))
-
-
-@dataclass(frozen=True)
-class _Examined:
-    """Texts before they are embedded: `distinct` are those without an error, and for each good
-    row its place among them."""
-
-    errors: dict[int, str]
-    places_G: np.ndarray
-    distinct: list[str]
+        return int(_row_costs(self.labels, len(self.vectors_GD)).sum())
 
 
 @dataclass(frozen=True)
 class _Vectors:
-    """Of distinct texts [U]; `tokens` counts those of the embedder."""
+    """What is known of U distinct texts; `embedded` of them were embedded for this."""
 
     vectors_UD: np.ndarray
     tokens_U: np.ndarray
@@ -160,77 +128,78 @@ class Engine:
 
     async def answer(self, request: ModelRequest) -> ModelAnswer:
         """Every row has its answer or its error."""
-        model = self.model
-        assert model is not None, "no model yet"
         started = time.perf_counter()
+        found = await self._answer(request)
+        return replace(found, seconds={**found.seconds, "model": time.perf_counter() - started})
+
+    async def _answer(self, request: ModelRequest) -> ModelAnswer:
+        model = self.model  # another may take its place while this request is answered
+        assert model is not None, "no model yet"
         if isinstance(request.queries, np.ndarray):
             found = _known_vectors(request.queries, request.errors)
         else:
             found = await self._embed_texts(model, request.queries, request.truncate)
         if request.labels is None:
-            return _timed(found, started)
-        vectors_GD, good_N = found.vectors_GD, found.good_N
+            return found
+        vectors_GD = found.vectors_GD
         assert vectors_GD is not None
-        found = replace(found, vectors_GD=None)
-        if not good_N.any():
-            return _timed(found, started)
-        labels = request.labels
-        if isinstance(labels, RaggedLabels) and not good_N.all():
-            labels = labels.take(np.flatnonzero(good_N))
-        label_vectors, new = await self._label_vectors(model, labels)
+        if not len(vectors_GD):
+            return replace(found, vectors_GD=None)
+        labels = request.labels.take(np.flatnonzero(found.good_N))
+        label_texts, new = await self._embed_label_texts(model, labels)
         began = time.perf_counter()
         pieces = [
             _ClassifyItem(
                 model,
                 vectors_GD[start:end],
-                labels if isinstance(labels, LabelSet) else labels.take(np.arange(start, end)),
-                label_vectors,
+                labels.take(np.arange(start, end)),
+                label_texts,
                 request.top_k,
                 request.return_scores,
             )
             for start, end in _pieces(_row_costs(labels, len(vectors_GD)), self._classify.budget)
         ]
         parts = await self._send("classify", pieces, [item.label_tokens for item in pieces])
-        seconds = {**found.seconds, "classify": time.perf_counter() - began}
-        found = replace(
+        return replace(
             found,
             answers=Answers.join(parts),
             label_tokens=sum(item.label_tokens for item in pieces),
             embedded=found.embedded + new,
-            seconds=seconds,
+            vectors_GD=None,
+            seconds={**found.seconds, "classify": time.perf_counter() - began},
         )
-        return _timed(found, started)
 
     async def _embed_texts(
         self, model: LoadedModel, texts: list[str], truncate: bool
     ) -> ModelAnswer:
-        examined = await self._off_loop(_examine, texts)
-        found = await self._vectors(model, examined.distinct, truncate)
-        cached = len(examined.distinct) - found.embedded
+        errors, places_G, distinct = await self._off_loop(_examine, texts)
+        found = await self._vectors(model, distinct, truncate)
         good_N = np.ones(len(texts), bool)
-        good_N[list(examined.errors)] = False
-        places_G = examined.places_G
+        good_N[list(errors)] = False
         truncated_N = np.zeros(len(texts), bool)
         truncated_N[good_N] = found.truncated_U[places_G]
         tokens = int(found.tokens_U[places_G].sum())
-        errors = dict(examined.errors)
-        if not truncate and truncated_N.any():
-            long_N = truncated_N.copy()
-            errors |= dict.fromkeys(np.flatnonzero(long_N).tolist(), "text_too_long")
-            places_G = places_G[~long_N[good_N]]
-            good_N &= ~long_N
-            truncated_N[:] = False  # nothing was cut
-        vectors_GD = found.vectors_UD[places_G]
+        if not truncate:
+            errors |= dict.fromkeys(np.flatnonzero(truncated_N).tolist(), "text_too_long")
+            places_G = places_G[~truncated_N[good_N]]
+            good_N &= ~truncated_N
+            truncated_N = np.zeros(len(texts), bool)  # nothing was cut
         return ModelAnswer(
-            good_N, errors, truncated_N, tokens, found.embedded, cached, vectors_GD=vectors_GD,
+            good_N,
+            errors,
+            truncated_N,
+            tokens,
+            embedded=found.embedded,
+            cached=len(distinct) - found.embedded,
+            vectors_GD=found.vectors_UD[places_G],
             seconds=found.seconds,
-        )  # fmt: skip
+        )
 
     async def _vectors(self, model: LoadedModel, texts: list[str], truncate: bool) -> _Vectors:
-        """Of distinct texts, as far as they are not known yet. One that is too long is not
-        embedded without `truncate`."""
+        """Vectors of distinct texts, from the cache or embedded now. A text that is too long is
+        not embedded without `truncate`; its vector is 0."""
         began = time.perf_counter()
-        known, new_W, tokens = await self._off_loop(self._look_up, model, texts, truncate)
+        known, new_W, tokens = await self._off_loop(self._look_up, model, texts)
         seconds = {"tokenise": time.perf_counter() - began}
         vectors_UD = np.zeros((len(texts), model.predictor.embedder.dimension), np.float32)
         tokens_U, truncated_U = np.zeros(len(texts), np.int64), np.zeros(len(texts), bool)
@@ -243,9 +212,8 @@ class Engine:
             wanted_W = np.ones(len(tokens), bool) if truncate else ~tokens.truncated
             embedded = int(wanted_W.sum())
             if embedded:
-                kept = tokens if embedded == len(tokens) else tokens.take(np.flatnonzero(wanted_W))
                 began = time.perf_counter()
-                found_WD = await self._embed_tokens(model, kept)
+                found_WD = await self._embed_tokens(model, tokens.take(np.flatnonzero(wanted_W)))
                 seconds["embed"] = time.perf_counter() - began
                 places_W = new_W[wanted_W]
                 vectors_UD[places_W] = found_WD
@@ -259,7 +227,7 @@ class Engine:
         return _Vectors(vectors_UD, tokens_U, truncated_U, embedded, seconds)
 
     def _look_up(
-        self, model: LoadedModel, texts: list[str], truncate: bool
+        self, model: LoadedModel, texts: list[str]
     ) -> tuple[dict[int, CachedText], np.ndarray, TokenisedTexts | None]:
         """What the cache has, by place; the places of the other texts, and their tokens."""
         entries = self.cache.get([VectorCache.key(model.embedder_id, text) for text in texts])
@@ -270,7 +238,7 @@ class Engine:
         return known, new_W, model.predictor.embedder.tokenise([texts[i] for i in new_W.tolist()])
 
     async def _embed_tokens(self, model: LoadedModel, tokens: TokenisedTexts) -> np.ndarray:
-        """In pieces of texts of similar length; float32 [W, D]."""
+        """Vectors float32 [W, D], embedded in pieces of texts of similar length."""
         order_W = np.argsort(-tokens.lengths, kind="stable")
         lengths_W = tokens.lengths[order_W]
         places = [order_W[a:b] for a, b in _pieces(lengths_W, self._embed.budget)]
@@ -280,7 +248,7 @@ class Engine:
         vectors_WD[order_W] = np.concatenate(parts)
         return vectors_WD
 
-    async def _label_vectors(
+    async def _embed_label_texts(
         self, model: LoadedModel, labels: LabelSet | RaggedLabels
     ) -> tuple[dict[str, np.ndarray], int]:
         """Vectors of the labels' texts that the predictor does not know yet, and how many of them
@@ -330,8 +298,6 @@ def _classify_batch(items: list[_ClassifyItem]) -> list[Answers]:
     found: list[Any] = [None] * len(items)
     for of_model in _grouped(range(len(items)), lambda i: id(items[i].model)):
         predictor = items[of_model[0]].model.predictor
-        label_texts = items[of_model[0]].model.label_texts
-        label_texts.known = {t: v for i in of_model for t, v in items[i].label_vectors.items()}
         groups = _grouped(of_model, lambda i: _set_key(items[i].labels))
         mixed: list[int] = []
         for places in groups:
@@ -342,7 +308,6 @@ def _classify_batch(items: list[_ClassifyItem]) -> list[Answers]:
                 mixed += places
         if mixed:
             _answer_together(predictor, items, mixed, found)
-        label_texts.known = {}
     return found
 
 
@@ -352,22 +317,14 @@ def _answer_together(
     mine = [items[i] for i in places]
     vectors_GD = np.concatenate([item.vectors_GD for item in mine])
     labels: LabelSet | RaggedLabels = mine[0].labels
-    if any(_set_key(item.labels) != _set_key(labels) for item in mine[1:]) or (
-        len(mine) > 1 and isinstance(labels, RaggedLabels)
-    ):
-        labels = RaggedLabels.join(
-            [
-                RaggedLabels.repeat(item.labels, len(item.vectors_GD))
-                if isinstance(item.labels, LabelSet)
-                else item.labels
-                for item in mine
-            ]
-        )
+    if len({_set_key(item.labels) for item in mine}) > 1:
+        labels = RaggedLabels.join([item.labels.by_row(len(item.vectors_GD)) for item in mine])
     answers = predictor.answer(
         vectors_GD,
         labels,
         top_k=max(item.top_k for item in mine),
         return_scores=any(item.return_scores for item in mine),
+        label_texts={text: vector for item in mine for text, vector in item.label_texts.items()},
     )
     start = 0
     for i, item in zip(places, mine):
@@ -390,21 +347,20 @@ def _grouped(places: Iterable[int], key: Callable[[int], Any]) -> list[list[int]
     return list(groups.values())
 
 
-def _examine(texts: list[str]) -> _Examined:
+def _examine(texts: list[str]) -> tuple[dict[int, str], np.ndarray, list[str]]:
+    """The errors of bad texts by position, and the distinct texts of the G good ones with each
+    one's place among them, int64 [G]."""
     errors: dict[int, str] = {}
     places: dict[str, int] = {}
     rows: list[int] = []
     for i, text in enumerate(texts):
         if text_is_empty(text):
             errors[i] = "text_empty"
-            continue
-        try:
-            text.encode()
-        except UnicodeEncodeError:
+        elif not is_unicode(text):
             errors[i] = "text_not_unicode"
-            continue
-        rows.append(places.setdefault(text, len(places)))
-    return _Examined(errors, np.array(rows, np.int64), list(places))
+        else:
+            rows.append(places.setdefault(text, len(places)))
+    return errors, np.array(rows, np.int64), list(places)
 
 
 def _known_vectors(vectors_ND: np.ndarray, known: Mapping[int, str]) -> ModelAnswer:
@@ -419,13 +375,8 @@ def _known_vectors(vectors_ND: np.ndarray, known: Mapping[int, str]) -> ModelAns
 
 
 def _row_costs(labels: LabelSet | RaggedLabels, rows: int) -> np.ndarray:
-    if isinstance(labels, LabelSet):
-        return np.full(rows, len(labels) + 1)
-    return labels.label_counts + 1
-
-
-def _label_tokens(labels: LabelSet | RaggedLabels, rows: int) -> int:
-    return int(_row_costs(labels, rows).sum())
+    """Tokens that the encoder reads for each row: its labels, and the text as one, int64 [N]."""
+    return labels.counts_by_row(rows) + 1
 
 
 def _pieces(costs_N: np.ndarray, budget: int) -> list[tuple[int, int]]:
@@ -439,7 +390,3 @@ def _pieces(costs_N: np.ndarray, budget: int) -> list[tuple[int, int]]:
         pieces.append((start, end))
         start = end
     return pieces
-
-
-def _timed(answer: ModelAnswer, started: float) -> ModelAnswer:
-    return replace(answer, seconds={**answer.seconds, "model": time.perf_counter() - started})

@@ -4,22 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from sce.bulk.request import identify_model
-from sce.embedding.embedder import EmbedderConfig, EmbedderFingerprint, TextEmbedder, load_embedder
-from sce.predictor import EXACT, Predictor
-from serve.engine import KnownTexts, LoadedModel
+from sce.embedding.embedder import TextEmbedder, choose_device, load_embedder
+from sce.embedding.fingerprint import EmbedderFingerprint
+from sce.embedding.settings import EmbedderConfig
+from sce.model.scoring import EXACT
+from sce.predictor import Predictor
+from serve.engine import LoadedModel
 from serve.settings import ModelSettings
 
 WARM_UP_LABELS = [f"label {k}" for k in range(10)]
-
-
-def choose_device(settings: ModelSettings) -> str:
-    """ "cpu" or "cuda"."""
-    if settings.device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return settings.device
 
 
 def load_model(
@@ -36,21 +30,19 @@ def load_model(
     """
     config, fingerprint = identify_model(settings.path)
     assert config.embedder is not None
-    device = choose_device(settings)
+    device = choose_device(settings.device)
     wanted = settings.embedder or EmbedderConfig.from_fingerprint(config.embedder)
     known = EmbedderFingerprint.from_dict(config.embedder).id
     if embedder is None or embedder.fingerprint.id != known or embedder.device.type != device:
         embedder = load_embedder(wanted.model_copy(update={"device": device}))
-    label_texts = KnownTexts(embedder)
     predictor = Predictor.from_pretrained(
         settings.path,
         embedder,
         device,
         settings.dtype,
-        text_vectors=label_texts,
         shortlist_above=EXACT if settings.exact else None,
     )
-    return LoadedModel(predictor, label_texts, _describe(name, predictor, fingerprint, settings))
+    return LoadedModel(predictor, _describe(name, predictor, fingerprint, settings))
 
 
 def warm_up(model: LoadedModel) -> None:

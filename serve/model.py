@@ -8,9 +8,10 @@ import os
 from typing import Any
 
 from sce.distributed.resources import TorchThread
+from sce.embedding.embedder import choose_device
 from serve.cache import VectorCache
 from serve.engine import Engine, LoadedModel
-from serve.loading import choose_device, load_model, warm_up
+from serve.loading import load_model, warm_up
 from serve.metrics import ModelMetrics
 from serve.settings import ModelSettings
 from serve.work import ModelAnswer, ModelRequest
@@ -64,7 +65,7 @@ class ModelReplica:
         return found
 
     async def info(self) -> dict[str, Any]:
-        """For `/info`; `error` says why the last model that was to be loaded was not."""
+        """What `/info` shows; `error` says why the last model that was to be loaded was not."""
         assert self._engine is not None
         assert self._engine.model is not None
         loading = self._loading is not None and not self._loading.done()
@@ -79,7 +80,7 @@ class ModelReplica:
         self._torch = TorchThread(settings.threads or os.cpu_count() or 1)
         loaded = await self._load(settings, None)
         engine = Engine(
-            choose_device(settings),
+            choose_device(settings.device),
             self._torch.executor,
             VectorCache(settings.cache_bytes),
             self._metrics.batch,
@@ -102,7 +103,7 @@ class ModelReplica:
         log.info("%s answers with %s", self._name, settings.path)
 
     async def _load(self, settings: ModelSettings, before: LoadedModel | None) -> LoadedModel:
-        """In a thread that ends, so that OpenMP keeps one team (`TorchThread`)."""
+        """Load in a thread that ends, so that OpenMP keeps one team (`TorchThread`)."""
         assert self._torch is not None
         embedder = None if before is None else before.predictor.embedder
         loaded = await asyncio.to_thread(load_model, self._name, settings, embedder)

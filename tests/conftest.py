@@ -1,6 +1,11 @@
 """Fixtures that several test modules share."""
 
 import pytest
+from hypothesis import settings
+
+# No deadline: a machine under load is no failure of an example that happens to run then.
+settings.register_profile("without a deadline", deadline=None)
+settings.load_profile("without a deadline")
 
 
 @pytest.fixture(scope="session")

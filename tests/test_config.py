@@ -4,15 +4,19 @@ import pytest
 
 from sce.config import JobConfig, Section, load_config
 from sce.errors import ConfigError
+from sce.workflows.cli import run_job
 
 
 class Train(Section):
     epochs: int = 3
     learning_rate: float = 1e-4
+    keep_all: bool = True
 
 
 class Job(JobConfig):
     name: str = "x"
+    run_dir: str = "runs"
+    dry_run: bool = False
     train: Train = Train()
 
 
@@ -72,3 +76,18 @@ def test_a_misspelt_flag_ends_with_exit_code_2():
     with pytest.raises(SystemExit) as stopped:
         load("--train.epocs", "1")
     assert stopped.value.code == 2
+
+
+def test_flags_are_spelt_with_hyphens():
+    job = load("--run-dir", "a_b", "--dry-run", "--train.learning-rate=0.1", "--no-train.keep-all")
+    assert (job.run_dir, job.dry_run, job.train.learning_rate) == ("a_b", True, 0.1)
+    assert not job.train.keep_all
+
+
+@pytest.mark.parametrize(
+    ("flag", "name"),
+    [("--run_dir", "--run-dir"), ("--train.learning_rate=1", "--train.learning-rate")],
+)
+def test_the_spelling_with_underscores_is_refused_with_the_other(flag, name, capsys):
+    assert run_job(Job, lambda job: {}, "A job.", [flag, "1"]) == 2
+    assert f"{name}." in capsys.readouterr().err

@@ -1,7 +1,7 @@
 """Label sets: every form that users write, every mistake that they make."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sce.errors import LabelError
@@ -49,6 +49,7 @@ def test_a_mistake_is_named_with_its_place(value, message):
         LabelSet.parse(value)
 
 
+@settings(max_examples=30)
 @given(NAMES, st.randoms())
 def test_canonical_order_and_fingerprint_do_not_depend_on_the_users_order(names, random):
     try:

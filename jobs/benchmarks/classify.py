@@ -36,7 +36,9 @@ from sce.distributed.resources import ActorPlan, ResourcesConfig, embed_actors, 
 from sce.distributed.sources import ModelSettings
 from sce.distributed.stage import ACTOR_CPUS, ROWS_PER_FILE, Stage, plan_corpus
 from sce.distributed.stage import run_stage as run_bulk_stage
-from sce.embedding.embedder import EmbedderConfig, EmbedderFingerprint, embedder_fingerprint
+from sce.embedding.embedder import embedder_fingerprint
+from sce.embedding.fingerprint import EmbedderFingerprint
+from sce.embedding.settings import EmbedderConfig
 from sce.embedding.store import Manifest, embedding_column, write_manifest, write_part
 from sce.evaluation.plots import rates_figure, save
 from sce.labels import LabelSet

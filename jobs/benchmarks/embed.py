@@ -16,7 +16,8 @@ from sce.config import JobConfig
 from sce.datasets.starter import read_starter
 from sce.distributed.embed import embed_to_store, split_blocks
 from sce.distributed.resources import ResourcesConfig, embed_actors, use_threads
-from sce.embedding.embedder import EmbedderConfig, load_embedder
+from sce.embedding.embedder import load_embedder
+from sce.embedding.settings import EmbedderConfig
 from sce.embedding.store_update import TEXT, plan_update, read_source
 from sce.errors import ConfigError
 from sce.storage import Place, fetch

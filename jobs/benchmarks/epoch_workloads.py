@@ -31,7 +31,7 @@ from transformers.utils import logging as transformers_logging
 
 from sce.baselines.adapters import LINEARS, Samples, add_adapters, collate, load_frozen
 from sce.baselines.llama_epochs import train_llama_epoch
-from sce.embedding.forward import BATCH_TOKENS, embed_batch
+from sce.embedding.embedder import BATCH_TOKENS, embed_batch
 from sce.embedding.tokenising import TokenisedTexts, batches
 from sce.errors import ConfigError
 from sce.evaluation import flops

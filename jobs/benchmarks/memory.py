@@ -21,7 +21,8 @@ from jobs.benchmarks.classify import label_names, write_store
 from jobs.benchmarks.process_memory import PeakMemory
 from sce.bulk.output import read_run, rows_done
 from sce.config import JobConfig
-from sce.embedding.embedder import EmbedderConfig, embedder_fingerprint
+from sce.embedding.embedder import embedder_fingerprint
+from sce.embedding.settings import EmbedderConfig
 from sce.training.fresh_model import ModelConfig, build_model
 
 _JOB = Path(__file__).parents[2] / "jobs" / "classify.py"

@@ -20,7 +20,7 @@ from transformers import (
     pipeline,
 )
 
-from sce.embedding.embedder import minilm_folder
+from sce.embedding.checkpoint import minilm_folder
 from sce.errors import ConfigError
 
 Peer = Callable[[Sequence[str], Sequence[str]], Any]

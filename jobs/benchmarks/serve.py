@@ -40,7 +40,8 @@ from jobs.benchmarks.classify import label_names, make_texts, write_store
 from jobs.benchmarks.peers import save_gliclass
 from sce.config import JobConfig
 from sce.distributed.resources import use_threads
-from sce.embedding.embedder import EmbedderConfig, embedder_fingerprint
+from sce.embedding.embedder import embedder_fingerprint
+from sce.embedding.settings import EmbedderConfig
 from sce.model.scoring import multiplies_bfloat16
 from sce.predictor import Predictor
 from sce.training.fresh_model import ModelConfig, build_model

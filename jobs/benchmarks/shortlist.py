@@ -10,10 +10,11 @@ from pydantic import Field
 
 from sce.config import JobConfig
 from sce.datasets.labelled import read_labelled
-from sce.embedding.embedder import EmbedderConfig
+from sce.embedding.settings import EmbedderConfig
 from sce.errors import ConfigError
 from sce.labels import LabelSet
-from sce.predictor import EXACT, Predictor
+from sce.model.scoring import EXACT
+from sce.predictor import Predictor
 from sce.storage import Place
 
 

@@ -100,5 +100,5 @@ def too_many_errors(rows: int, errors: Mapping[str, int]) -> DataError:
     listed = ", ".join(f"{code} {count:,}" for code, count in Counter(errors).most_common())
     return DataError(
         f"max_errors: {sum(errors.values()):,} of {rows:,} rows have errors ({listed}). If that is "
-        "as it should be, run again with a higher --max_errors; the rows done are kept."
+        "as it should be, run again with a higher --max-errors; the rows done are kept."
     )

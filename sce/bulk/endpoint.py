@@ -78,17 +78,17 @@ class EndpointPredictor:
     ) -> BlockAnswers:
         self._check_served()
         rows = len(found)
+        counts_G = labels.counts_by_row(rows)
         if isinstance(labels, LabelSet):
-            counts_G = np.full(rows, len(labels))
             sets = [{name: k for k, name in enumerate(labels.names)}] * rows
         else:
-            counts_G, names = labels.label_counts, [label.name for label in labels.labels]
+            names = [label.name for label in labels.labels]
             sets = [{names[i]: k for k, i in enumerate(ids)} for ids in label_ids(labels)]
-        offsets = np.concatenate([[0], np.cumsum(counts_G)])
-        width = min(top_k, int(counts_G.max(initial=1)))
-        top_GT = np.full((rows, width), -1, np.int64)
-        top_scores_GT = np.full((rows, width), np.nan, np.float32)
-        scores_M = np.zeros(int(offsets[-1]), np.float32) if return_scores else None
+        above = self.served.shortlist_above
+        shortlisted = above is not None and bool((counts_G > above).any())
+        shortlist = self.served.shortlist_size if shortlisted else None
+        answers = Answers.empty(counts_G, top_k, return_scores, shortlist)
+        offsets, scores_M = answers.offsets, answers.scores_M
         truncated_G, errors_G = np.zeros(rows, bool), np.full(rows, "", object)
         for row, (item, places) in enumerate(zip(found, sets, strict=True)):
             if isinstance(item, RowError):
@@ -98,13 +98,9 @@ class EndpointPredictor:
                 continue
             truncated_G[row] = item.truncated
             for t, (name, score) in enumerate(item.top or []):
-                top_GT[row, t], top_scores_GT[row, t] = places[name], score
+                answers.top_NT[row, t], answers.top_scores_NT[row, t] = places[name], score
             if scores_M is not None and item.scores is not None:
                 scores_M[offsets[row] : offsets[row + 1]] = [item.scores[name] for name in places]
-        above = self.served.shortlist_above
-        shortlisted = above is not None and bool((counts_G > above).any())
-        shortlist = self.served.shortlist_size if shortlisted else None
-        answers = Answers(top_GT, top_scores_GT, offsets, scores_M, shortlist)
         return BlockAnswers(answers, truncated_G, errors_G)
 
     def _check_served(self) -> None:

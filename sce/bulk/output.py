@@ -127,7 +127,7 @@ class OutputRun:
             raise ConfigError(
                 f"{what}: the job in {uri} was asked for something else:\n"
                 + "\n".join(f"  {line}" for line in differences)
-                + f"\nGive the same, or a new folder with --{what}."
+                + f"\nGive the same, or a new folder with --{what.replace('_', '-')}."
             )
         return old
 

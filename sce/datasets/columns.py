@@ -11,7 +11,7 @@ from typing import Any
 from sce.datasets.readers import BadRow, Record, read_records
 from sce.datasets.schema import SPLITS
 from sce.errors import MAX_NAME_CHARS, DataError
-from sce.labels import LabelSet, normalise_name
+from sce.labels import LabelSet, name_error, normalise_name
 
 SPLIT_NAMES = {
     **{name: name for name in SPLITS},
@@ -194,14 +194,15 @@ def _label(value: Any, name: str) -> str:
     if not isinstance(value, str):
         kind = "empty" if value is None else type(value).__name__
         raise _RowError("no label", f"{name!r} is {kind}; a label's name is needed.")
-    value = normalise_name(_unicode(value, name))
-    if not value:
+    key = normalise_name(_unicode(value, name))
+    error = name_error(key)
+    if error == "label_empty":
         raise _RowError("no label", f"{name!r} is empty; a label's name is needed.")
-    if len(value) > MAX_NAME_CHARS:
+    if error:
         raise _RowError(
-            "label too long", f"{name!r} has {len(value)} characters, at most {MAX_NAME_CHARS}."
+            "label too long", f"{name!r} has {len(key)} characters, at most {MAX_NAME_CHARS}."
         )
-    return value
+    return key
 
 
 def _split(value: Any) -> str | None:

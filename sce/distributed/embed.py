@@ -27,7 +27,8 @@ from ray.exceptions import RayError
 from sce.datasets.prepared import ROWS_FILE, PreparedData
 from sce.datasets.schema import embeddings_schema
 from sce.distributed.resources import ResourcesConfig, TorchThread, embed_actors, ensure_ray
-from sce.embedding.embedder import EmbedderConfig, embedder_fingerprint, load_embedder
+from sce.embedding.embedder import embedder_fingerprint, load_embedder
+from sce.embedding.settings import EmbedderConfig
 from sce.embedding.store import (
     MANIFEST,
     EmbeddingStore,

@@ -29,13 +29,9 @@ from sce.distributed.stage import (
     plan_corpus,
     run_stage,
 )
-from sce.embedding.embedder import (
-    EmbedderConfig,
-    check_fingerprint,
-    embedder_fingerprint,
-    load_embedder,
-)
-from sce.embedding.fingerprint import EmbedderFingerprint
+from sce.embedding.embedder import embedder_fingerprint, load_embedder
+from sce.embedding.fingerprint import EmbedderFingerprint, check_fingerprint
+from sce.embedding.settings import EmbedderConfig
 from sce.embedding.store import MANIFEST, EmbeddingStore, Manifest, write_manifest
 from sce.errors import ConfigError
 from sce.storage import RemotePath, to_place

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import snapshot_download
+from huggingface_hub import metadata_load, snapshot_download
 from tokenizers import Tokenizer
 
 from sce.embedding.fingerprint import EmbedderFingerprint
@@ -22,7 +22,7 @@ from sce.errors import EmbedderError
 from sce.storage import fetch_model
 
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-"""Of model.safetensors, as published for sentence-transformers/all-MiniLM-L6-v2."""
+"""The hash of model.safetensors, as published for sentence-transformers/all-MiniLM-L6-v2."""
 MINILM_LICENCE = "Apache-2.0"
 JINA_LICENCE = "CC BY-NC 4.0"
 
@@ -121,17 +121,11 @@ def minilm_folder(folder: str | None = None) -> Path:
 
 def checkpoint_licence(folder: str | Path) -> str:
     """Licence that the model card of a local checkpoint states, else "unknown"."""
-    card = Path(folder) / "README.md"
-    if not card.is_file():
-        return "unknown"
-    parts = card.read_text(encoding="utf-8").split("---", 2)
-    if len(parts) < 3 or parts[0].strip():
-        return "unknown"
     try:
-        header = yaml.safe_load(parts[1])
-    except yaml.YAMLError:
-        return "unknown"
-    return str(header.get("license", "unknown")) if isinstance(header, dict) else "unknown"
+        header = metadata_load(Path(folder) / "README.md")
+    except (OSError, ValueError, yaml.YAMLError):
+        header = None
+    return str((header or {}).get("license", "unknown"))
 
 
 def explain_load_error(setting: str, name: str, error: Exception) -> EmbedderError:
@@ -166,6 +160,9 @@ def _find(name: str, revision: str | None) -> tuple[Path, str | None]:
 
 def _read_modules(root: Path) -> tuple[Path, str]:
     """Folder of the transformer and pooling of a sentence-transformers checkpoint."""
+    # Read here rather than by the sentence-transformers library: that would be one more large
+    # dependency of every worker and server for two JSON files, and it imports the modules that a
+    # checkpoint names, so that what is unsupported would run instead of being refused.
     if not (root / "modules.json").is_file():
         raise EmbedderError(
             f"{root}: no modules.json, so this is not a sentence-transformers checkpoint."

@@ -25,15 +25,8 @@ from tokenizers import Tokenizer, processors
 from transformers import AutoModel, JinaEmbeddingsV3Model, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from sce.embedding.checkpoint import (
-    Checkpoint,
-    checkpoint_licence,
-    explain_load_error,
-    minilm_folder,
-    resolve_checkpoint,
-)
-from sce.embedding.fingerprint import EmbedderFingerprint, check_fingerprint
-from sce.embedding.forward import BATCH_TOKENS, embed_batch
+from sce.embedding.checkpoint import Checkpoint, resolve_checkpoint
+from sce.embedding.fingerprint import EmbedderFingerprint
 from sce.embedding.settings import EmbedderConfig
 from sce.embedding.tokenising import (
     Batch,
@@ -46,19 +39,8 @@ from sce.embedding.tokenising import (
 )
 from sce.errors import DataError, EmbedderError
 
-__all__ = [
-    "Embedded",
-    "EmbedderConfig",
-    "EmbedderFingerprint",
-    "TextEmbedder",
-    "check_fingerprint",
-    "checkpoint_licence",
-    "embedder_fingerprint",
-    "explain_load_error",
-    "load_embedder",
-    "minilm_folder",
-]
-
+BATCH_TOKENS = {"cpu": 4096, "cuda": 65536}
+"""Tokens of one forward pass, padding included."""
 PIECE_TEXTS = {"cpu": 4096, "cuda": 1024}
 """Texts that are tokenised at a time, and among which batches are formed. Small pieces give more
 padding (7% at 1,024 short texts, none at 4,096) and start sooner. A CPU spends half a per cent of
@@ -176,6 +158,27 @@ class TextEmbedder:
         return embed_batch(self._model, batch, self.fingerprint.pooling)
 
 
+@torch.inference_mode()
+def embed_batch(model: Any, batch: Batch, pooling: str) -> np.ndarray:
+    """One forward pass, pooling, normalisation; float32 [B, D], unit norm."""
+    mask_BL = torch.from_numpy(batch.attention_mask).to(model.device)
+    ids_BL = torch.from_numpy(batch.input_ids).to(model.device)
+    output = model(input_ids=ids_BL, attention_mask=mask_BL)
+    pooled_BD = _pool(output.last_hidden_state, mask_BL, pooling)
+    return torch.nn.functional.normalize(pooled_BD, dim=1).cpu().numpy()
+
+
+def _pool(hidden_BLD: torch.Tensor, mask_BL: torch.Tensor, pooling: str) -> torch.Tensor:
+    """One float32 vector a text, [B, D]."""
+    if pooling == "cls":
+        return hidden_BLD[:, 0].float()
+    lengths_B1 = mask_BL.sum(dim=1, keepdim=True)
+    if pooling == "lasttoken":
+        rows_B = torch.arange(len(hidden_BLD), device=hidden_BLD.device)
+        return hidden_BLD[rows_B, lengths_B1[:, 0] - 1].float()
+    return (hidden_BLD.float() * mask_BL[:, :, None]).sum(dim=1) / lengths_B1
+
+
 def load_embedder(config: EmbedderConfig) -> TextEmbedder:
     """Load the text embedder that `config` describes, ready to embed.
 
@@ -184,7 +187,7 @@ def load_embedder(config: EmbedderConfig) -> TextEmbedder:
             device is missing.
     """
     checkpoint = resolve_checkpoint(config)
-    device = _choose_device(config.device)
+    device = choose_device(config.device)
     progress_bar = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
@@ -260,9 +263,14 @@ def _load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     return tokenizer
 
 
-def _choose_device(device: str) -> str:
+def choose_device(device: str) -> str:
+    """ "cpu" or "cuda", from a setting that may be "auto": a GPU where there is one.
+
+    Raises:
+        EmbedderError: the GPU that was asked for is missing.
+    """
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
-        raise EmbedderError("embedder.device: 'cuda', but this machine has no usable GPU.")
+        raise EmbedderError("device: 'cuda', but this machine has no usable GPU.")
     return device

@@ -16,6 +16,15 @@ def text_is_empty(text: str) -> bool:
     return not text or text.isspace()
 
 
+def is_unicode(text: str) -> bool:
+    """Whether a text has no lone surrogate, which no tokenizer and no file takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def vector_errors(vectors_ND: np.ndarray) -> np.ndarray:
     """What is wrong with each vector, a word of `ROW_ERRORS` or ""; object array [N]."""
     codes_N = np.full(len(vectors_ND), "", object)

@@ -38,7 +38,7 @@ class EmbedderConfig(Section):
     max_batch_tokens: int | None = Field(default=None, ge=16)
     """Tokens in one forward pass, padding included. Default: 4096 on a CPU, 65536 on a GPU."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of weights and activations; vectors are always pooled and normalised in float32."""
+    """The type of weights and activations; vectors are always pooled and normalised in float32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` is a GPU where there is one."""
 

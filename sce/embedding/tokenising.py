@@ -9,7 +9,7 @@ from itertools import chain
 import numpy as np
 from tokenizers import Tokenizer
 
-from sce.embedding.row_checks import text_is_empty
+from sce.embedding.row_checks import is_unicode, text_is_empty
 from sce.errors import DataError
 
 
@@ -32,6 +32,7 @@ class TokenisedTexts:
 
     def take(self, places_P: np.ndarray) -> TokenisedTexts:
         """The texts at these places."""
+        # A taken token lies as far behind its text's first token as in the old order.
         lengths_P = self.lengths[places_P]
         starts_N = np.cumsum(self.lengths) - self.lengths
         shift_P = starts_N[places_P] - (np.cumsum(lengths_P) - lengths_P)
@@ -130,7 +131,5 @@ def check_texts(texts: Sequence[str]) -> None:
 def check_unicode(texts: Sequence[str]) -> None:
     """Raises `DataError` with the position of the first text that is not Unicode."""
     for i, text in enumerate(texts):
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise DataError(f"texts[{i}]: the text has a lone surrogate, not Unicode.") from None
+        if not is_unicode(text):
+            raise DataError(f"texts[{i}]: the text has a lone surrogate, not Unicode.")

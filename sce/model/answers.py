@@ -1,4 +1,4 @@
-"""Answers: of one row as an object, of many as arrays, and how these are filled batch by batch."""
+"""Answers: one row's as an object, many rows' as arrays that are filled batch by batch."""
 
 from __future__ import annotations
 
@@ -53,6 +53,24 @@ class Answers:
     def __len__(self) -> int:
         return len(self.top_NT)
 
+    @classmethod
+    def empty(
+        cls, counts_N: np.ndarray, top_k: int, with_scores: bool, shortlist: int | None = None
+    ) -> Answers:
+        """Arrays for rows of so many labels each, in which nothing has been scored yet.
+
+        Args:
+            with_scores: every label's probability is to be kept.
+        """
+        shape = len(counts_N), min(top_k, int(counts_N.max(initial=1)))
+        return cls(
+            np.full(shape, -1, np.int64),
+            np.full(shape, np.nan, np.float32),
+            np.concatenate([[0], np.cumsum(counts_N)]),
+            np.zeros(int(counts_N.sum()), np.float32) if with_scores else None,
+            shortlist,
+        )
+
     def part(self, start: int, end: int, top_k: int, return_scores: bool) -> Answers:
         """The rows `start` to `end`, with no more than is asked for."""
         offsets, scores_M = self.offsets[start : end + 1], None
@@ -94,13 +112,13 @@ class Answers:
         with_top: bool,
         truncated: Sequence[bool],
     ) -> list[Prediction]:
-        """As objects.
+        """The answers as objects.
 
         Args:
             sets: names of each row's labels in the user's order.
             threshold: a row whose best score is less has no label.
             with_top: also the best labels.
-            truncated: of each row.
+            truncated: whether each row's text was cut.
         """
         sure_N = [True] * len(self)
         if threshold is not None:  # compared in float32, as a bulk job does
@@ -126,34 +144,3 @@ class Answers:
                 )
             )
         return predictions
-
-
-class AnswerWriter:
-    """Fills `Answers` batch by batch.
-
-    Args:
-        offsets: as in `Answers`; a row's number of labels is the distance to the next.
-        width: T.
-        with_scores: keep every label's probability.
-    """
-
-    def __init__(self, offsets: np.ndarray, width: int, with_scores: bool) -> None:
-        rows = len(offsets) - 1
-        self.width = width
-        self._offsets = offsets
-        self._top_NT = np.full((rows, width), -1, np.int64)
-        self._top_scores_NT = np.full((rows, width), np.nan, np.float32)
-        self._scores_M = np.zeros(int(offsets[-1]), np.float32) if with_scores else None
-
-    def write_top(self, rows_B: np.ndarray, places_BX: np.ndarray, p_BX: np.ndarray) -> None:
-        """The best labels of some rows, X <= T of them, places in the user's order."""
-        self._top_NT[rows_B, : places_BX.shape[1]] = places_BX
-        self._top_scores_NT[rows_B, : places_BX.shape[1]] = p_BX
-
-    def write_scores(self, rows_B: np.ndarray, places_BX: np.ndarray, p_BX: np.ndarray) -> None:
-        """Probabilities of labels at places in the user's order; of others they stay 0."""
-        assert self._scores_M is not None
-        self._scores_M[self._offsets[rows_B][:, None] + places_BX] = p_BX
-
-    def answers(self, shortlist: int | None) -> Answers:
-        return Answers(self._top_NT, self._top_scores_NT, self._offsets, self._scores_M, shortlist)

@@ -11,7 +11,7 @@ Legend of shapes: N rows, K labels of a row's own set, Kmax the widest set.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -24,6 +24,7 @@ MIN_TEMPERATURE = 0.05
 MAX_TEMPERATURE = 20.0
 MAX_SLOPE = 1.0
 MIN_DISTINCT_COUNTS = 3
+FOLDS = 5
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -54,12 +55,7 @@ class Temperature:
         return logits / temperature.astype(logits.dtype)
 
     def to_dict(self) -> dict[str, float]:
-        return {"a": self.a, "b": self.b}
-
-    @classmethod
-    def from_dict(cls, value: Mapping[str, float]) -> Temperature:
-        """Inverse of `to_dict`. Raises `TypeError` on any other key."""
-        return cls(**{name: float(number) for name, number in value.items()})
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -91,11 +87,6 @@ class TemperatureFit:
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
-    @classmethod
-    def from_dict(cls, value: Mapping[str, Any]) -> TemperatureFit:
-        """Inverse of `to_dict`."""
-        return cls(**{**value, "temperature": Temperature.from_dict(value["temperature"])})
-
 
 @dataclass(frozen=True)
 class _Rows:
@@ -108,16 +99,19 @@ class _Rows:
     def take(self, keep: NDArray[np.bool_]) -> _Rows:
         return _Rows(self.logits[keep], self.targets[keep], self.counts[keep])
 
+    def at_target(self, values_NK: FloatArray) -> FloatArray:
+        return values_NK[np.arange(len(self.targets)), self.targets]
+
     def losses(self, temperature: Temperature) -> FloatArray:
+        """Negative log likelihood of the targets, [N]."""
         scaled_NK = temperature.scale(self.logits, self.counts)
-        return logsumexp(scaled_NK, axis=1) - scaled_NK[np.arange(len(self.targets)), self.targets]
+        return logsumexp(scaled_NK, axis=1) - self.at_target(scaled_NK)
 
 
 def fit_temperature(
     logits: Sequence[ArrayLike] | NDArray[Any],
     targets: ArrayLike,
     label_counts: ArrayLike | None = None,
-    folds: int = 5,
 ) -> TemperatureFit:
     """Fit T and T(K) by the likelihood of `targets` and choose between them.
 
@@ -125,7 +119,7 @@ def fit_temperature(
     falls for ever as T goes to 0, so T stays 1; if no row has two labels there is nothing to
     fit and T stays 1. Otherwise T is sought within [0.05, 20] and the slope b within [-1, 1],
     so that no data can push either further. T(K) is tried from three distinct K on: label
-    counts are dealt to `folds` groups in order of size, each group is predicted from the
+    counts are dealt to five groups in order of size, each group is predicted from the
     others, and T(K) is chosen if the NLL that it saves exceeds its standard error.
 
     Args:
@@ -142,68 +136,65 @@ def fit_temperature(
     if not len(rows.targets):
         return TemperatureFit(Temperature(), "identity", "No row has two labels.", 0)
     before = float(rows.losses(Temperature()).mean())
-    at_target = rows.logits[np.arange(len(rows.targets)), rows.targets]
-    if (at_target == rows.logits.max(axis=1)).all():
+    if (rows.at_target(rows.logits) == rows.logits.max(axis=1)).all():
         reason = "Every validation row is right, so the data set no lower end to T."
         return TemperatureFit(Temperature(), "identity", reason, len(rows.targets), before)
 
     constant = _fit(rows)
-    constant_nll = float(rows.losses(constant).mean())
-    found = (len(rows.targets), before, constant_nll)
+    found: dict[str, Any] = {"rows": len(rows.targets), "nll_uncalibrated": before}
+    found["nll_constant"] = float(rows.losses(constant).mean())
     counts = np.unique(rows.counts)
     if len(counts) < MIN_DISTINCT_COUNTS:
         reason = f"{len(counts)} distinct label count(s); T(K) needs {MIN_DISTINCT_COUNTS}."
-        return TemperatureFit(constant, "constant", reason, *found)
+        return TemperatureFit(constant, "constant", reason, **found)
 
-    gain_N = _held_out_gain(rows, counts, folds)
-    gain = float(gain_N.mean())
-    error = float(gain_N.std(ddof=1) / np.sqrt(len(gain_N))) if len(gain_N) > 1 else np.inf
+    gain_N = _held_out_gain(rows, counts)
+    gain, error = float(gain_N.mean()), float(gain_N.std(ddof=1) / np.sqrt(len(gain_N)))
     sloped = _fit(rows, start_from=constant)
-    found = (*found, float(rows.losses(sloped).mean()), gain, error)  # type: ignore[assignment]
+    found["nll_by_label_count"] = float(rows.losses(sloped).mean())
+    found |= {"held_out_gain": gain, "held_out_error": error}
     measured = f"saves {gain:.4f} nats a row on held-out label counts, standard error {error:.4f}"
     if gain > error:
-        return TemperatureFit(sloped, "by_label_count", f"T(K) {measured}.", *found)
-    return TemperatureFit(constant, "constant", f"T(K) only {measured}.", *found)
+        return TemperatureFit(sloped, "by_label_count", f"T(K) {measured}.", **found)
+    return TemperatureFit(constant, "constant", f"T(K) only {measured}.", **found)
 
 
 def _fit(rows: _Rows, start_from: Temperature | None = None) -> Temperature:
     """Minimise mean NLL over log T at the mean log K; from a constant T, over the slope too."""
-    with_slope = start_from is not None
     log_K_N = np.log(rows.counts)
+    # Around the mean log K the slope hardly moves the level, so the two are found independently.
     centre = float(log_K_N.mean())
     from_centre_N = log_K_N - centre
-    finite_NK = np.where(np.isfinite(rows.logits), rows.logits, 0.0)
-    at_target_N = rows.logits[np.arange(len(rows.targets)), rows.targets]
+    finite_NK = np.where(np.isfinite(rows.logits), rows.logits, 0.0)  # padding is -inf
+    at_target_N = rows.at_target(rows.logits)
 
     def loss(parameters: FloatArray) -> tuple[float, FloatArray]:
-        slope = parameters[1] if with_slope else 0.0
+        slope = parameters[1] if len(parameters) == 2 else 0.0
         inverse_N = np.exp(-(parameters[0] + slope * from_centre_N))
         scaled_NK = rows.logits * inverse_N[:, None]
         norm_N = logsumexp(scaled_NK, axis=1)
         losses_N = norm_N - at_target_N * inverse_N
+        # d NLL / d log T = (z_target - E[z]) / T, with E under softmax(z / T).
         expected_N = (np.exp(scaled_NK - norm_N[:, None]) * finite_NK).sum(axis=1)
         by_log_T_N = -inverse_N * (expected_N - at_target_N)
         gradient = [by_log_T_N.mean(), (by_log_T_N * from_centre_N).mean()]
         return float(losses_N.mean()), np.array(gradient[: len(parameters)])
 
+    start = np.zeros(1) if start_from is None else np.array([start_from.a, 0.0])
     log_bounds = (float(np.log(MIN_TEMPERATURE)), float(np.log(MAX_TEMPERATURE)))
-    bounds = [log_bounds, (-MAX_SLOPE, MAX_SLOPE)]
-    size = 2 if with_slope else 1
-    start = np.zeros(size)
-    if start_from is not None:
-        start[0] = start_from.a
-    found = minimize(
-        loss, start, jac=True, method="L-BFGS-B", bounds=bounds[:size], options={"ftol": 1e-12}
-    )
-    slope = float(found.x[1]) if with_slope else 0.0
+    bounds = [log_bounds, (-MAX_SLOPE, MAX_SLOPE)][: len(start)]
+    options = {"ftol": 1e-12}
+    found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
+    slope = float(found.x[1]) if start_from is not None else 0.0
     return Temperature(float(found.x[0]) - slope * centre, slope)
 
 
-def _held_out_gain(rows: _Rows, counts: IntArray, folds: int) -> FloatArray:
+def _held_out_gain(rows: _Rows, counts: IntArray) -> FloatArray:
     """NLL of constant T minus NLL of T(K), [N], each row predicted from other label counts."""
-    fold_N = np.searchsorted(counts, rows.counts) % min(folds, len(counts))
+    folds = min(FOLDS, len(counts))
+    fold_N = np.searchsorted(counts, rows.counts) % folds
     gain_N = np.zeros(len(fold_N))
-    for fold in range(min(folds, len(counts))):
+    for fold in range(folds):
         held = fold_N == fold
         fitted, test = rows.take(~held), rows.take(held)
         constant = _fit(fitted)

@@ -17,7 +17,8 @@ width, T = K + 1 tokens.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -72,46 +73,32 @@ class SCEConfig(PreTrainedConfig):
 
     model_type = "sce"
 
-    def __init__(
-        self,
-        encoder: dict[str, Any] | None = None,
-        embedding_dim: int = 384,
-        label_source: LabelSource = "embedder",
-        input_norm: InputNorm = "frozen",
-        token_type: bool = True,
-        positions: bool = False,
-        query_scale: float | None = None,
-        logit_scale: float | None = None,
-        learn_scales: bool = True,
-        prior_scale: float = 20.0,
-        example_weight: tuple[float, float] = (-1.0, 0.5),
-        learn_example_weight: bool = True,
-        adaptor_init: Literal["identity", "normal"] = "identity",
-        calibration: tuple[float, float] = (0.0, 0.0),
-        cosine_calibration: tuple[float, float] = (0.0, 0.0),
-        label_prefix_space: bool = True,
-        embedder: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        self.encoder = encoder or {"model_type": "bert"}
-        self.embedding_dim = embedding_dim
-        self.label_source = label_source
-        self.input_norm = input_norm
-        self.token_type = token_type
-        self.positions = positions
-        self.query_scale = math.sqrt(embedding_dim) if query_scale is None else query_scale
-        width = self.encoder.get("hidden_size", 768)
-        self.logit_scale = 1 / math.sqrt(width) if logit_scale is None else logit_scale
-        self.learn_scales = learn_scales
-        self.prior_scale = prior_scale
-        self.example_weight = list(example_weight)
-        self.learn_example_weight = learn_example_weight
-        self.adaptor_init = adaptor_init
-        self.calibration = list(calibration)
-        self.cosine_calibration = list(cosine_calibration)
-        self.label_prefix_space = label_prefix_space
-        self.embedder = embedder
-        super().__init__(**kwargs)
+    encoder: dict[str, Any] = field(default_factory=lambda: {"model_type": "bert"})
+    embedding_dim: int = 384
+    label_source: LabelSource = "embedder"
+    input_norm: InputNorm = "frozen"
+    token_type: bool = True
+    positions: bool = False
+    query_scale: float = None  # type: ignore[assignment]  # filled below, never None
+    logit_scale: float = None  # type: ignore[assignment]
+    learn_scales: bool = True
+    prior_scale: float = 20.0
+    example_weight: Sequence[float] = (-1.0, 0.5)
+    learn_example_weight: bool = True
+    adaptor_init: Literal["identity", "normal"] = "identity"
+    calibration: Sequence[float] = (0.0, 0.0)
+    cosine_calibration: Sequence[float] = (0.0, 0.0)
+    label_prefix_space: bool = True
+    embedder: dict[str, Any] | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if self.query_scale is None:
+            self.query_scale = math.sqrt(self.embedding_dim)
+        if self.logit_scale is None:
+            self.logit_scale = 1 / math.sqrt(self.encoder.get("hidden_size", 768))
+        for name in ("example_weight", "calibration", "cosine_calibration"):
+            setattr(self, name, list(getattr(self, name)))  # as JSON gives them back
+        super().__post_init__(**kwargs)
         if self.encoder["model_type"] not in ENCODERS:
             raise ValueError(
                 f"encoder type {self.encoder['model_type']!r} is not supported; one of "
@@ -253,24 +240,6 @@ class SCEModel(PreTrainedModel):
         (loaded[0] if isinstance(loaded, tuple) else loaded).freeze()
         return loaded
 
-    def pool_labels(
-        self,
-        text_KD: torch.Tensor,
-        examples_KD: torch.Tensor | None = None,
-        example_counts_K: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """g_k: a label's information as one unit vector.
-
-        Args:
-            text_KD: mean over the vectors of name, synonyms and description [..., K, D].
-            examples_KD: mean over the vectors of its example texts [..., K, D], 0 where none.
-            example_counts_K: number of examples [..., K].
-
-        Returns:
-            Unit vectors [..., K, D]: unit(text) + w(n) * examples, normalised.
-        """
-        return pool_labels(text_KD, examples_KD, example_counts_K, self.example_weight)
-
     def forward(
         self,
         query_embeddings: torch.Tensor,
@@ -306,7 +275,9 @@ class SCEModel(PreTrainedModel):
                 raise ValueError(
                     "label_embeddings are needed: the model has a prior or embeds labels"
                 )
-            g_KD = self.pool_labels(label_embeddings, example_embeddings, example_counts)
+            g_KD = pool_labels(
+                label_embeddings, example_embeddings, example_counts, self.example_weight
+            )
         query_B1H = self.embed_queries(query_embeddings)
         h_KH = self.embed_labels(g_KD, label_tokens)
         if h_KH.dim() == 2:
@@ -383,7 +354,17 @@ def pool_labels(
     example_counts_K: torch.Tensor | None,
     example_weight: torch.Tensor,
 ) -> torch.Tensor:
-    """`SCEModel.pool_labels` with the (a, b) of w(n) given."""
+    """g_k: a label's information as one unit vector.
+
+    Args:
+        text_KD: mean over the vectors of name, synonyms and description [..., K, D].
+        examples_KD: mean over the vectors of its example texts [..., K, D], 0 where none.
+        example_counts_K: number of examples n [..., K].
+        example_weight: (a, b) of w(n) = exp(a + b log n).
+
+    Returns:
+        Unit vectors [..., K, D]: unit(text) + w(n) * examples, normalised.
+    """
     g_KD = nn.functional.normalize(text_KD, dim=-1)
     if examples_KD is None or example_counts_K is None:
         return g_KD

@@ -114,7 +114,7 @@ class _Layer:
         attention, output = layer.attention.self, layer.attention.output
         self.heads: int = attention.num_attention_heads
         self.head_width: int = attention.attention_head_size
-        scale = self.head_width**-0.5
+        scale = self.head_width**-0.5  # into the queries' weights, so that no pass multiplies
         parts = (attention.query, attention.key, attention.value)
         scales = (scale, 1.0, 1.0)
         self._qkv = torch.cat([(p.weight.detach() * s) for p, s in zip(parts, scales)])
@@ -150,6 +150,7 @@ class _Layer:
         )
         v_AKP = v_APK.transpose(1, 2).contiguous()
         lse, read = [], []
+        # A head at a time: with thousands of labels all heads' K x K scores would not fit.
         for q_PK, k_PK, v_KP, out_PH in zip(q_APK, k_APK, v_AKP, self._out_APH, strict=True):
             scores_KK = q_PK.T.float() @ k_PK.float()
             lse_K = torch.logsumexp(scores_KK, dim=1)
@@ -176,14 +177,15 @@ class _Layer:
             .permute(1, 2, 0, 3)
             .contiguous()
         )
-        # the text reads the labels and itself
+        # The text reads the labels and itself, as in any attention.
         self_AB1 = (q_ABP * k_ABP).sum(2, keepdim=True)
         p_ABT = torch.cat([self_AB1, torch.bmm(q_ABP, labels.k_APK)], dim=2).softmax(2)
         out_ABP = torch.baddbmm(p_ABT[:, :, :1] * v_ABP, p_ABT[:, :, 1:], labels.v_AKP)
         out_BH = out_ABP.permute(1, 0, 2).reshape(rows, width)
         x_BTH = query_BH.new_empty(rows, labels.base_KH.shape[0] + 1, width)
         torch.add(self._out(out_BH), query_BH, out=x_BTH[:, 0])
-        # the labels read the text
+        # A label reads o_k + alpha_k (v_0 - o_k): W o_k is in `base_KH`, W v_0 is `seen_BAH`, and
+        # what alpha_k takes away of W o_k is `less_KBH`; the products sum over the heads.
         alpha_ABK = torch.sigmoid(torch.bmm(k_ABP, labels.q_APK) - labels.lse_A1K)
         alpha_ABK = alpha_ABK.to(query_BH.dtype)
         seen_BAH = torch.bmm(v_ABP, self._out_APH).transpose(0, 1).contiguous()
@@ -203,7 +205,7 @@ class _Layer:
         return self._output_norm(self._add_product(self._outer, inner_BTF, x_BTH))
 
     def _add_product(self, dense: nn.Linear, x: torch.Tensor, to: torch.Tensor) -> torch.Tensor:
-        """dense(x) + to."""
+        """The sum dense(x) + to, in one kernel where there is one."""
         if self._fused:
             return torch.ops.mkldnn._linear_pointwise.binary(x, to, dense.weight, dense.bias, "add")
         return dense(x).add_(to)

@@ -3,12 +3,12 @@
 h_k comes from the token dictionary (equation 2) or from the text embedder; g_k always from
 the text embedder, which embeds the name, every synonym, the description and every example
 text as a whole. The mean over name, synonyms and description is one part of g_k, the mean
-over the examples the other; `SCEModel.pool_labels` joins them.
+over the examples the other; `pool_labels` joins them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, chain
 
@@ -65,15 +65,6 @@ class LabelVectors:
     def _parts(self) -> tuple[torch.Tensor | None, ...]:
         return (self.text_KD, self.examples_KD, self.example_counts_K, self.tokens_KH)
 
-    def model_inputs(self) -> dict[str, torch.Tensor | None]:
-        """Keyword arguments of `SCEModel.forward`: one set shared by all rows."""
-        return {
-            "label_embeddings": self.text_KD,
-            "example_embeddings": self.examples_KD,
-            "example_counts": self.example_counts_K,
-            "label_tokens": self.tokens_KH,
-        }
-
 
 def encode_labels(
     label_set: LabelSet,
@@ -101,16 +92,25 @@ def encode_labels(
     return LabelVectors(text_KD, examples_KD, counts_K, tokens_KH)
 
 
+def with_known(known: Mapping[str, np.ndarray], others: TextVectors) -> TextVectors:
+    """Vectors of texts that were embedded before, and of the `others` as they come."""
+
+    def text_vectors(texts: Sequence[str]) -> np.ndarray:
+        new = [text for text in dict.fromkeys(texts) if text not in known]
+        found = dict(zip(new, others(new))) if new else {}
+        return np.stack([known[text] if text in known else found[text] for text in texts])
+
+    return text_vectors if known else others
+
+
 class LabelBank:
     """Vectors of labels that were encoded before, label by label, for sets that overlap.
 
     Args:
-        encode: gives the vectors of a label set in its own order.
         limit: when more labels than this would be kept, only those just asked for are.
     """
 
-    def __init__(self, encode: Callable[[LabelSet], LabelVectors], limit: int) -> None:
-        self._encode = encode
+    def __init__(self, limit: int) -> None:
         self._limit = limit
         self._places: dict[Label, int] = {}
         self._vectors: LabelVectors | None = None
@@ -119,17 +119,19 @@ class LabelBank:
         """Those that would have to be encoded."""
         return [label for label in labels if label not in self._places]
 
-    def vectors(self, labels: Sequence[Label]) -> LabelVectors:
+    def vectors(
+        self, labels: Sequence[Label], encode: Callable[[LabelSet], LabelVectors]
+    ) -> LabelVectors:
         """Vectors of distinct labels, in their order.
 
         New labels are encoded together, in the order of `labels`: the caller sorts them, so that
         the order in which a user gave them does not reach the vectors.
         """
-        new = [label for label in labels if label not in self._places]
+        new = self.unknown(labels)
         if len(self._places) + len(new) > self._limit:
             self._places, self._vectors, new = {}, None, list(labels)
         if new:
-            found = self._encode(LabelSet(tuple(new)))
+            found = encode(LabelSet(tuple(new)))
             self._vectors = found if self._vectors is None else self._vectors.joined(found)
             self._places |= {label: len(self._places) + i for i, label in enumerate(new)}
         assert self._vectors is not None

@@ -10,7 +10,7 @@ from pydantic import Field
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 
 from sce.config import Section
-from sce.embedding.embedder import checkpoint_licence, explain_load_error, minilm_folder
+from sce.embedding.checkpoint import checkpoint_licence, explain_load_error, minilm_folder
 from sce.embedding.settings import MINILM
 from sce.errors import ConfigError
 from sce.model.encoder import ENCODERS, InputNorm, LabelSource, SCEConfig, SCEModel

@@ -49,7 +49,7 @@ from sce.distributed.stage import (
     plan_corpus,
     run_stage,
 )
-from sce.embedding.embedder import EmbedderConfig
+from sce.embedding.settings import EmbedderConfig
 from sce.embedding.store import EmbeddingStore
 from sce.errors import ConfigError, SCEError
 from sce.evaluation import thresholds
@@ -106,7 +106,7 @@ class ClassifyConfig(JobConfig):
     endpoint_patience_seconds: float = Field(default=600.0, gt=0)
     """How long to wait for an endpoint that is overloaded or away, before the job fails."""
     output: str | None = None
-    """Folder or URI for the answers; needed but for `--dry_run`."""
+    """Folder or URI for the answers; needed but for `--dry-run`."""
     labels: list[str] = []
     """Names, each as `--labels NAME`, or one JSON list."""
     labels_file: Place | None = None
@@ -345,13 +345,13 @@ def _read_labels(config: ClassifyConfig) -> LabelSet | None:
         LabelError, DataError: they cannot be used.
     """
     if config.labels and config.labels_file is not None:
-        raise ConfigError("give the labels either with --labels or with --labels_file.")
+        raise ConfigError("give the labels either with --labels or with --labels-file.")
     if config.labels:
         return LabelSet.parse(config.labels, "--labels")
     if config.labels_file is not None:
         return LabelSet.parse(read_label_file(config.labels_file), str(config.labels_file))
     if config.labels_column is None:
-        raise ConfigError("give labels: --labels, --labels_file or --labels_column.")
+        raise ConfigError("give labels: --labels, --labels-file or --labels-column.")
     return None
 
 
@@ -366,7 +366,7 @@ def _check(config: ClassifyConfig, labels: LabelSet | None) -> None:
         if previous is not None and not previous.done:
             raise ConfigError(f"compare_to: the job that writes {config.compare_to} is unfinished.")
     if config.output is None and not config.dry_run:
-        raise ConfigError("output: give a folder for the answers (or --dry_run).")
+        raise ConfigError("output: give a folder for the answers (or --dry-run).")
     if (config.target_precision is None) != (config.labelled is None):
         raise ConfigError("target_precision and labelled go together.")
     if config.target_precision is not None and config.threshold is not None:

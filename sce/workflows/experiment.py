@@ -13,7 +13,7 @@ from sce.baselines.settings import PromptedConfig
 from sce.config import JobConfig, resolve_output
 from sce.datasets.prepare import DataConfig
 from sce.distributed.resources import ResourcesConfig
-from sce.embedding.embedder import EmbedderConfig
+from sce.embedding.settings import EmbedderConfig
 from sce.evaluation.evaluate import EvaluateConfig
 from sce.storage import Place
 from sce.training.episodes import AugmentConfig

@@ -67,5 +67,5 @@ def test_label_lists_of_rows():
     known = {"a": Label("a", description="first")}
     labels, names = row_labels(column, errors.good(), known)
     assert names.to_pylist() == ["b", "a", "a"]
-    assert [labels.label_set(i).names for i in range(2)] == [["b", "a"], ["a"]]
-    assert labels.label_set(1).labels[0].description == "first"
+    assert labels.names_by_row(2) == [["b", "a"], ["a"]]
+    assert labels.labels[labels.ids_M[2]].description == "first"

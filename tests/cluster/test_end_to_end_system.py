@@ -49,12 +49,12 @@ pytestmark = [
 
 EMBEDDER = ["--embedder.kind", "jina", "--embedder.model", f"{HOME}/models/jina"]
 MODEL = ["--model", f"{HOME}/run/model", *EMBEDDER, "--dtype", "float32"]
-CLASSIFY = [*MODEL, "--labels_file", f"{HOME}/in/labels.yaml"]
+CLASSIFY = [*MODEL, "--labels-file", f"{HOME}/in/labels.yaml"]
 LLAMA_DATA = json.dumps([{"dataset": "custom", "name": "own", "path": f"{HOME}/in/own.jsonl"}])
 LLAMA = ["--base", f"{HOME}/models/llama", "--run-dir", f"{HOME}/llama"]
 LLAMA += ["--data.sources", LLAMA_DATA, "--prompt", "sentence", "--lora.rank", "4"]
-LLAMA += ["--lora.dtype", "float32", "--train.epochs", "1", "--train.learning_rate", "0.01"]
-LLAMA += ["--evaluate.flip_shuffles", "0", "--evaluate.bootstrap_samples", "100"]
+LLAMA += ["--lora.dtype", "float32", "--train.epochs", "1", "--train.learning-rate", "0.01"]
+LLAMA += ["--evaluate.flip-shuffles", "0", "--evaluate.bootstrap-samples", "100"]
 
 JOBS: dict[str, list[str]] = {
     "prepare_data": ["--config", f"{HOME}/in/tiny.yaml"],
@@ -65,7 +65,7 @@ JOBS: dict[str, list[str]] = {
     ],
     "classify": [
         *CLASSIFY, "--input", f"{HOME}/in/texts", "--output", f"{HOME}/out/answers",
-        "--save_embeddings", f"{HOME}/out/store",
+        "--save-embeddings", f"{HOME}/out/store",
     ],
     "train_llama": LLAMA,
     "compare": ["--output", f"{HOME}/out/compare"],
@@ -75,13 +75,13 @@ JOBS: dict[str, list[str]] = {
 """Settings of each job, in an order in which each finds what it reads."""
 
 WRONG: dict[str, tuple[list[str], str]] = {
-    "prepare_data": (["--run_dir", NOWHERE], f"run_dir: '{NOWHERE}': there is no bucket"),
+    "prepare_data": (["--run-dir", NOWHERE], f"run_dir: '{NOWHERE}': there is no bucket"),
     "embed": (
         ["--input", f"{HOME}/in/texts", "--store", NOWHERE],
         f"store: '{NOWHERE}': there is no bucket",
     ),
-    "train_sce": (["--run_dir", "runs/lost"], "a folder that Ray deletes"),
-    "evaluate": (["--run_dir", f"{HOME}/empty"], f"there is no model in {HOME}/empty/model"),
+    "train_sce": (["--run-dir", "runs/lost"], "a folder that Ray deletes"),
+    "evaluate": (["--run-dir", f"{HOME}/empty"], f"there is no model in {HOME}/empty/model"),
     "classify": (
         ["--model", f"{HOME}/empty", "--input", f"{HOME}/in/texts", "--output", f"{HOME}/out/no",
          "--labels", json.dumps(LABELS)],
@@ -406,7 +406,7 @@ def test_what_the_jobs_wrote(summaries, database):
 def test_from_the_store_the_answers_are_those_from_the_texts(outside):
     settings = [*CLASSIFY, "--input", f"{HOME}/out/store", "--output", f"{HOME}/out/again"]
     found = outside.done(
-        "again", "jobs/classify.py", *settings, "--compare_to", f"{HOME}/out/answers"
+        "again", "jobs/classify.py", *settings, "--compare-to", f"{HOME}/out/answers"
     )
     assert found["comparison"]["compare/rows_moved"] == 0
     first, second = answers(HOME / "out" / "answers"), answers(HOME / "out" / "again")
@@ -447,7 +447,7 @@ def committed_parts(place: RemotePath) -> int:
 def test_an_embedding_that_is_stopped(outside):
     place = HOME / "out" / "big-store"
     command = ["jobs/embed.py", "--input", f"{HOME}/in/big", "--store", str(place), *EMBEDDER]
-    command += ["--commit_rows", str(BIG_FILE_ROWS)]
+    command += ["--commit-rows", str(BIG_FILE_ROWS)]
     outside.stopped("embed-stopped", command, lambda: committed_parts(place) >= 1)
     with pytest.raises(DataError, match=r"unfinished: it has no manifest\.json"):
         EmbeddingStore.open(place)
@@ -465,7 +465,7 @@ def test_an_embedding_that_is_stopped(outside):
 def test_a_classification_that_is_stopped(outside):
     place = HOME / "out" / "big-answers"
     command = ["jobs/classify.py", *CLASSIFY, "--input", f"{HOME}/in/big", "--output", str(place)]
-    command += ["--commit_rows", str(BIG_FILE_ROWS)]
+    command += ["--commit-rows", str(BIG_FILE_ROWS)]
     outside.stopped("classify-stopped", command, lambda: committed_parts(place) >= 1)
     run = read_run(str(place))
     assert run is not None
@@ -480,8 +480,8 @@ def test_a_classification_that_is_stopped(outside):
 
 def test_a_training_that_is_stopped(outside):
     home = HOME / "long-run"
-    command = ["jobs/train_sce.py", "--config", f"{HOME}/in/tiny.yaml", "--run_dir", str(home)]
-    command += ["--shared_dir", f"{HOME}/run", "--train.epochs", "20", "--train.patience", "20"]
+    command = ["jobs/train_sce.py", "--config", f"{HOME}/in/tiny.yaml", "--run-dir", str(home)]
+    command += ["--shared-dir", f"{HOME}/run", "--train.epochs", "20", "--train.patience", "20"]
     checkpoints = home / "checkpoints"
 
     def epoch_is_kept() -> bool:

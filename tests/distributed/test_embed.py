@@ -8,7 +8,8 @@ import pytest
 from sce.distributed import embed as embed_module
 from sce.distributed.embed import embed_to_store
 from sce.distributed.resources import ResourcesConfig, embed_actors, training_workers
-from sce.embedding.embedder import EmbedderConfig, load_embedder
+from sce.embedding.embedder import load_embedder
+from sce.embedding.settings import EmbedderConfig
 from sce.embedding.store import EmbeddingStore
 from sce.errors import ConfigError, DataError, FingerprintMismatch
 from tests.tiny_models import build_sentence_transformer

@@ -8,15 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from sce.embedding.embedder import (
-    PIECE_TEXTS,
-    EmbedderConfig,
-    EmbedderFingerprint,
-    check_fingerprint,
-    embedder_fingerprint,
-    load_embedder,
-    minilm_folder,
-)
+from sce.embedding.checkpoint import minilm_folder
+from sce.embedding.embedder import PIECE_TEXTS, embedder_fingerprint, load_embedder
+from sce.embedding.fingerprint import EmbedderFingerprint, check_fingerprint
+from sce.embedding.settings import EmbedderConfig
 from sce.errors import DataError, EmbedderError, FingerprintMismatch
 from tests.tiny_models import build_jina, build_sentence_transformer
 

@@ -8,12 +8,9 @@ import torch
 from tokenizers import Tokenizer
 from transformers import Qwen3Model
 
-from sce.embedding.embedder import (
-    EmbedderConfig,
-    EmbedderFingerprint,
-    embedder_fingerprint,
-    load_embedder,
-)
+from sce.embedding.embedder import embedder_fingerprint, load_embedder
+from sce.embedding.fingerprint import EmbedderFingerprint
+from sce.embedding.settings import EmbedderConfig
 from sce.errors import EmbedderError
 from tests.tiny_models import build_f2llm
 

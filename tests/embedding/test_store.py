@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from sce.datasets.schema import embeddings_schema
-from sce.embedding.embedder import EmbedderFingerprint
+from sce.embedding.fingerprint import EmbedderFingerprint
 from sce.embedding.store import (
     EmbeddingStore,
     Manifest,

@@ -43,7 +43,7 @@ def brute_force_f1(p_NK, y_N, labels):
     return sum(scores) / len(scores)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(batches())
 def test_every_figure_equals_brute_force(batch):
     p_NK, y_N = batch
@@ -64,7 +64,7 @@ def test_every_figure_equals_brute_force(batch):
         assert matrix[true, guess] == sum((g, y) == (guess, true) for g, y in zip(guesses, y_N))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(batches(), st.integers(1, 4))
 def test_padding_with_zeros_changes_no_figure(batch, extra):
     p_NK, y_N = batch

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from jobs.benchmarks.process_memory import PeakMemory
-from sce.embedding.embedder import EmbedderConfig, embedder_fingerprint
+from sce.embedding.embedder import embedder_fingerprint
+from sce.embedding.settings import EmbedderConfig
 from sce.training.fresh_model import ModelConfig, build_model
 
 ROOT = Path(__file__).parents[2]

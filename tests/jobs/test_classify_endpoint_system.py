@@ -22,7 +22,8 @@ import yaml
 
 from sce.client.client import Client, EndpointUnavailable, LimitExceeded, RowError
 from sce.datasets.schema import embeddings_schema
-from sce.embedding.embedder import EmbedderConfig, embedder_fingerprint
+from sce.embedding.embedder import embedder_fingerprint
+from sce.embedding.settings import EmbedderConfig
 from sce.embedding.store import Manifest, embedding_column, write_manifest, write_part
 from sce.model.answers import Prediction
 from sce.predictor import Predictor

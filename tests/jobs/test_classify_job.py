@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 from mlflow import MlflowClient
 
-from sce.embedding.embedder import EmbedderConfig, embedder_fingerprint
+from sce.embedding.embedder import embedder_fingerprint
+from sce.embedding.settings import EmbedderConfig
 from sce.embedding.store import EmbeddingStore
 from sce.errors import MAX_NAME_CHARS
 from sce.predictor import Predictor

@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.benchmarks.classify import write_store
-from sce.embedding.embedder import EmbedderConfig, embedder_fingerprint
+from sce.embedding.embedder import embedder_fingerprint
+from sce.embedding.settings import EmbedderConfig
 from sce.training.fresh_model import ModelConfig, build_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,7 +46,7 @@ class Job:
         self.log, self.answer = home / f"{output}.log", home / f"{output}.json"
         command = [sys.executable, "jobs/classify.py", "--model", str(home / "model")]
         command += ["--input", str(home / "store"), "--labels", LABELS, "--output"]
-        command += [str(self.output), "--rows_per_file", "4096", "--commit_rows", "25000"]
+        command += [str(self.output), "--rows-per-file", "4096", "--commit-rows", "25000"]
         command += ["--dtype", "float32"]  # a kill changes who shares a batch: 1e-3 in bfloat16
         with self.log.open("a") as log, self.answer.open("w") as answer:
             self.process = subprocess.Popen(
@@ -190,9 +191,9 @@ def test_two_raylets_of_a_cluster_killed(home, reference):
         job = Job(
             home,
             "nodes",
-            "--resources.embed_actors",
+            "--resources.embed-actors",
             "3",
-            "--resources.cpus_per_embed_actor",
+            "--resources.cpus-per-embed-actor",
             "0.7",
             RAY_ADDRESS=cluster.address,
         )

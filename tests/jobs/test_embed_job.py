@@ -44,7 +44,7 @@ def data_dir(tmp_path):
 def test_rows_and_label_texts_are_embedded(ray_session, data_dir, tmp_path, capsys):
     model = build_sentence_transformer(tmp_path / "model")
     settings = ["--embedder.kind", "sentence_transformers", "--embedder.model", str(model)]
-    assert job().main(["--run_dir", str(data_dir.parent), *settings]) == 0
+    assert job().main(["--run-dir", str(data_dir.parent), *settings]) == 0
     done = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     assert (done["rows"]["embedded"], done["labels"]["embedded"]) == (2, 5)
     assert done["labels"]["fingerprint"] == done["rows"]["fingerprint"]
@@ -57,7 +57,7 @@ def test_rows_and_label_texts_are_embedded(ray_session, data_dir, tmp_path, caps
 
 
 def test_without_data_the_job_says_what_to_run(tmp_path, capsys):
-    assert job().main(["--run_dir", str(tmp_path)]) == 2
+    assert job().main(["--run-dir", str(tmp_path)]) == 2
     assert "jobs/prepare_data.py" in capsys.readouterr().err
     assert not (tmp_path / "embeddings").exists()
 

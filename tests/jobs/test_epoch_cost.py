@@ -42,7 +42,7 @@ from jobs.epoch_cost import main
 from sce.baselines.adapters import add_adapters
 from sce.baselines.llama_training import LlamaTrainConfig
 from sce.baselines.lora import LoraSettings
-from sce.embedding.embedder import EmbedderConfig
+from sce.embedding.settings import EmbedderConfig
 from sce.errors import ConfigError
 from sce.evaluation import flops, published
 from sce.evaluation.peak_memory import peak_bytes, reset_peak

@@ -38,7 +38,7 @@ def home(tmp_path_factory) -> Path:
 def start(home: Path, name: str, *argv: str) -> subprocess.Popen:
     command = [sys.executable, "jobs/train_sce.py", "--config", str(home / "tiny.yaml")]
     return subprocess.Popen(
-        [*command, "--run_dir", str(home / "runs" / name), *argv],
+        [*command, "--run-dir", str(home / "runs" / name), *argv],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -141,8 +141,8 @@ def submit(cluster: dict[str, str], *entrypoint: str) -> subprocess.CompletedPro
 @pytest.mark.parametrize("job", ["prepare_data", "embed", "train_sce", "evaluate"])
 def test_every_job_runs_under_ray_job_submit(home, cluster, job):
     """In this order each finds what the one before it wrote."""
-    settings = ["--config", str(home / "tiny.yaml"), "--run_dir", str(home / "runs" / "submitted")]
-    done = submit(cluster, f"jobs/{job}.py", *settings, "--shared_dir", str(home / "submitted"))
+    settings = ["--config", str(home / "tiny.yaml"), "--run-dir", str(home / "runs" / "submitted")]
+    done = submit(cluster, f"jobs/{job}.py", *settings, "--shared-dir", str(home / "submitted"))
     assert done.returncode == 0, done.stdout[-4000:]
     summaries = [line for line in done.stdout.splitlines() if line.startswith('{"')]
     assert summaries, done.stdout[-2000:]
@@ -150,7 +150,7 @@ def test_every_job_runs_under_ray_job_submit(home, cluster, job):
 
 
 def test_a_relative_output_is_refused_under_ray_job_submit(home, cluster):
-    done = submit(cluster, "jobs/prepare_data.py", "--run_dir", "runs/lost")
+    done = submit(cluster, "jobs/prepare_data.py", "--run-dir", "runs/lost")
     assert done.returncode != 0
     assert "a folder that Ray deletes" in done.stdout + done.stderr
 

@@ -13,7 +13,7 @@ from mlflow.tracking import MlflowClient
 from jobs import compare as compare_job
 from jobs import evaluate as evaluate_job
 from jobs import train_sce as train_job
-from sce.embedding.embedder import EmbedderConfig
+from sce.embedding.settings import EmbedderConfig
 from sce.predictor import Predictor
 from sce.workflows.cli import run_job
 from sce.workflows.compare import CompareConfig, compare
@@ -107,7 +107,7 @@ def test_own_rows_are_measured_alone_or_beside_named_sets(home, tmp_path, capsys
         assert sorted({r["name"] for r in results}) == sets
         assert [r["rows"] for r in results if r["group"] == "own"] == [50]
     argv[1] = str(home / "own.yaml")
-    assert call(evaluate, *argv, "--evaluate.rows_per_set", "20") == 0
+    assert call(evaluate, *argv, "--evaluate.rows-per-set", "20") == 0
     summary = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     (result,) = json.loads((Path(summary["results"]) / "results.json").read_text())
     assert result["rows"] == 20
@@ -127,7 +127,7 @@ def test_methods_without_training_are_measured_on_the_same_rows_and_compared(hom
         (home / f"{method}.yaml").write_text(yaml.safe_dump(mine))
         assert call(evaluate, "--config", str(home / f"{method}.yaml")) == 0
     output = home / "runs" / "compare"
-    argv = ("--output", str(output), "--no-tracking.system_metrics")
+    argv = ("--output", str(output), "--no-tracking.system-metrics")
     assert run_job(CompareConfig, compare, compare_job.__doc__, argv) == 0
     rows = list(csv.DictReader((output / "figures.csv").open()))
     assert [r["method"] for r in rows] == ["tiny", "tiny-similarity", "tiny-prompted"]
@@ -164,9 +164,9 @@ BAD_DATA = '[{"dataset": "custom", "name": "mine", "path": "%s"}]'
     ("job", "argv", "message"),
     [
         (train, ["--train.epochs", "-1"], "train.epochs"),
-        (train, ["--embedder.max_tokens", "64"], "max_tokens: 128 there, 64 here"),
-        (train, ["--train.learning_rate", "0.5", "--resume"], "train.learning_rate"),
-        (train, ["--resources.num_workers", "500"], "500 workers"),
+        (train, ["--embedder.max-tokens", "64"], "max_tokens: 128 there, 64 here"),
+        (train, ["--train.learning-rate", "0.5", "--resume"], "train.learning_rate"),
+        (train, ["--resources.num-workers", "500"], "500 workers"),
         (train, ["--model.encoder", "no/such-encoder"], "no/such-encoder"),
         (train, ["--tracking.uri", "file:///tmp/x"], "sqlite"),
         (train, ["--data.sources", BAD_DATA % "nowhere.jsonl"], "nowhere.jsonl"),

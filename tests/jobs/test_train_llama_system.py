@@ -44,9 +44,9 @@ def call(folder, data, home, *flags) -> int:
     argv = ["--base", os.path.relpath(folder / "base"), "--run-dir", str(home)]
     argv += ["--data.sources", source]
     argv += ["--prompt", "sentence", "--lora.rank", "4", "--lora.dtype", "float32"]
-    argv += ["--train.micro_batch_size", "2", "--train.accumulation_steps", "4"]
-    argv += ["--train.learning_rate", "0.01", "--train.patience", "20", "--no-tracking.enabled"]
-    argv += ["--resources.use_gpu", "false", *flags]
+    argv += ["--train.micro-batch-size", "2", "--train.accumulation-steps", "4"]
+    argv += ["--train.learning-rate", "0.01", "--train.patience", "20", "--no-tracking.enabled"]
+    argv += ["--resources.use-gpu", "false", *flags]
     return run_job(LlamaExperiment, train_llama, "", argv)
 
 
@@ -60,7 +60,7 @@ def texts_and_labels(data):
 
 
 def test_two_workers_in_4_bits(ray_session, folder, data, tmp_path, capsys):
-    flags = ["--train.epochs", "16", "--resources.num_workers", "2", "--merge"]
+    flags = ["--train.epochs", "16", "--resources.num-workers", "2", "--merge"]
     assert call(folder, data, tmp_path, *flags) == 0
     found = summary(capsys)
     assert found["validation_accuracy"] == 1.0
@@ -130,7 +130,7 @@ def test_resume_ends_where_an_undisturbed_run_ends(
     ("flags", "message"),
     [
         (["--base", "nowhere/at/all"], "no tokenizer at"),
-        (["--train.batch_size", "7"], "leave it out"),
+        (["--train.batch-size", "7"], "leave it out"),
     ],
 )
 def test_wrong_input_is_said(ray_session, folder, data, tmp_path, capsys, flags, message):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel
 
-from sce.model.encoder import SCEConfig, SCEModel, trainable_parameters
+from sce.model.encoder import SCEConfig, SCEModel, pool_labels, trainable_parameters
 
 TINY = {
     "model_type": "bert",
@@ -148,7 +148,7 @@ def test_examples_are_pooled_with_their_weight():
     """g = unit(unit(text) + exp(a + b log n) mean); a label without examples is its text."""
     model = tiny(example_weight=(-0.5, 0.25))
     text, examples = torch.randn(2, 16), torch.randn(2, 16)
-    pooled = model.pool_labels(text, examples, torch.tensor([4.0, 0.0]))
+    pooled = pool_labels(text, examples, torch.tensor([4.0, 0.0]), model.example_weight)
     unit = torch.nn.functional.normalize(text, dim=-1)
     weight = math.exp(-0.5 + 0.25 * math.log(4))
     expected = torch.nn.functional.normalize(unit[0] + weight * examples[0], dim=-1)

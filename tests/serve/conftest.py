@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from sce.embedding.embedder import EmbedderConfig, embedder_fingerprint
+from sce.embedding.embedder import embedder_fingerprint
+from sce.embedding.settings import EmbedderConfig
 from sce.training.fresh_model import ModelConfig, build_model
 from serve.cache import VectorCache
 from serve.engine import Engine

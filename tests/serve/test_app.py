@@ -85,7 +85,7 @@ def test_the_page_and_the_document_are_there(url):
         (["--model", "nowhere"], "nowhere"),
         (["--host", "0.0.0.0"], "no token is set"),
         (["--tokens", "short"], "fewer than 16"),
-        (["--tokens_file", "nowhere"], "tokens_file: cannot be read"),
+        (["--tokens-file", "nowhere"], "tokens_file: cannot be read"),
         (["--port", "0"], "port"),
         (["--modell", "x"], "unrecognized arguments"),
     ],

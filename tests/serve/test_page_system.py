@@ -26,7 +26,8 @@ from typing import Any
 
 import pytest
 
-from sce.embedding.embedder import EmbedderConfig, embedder_fingerprint
+from sce.embedding.embedder import embedder_fingerprint
+from sce.embedding.settings import EmbedderConfig
 from sce.training.fresh_model import ModelConfig, build_model
 
 ROOT = Path(__file__).resolve().parents[2]

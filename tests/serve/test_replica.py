@@ -81,7 +81,7 @@ def test_weights_that_are_not_there_leave_the_model(models):
 
 def test_the_first_model_must_be_there(models):
     with pytest.raises(InputError, match="nowhere"):
-        run(ModelReplica("tiny").reconfigure(config_of(models) | {"path": "nowhere"}))
+        run(ModelReplica("tiny").reconfigure(config_of(models) | {"path": str(models / "nowhere")}))
 
 
 def test_a_replica_that_is_stuck_is_replaced(models, monkeypatch):
