@@ -15,12 +15,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 from scipy.stats import norm
 from sklearn.metrics import confusion_matrix_at_thresholds
 
 from sce.errors import InputError
+from sce.evaluation.tables import Table
 
 MIN_ROWS = 100
 """Fewer answered rows than this are called few."""
@@ -162,17 +162,17 @@ def precision_coverage(scores_N: ArrayLike, right_N: ArrayLike) -> Curve:
         ValueError: lengths that differ, a score that is not finite, or a `right` that is neither
             true nor false.
     """
-    score_N, told_N = np.asarray(scores_N, dtype=np.float32), np.asarray(right_N)
-    if score_N.ndim != 1 or score_N.shape != told_N.shape:
+    score_N, given_N = np.asarray(scores_N, dtype=np.float32), np.asarray(right_N)
+    if score_N.ndim != 1 or score_N.shape != given_N.shape:
         raise ValueError(
-            f"scores [N] and right [N] are needed, got {score_N.shape} and {told_N.shape}."
+            f"scores [N] and right [N] are needed, got {score_N.shape} and {given_N.shape}."
         )
     if not len(score_N):
         raise InputError("A threshold is chosen on labelled rows: there are none.")
     if not np.isfinite(score_N).all():
         raise ValueError("a score is not a finite number.")
-    right = told_N.astype(bool)
-    if (right != told_N).any():
+    right = given_N.astype(bool)
+    if (right != given_N).any():
         raise ValueError("right holds something that is neither true nor false.")
     _, wrong_T, _, right_T, falling_T = confusion_matrix_at_thresholds(right, score_N)
     return Curve(
@@ -227,29 +227,17 @@ def to_terminal(curve: Curve, choice: Choice, console: Console) -> None:
     console.print(Text(choice.headline(), style="bold" if choice.point else "bold red"))
     for warning in choice.warnings:
         console.print(Text(f"Warning: {warning}", style="yellow"))
-    table = Table(padding=(0, 1, 0, 0))
-    for column in _COLUMNS:
-        table.add_column(column, justify="left" if not column else "right", no_wrap=True)
-    for cells in _cells(curve, choice):
-        table.add_row(*cells, style="bold" if cells[-1] else None)
-    console.print(table)
+    console.print(to_table(curve, choice))
 
 
 def to_markdown(curve: Curve, choice: Choice) -> str:
     """The same in GitHub Markdown, ending in a line break."""
-    rows = [_COLUMNS, ["---:"] * (len(_COLUMNS) - 1) + ["---"], *_cells(curve, choice)]
-    parts = [
-        choice.headline(),
-        *(f"**Warning:** {warning}" for warning in choice.warnings),
-        "\n".join("| " + " | ".join(row) + " |" for row in rows),
-    ]
+    warnings = (f"**Warning:** {warning}" for warning in choice.warnings)
+    parts = [choice.headline(), *warnings, to_table(curve, choice).to_markdown()]
     return "\n\n".join(parts) + "\n"
 
 
-_COLUMNS = ("threshold", "coverage", "rows", "precision", "95 % interval", "")
-
-
-def _cells(curve: Curve, choice: Choice) -> list[list[str]]:
+def to_table(curve: Curve, choice: Choice) -> Table:
     """Points at steps of coverage, from all rows down, and the chosen one (else the best)."""
     wanted = np.rint(np.linspace(1.0, 1.0 / SHOWN_POINTS, SHOWN_POINTS) * curve.rows[0])
     # The highest threshold that still answers as many rows; `rows` fall along the curve.
@@ -258,9 +246,10 @@ def _cells(curve: Curve, choice: Choice) -> list[list[str]]:
     if choice.cautious and choice.cautious != choice.point:
         marks[choice.cautious.rows] = "lower bound reaches the target"
     marked = np.flatnonzero(np.isin(curve.rows, list(marks)))
-    points = [curve.point(int(i)) for i in np.union1d(steps, marked)]
-    return [
-        [
+    rows = []
+    for index in np.union1d(steps, marked).tolist():
+        point = curve.point(index)
+        cells = [
             str(point.threshold),
             _percent(point.coverage),
             f"{point.rows:,}",
@@ -268,8 +257,9 @@ def _cells(curve: Curve, choice: Choice) -> list[list[str]]:
             f"[{_percent(point.low)}, {_percent(point.high)}]",
             marks.get(point.rows, ""),
         ]
-        for point in points
-    ]
+        rows.append([Text(cell, "bold" if point.rows in marks else "") for cell in cells])
+    columns = ("threshold", "coverage", "rows", "precision", "95 % interval", "")
+    return Table(columns, rows, left=("",), wrap=False)
 
 
 def _warnings(

@@ -7,10 +7,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+from rich.text import Text
+
 from sce.config import JobConfig, resolve_output
-from sce.evaluation.charts import build_charts
-from sce.evaluation.tables import build_tables
-from sce.evaluation.write import print_tables, write_report
+from sce.evaluation.comparison import build_tables
+from sce.evaluation.pages import write_report
+from sce.evaluation.plots import build_charts
 from sce.storage import Place, put
 from sce.workflows.measured_runs import read_methods
 from sce.workflows.mlflow_view import share_view
@@ -49,10 +52,14 @@ def compare(config: CompareConfig) -> dict[str, Any]:
         view = share_view(client, experiment_id, groups, config.measured_on)
     tables, charts = build_tables(methods), build_charts(methods)
     with tempfile.TemporaryDirectory() as scratch:
-        written = write_report(tables, charts, Path(scratch))
+        written = write_report("Comparison of methods", tables, charts, Path(scratch), "compare")
         for file in filter(Path.is_file, Path(scratch).rglob("*")):
             put(file, folder / str(file.relative_to(scratch)))
-    print_tables(tables)
+    console = Console(stderr=True)  # standard output is left to the closing line of JSON
+    console.print(*tables, sep="\n")
+    # What was measured stands once, at the end.
+    for line in dict.fromkeys(line for table in tables for line in table.note.split("; ")):
+        console.print(Text(line))
     tags = {"job": "compare", "method": "compare", "seed": "0"}
     with Tracker.resume(config.tracking, None, "compare", tags, folder.parent) as tracker:
         tracker.log_artifact(folder, "compare")

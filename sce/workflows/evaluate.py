@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from rich.console import Console
 from transformers import logging as transformers_logging
 
 from sce.datasets.custom import read_label_file
@@ -31,7 +32,7 @@ from sce.evaluation.evaluate import (
     headline_metrics,
     summary_metrics,
 )
-from sce.evaluation.report import print_results, to_markdown
+from sce.evaluation.report import WIDE_CHARS, to_markdown, to_table
 from sce.labels import LabelSet
 from sce.model.calibration import Temperature
 from sce.model.encoder import SCEConfig
@@ -192,7 +193,8 @@ def measure_sets(
                     title = one.result["name"]
                     figure = plots.confusion_figure(one.confusion_KK, one.label_names, title)
                     plots.save(figure, new / "confusion" / f"{title.replace('/', '_')}.png")
-    print_results(results)
+    console = Console(stderr=True)  # standard output is left to the closing line of JSON
+    console.print(to_table(results, wide=console.width >= WIDE_CHARS))
     main = described[contenders[0].name]
     tracker.log_metrics(headline_metrics(results) | summary_metrics(results) | _cost_metrics(main))
     tracker.log_artifact(folder, "results")

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sce.errors import InputError
-from sce.evaluation.measured import MeasuredMethod, Run
+from sce.evaluation.runs import MethodRuns, Run
 from sce.workflows.evaluate import METHODS_FILE, PREDICTIONS_FILE, RESULTS_FILE
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def search_filter(measured_on: str) -> str:
 
 def read_methods(
     client: MlflowClient, experiment: str, names: Sequence[str], measured_on: str = "test"
-) -> tuple[str, list[MeasuredMethod]]:
+) -> tuple[str, list[MethodRuns]]:
     """The experiment's id, and of each method and seed the latest measured run.
 
     Args:
@@ -69,7 +69,7 @@ def read_methods(
     methods = []
     for name in names or known:
         of_name = [run for (method, _), run in runs.items() if method == name]
-        methods.append(MeasuredMethod([_read(client, run.info.run_id) for run in of_name]))
+        methods.append(MethodRuns([_read(client, run.info.run_id) for run in of_name]))
     return found.experiment_id, methods
 
 

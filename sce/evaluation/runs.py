@@ -58,7 +58,7 @@ class SetAnswers:
     """Of the run with the lowest seed alone, 0 or 1."""
 
 
-class MeasuredMethod:
+class MethodRuns:
     """The runs of one method that differ in their seed alone.
 
     Raises:
@@ -172,7 +172,7 @@ class Difference:
     left_out: int
 
 
-def difference(a: MeasuredMethod, b: MeasuredMethod, dataset: str) -> Difference | None:
+def difference(a: MethodRuns, b: MethodRuns, dataset: str) -> Difference | None:
     """None where they have no row of the dataset in common."""
     gains, first_a, first_b, left_out = [], [], [], 0
     for name, mine in a.sets.items():
