@@ -27,7 +27,6 @@ MIN_ROWS = 100
 MAX_ROUNDING = 1e-3
 """A threshold is rounded down to a short decimal, but not by more than this."""
 SHOWN_POINTS = 10
-LEVEL = 0.95
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -182,7 +181,7 @@ def precision_coverage(scores_N: ArrayLike, right_N: ArrayLike) -> Curve:
     )
 
 
-def choose_threshold(curve: Curve, target_precision: float, min_rows: int = MIN_ROWS) -> Choice:
+def choose_threshold(curve: Curve, target_precision: float) -> Choice:
     """The lowest threshold whose precision reaches the target: the one that answers most rows.
 
     The precision of the threshold that was chosen for it is a little flattering: of many
@@ -192,7 +191,6 @@ def choose_threshold(curve: Curve, target_precision: float, min_rows: int = MIN_
 
     Args:
         target_precision: above 0 and at most 1.
-        min_rows: warn below this number of answered rows.
 
     Raises:
         InputError: a target out of range.
@@ -206,16 +204,17 @@ def choose_threshold(curve: Curve, target_precision: float, min_rows: int = MIN_
     chosen = curve.point(int(reached[0])) if len(reached) else None
     cautious = curve.point(int(safe[0])) if len(safe) else None
     best = curve.point(int(np.argmax(curve.precision)))
-    warnings = _warnings(curve, target_precision, min_rows, chosen or best, cautious)
+    warnings = _warnings(curve, target_precision, chosen or best, cautious)
     return Choice(target_precision, chosen, best, cautious, tuple(warnings))
 
 
-def wilson_interval(
-    right: ArrayLike, rows: ArrayLike, level: float = LEVEL
-) -> tuple[FloatArray, FloatArray]:
-    """Wilson's score interval (1927) of `right` of `rows`, elementwise; `rows` at least 1."""
+def wilson_interval(right: ArrayLike, rows: ArrayLike) -> tuple[FloatArray, FloatArray]:
+    """Wilson's 95 % score interval (1927) of `right` of `rows`, elementwise; `rows` at least 1.
+
+    scipy has it for one pair at a time (`binomtest(...).proportion_ci`), here are many.
+    """
     k, n = np.asarray(right, np.float64), np.asarray(rows, np.float64)
-    z = norm.ppf((1 + level) / 2)
+    z = norm.ppf(0.975)
     centre = (k + z**2 / 2) / (n + z**2)
     half = z / (n + z**2) * np.sqrt(k * (n - k) / n + z**2 / 4)
     # Rounding must not leave a bound beside 0 or 1 where it is exactly that.
@@ -262,9 +261,7 @@ def to_table(curve: Curve, choice: Choice) -> Table:
     return Table(columns, rows, left=("",), wrap=False)
 
 
-def _warnings(
-    curve: Curve, target: float, min_rows: int, chosen: Point, cautious: Point | None
-) -> list[str]:
+def _warnings(curve: Curve, target: float, chosen: Point, cautious: Point | None) -> list[str]:
     found = []
     if chosen.precision < target:
         found.append(f"No threshold reaches {_percent(target)}; the figures are of the best one.")
@@ -279,10 +276,10 @@ def _warnings(
             f"The precision may well be below {_percent(target)} on other rows: its 95 % interval "
             f"begins at {_percent(chosen.low)}; {instead}."
         )
-    if chosen.rows < min_rows:
+    if chosen.rows < MIN_ROWS:
         found.append(
             f"Only {chosen.rows:,} of {curve.labelled_rows:,} labelled rows are at or above the "
-            f"threshold; label more rows (at least {min_rows:,} there) before relying on it."
+            f"threshold; label more rows (at least {MIN_ROWS:,} there) before relying on it."
         )
     if chosen.rows == curve.labelled_rows and chosen.precision >= target:
         found.append("Every labelled row is answered: the target is reached without a threshold.")
