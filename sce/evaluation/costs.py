@@ -14,13 +14,12 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from sce.embedding.embedder import TextEmbedder
-from sce.evaluation.evaluate import EvaluationSet, Scorer
+from sce.evaluation.evaluate import EvaluationSet, ScoreVectors
 from sce.evaluation.flops import architecture_of, embedding_sample, mean
 
 TRAINING_FILE = "training.json"
@@ -96,13 +95,10 @@ class AnswerCost:
     rows: int
     device: str
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 def answer_cost(
     embedder: TextEmbedder,
-    scorer: Scorer,
+    score: ScoreVectors,
     sets: Sequence[EvaluationSet],
     rows: int,
     label_flops: Callable[[int], float],
@@ -117,14 +113,14 @@ def answer_cost(
     some = [range(max(1, round(len(s) * share))) for s in sets]
     texts = [s.texts[i] for s, places in zip(sets, some, strict=True) for i in places]
     for one in sets:  # the vectors of the labels are there before the clock runs
-        scorer.scores(np.zeros((1, embedder.dimension), np.float32), one.label_set)
+        score(np.zeros((1, embedder.dimension), np.float32), one.label_set)
     reset_peak(embedder.device)
     started = time.perf_counter()
     vectors_ND = embedder.embed(texts).vectors
     embedded = time.perf_counter()
     first, flops = 0, 0.0
     for one, places in zip(sets, some, strict=True):
-        scorer.scores(vectors_ND[first : first + len(places)], one.label_set)
+        score(vectors_ND[first : first + len(places)], one.label_set)
         first += len(places)
         flops += len(places) * label_flops(len(one.label_set))
     ended = time.perf_counter()

@@ -24,8 +24,7 @@ from sce.evaluation.evaluate import EvaluateConfig, headline_metrics
 from sce.evaluation.flops import LORA_RANK
 from sce.storage import Place, absolute_model, replace_folder
 from sce.training.random_keys import some_places
-from sce.workflows.evaluate import measure_sets, rows_to_measure, validation_sets
-from sce.workflows.methods import PromptedContender
+from sce.workflows.evaluate import measure_prompted
 from sce.workflows.run_state import RunState
 from sce.workflows.tracking import Tracker, TrackingConfig, tracking_uri
 
@@ -163,7 +162,7 @@ def _measure(
     experiment: LlamaExperiment, prepared: PreparedData, adapter: Place, tracker: Tracker
 ) -> dict[str, Any]:
     """On the test sets, where there are any, as every other method is."""
-    config, seed = PromptedContender.told(experiment.evaluate), experiment.seed
+    config = experiment.evaluate
     if config.labelled is None and not len(prepared.select("test")):
         return {}
     prompted = PromptedConfig(
@@ -173,11 +172,17 @@ def _measure(
         quantisation=experiment.lora.quantisation,
         max_text_tokens=experiment.train.max_text_tokens,
     )
-    validation = validation_sets(prepared, config)
-    contender = PromptedContender(prompted, experiment.resources, validation)
-    sets = rows_to_measure(prepared, config)
     folder = experiment.home / "results"
-    evaluated = measure_sets(sets, [contender], config, experiment.name, seed, tracker, folder)
+    evaluated = measure_prompted(
+        prepared,
+        prompted,
+        config,
+        experiment.resources,
+        experiment.name,
+        experiment.seed,
+        tracker,
+        folder,
+    )
     figures = headline_metrics([e.result for e in evaluated])
     return {
         "results": str(folder),
