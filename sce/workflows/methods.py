@@ -138,8 +138,7 @@ class PromptedMethod(Method):
             texts_per_second=answered.texts_per_second,
             embedded_texts_per_second=None,
             peak_memory_bytes=answered.peak_memory_bytes,
-            flops_per_text=a.blocks
-            * flops.mean(partial(flops.forward_block, a), answered.tokens_N),
+            flops_per_text=a.blocks * layer_flops,
             embedded_flops_per_text=None,
             rows=len(answered.tokens_N),
             device=answered.device,
