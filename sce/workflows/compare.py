@@ -16,8 +16,9 @@ from sce.evaluation.pages import write_report
 from sce.evaluation.plots import build_charts
 from sce.storage import Place, put
 from sce.workflows.measured_runs import read_methods
+from sce.workflows.mlflow_store import reading
 from sce.workflows.mlflow_view import share_view
-from sce.workflows.tracking import Tracker, TrackingConfig, reading, tracking_uri
+from sce.workflows.tracking import Tracker, TrackingConfig, tracking_uri
 
 
 class CompareConfig(JobConfig):
