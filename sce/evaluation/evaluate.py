@@ -29,7 +29,7 @@ class EvaluateConfig(Section):
     sets: list[str] = []
     """Label sets or datasets to measure; none means every set with test rows."""
     information: list[Information] = ["name", "all"]
-    """What each method is told of the labels: bare names, all that is known of them. A set
+    """What each method is given of the labels: bare names, all that is known of them. A set
     whose labels have nothing but names is measured once."""
     flip_shuffles: int = Field(5, ge=0)
     """Shuffles of the label order for the flip rate."""
@@ -54,6 +54,15 @@ class EvaluateConfig(Section):
 
 
 @dataclass(frozen=True)
+class Request:
+    """Texts, and their vectors where there are any, to be scored against one label set."""
+
+    texts: Sequence[str]
+    vectors_ND: np.ndarray | None
+    label_set: LabelSet
+
+
+@dataclass(frozen=True)
 class EvaluationSet:
     """Labelled rows of one label set: ids, texts, right labels by name, and the texts' vectors
     [N, D] where the method reads those."""
@@ -70,14 +79,9 @@ class EvaluationSet:
     def __len__(self) -> int:
         return len(self.labels)
 
-
-@dataclass(frozen=True)
-class Request:
-    """Texts, and their vectors where there are any, to be scored against one label set."""
-
-    texts: Sequence[str]
-    vectors_ND: np.ndarray | None
-    label_set: LabelSet
+    @property
+    def request(self) -> Request:
+        return Request(self.texts, self.vectors_ND, self.label_set)
 
 
 class Method(ABC):

@@ -70,7 +70,7 @@ TABLE_2 = {
 
 @dataclass(frozen=True)
 class EpochCost:
-    """Of one epoch of 16,000 samples on an RTX A6000: seconds (appendix R), operations
+    """What one epoch takes, of 16,000 samples on an RTX A6000: seconds (appendix R), operations
     (appendix S)."""
 
     seconds: float

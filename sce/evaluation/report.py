@@ -46,7 +46,7 @@ COLUMNS = (
 NARROW_COLUMNS = ("set", "labels", "SCE accuracy", "cosine", "difference", "verdict")
 ALONE_COLUMNS = ("set", "rows", "labels", "accuracy", "macro-F1", "NLL", "ECE", "flips")
 NARROW_ALONE_COLUMNS = ("set", "labels", "accuracy", "NLL", "flips")
-"""Of a method that is measured beside no other."""
+"""The columns of a method that is measured beside no other, all and in a narrow terminal."""
 WIDE_CHARS = 150
 """A terminal as wide as this shows all columns."""
 VERDICTS = {1: "SCE better", -1: "cosine better", 0: "no clear difference"}

@@ -55,7 +55,7 @@ class SetAnswers:
     row_ids: list[str]
     right_N: np.ndarray
     first_right_N: np.ndarray
-    """Of the run with the lowest seed alone, 0 or 1."""
+    """The same in the run with the lowest seed alone, 0 or 1."""
 
 
 class MethodRuns:

@@ -148,7 +148,7 @@ class Choice:
 
 
 def precision_coverage(scores_N: ArrayLike, right_N: ArrayLike) -> Curve:
-    """The precision and coverage of every threshold that tells two rows apart (scikit-learn).
+    """The precision and coverage of every threshold that parts two rows (scikit-learn).
 
     Rows with equal scores are answered together or not at all.
 

@@ -84,7 +84,7 @@ def compare(config: CompareConfig) -> dict[str, Any]:
 
 
 def search_filter(measured_on: str) -> str:
-    """Of runs that can be compared; the same in MLflow's search box."""
+    """MLflow's search for runs that can be compared, as its search box takes it too."""
     quoted = measured_on.replace("\\", "\\\\").replace("'", "\\'")
     return f"tags.measured = '{quoted}' and attributes.status = 'FINISHED'"
 

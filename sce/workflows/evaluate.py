@@ -339,7 +339,7 @@ def _own_set(config: EvaluateConfig, embedder: TextEmbedder | None) -> Evaluatio
 
 
 def _cost_metrics(described: Mapping[str, Any]) -> dict[str, float]:
-    """Of `methods.json`, for the tracker; what is not known is left out."""
+    """The costs in an entry of `methods.json`, for the tracker; what is not known is left out."""
     cost, training = described["cost"], described.get("training") or {}
     found = {
         "compare/parameters": described["parameters"],

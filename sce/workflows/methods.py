@@ -90,8 +90,7 @@ class SimilarityMethod(VectorMethod):
 
     def calibrate(self, validation: Sequence[EvaluationSet]) -> None:
         """Fit the temperature on these rows."""
-        requests = [Request(s.texts, s.vectors_ND, s.label_set) for s in validation]
-        self.temperature = _fitted(self.answer(requests), validation)
+        self.temperature = _fitted(self.answer([s.request for s in validation]), validation)
 
     def describe(self, sets: Sequence[EvaluationSet]) -> dict[str, Any]:
         embedder = self._embedder
@@ -126,8 +125,7 @@ class PromptedMethod(Method):
         # Imported here: peft and bitsandbytes cost seconds that the other methods need not pay.
         from sce.distributed.prompted import score_prompts
 
-        asked = [(s.texts, s.label_set) for s in self._validation]
-        asked += [(request.texts, request.label_set) for request in requests]
+        asked = [*(s.request for s in self._validation), *requests]
         answered = score_prompts(asked, self._config, self._resources)
         first = len(self._validation)
         self.temperature = _fitted(answered.scores[:first], self._validation)
