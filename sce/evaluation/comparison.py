@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sce.evaluation import paper
 from sce.evaluation.paper import EPOCHS, LORA, SCE, SEEN, TABLE_1, TABLE_2, UNSEEN
-from sce.evaluation.runs import Accuracy, MethodRuns, SetAnswers, difference
+from sce.evaluation.runs import Accuracy, MethodRuns, SetAnswers, difference, groups_of
 from sce.evaluation.tables import Table, bounds, change, number, percent
 
 SMALLEST_P = 1e-99
@@ -74,8 +74,7 @@ def accuracy_table(
 def figures_table(methods: Sequence[MethodRuns]) -> Table:
     """Quality beyond accuracy, speed, memory."""
     rows = []
-    groups = dict.fromkeys(s.group for m in methods for s in m.sets.values())
-    for group in groups:
+    for group in groups_of(methods):
         rows.append([group])
         for m in methods:
             if (accuracy := m.mean(group, "accuracy")) is None:
@@ -211,16 +210,15 @@ def bound_table(methods: Sequence[MethodRuns]) -> Table:
 
 def cost_table(methods: Sequence[MethodRuns]) -> Table:
     """Accuracy against what training and answering take."""
-    groups = dict.fromkeys(s.group for m in methods for s in m.sets.values())
+    groups = groups_of(methods)
     rows = []
     for m in methods:
-        training, cost = m.described.get("training"), m.described["cost"]
-        flops = training and training["flops"] + training["embedding_flops"]
+        flops, cost = m.training_flops, m.described["cost"]
         rows.append(
             [
                 m.name,
                 *(percent(m.mean(group, "accuracy")) for group in groups),
-                "none" if not training else f"{flops:.3g}",
+                "none" if flops is None else f"{flops:.3g}",
                 f"{cost['flops_per_text']:.3g}",
                 "" if cost["embedded_flops_per_text"] is None
                 else f"{cost['embedded_flops_per_text']:.3g}",

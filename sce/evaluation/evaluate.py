@@ -315,20 +315,17 @@ def summary_metrics(results: Sequence[dict[str, Any]]) -> dict[str, float]:
     for result in named_results(results):
         group = result["group"].removesuffix(" by name")
         by_group.setdefault(group, {}).setdefault(result["dataset"], []).append(result)
-    found: dict[str, float] = {}
+    found: dict[str, float | None] = {}
     for group, datasets in by_group.items():
         for figure in ("accuracy", "macro_f1", "nll", "ece", "flip_rate"):
-            means = []
-            for name, members in datasets.items():
-                values = [m[m["method"]][figure] for m in members]
-                known = [value for value in values if value is not None]
-                if known:
-                    means.append(float(np.mean(known)))
-                    if figure == "accuracy":
-                        found[f"compare/{group}/{name}/accuracy"] = means[-1]
-            if means:
-                found[f"compare/{group}/{figure}"] = float(np.mean(means))
-    return found
+            means = {
+                name: metrics.mean_of_known(m[m["method"]][figure] for m in members)
+                for name, members in datasets.items()
+            }
+            if figure == "accuracy":
+                found |= {f"compare/{group}/{name}/accuracy": means[name] for name in means}
+            found[f"compare/{group}/{figure}"] = metrics.mean_of_known(means.values())
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def named_results(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

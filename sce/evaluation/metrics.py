@@ -6,7 +6,7 @@ positions in the label set. The predicted label is the first of the most probabl
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -139,6 +139,12 @@ def bootstrap_interval(
     means = np.concatenate([drawn @ distinct / size for drawn in draws])
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
+
+
+def mean_of_known(values: Iterable[float | None]) -> float | None:
+    """Mean of the figures that there are; None for none."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
 
 
 def mcnemar(correct_a: ArrayLike, correct_b: ArrayLike) -> float:

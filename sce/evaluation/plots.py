@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from sce.evaluation.runs import MethodRuns
+from sce.evaluation.runs import MethodRuns, groups_of
 from sce.evaluation.thresholds import Choice, Curve
 
 MAX_BYTES = 300_000
@@ -112,16 +112,14 @@ def rates_figure(series: Mapping[str, Mapping[int, float]], title: str = "") -> 
 
 
 def build_charts(methods: Sequence[MethodRuns]) -> dict[str, Figure]:
-    """By name; charts without a point are left out."""
-
-    def trained(m: MethodRuns) -> float | None:
-        training = m.described.get("training")
-        return training["flops"] + training["embedding_flops"] if training else None
-
+    """The pictures of a comparison by name; those without a point are left out."""
     charts = {
         "accuracy": accuracy_chart(methods),
         "training_compute": cost_chart(
-            methods, trained, "operations of the whole training", "Accuracy and training compute"
+            methods,
+            lambda m: m.training_flops,
+            "operations of the whole training",
+            "Accuracy and training compute",
         ),
         "inference_cost": cost_chart(
             methods,
@@ -169,7 +167,7 @@ def cost_chart(
 ) -> Figure | None:
     """Mean accuracy of each group of label sets against a cost, on a logarithmic axis; a method
     that costs nothing stands at the left edge."""
-    groups = list(dict.fromkeys(s.group for m in methods for s in m.sets.values()))
+    groups = groups_of(methods)
     costs = {m.name: cost(m) for m in methods}
     known = [c for c in costs.values() if c]
     if not known:

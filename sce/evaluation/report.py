@@ -23,10 +23,9 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-import numpy as np
 from rich.text import Text
 
-from sce.evaluation.metrics import bootstrap_interval
+from sce.evaluation.metrics import bootstrap_interval, mean_of_known
 from sce.evaluation.tables import Cell, Table, bounds, change, number, percent
 
 MAX_SHOWN_SETS = 8
@@ -100,13 +99,13 @@ def dataset_mean(dataset: str, results: Sequence[Result]) -> dict[str, Any]:
     mean["method"] = _main(results[0])
     for method in dict.fromkeys((mean["method"], "cosine")):
         mean[method] = {
-            key: _mean([(result.get(method) or {}).get(key) for result in results])
+            key: mean_of_known([(result.get(method) or {}).get(key) for result in results])
             for key in _METHOD_KEYS
         }
         low, high = _interval([(r.get(method) or {}).get("accuracy") for r in results])
         mean[method].update(accuracy_low=low, accuracy_high=high)
     differences = [result.get("difference") for result in results]
-    mean["difference"] = _mean(differences)
+    mean["difference"] = mean_of_known(differences)
     mean["difference_low"], mean["difference_high"] = _interval(differences)
     return mean
 
@@ -185,11 +184,6 @@ def _cells(result: Result) -> dict[str, Cell]:
 def _title(result: Result) -> str:
     name, group = " ".join(str(result["name"]).split()), result["group"]
     return name if group == "own" else f"{name} ({group})"
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return float(np.mean(known)) if known else None
 
 
 def _interval(values: Sequence[float | None]) -> tuple[float | None, float | None]:

@@ -29,7 +29,6 @@ class Run:
         predictions: `sce.evaluation.evaluate.PREDICTIONS`, of the method that was measured alone.
     """
 
-    run_id: str
     described: Mapping[str, Any]
     results: Sequence[Mapping[str, Any]]
     predictions: pa.Table
@@ -124,6 +123,12 @@ class MethodRuns:
         return float(np.mean([np.mean(v) for v in by_dataset.values()])) if by_dataset else None
 
     @property
+    def training_flops(self) -> float | None:
+        """Operations of the whole training, the embedding of its texts included."""
+        training = self.described.get("training")
+        return training["flops"] + training["embedding_flops"] if training else None
+
+    @property
     def caption(self) -> str:
         """What was run, at what size."""
         found = f"{self.name}: {self.described['title']} ({self.described['model']}, "
@@ -143,15 +148,12 @@ class Accuracy:
     value: float
     low: float
     high: float
-    rows: int
-    sets: int
 
     @classmethod
     def of(cls, sets: Sequence[SetAnswers]) -> Accuracy:
         means = np.array([one.right_N.mean() for one in sets])
         low, high = bootstrap_interval(sets[0].right_N if len(sets) == 1 else means)
-        rows = sum(len(one.row_ids) for one in sets)
-        return cls(float(means.mean()), low, high, rows, len(sets))
+        return cls(float(means.mean()), low, high)
 
 
 @dataclass(frozen=True)
@@ -170,6 +172,11 @@ class Difference:
     p: float
     rows: int
     left_out: int
+
+
+def groups_of(methods: Sequence[MethodRuns]) -> list[str]:
+    """Groups of the label sets on which any of the methods was measured."""
+    return list(dict.fromkeys(s.group for m in methods for s in m.sets.values()))
 
 
 def difference(a: MethodRuns, b: MethodRuns, dataset: str) -> Difference | None:

@@ -19,7 +19,7 @@ from sce.errors import InputError
 from sce.evaluation.comparison import build_tables
 from sce.evaluation.pages import write_report
 from sce.evaluation.plots import build_charts
-from sce.evaluation.runs import MethodRuns, Run
+from sce.evaluation.runs import MethodRuns, Run, groups_of
 from sce.storage import Place, put
 from sce.workflows.evaluate import METHODS_FILE, PREDICTIONS_FILE, RESULTS_FILE
 from sce.workflows.mlflow_store import reading
@@ -58,8 +58,9 @@ def compare(config: CompareConfig) -> dict[str, Any]:
         experiment_id, methods = read_methods(
             client, config.tracking.experiment, config.methods, config.measured_on
         )
-        groups = dict.fromkeys(s.group for m in methods for s in m.sets.values())
-        view = share_view(client, experiment_id, groups, search_filter(config.measured_on))
+        view = share_view(
+            client, experiment_id, groups_of(methods), search_filter(config.measured_on)
+        )
     tables, charts = build_tables(methods), build_charts(methods)
     with tempfile.TemporaryDirectory() as scratch:
         written = write_report("Comparison of methods", tables, charts, Path(scratch), "compare")
@@ -71,7 +72,7 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     for line in dict.fromkeys(line for table in tables for line in table.note.split("; ")):
         console.print(Text(line))
     tags = {"job": "compare", "method": "compare", "seed": "0"}
-    with Tracker.resume(config.tracking, None, "compare", tags, folder.parent) as tracker:
+    with Tracker.open(config.tracking, None, "compare", tags, folder.parent) as tracker:
         tracker.log_artifact(folder, "compare")
     server = uri.rstrip("/") if uri.startswith("http") else "http://127.0.0.1:5000"
     return {
@@ -139,4 +140,4 @@ def _read(client: MlflowClient, run_id: str) -> Run:
         predictions = pq.read_table(path / PREDICTIONS_FILE)
     main = results[0]["method"]
     mine = predictions.filter(pc.equal(predictions["method"], main))
-    return Run(run_id, described[main], results, mine)
+    return Run(described[main], results, mine)

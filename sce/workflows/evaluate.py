@@ -111,7 +111,7 @@ def open_tracker(experiment: Experiment, run_id: str | None, job: str) -> Tracke
     folder = experiment.home.parent
     name = f"{experiment.name}-seed{experiment.seed}" + ("" if job == "train" else f"-{job}")
     tags = {"job": job, "method": experiment.name, "seed": str(experiment.seed)}
-    return Tracker.resume(experiment.tracking, run_id, name, tags, folder)
+    return Tracker.open(experiment.tracking, run_id, name, tags, folder)
 
 
 def measure(

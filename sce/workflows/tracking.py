@@ -18,6 +18,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -63,7 +64,7 @@ class TrackingConfig(Section):
 class Tracker:
     """Handle of one MLflow run; one without a run id does nothing.
 
-    Build it with `start` or `resume`. No method raises on a tracking failure. As a context
+    Build it with `open`. No method raises on a tracking failure. As a context
     manager it closes the run: FINISHED, FAILED on an exception, KILLED on Ctrl-C.
     """
 
@@ -73,17 +74,19 @@ class Tracker:
     _state: _ProcessState = field(default_factory=lambda: _ProcessState(), repr=False)
 
     @classmethod
-    def start(
+    def open(
         cls,
         config: TrackingConfig,
+        run_id: str | None = None,
         run_name: str | None = None,
         tags: Mapping[str, str] | None = None,
         default_dir: str | Place = ".",
     ) -> Tracker:
-        """Open a new run.
+        """Go on in the run `run_id`, as a retry does, or open a new one where none is named or the
+        store has no such run.
 
         Args:
-            run_name: used if the configuration names none.
+            run_name: of a new run, used if the configuration names none.
             tags: added to MLflow's own (user, source, git revision).
             default_dir: folder of the default SQLite store and of local artifacts; for a URI it
                 is `runs` in the working directory.
@@ -93,38 +96,24 @@ class Tracker:
         """
         if not config.enabled:
             return cls()
-        tracker = cls(tracking_uri(config, default_dir))
-        if tracker.uri.startswith(SQLITE) and isinstance(to_place(default_dir), RemotePath):
-            log.warning(
-                "tracking: this run is recorded on this machine alone, in %s. A server keeps it "
-                "(tracking.uri, MLFLOW_TRACKING_URI).",
-                tracker.uri.removeprefix(SQLITE),
-            )
-        tracker._guard("start a run", lambda: tracker._open(config, run_name, tags, default_dir))
-        return tracker
-
-    @classmethod
-    def resume(
-        cls,
-        config: TrackingConfig,
-        run_id: str | None,
-        run_name: str | None = None,
-        tags: Mapping[str, str] | None = None,
-        default_dir: str | Place = ".",
-    ) -> Tracker:
-        """Go on in the run `run_id`, as a retry does; open a new one if it is not there.
-
-        Raises:
-            ConfigError: as `start`.
-        """
-        if not config.enabled or not run_id:
-            return cls.start(config, run_name, tags, default_dir)
-        tracker = cls(tracking_uri(config, default_dir))
-        found = tracker._guard("resume a run", lambda: tracker._reopen(config, run_id, tags))
-        if found is False:
-            log.warning("tracking: the store has no run %s, so a new one is opened.", run_id)
-            return cls.start(config, run_name, tags, default_dir)
-        tracker.run_id = run_id  # also if the store is down just now: it may come back
+        # Where the store is down just now the run keeps its id: it may come back.
+        tracker = cls(tracking_uri(config, default_dir), run_id=run_id or None)
+        if run_id:
+            found = tracker._guard("resume a run", partial(tracker._reopen, run_id, tags))
+            if found is False:
+                log.warning("tracking: the store has no run %s, so a new one is opened.", run_id)
+                tracker.run_id = None
+        if not tracker.active:
+            if tracker.uri.startswith(SQLITE) and isinstance(to_place(default_dir), RemotePath):
+                log.warning(
+                    "tracking: this run is recorded on this machine alone, in %s. A server keeps "
+                    "it (tracking.uri, MLFLOW_TRACKING_URI).",
+                    tracker.uri.removeprefix(SQLITE),
+                )
+            begin = partial(tracker._create, config, run_name, tags, _local(default_dir))
+            tracker._guard("start a run", begin)
+        if tracker.active and config.system_metrics:
+            tracker._guard("record system metrics", partial(tracker._watch, run_id))
         return tracker
 
     @property
@@ -249,25 +238,23 @@ class Tracker:
     def __reduce__(self) -> tuple[Any, ...]:
         return Tracker, (self.uri, self.experiment_id, self.run_id)
 
-    def _open(
+    def _create(
         self,
         config: TrackingConfig,
         run_name: str | None,
         tags: Mapping[str, str] | None,
-        default_dir: str | Place,
+        default_dir: Path,
     ) -> None:
         from mlflow.tracking.context.registry import resolve_tags
 
         client = self._connect(create=True)
-        experiment_id = mlflow_store.experiment_id(
-            client, config.experiment, self.uri, _local(default_dir)
-        )
+        experiment_id = mlflow_store.experiment_id(client, config.experiment, self.uri, default_dir)
         all_tags = resolve_tags({**git_tags(), **(tags or {})})
         run = client.create_run(experiment_id, tags=all_tags, run_name=config.run_name or run_name)
         self.experiment_id, self.run_id = experiment_id, run.info.run_id
-        self._watch(config, resumed=False)
 
-    def _reopen(self, config: TrackingConfig, run_id: str, tags: Mapping[str, str] | None) -> bool:
+    def _reopen(self, run_id: str, tags: Mapping[str, str] | None) -> bool:
+        """False if the store has no such run."""
         from mlflow.exceptions import MlflowException
 
         client = self._connect(create=True)
@@ -280,25 +267,17 @@ class Tracker:
         if run.info.lifecycle_stage != "active":
             return False
         client.update_run(run_id, status="RUNNING")
-        self.experiment_id, self.run_id = run.info.experiment_id, run_id
+        self.experiment_id = run.info.experiment_id
         self.set_tags({**git_tags(), **(tags or {})})
-        self._watch(config, resumed=True)
         return True
 
-    def _watch(self, config: TrackingConfig, resumed: bool) -> None:
-        if not config.system_metrics:
-            return
+    def _watch(self, resumed_run_id: str | None) -> None:
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-        def begin() -> None:
-            from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
-
-            monitor = SystemMetricsMonitor(
-                self.run_id, resume_logging=resumed, tracking_uri=self.uri
-            )
-            monitor.start()
-            self._state.monitor = monitor
-
-        self._guard("record system metrics", begin)
+        resumed = self.run_id == resumed_run_id
+        monitor = SystemMetricsMonitor(self.run_id, resume_logging=resumed, tracking_uri=self.uri)
+        monitor.start()
+        self._state.monitor = monitor
 
     def _connect(self, create: bool = False) -> MlflowClient:
         if self._state.client is None:

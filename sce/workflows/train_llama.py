@@ -110,7 +110,7 @@ def train_llama(experiment: LlamaExperiment) -> dict[str, Any]:
     tags = {"job": "train", "method": experiment.name, "seed": str(experiment.seed)}
     name = f"{experiment.name}-seed{experiment.seed}"
     adapter = experiment.home / "adapter"
-    with Tracker.resume(
+    with Tracker.open(
         experiment.tracking, state.tracker_run_id, name, tags, experiment.home.parent
     ) as tracker:
         state.tracker_run_id = tracker.run_id

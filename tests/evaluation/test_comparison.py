@@ -65,7 +65,7 @@ def run(name, right, kind="sce", seed=0, training=None, note="", order=None):
                  "parameters": 1_500_000, "cost": COST, "note": note}  # fmt: skip
     if training:
         described["training"] = training | {"epoch_seconds": 5.0}
-    return Run(f"id-{name}-{seed}", described, results, pa.concat_tables(tables))
+    return Run(described, results, pa.concat_tables(tables))
 
 
 @pytest.fixture
