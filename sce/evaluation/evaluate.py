@@ -89,10 +89,12 @@ class Method(ABC):
 
     Attributes:
         name: its key in the results, such as "sce".
+        information: what it can be given of the labels.
         temperature: makes softmax(scores / T) its probabilities; read after it has answered.
     """
 
     name: str
+    information: tuple[Information, ...] = ("name", "all")
     temperature: Temperature
 
     @abstractmethod
@@ -180,7 +182,8 @@ def evaluate_sets(
     config: EvaluateConfig,
     seed: int = 0,
 ) -> list[Evaluated]:
-    """Measure methods on the same rows: every set, with every kind of label information asked for.
+    """Measure methods on the same rows: every set, with every kind of label information that is
+    asked for and that the first method can be given.
 
     A set whose labels have names alone is measured once. Where both kinds are measured, the
     bare-name result's group ends in "by name".
@@ -188,7 +191,9 @@ def evaluate_sets(
     Args:
         methods: the one that is measured first; a second is what it is compared with.
     """
-    tasks = [task for rows in sets for task in _tasks(rows, config, seed)]
+    readable = methods[0].information
+    kinds = [kind for kind in dict.fromkeys(config.information) if kind in readable] or readable
+    tasks = [task for rows in sets for task in _tasks(rows, kinds, config.flip_shuffles, seed)]
     answers = [method.answer([r for t in tasks for r in t.requests(config)]) for method in methods]
     found, first = [], 0
     for task in tasks:
@@ -198,15 +203,16 @@ def evaluate_sets(
     return found
 
 
-def _tasks(rows: EvaluationSet, config: EvaluateConfig, seed: int) -> Iterator[_Task]:
+def _tasks(
+    rows: EvaluationSet, kinds: Sequence[Information], shuffles: int, seed: int
+) -> Iterator[_Task]:
     bare = only_names(rows.label_set)
     richer = bare != rows.label_set
-    kinds: list[Information] = list(dict.fromkeys(config.information)) if richer else ["all"]
-    for kind in kinds:
+    for kind in kinds if richer else ("all",):
         by_name = richer and kind == "name"
         label_set = bare if by_name else rows.label_set
         group = rows.group + " by name" * by_name
-        yield _Task(rows, kind, label_set, group, _orders(label_set, config.flip_shuffles, seed))
+        yield _Task(rows, kind, label_set, group, _orders(label_set, shuffles, seed))
 
 
 def _orders(label_set: LabelSet, shuffles: int, seed: int) -> list[np.ndarray]:

@@ -15,12 +15,10 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from transformers import logging as transformers_logging
 
-from sce.baselines.settings import PromptedConfig
 from sce.datasets.custom import read_label_file
 from sce.datasets.labelled import read_labelled
 from sce.datasets.prepare import PreparedData, prepare_data
 from sce.distributed.embed import embed_prepared
-from sce.distributed.resources import ResourcesConfig
 from sce.embedding.embedder import TextEmbedder, load_embedder
 from sce.embedding.store import EmbeddingStore, embedding_matrix
 from sce.errors import ConfigError, InputError
@@ -127,11 +125,21 @@ def measure(
     Args:
         embedder: the experiment's, where it is loaded already.
     """
-    config, name, seed = experiment.evaluate, experiment.name, experiment.seed
+    config = experiment.evaluate
+    sets, methods = _sets_and_methods(experiment, prepared, embedder)
+    return measure_sets(sets, methods, config, experiment.name, experiment.seed, tracker, folder)
+
+
+def _sets_and_methods(
+    experiment: Experiment, prepared: PreparedData | None, embedder: TextEmbedder | None
+) -> tuple[list[EvaluationSet], list[Method]]:
+    """What is measured, and by what: the experiment's method, beside the one it is compared with.
+    Rows have their vectors where the method reads them."""
+    config = experiment.evaluate
     if experiment.method == "prompted":
-        return measure_prompted(
-            prepared, experiment.prompted, config, experiment.resources, name, seed, tracker, folder
-        )
+        validation = validation_sets(prepared, config)
+        prompted = PromptedMethod(experiment.prompted, experiment.resources, validation)
+        return rows_to_measure(prepared, config), [prompted]
     embedder = embedder or load_embedder(experiment.embedder)
     store = None
     known, known_MD = [], np.empty((0, embedder.dimension), np.float32)
@@ -142,35 +150,15 @@ def measure(
         )
         known, known_MD = labels["text"].to_pylist(), embedding_matrix(labels["embedding"])
     text_vectors = TextLookup(known, known_MD, lambda texts: embedder.embed(texts).vectors)
+    sets = rows_to_measure(prepared, config, store, embedder)
     cosine = SimilarityMethod(embedder, text_vectors)
-    methods: list[Method] = [cosine]
     if experiment.method == "similarity":
         cosine.calibrate(validation_sets(prepared, config, store))
-    else:
-        model_folder = fetch(experiment.model_dir)
-        predictor = Predictor.from_pretrained(model_folder, embedder, text_vectors=text_vectors)
-        cosine.temperature = Temperature(*predictor.model.config.cosine_calibration)
-        methods = [SceMethod(predictor, model_folder), cosine]
-    sets = rows_to_measure(prepared, config, store, embedder)
-    return measure_sets(sets, methods, config, name, seed, tracker, folder)
-
-
-def measure_prompted(
-    prepared: PreparedData | None,
-    prompted: PromptedConfig,
-    config: EvaluateConfig,
-    resources: ResourcesConfig,
-    name: str,
-    seed: int,
-    tracker: Tracker,
-    folder: Place,
-) -> list[Evaluated]:
-    """Evaluate a language model that is asked, as `measure` does the method of an experiment."""
-    # The paper's prompts name the labels and say nothing else of them.
-    config = config.model_copy(update={"information": ["name"]})
-    sets = rows_to_measure(prepared, config)
-    method = PromptedMethod(prompted, resources, validation_sets(prepared, config))
-    return measure_sets(sets, [method], config, name, seed, tracker, folder)
+        return sets, [cosine]
+    model_folder = fetch(experiment.model_dir)
+    predictor = Predictor.from_pretrained(model_folder, embedder, text_vectors=text_vectors)
+    cosine.temperature = Temperature(*predictor.model.config.cosine_calibration)
+    return sets, [SceMethod(predictor, model_folder), cosine]
 
 
 def measure_sets(

@@ -73,19 +73,12 @@ class SimilarityMethod(VectorMethod):
 
     Args:
         text_vectors: vectors of the labels' texts by `embedder`.
-        temperature: fitted on validation rows.
     """
 
     name = "cosine"
 
-    def __init__(
-        self,
-        embedder: TextEmbedder,
-        text_vectors: TextVectors,
-        temperature: Temperature | None = None,
-    ) -> None:
-        score = partial(cosine_scores, text_vectors=text_vectors)
-        super().__init__(score, temperature or Temperature())
+    def __init__(self, embedder: TextEmbedder, text_vectors: TextVectors) -> None:
+        super().__init__(partial(cosine_scores, text_vectors=text_vectors), Temperature())
         self._embedder = embedder
 
     def calibrate(self, validation: Sequence[EvaluationSet]) -> None:
@@ -109,6 +102,7 @@ class PromptedMethod(Method):
     """
 
     name = "prompted"
+    information = ("name",)  # the paper's prompts name the labels and say nothing else of them
 
     def __init__(
         self,

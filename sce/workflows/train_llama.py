@@ -24,7 +24,8 @@ from sce.evaluation.evaluate import EvaluateConfig, headline_metrics
 from sce.evaluation.flops import LORA_RANK
 from sce.storage import Place, absolute_model, replace_folder
 from sce.training.random_keys import some_places
-from sce.workflows.evaluate import measure_prompted
+from sce.workflows.evaluate import measure_sets, rows_to_measure, validation_sets
+from sce.workflows.methods import PromptedMethod
 from sce.workflows.run_state import RunState
 from sce.workflows.tracking import Tracker, TrackingConfig, tracking_uri
 
@@ -162,7 +163,7 @@ def _measure(
     experiment: LlamaExperiment, prepared: PreparedData, adapter: Place, tracker: Tracker
 ) -> dict[str, Any]:
     """On the test sets, where there are any, as every other method is."""
-    config = experiment.evaluate
+    config, seed = experiment.evaluate, experiment.seed
     if config.labelled is None and not len(prepared.select("test")):
         return {}
     prompted = PromptedConfig(
@@ -172,17 +173,10 @@ def _measure(
         quantisation=experiment.lora.quantisation,
         max_text_tokens=experiment.train.max_text_tokens,
     )
+    method = PromptedMethod(prompted, experiment.resources, validation_sets(prepared, config))
+    sets = rows_to_measure(prepared, config)
     folder = experiment.home / "results"
-    evaluated = measure_prompted(
-        prepared,
-        prompted,
-        config,
-        experiment.resources,
-        experiment.name,
-        experiment.seed,
-        tracker,
-        folder,
-    )
+    evaluated = measure_sets(sets, [method], config, experiment.name, seed, tracker, folder)
     figures = headline_metrics([e.result for e in evaluated])
     return {
         "results": str(folder),

@@ -124,6 +124,15 @@ def test_a_set_with_names_alone_is_measured_once():
     assert [e.result["information"] for e in evaluated] == ["all"]
 
 
+def test_a_method_that_can_be_given_names_alone_is_measured_by_them():
+    method = ByPlace()
+    method.information = ("name",)
+    for asked in (["name", "all"], ["all"]):
+        config = CONFIG.model_copy(update={"information": asked})
+        evaluated = evaluate_sets([rows()], [method], config)
+        assert [e.result["information"] for e in evaluated] == ["name"]
+
+
 def test_summaries_take_bare_names_and_weigh_datasets_alike():
     sets = [rows("a/1"), rows("a/2"), rows("b", ["one", "two"]), rows("c", group="seen")]
     results = [e.result for e in evaluate_sets(sets, [ByPlace()], CONFIG)]
