@@ -93,7 +93,7 @@ def benchmark_classify(config: ClassifyBenchmark) -> dict[str, Any]:
     with (
         tempfile.TemporaryDirectory() as scratch,
         PeakMemory() as memory,
-        Tracker.start(config.tracking, "benchmark-classify", {"job": "benchmark"}) as tracker,
+        Tracker.open(config.tracking, None, "benchmark-classify", {"job": "benchmark"}) as tracker,
     ):
         settings = _model(config, plan, Path(scratch))
         predictor = settings.load()

@@ -30,8 +30,8 @@ import torch
 
 from jobs.benchmarks.epoch_workloads import SIZES, WORKLOADS, Workload, choose_quantisation
 from sce.errors import ConfigError
-from sce.evaluation.peak_memory import peak_bytes, reset_peak
-from sce.evaluation.published import EPOCHS, FLOPS_BOUND, FLOPS_RATIO, LORA, SCE, TIME_RATIO
+from sce.evaluation.costs import peak_bytes, reset_peak
+from sce.evaluation.paper import EPOCHS, FLOPS_BOUND, FLOPS_RATIO, LORA, SCE, TIME_RATIO
 
 Clock = Callable[[], float]
 """Seconds since some moment."""

@@ -64,11 +64,11 @@ reasoning. Just a single token output. Now generate the output.
 """Appendix G.1, its line breaks within sentences apart, which are those of the page."""
 
 DATE = "26 Jul 2024"
-"""What Llama-3.2's chat template writes where nobody tells it the date; else every day's prompt
-would be another."""
+"""The date that Llama-3.2's chat template writes where none is given; with today's, every day's
+prompt would be another."""
 BATCH_TOKENS = {"cpu": 4096, "cuda": 16_384}
 LOGITS_BYTES = 2**29
-"""Of a batch's scores over the vocabulary, in float32."""
+"""The most memory of a batch's scores over the vocabulary, in float32."""
 MIN_SHARED_TOKENS = 16
 """A shorter beginning is not worth a pass of its own."""
 
@@ -97,8 +97,8 @@ def label_tokens(tokenizer: PreTrainedTokenizerBase, labels: Sequence[str]) -> l
 
 
 @dataclass(frozen=True)
-class Prompted:
-    """Tokens of a text's prompt, and whether its text was cut."""
+class Prompt:
+    """The tokens of a text's prompt, and whether its text was cut."""
 
     ids: list[int]
     truncated: bool
@@ -114,8 +114,8 @@ class Candidates:
         behind_S: tokens that are read behind the prompt: of every label all but the last.
         depth_S: their places in their labels.
         allowed_SS: bool, who of them sees whom: a label's own tokens, up to itself.
-        columns_A: where each token of each label is told: 0 at the prompt's last token, then at
-            the S behind it.
+        columns_A: where each token of each label is predicted: 0 at the prompt's last token, then
+            at the S behind it.
         tokens_A, owners_A: each token of each label, and its label.
         counts_K: tokens of each label.
     """
@@ -132,14 +132,14 @@ class Candidates:
 
     @classmethod
     def of(cls, names: list[str], tokens: list[list[int]], device: torch.device) -> Candidates:
-        """Args: `tokens` as from `label_tokens`."""
+        """The labels `names` with their tokens, as `label_tokens` gives them."""
         counts_K = torch.tensor([len(ids) for ids in tokens])
         owners_A = torch.repeat_interleave(torch.arange(len(tokens)), counts_K)
         depth_A = torch.arange(len(owners_A)) - (counts_K.cumsum(0) - counts_K)[owners_A]
         tokens_A = torch.tensor([token for ids in tokens for token in ids])
         goes_on_A = depth_A < counts_K[owners_A] - 1
         owner_S, depth_S = owners_A[goes_on_A], depth_A[goes_on_A]
-        # A label's token is told by the one before it, its first by the prompt's last.
+        # A label's token is predicted by the one before it, its first by the prompt's last.
         columns_A = torch.where(depth_A == 0, 0, goes_on_A.cumsum(0) - goes_on_A.long())
         same_SS = owner_S[:, None] == owner_S[None, :]
         tensors = {
@@ -179,8 +179,13 @@ class _SharedLayer(DynamicLayer):
 
 @dataclass(frozen=True)
 class PromptedScores:
-    """Scores, float32 [N, K], whose text was cut, bool [N], and the tokens that were read of
-    prompt and candidates, int64 [N]."""
+    """Answers to N texts.
+
+    Attributes:
+        scores_NK: mean log-likelihoods of the labels' tokens, float32.
+        truncated_N: whose text was cut, bool.
+        tokens_N: tokens that were read, of prompt and candidates, int64.
+    """
 
     scores_NK: np.ndarray
     truncated_N: np.ndarray
@@ -218,12 +223,12 @@ class PromptedClassifier:
             max_batch_tokens or BATCH_TOKENS["cuda" if model.device.type == "cuda" else "cpu"]
         )
 
-    def prompt_tokens(self, text: str, labels: Sequence[str]) -> Prompted:
+    def prompt_tokens(self, text: str, labels: Sequence[str]) -> Prompt:
         """The conversation up to where the model's answer begins."""
         return self._prompts([text], labels)[0]
 
     def label_tokens(self, labels: Sequence[str]) -> list[list[int]]:
-        """As the function of that name."""
+        """Tokens of each label as the beginning of the model's answer. Raises `ConfigError`."""
         return label_tokens(self._tokenizer, labels)
 
     def scores(self, texts: Sequence[str], labels: Any) -> np.ndarray:
@@ -231,19 +236,24 @@ class PromptedClassifier:
         which is also their order in the prompt: the model is not invariant to it.
 
         Raises:
-            DataError, LabelError: see there.
+            DataError: a text is empty, or not a text.
+            LabelError: the labels are no label set.
             ConfigError: two labels have the same tokens.
         """
         check_texts(texts)
         return self.answer(texts, self.candidates(labels)).scores_NK
 
     def candidates(self, labels: Any) -> Candidates:
-        """Read a label set once, to score many texts with it. Raises as `scores`."""
+        """A label set read once, to score many texts with it.
+
+        Raises:
+            LabelError, ConfigError: as `scores`.
+        """
         names = LabelSet.parse(labels).names
         return Candidates.of(names, self.label_tokens(names), self.model.device)
 
     def answer(self, texts: Sequence[str], candidates: Candidates) -> PromptedScores:
-        """`scores` for a label set that was read before; says which texts were cut."""
+        """Score texts, none of them empty, with a label set that was read before."""
         prompts = self._prompts(texts, candidates.names)
         tokens = [prompt.ids for prompt in prompts]
         shared, cache = self._read_shared(tokens)
@@ -258,7 +268,7 @@ class PromptedClassifier:
             np.array([len(ids) + len(candidates.behind_S) for ids in tokens], np.int64),
         )
 
-    def _prompts(self, texts: Sequence[str], labels: Sequence[str]) -> list[Prompted]:
+    def _prompts(self, texts: Sequence[str], labels: Sequence[str]) -> list[Prompt]:
         if not texts:
             return []
         limit = self._max_text_tokens
@@ -272,7 +282,7 @@ class PromptedClassifier:
                     [message], add_generation_prompt=True, date_string=DATE, tokenize=False
                 )
             )
-        return [Prompted(*one) for one in zip(self._encode(whole), cut, strict=True)]
+        return [Prompt(*one) for one in zip(self._encode(whole), cut, strict=True)]
 
     def _encode(self, texts: Sequence[Any]) -> list[list[int]]:
         found: list[list[int]] = self._tokenizer(list(texts), add_special_tokens=False)["input_ids"]
@@ -280,13 +290,15 @@ class PromptedClassifier:
 
     @torch.inference_mode()
     def _read_shared(self, prompts: Sequence[list[int]]) -> tuple[int, DynamicCache | None]:
-        """How many tokens the prompts begin with together, and their keys and values; 0 where
-        that is not worth it, or not to be had of this kind of model."""
+        """How many tokens the prompts begin with together, and their keys and values; (0, None)
+        where that is not worth it, or not to be had of this kind of model."""
         if len(prompts) < 2:
             return 0, None
-        least, most = min(prompts), max(prompts)  # as lists compare: what they share, all share
+        # Between the first and the last in the order of lists stand all others: what these two
+        # begin with, all begin with.
+        least, most = min(prompts), max(prompts)
         differs = (i for i, pair in enumerate(zip(least, most, strict=False)) if pair[0] != pair[1])
-        # Of every prompt at least one token is left, which tells the first of a label.
+        # Of every prompt at least one token is left, which predicts the first of a label.
         shared = min(next(differs, len(least)), min(map(len, prompts)) - 1)
         if shared < MIN_SHARED_TOKENS:
             return 0, None
@@ -354,9 +366,12 @@ class PromptedClassifier:
 def _mask(
     pads_B: torch.Tensor, width: int, allowed_SS: torch.Tensor, shared: int, dtype: torch.dtype
 ) -> torch.Tensor:
-    """Who looks at whom, [B, 1, T, P + T] to be added to attention's logits: everyone at the
-    shared beginning, the prompt back to its own, a label's token at the prompt and its own label's
-    tokens up to itself. Padding looks at itself, so that no row of the softmax is empty."""
+    """The mask of attention, [B, 1, T, P + T], to be added to its logits.
+
+    Every token sees the shared beginning, one of the prompt what stands before it there, one of a
+    label the prompt and its own label up to itself. Padding sees itself, so that no row of the
+    softmax is empty.
+    """
     total = width + len(allowed_SS)
     allowed_TT = torch.ones(total, total, dtype=torch.bool, device=pads_B.device).tril()
     allowed_TT[width:, width:] = allowed_SS
@@ -370,7 +385,7 @@ def _mask(
 
 
 def check_prompted(config: PromptedConfig) -> PreTrainedTokenizerBase:
-    """See, without loading weights, whether the model of a configuration is there.
+    """Check, without loading weights, that the model of a configuration is there.
 
     Returns:
         Its tokenizer.

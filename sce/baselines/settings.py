@@ -1,5 +1,8 @@
-"""The settings of a language model that is asked. Apart from what does it, so that a job which has
-the settings need not load peft and bitsandbytes."""
+"""The settings of a language model that is asked which label fits.
+
+They stand apart from `sce.baselines.prompted`, so that a job which has the settings need not load
+peft and bitsandbytes.
+"""
 
 from __future__ import annotations
 
@@ -24,10 +27,10 @@ class PromptedConfig(Section):
     prompt: PromptName = "template"
     """`template` of appendix G.1, or the `sentence` of appendix D."""
     quantisation: Literal["none", "nf4"] = "none"
-    """Of the weights: as they are, or 4-bit NormalFloat. Adapters keep their own format."""
+    """The weights as they are, or in 4-bit NormalFloat. Adapters keep their own format."""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
-    """That is computed in. `auto`: bfloat16 on a GPU, float32 on a CPU. bfloat16 has a logit of 20
-    in steps of an eighth: close candidates can tie, and the first of them is then the answer."""
+    """The type that is computed in. `auto`: bfloat16 on a GPU, float32 on a CPU. bfloat16 has a
+    logit of 20 in steps of an eighth: close candidates can tie, and the first is the answer."""
     max_text_tokens: int = Field(1024, ge=1)
     """Longer texts are cut before they go into the prompt, and counted."""
     max_batch_tokens: int | None = Field(None, ge=16)

@@ -9,8 +9,9 @@ from typing import Any
 
 import pyarrow as pa
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from rich.text import Text
+
+from sce.evaluation.tables import Cell, Table
 
 SHOWN_ROWS = 10
 SHOWN_PAIRS = 10
@@ -64,33 +65,32 @@ class Preview:
         }
 
     def to_terminal(self, console: Console) -> None:
-        table = Table("text", "label", "score", "second", "score", title="Predictions")
         step = max(1, self.sample.num_rows // SHOWN_ROWS)
-        for row in self.sample.take(
-            list(range(0, self.sample.num_rows, step))[:SHOWN_ROWS]
-        ).to_pylist():
-            shown = escape(_shorten(row["shown"]))
-            if row["error"]:
-                table.add_row(shown, f"[red]{row['error']}", "", "", "")
-                continue
-            second: dict[str, Any] = {"label": "", "score": None}
-            if len(row["top"]) > 1:
-                second = row["top"][1]
-            label = "-" if row["label"] is None else escape(row["label"])
-            scores = [f"{x:.2f}" if x is not None else "" for x in (row["score"], second["score"])]
-            table.add_row(shown, label, scores[0], escape(second["label"]), scores[1])
-        console.print(table)
+        places = list(range(0, self.sample.num_rows, step))[:SHOWN_ROWS]
+        rows: list[list[Cell]] = [_cells(row) for row in self.sample.take(places).to_pylist()]
+        columns = ["text", "label", "score", "second", "score"]
+        console.print(Table(columns, rows, "Predictions", left=("text", "label", "second")))
         if self.pairs:
-            table = Table("label", "label", "rows", "mean gap", title="Labels confused most")
-            for pair in self.pairs[:SHOWN_PAIRS]:
-                table.add_row(
-                    escape(pair.one), escape(pair.other), f"{pair.rows:,}", f"{pair.mean_gap:.2f}"
-                )
-            console.print(table)
+            pairs = [
+                [pair.one, pair.other, f"{pair.rows:,}", f"{pair.mean_gap:.2f}"]
+                for pair in self.pairs[:SHOWN_PAIRS]
+            ]
+            columns = ["label", "label", "rows", "mean gap"]
+            console.print(Table(columns, pairs, "Labels confused most", left=("label",)))
         console.print(
             f"{self.rows:,} rows: about {_duration(self.seconds)}, {_size(self.output_bytes)} of "
             "output (start-up apart)."
         )
+
+
+def _cells(row: dict[str, Any]) -> list[Cell]:
+    """A row's text with its best two labels and their scores, or with its error."""
+    if row["error"]:
+        return [_shorten(row["shown"]), Text(row["error"], "red"), "", "", ""]
+    second = row["top"][1] if len(row["top"]) > 1 else {"label": "", "score": None}
+    scores = ["" if score is None else f"{score:.2f}" for score in (row["score"], second["score"])]
+    label = "-" if row["label"] is None else row["label"]
+    return [_shorten(row["shown"]), label, scores[0], second["label"], scores[1]]
 
 
 def confused_pairs(top: Sequence[Sequence[dict[str, Any]] | None]) -> list[ConfusedPair]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -36,13 +36,12 @@ from sce.baselines.settings import PromptedConfig
 from sce.distributed.resources import ActorPlan, ResourcesConfig, TorchThread, embed_actors
 from sce.embedding.tokenising import check_texts
 from sce.errors import DataError, InputError
-from sce.evaluation.peak_memory import peak_bytes
+from sce.evaluation.costs import peak_bytes
+from sce.evaluation.evaluate import Request
 from sce.labels import LabelSet
 
 BLOCK_ROWS = (64, 1024)
 BLOCKS_PER_ACTOR = 16
-
-Request = tuple[Sequence[str], LabelSet]
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +56,6 @@ class PromptedAnswers:
         truncated: rows whose text was cut.
         tokens_N: read of each row, prompt and candidates, int64; in no particular order.
         seconds, texts_per_second: from the first row to the last; start-up and loading apart.
-        model_load_seconds: of the slowest actor.
         peak_memory_bytes: of the largest actor: allocated on the GPU, else resident.
         parameters: of the model, adapters included.
         device: "cuda" or "cpu".
@@ -68,7 +66,6 @@ class PromptedAnswers:
     tokens_N: np.ndarray
     seconds: float
     texts_per_second: float
-    model_load_seconds: float
     peak_memory_bytes: int
     parameters: int
     device: str
@@ -78,14 +75,12 @@ def score_prompts(
     requests: Sequence[Request],
     config: PromptedConfig,
     resources: ResourcesConfig,
-    on_rows: Callable[[int, int], None] | None = None,
 ) -> PromptedAnswers:
     """Score the labels of each request for each of its texts.
 
     Args:
-        requests: texts, and the label set that they are asked about. Its order is that of the
-            prompt, so another order is another request.
-        on_rows: told the rows that are done, and all of them, now and then.
+        requests: whose texts are read. The order of a label set is that of the prompt, so another
+            order is another request.
 
     Raises:
         InputError: there is no such model, or there are no such adapters, or they do not fit.
@@ -94,10 +89,10 @@ def score_prompts(
             template; the cluster cannot give what `resources` asks for.
     """
     tokenizer = check_prompted(config)
-    for number, (texts, label_set) in enumerate(requests):
+    for number, request in enumerate(requests):
         try:
-            check_texts(texts)
-            label_tokens(tokenizer, label_set.names)
+            check_texts(request.texts)
+            label_tokens(tokenizer, request.label_set.names)
         except InputError as error:
             raise type(error)(f"request {number}: {error}") from None
     table = _rows_of(requests)
@@ -109,16 +104,17 @@ def score_prompts(
     if config.adapter is not None:
         local["adapter"] = config.adapter.resolve()  # type: ignore[assignment]
     plan = embed_actors(resources, what="prompting")
-    label_sets = [label_set for _, label_set in requests]
-    report = _run(table, label_sets, config.model_copy(update=local), plan, on_rows)
+    label_sets = [request.label_set for request in requests]
+    report = _run(table, label_sets, config.model_copy(update=local), plan)
     seconds = pc.max(report["finished"]).as_py() - pc.min(report["started"]).as_py()
+    truncated = pc.sum(report["truncated"]).as_py()
+    log.info("asked %d texts in %.1f s; %d were cut", table.num_rows, seconds, truncated)
     return PromptedAnswers(
         scores=_in_order(report, requests),
-        truncated=pc.sum(report["truncated"]).as_py(),
+        truncated=truncated,
         tokens_N=report["tokens"].to_numpy(),
         seconds=seconds,
         texts_per_second=table.num_rows / seconds,
-        model_load_seconds=pc.max(report["load_seconds"]).as_py(),
         peak_memory_bytes=pc.max(report["peak_memory_bytes"]).as_py(),
         parameters=pc.max(report["parameters"]).as_py(),
         device=plan.device,
@@ -128,10 +124,10 @@ def score_prompts(
 def _rows_of(requests: Sequence[Request]) -> pa.Table:
     """Columns request, place (among the texts of its request) and text, by request, the longest
     texts first."""
-    sizes = [len(texts) for texts, _ in requests]
+    sizes = [len(request.texts) for request in requests]
     request_N = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
     place_N = np.concatenate([np.arange(size) for size in sizes] or [np.empty(0, np.int64)])
-    texts = [text for some, _ in requests for text in some]
+    texts = [text for request in requests for text in request.texts]
     lengths_N = np.fromiter(map(len, texts), np.int64, len(texts))
     order_N = pa.array(np.lexsort((-lengths_N, request_N)))
     text = pa.array(texts, pa.large_string())
@@ -139,20 +135,16 @@ def _rows_of(requests: Sequence[Request]) -> pa.Table:
 
 
 def _run(
-    table: pa.Table,
-    label_sets: Sequence[LabelSet],
-    config: PromptedConfig,
-    plan: ActorPlan,
-    on_rows: Callable[[int, int], None] | None,
+    table: pa.Table, label_sets: Sequence[LabelSet], config: PromptedConfig, plan: ActorPlan
 ) -> pa.Table:
+    """The actors' answers to all rows, in no particular order."""
     rows = table.num_rows
     size = int(np.clip(rows // (plan.actors * BLOCKS_PER_ACTOR), *BLOCK_ROWS))
     blocks = [table.slice(i, size) for i in range(0, rows, size)]
     context = DataContext.get_current()
     before = (context.enable_progress_bars, context.raise_original_map_exception)
-    # The second has a user's mistake told from a bug by its type.
+    # With its own type, a user's mistake can be known from a bug.
     context.enable_progress_bars, context.raise_original_map_exception = False, True
-    reports, done = [], 0
     try:
         dataset = ray.data.from_arrow(blocks).map_batches(
             PromptedActor,
@@ -162,19 +154,13 @@ def _run(
             compute=ActorPoolStrategy(size=min(plan.actors, len(blocks))),
             **plan.ray_arguments(),
         )
-        for report in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-            assert isinstance(report, pa.Table)
-            reports.append(report)
-            done += report.num_rows
-            if on_rows is not None:
-                on_rows(done, rows)
+        return pa.concat_tables(dataset.iter_batches(batch_size=None, batch_format="pyarrow"))
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, InputError):
             raise error.cause from None
         raise
     finally:
         context.enable_progress_bars, context.raise_original_map_exception = before
-    return pa.concat_tables(reports)
 
 
 def _in_order(report: pa.Table, requests: Sequence[Request]) -> list[np.ndarray]:
@@ -189,7 +175,8 @@ def _in_order(report: pa.Table, requests: Sequence[Request]) -> list[np.ndarray]
     starts_N = np.cumsum(lengths_N) - lengths_N
     flat = pc.list_flatten(report["scores"]).to_numpy()
     found = []
-    for number, (texts, label_set) in enumerate(requests):
+    for number, request in enumerate(requests):
+        texts, label_set = request.texts, request.label_set
         mine_N = np.flatnonzero(request_N == number)
         if not np.array_equal(np.sort(place_N[mine_N]), np.arange(len(texts))):
             raise RuntimeError(f"request {number}: {len(mine_N)} answers to {len(texts)} texts.")
@@ -215,18 +202,14 @@ class PromptedActor:
         self._config, self._device = config, device
         self._label_sets: Sequence[LabelSet] = ray.get(label_sets[0])
         self._candidates: dict[int, Candidates] = {}
-        self._load_seconds = 0.0
 
     @cached_property
     def _classifier(self) -> PromptedClassifier:
-        started = time.perf_counter()
-        classifier = self._torch.run(load_prompted, self._config, self._device)
-        self._load_seconds = time.perf_counter() - started
-        return classifier
+        return self._torch.run(load_prompted, self._config, self._device)
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Columns request, place and text in; request, place, scores and figures out."""
-        classifier = self._classifier
+        classifier = self._classifier  # loaded before the clock runs
         started = time.time()
         request_N = block["request"].to_numpy()
         texts = block["text"].to_pylist()
@@ -249,7 +232,6 @@ class PromptedActor:
         figures = {
             "started": started,
             "finished": time.time(),
-            "load_seconds": self._load_seconds,
             "peak_memory_bytes": peak_bytes(torch.device(self._device)),
             "parameters": parameter_count(classifier.model),
         }

@@ -6,23 +6,26 @@ Operations are counted as the paper does (`sce.evaluation.flops`).
 from __future__ import annotations
 
 import json
+import platform
+import resource
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import torch
 
 from sce.embedding.embedder import TextEmbedder
-from sce.evaluation.evaluate import EvaluationSet, Scorer
+from sce.evaluation.evaluate import EvaluationSet, ScoreVectors
 from sce.evaluation.flops import architecture_of, embedding_sample, mean
-from sce.evaluation.peak_memory import peak_bytes, reset_peak
 
 TRAINING_FILE = "training.json"
 FLOPS_TEXTS = 20_000
 """Texts at most that are tokenised again for the count of operations."""
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 @dataclass(frozen=True)
@@ -92,13 +95,10 @@ class AnswerCost:
     rows: int
     device: str
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 def answer_cost(
     embedder: TextEmbedder,
-    scorer: Scorer,
+    score: ScoreVectors,
     sets: Sequence[EvaluationSet],
     rows: int,
     label_flops: Callable[[int], float],
@@ -113,14 +113,14 @@ def answer_cost(
     some = [range(max(1, round(len(s) * share))) for s in sets]
     texts = [s.texts[i] for s, places in zip(sets, some, strict=True) for i in places]
     for one in sets:  # the vectors of the labels are there before the clock runs
-        scorer.scores(np.zeros((1, embedder.dimension), np.float32), one.label_set)
+        score(np.zeros((1, embedder.dimension), np.float32), one.label_set)
     reset_peak(embedder.device)
     started = time.perf_counter()
     vectors_ND = embedder.embed(texts).vectors
     embedded = time.perf_counter()
     first, flops = 0, 0.0
     for one, places in zip(sets, some, strict=True):
-        scorer.scores(vectors_ND[first : first + len(places)], one.label_set)
+        score(vectors_ND[first : first + len(places)], one.label_set)
         first += len(places)
         flops += len(places) * label_flops(len(one.label_set))
     ended = time.perf_counter()
@@ -134,3 +134,25 @@ def answer_cost(
         rows=size,
         device=embedder.device.type,
     )
+
+
+def reset_peak(device: torch.device) -> None:
+    """Forget what was in use before. On a CPU this is Linux alone; elsewhere the peak stays that of
+    the process's whole life."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with suppress(OSError):
+            _CLEAR.write_text("5")
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Most memory in use since `reset_peak`: allocated by tensors on a GPU; on a CPU the resident
+    size of this process, libraries included."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    with suppress(OSError):
+        status = _STATUS.read_text(encoding="ascii")
+        return next(int(line.split()[1]) for line in status.splitlines() if "VmHWM" in line) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if platform.system() == "Darwin" else peak * 1024

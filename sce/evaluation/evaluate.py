@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +19,7 @@ from sce.labels import LabelSet, only_names
 from sce.model.calibration import Temperature
 from sce.storage import Place
 
+ScoreVectors = Callable[[np.ndarray, LabelSet], np.ndarray]
 Information = Literal["name", "all"]
 
 
@@ -27,7 +29,7 @@ class EvaluateConfig(Section):
     sets: list[str] = []
     """Label sets or datasets to measure; none means every set with test rows."""
     information: list[Information] = ["name", "all"]
-    """What each method is told of the labels: bare names, all that is known of them. A set
+    """What each method is given of the labels: bare names, all that is known of them. A set
     whose labels have nothing but names is measured once."""
     flip_shuffles: int = Field(5, ge=0)
     """Shuffles of the label order for the flip rate."""
@@ -52,6 +54,15 @@ class EvaluateConfig(Section):
 
 
 @dataclass(frozen=True)
+class Request:
+    """Texts, and their vectors where there are any, to be scored against one label set."""
+
+    texts: Sequence[str]
+    vectors_ND: np.ndarray | None
+    label_set: LabelSet
+
+
+@dataclass(frozen=True)
 class EvaluationSet:
     """Labelled rows of one label set: ids, texts, right labels by name, and the texts' vectors
     [N, D] where the method reads those."""
@@ -68,53 +79,49 @@ class EvaluationSet:
     def __len__(self) -> int:
         return len(self.labels)
 
-
-@dataclass(frozen=True)
-class Request:
-    """Texts, and their vectors where there are any, to be scored against one label set."""
-
-    texts: Sequence[str]
-    vectors_ND: np.ndarray | None
-    label_set: LabelSet
-
-
-class Method(Protocol):
-    """What evaluation needs of a classifier."""
-
     @property
-    def temperature(self) -> Temperature:
-        """Makes softmax(scores / T) its probabilities."""
-        ...
+    def request(self) -> Request:
+        return Request(self.texts, self.vectors_ND, self.label_set)
 
+
+class Method(ABC):
+    """A classifier that is measured.
+
+    Attributes:
+        name: its key in the results, such as "sce".
+        information: what it can be given of the labels.
+        temperature: makes softmax(scores / T) its probabilities; read after it has answered.
+    """
+
+    name: str
+    information: tuple[Information, ...] = ("name", "all")
+    temperature: Temperature
+
+    @abstractmethod
     def answer(self, requests: Sequence[Request]) -> list[np.ndarray]:
         """Scores [N, K] of each request, in the order of its labels. All at once, so that a
         method may load its model once and batch as it likes."""
-        ...
+
+    @abstractmethod
+    def describe(self, sets: Sequence[EvaluationSet]) -> dict[str, Any]:
+        """Kind, model, parameters, training and answer cost, as JSON; after it has answered."""
 
 
-class Scorer(Protocol):
-    """Scores vectors: the predictor, cosine similarity."""
+class VectorMethod(Method):
+    """A method that reads vectors.
 
-    temperature: Temperature
+    Args:
+        score: scores [N, K] of vectors [N, D] and a label set.
+    """
 
-    def scores(self, queries_ND: np.ndarray, labels: Any) -> np.ndarray: ...
-
-
-class ByVectors:
-    """A `Method` from a `Scorer`."""
-
-    def __init__(self, scorer: Scorer) -> None:
-        self._scorer = scorer
-
-    @property
-    def temperature(self) -> Temperature:
-        return self._scorer.temperature
+    def __init__(self, score: ScoreVectors, temperature: Temperature) -> None:
+        self.score, self.temperature = score, temperature
 
     def answer(self, requests: Sequence[Request]) -> list[np.ndarray]:
         found = []
         for request in requests:
             assert request.vectors_ND is not None, "this method reads vectors"
-            found.append(self._scorer.scores(request.vectors_ND, request.label_set))
+            found.append(self.score(request.vectors_ND, request.label_set))
         return found
 
 
@@ -149,98 +156,84 @@ PREDICTIONS = pa.schema(
 
 @dataclass(frozen=True)
 class _Task:
-    """A set with the label information that the methods are given."""
+    """A set with the label information that the methods are given, and the permutations of its
+    labels for the flip rate."""
 
     rows: EvaluationSet
     information: Information
     label_set: LabelSet
     group: str
+    orders: list[np.ndarray]
 
-    def orders(self, config: EvaluateConfig, seed: int) -> list[np.ndarray]:
-        """Permutations of the labels for the flip rate."""
-        size = len(self.label_set)
-        if size < 2:
-            return []
-        random = np.random.default_rng([seed, zlib.crc32(self.label_set.fingerprint.encode())])
-        return [random.permutation(size) for _ in range(config.flip_shuffles)]
+    def requests(self, config: EvaluateConfig) -> Iterator[Request]:
+        """All rows in the order of the labels, then the first rows in every other order."""
+        texts, vectors_ND = self.rows.texts, self.rows.vectors_ND
+        yield Request(texts, vectors_ND, self.label_set)
+        texts = texts[: config.flip_rows]
+        vectors_ND = None if vectors_ND is None else vectors_ND[: config.flip_rows]
+        for order in self.orders:
+            moved = LabelSet(tuple(self.label_set.labels[i] for i in order))
+            yield Request(texts, vectors_ND, moved)
 
 
 def evaluate_sets(
     sets: Sequence[EvaluationSet],
-    methods: Mapping[str, Method],
+    methods: Sequence[Method],
     config: EvaluateConfig,
     seed: int = 0,
 ) -> list[Evaluated]:
-    """Measure methods on the same rows: every set, with every kind of label information asked for.
+    """Measure methods on the same rows: every set, with every kind of label information that is
+    asked for and that the first method can be given.
 
     A set whose labels have names alone is measured once. Where both kinds are measured, the
     bare-name result's group ends in "by name".
 
     Args:
-        methods: by name, the one that is measured first; a second is what it is compared with.
+        methods: the one that is measured first; a second is what it is compared with.
     """
-    tasks = list(_tasks(sets, config))
-    orders = [task.orders(config, seed) for task in tasks]
-    answers = {name: _answers(method, tasks, orders, config) for name, method in methods.items()}
-    return [
-        _evaluated(
-            task,
-            {name: (methods[name], *answers[name][i]) for name in methods},
-            orders[i],
-            config,
-            seed,
-        )
-        for i, task in enumerate(tasks)
-    ]
+    readable = methods[0].information
+    kinds = [kind for kind in dict.fromkeys(config.information) if kind in readable] or readable
+    tasks = [task for rows in sets for task in _tasks(rows, kinds, config.flip_shuffles, seed)]
+    answers = [method.answer([r for t in tasks for r in t.requests(config)]) for method in methods]
+    found, first = [], 0
+    for task in tasks:
+        last = first + 1 + len(task.orders)
+        found.append(_evaluated(task, methods, [a[first:last] for a in answers], config, seed))
+        first = last
+    return found
 
 
-def _tasks(sets: Sequence[EvaluationSet], config: EvaluateConfig) -> Iterator[_Task]:
-    for rows in sets:
-        bare = only_names(rows.label_set)
-        richer = bare != rows.label_set
-        kinds: list[Information] = list(dict.fromkeys(config.information)) if richer else ["all"]
-        for kind in kinds:
-            by_name = richer and kind == "name"
-            yield _Task(
-                rows,
-                kind,
-                bare if by_name else rows.label_set,
-                rows.group + " by name" * by_name,
-            )
+def _tasks(
+    rows: EvaluationSet, kinds: Sequence[Information], shuffles: int, seed: int
+) -> Iterator[_Task]:
+    bare = only_names(rows.label_set)
+    richer = bare != rows.label_set
+    for kind in kinds if richer else ("all",):
+        by_name = richer and kind == "name"
+        label_set = bare if by_name else rows.label_set
+        group = rows.group + " by name" * by_name
+        yield _Task(rows, kind, label_set, group, _orders(label_set, shuffles, seed))
 
 
-def _answers(
-    method: Method,
-    tasks: Sequence[_Task],
-    orders: Sequence[Sequence[np.ndarray]],
-    config: EvaluateConfig,
-) -> list[tuple[np.ndarray, list[np.ndarray]]]:
-    """Of each task its scores, and those of its first rows in every other order of the labels."""
-    requests: list[Request] = []
-    for task, moves in zip(tasks, orders, strict=True):
-        texts, vectors_ND = task.rows.texts, task.rows.vectors_ND
-        requests.append(Request(texts, vectors_ND, task.label_set))
-        some = slice(0, config.flip_rows)
-        for order in moves:
-            moved = LabelSet(tuple(task.label_set.labels[i] for i in order))
-            requests.append(
-                Request(texts[some], None if vectors_ND is None else vectors_ND[some], moved)
-            )
-    found = iter(method.answer(requests))
-    return [(next(found), [next(found) for _ in moves]) for moves in orders]
+def _orders(label_set: LabelSet, shuffles: int, seed: int) -> list[np.ndarray]:
+    """Permutations of the labels; the same for every method, whatever other sets are measured."""
+    if len(label_set) < 2:
+        return []
+    random = np.random.default_rng([seed, zlib.crc32(label_set.fingerprint.encode())])
+    return [random.permutation(len(label_set)) for _ in range(shuffles)]
 
 
 def _evaluated(
     task: _Task,
-    answers: Mapping[str, tuple[Method, np.ndarray, list[np.ndarray]]],
-    orders: Sequence[np.ndarray],
+    methods: Sequence[Method],
+    answers: Sequence[Sequence[np.ndarray]],
     config: EvaluateConfig,
     seed: int,
 ) -> Evaluated:
+    """The result of a task from the answers of each method to its requests."""
     rows, label_set = task.rows, task.label_set
     names = np.array(label_set.names, dtype=object)
     targets_N = np.array([label_set.index(name) for name in rows.labels])
-    main, *others = answers
     result: dict[str, Any] = {
         "name": rows.name,
         "dataset": rows.dataset,
@@ -248,12 +241,10 @@ def _evaluated(
         "information": task.information,
         "rows": len(targets_N),
         "labels": len(label_set),
-        "method": main,
+        "method": methods[0].name,
     }
-    right: dict[str, np.ndarray] = {}
-    tables = []
-    confusion_KK: np.ndarray = np.zeros((0, 0))
-    for name, (method, scores_NK, moved) in answers.items():
+    probabilities, tables = [], []
+    for method, (scores_NK, *moved) in zip(methods, answers, strict=True):
         scores_NK = scores_NK.astype(np.float64)
         calibrated_NK = softmax(method.temperature.scale(scores_NK, len(label_set)), axis=1)
         raw_NK = softmax(scores_NK, axis=1)
@@ -261,21 +252,21 @@ def _evaluated(
         figures["nll_uncalibrated"] = metrics.nll(raw_NK, targets_N)
         figures["ece_uncalibrated"] = metrics.ece(raw_NK, targets_N)
         figures["flip_rate"] = None
-        if orders:
-            shuffled = [names[o][s.argmax(1)] for o, s in zip(orders, moved, strict=True)]
+        if task.orders:
+            shuffled = [names[o][s.argmax(1)] for o, s in zip(task.orders, moved, strict=True)]
             reference = names[scores_NK[: config.flip_rows].argmax(1)]
             figures["flip_rate"] = metrics.flip_rate(reference, shuffled)
-        result[name] = figures
-        right[name] = metrics.correct(calibrated_NK, targets_N)
-        if name == main:
-            confusion_KK = metrics.confusion(calibrated_NK, targets_N)
-        tables.append(_predictions(name, task, names, targets_N, calibrated_NK))
-    for other in others[:1]:
-        gain_N = right[main] - right[other]
+        result[method.name] = figures
+        probabilities.append(calibrated_NK)
+        tables.append(_predictions(method.name, task, names, targets_N, calibrated_NK))
+    if len(methods) > 1:
+        right, other = (metrics.correct(p_NK, targets_N) for p_NK in probabilities[:2])
+        gain_N = right - other
         low, high = metrics.bootstrap_interval(gain_N, samples=config.bootstrap_samples, seed=seed)
         result["difference"] = float(gain_N.mean())
         result["difference_low"], result["difference_high"] = low, high
-        result["mcnemar_p"] = metrics.mcnemar(right[main], right[other])
+        result["mcnemar_p"] = metrics.mcnemar(right, other)
+    confusion_KK = metrics.confusion(probabilities[0], targets_N)
     return Evaluated(result, confusion_KK, label_set.names, pa.concat_tables(tables))
 
 
@@ -330,20 +321,17 @@ def summary_metrics(results: Sequence[dict[str, Any]]) -> dict[str, float]:
     for result in named_results(results):
         group = result["group"].removesuffix(" by name")
         by_group.setdefault(group, {}).setdefault(result["dataset"], []).append(result)
-    found: dict[str, float] = {}
+    found: dict[str, float | None] = {}
     for group, datasets in by_group.items():
         for figure in ("accuracy", "macro_f1", "nll", "ece", "flip_rate"):
-            means = []
-            for name, members in datasets.items():
-                values = [m[m["method"]][figure] for m in members]
-                known = [value for value in values if value is not None]
-                if known:
-                    means.append(float(np.mean(known)))
-                    if figure == "accuracy":
-                        found[f"compare/{group}/{name}/accuracy"] = means[-1]
-            if means:
-                found[f"compare/{group}/{figure}"] = float(np.mean(means))
-    return found
+            means = {
+                name: metrics.mean_of_known(m[m["method"]][figure] for m in members)
+                for name, members in datasets.items()
+            }
+            if figure == "accuracy":
+                found |= {f"compare/{group}/{name}/accuracy": means[name] for name in means}
+            found[f"compare/{group}/{figure}"] = metrics.mean_of_known(means.values())
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def named_results(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

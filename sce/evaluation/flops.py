@@ -22,16 +22,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 LORA_RANK = 180
-"""Of the paper's LoRA Llama (appendix M)."""
-EPOCH_SAMPLES = 16_000
-"""N of the paper's training set (appendix S)."""
-LLAMA_TOKENS = 225
-"""m of a prompt: 140 of the template, 75 of the text, 10 of the labels (appendix S)."""
-SCE_TOKENS = 11
-"""m of the encoder: ten labels and the query. Appendix S prints "1 = 10"; with 11 its figure comes
-out."""
-JINA_TOKENS = 84.17
-"""m of a text for the embedder (appendix S)."""
+"""Rank of the paper's LoRA Llama (appendix M)."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +52,6 @@ ROBERTA_BASE = Architecture(768, 3072, 1, 1, 12, 768, 50_265)
 """Appendix I."""
 JINA_V3 = Architecture(1024, 4096, 1, 1, 24, 1024, 250_002)
 """Appendix J."""
-F2LLM_1_7B = Architecture(2048, 6144, 2, 1, 28, 1024, 151_936)
-"""Appendix K (Qwen3-1.7B)."""
 LLAMA_1B = Architecture(2048, 8192, 2, 1, 16, 512, 128_256)
 """Appendix L (Llama-3.2-1B)."""
 
@@ -139,33 +128,6 @@ def embedding_sample(a: Architecture, m: float) -> float:
     return a.blocks * forward_block(a, m)
 
 
-def llama_epoch(m: float = LLAMA_TOKENS, samples: int = EPOCH_SAMPLES) -> float:
-    """9.355e15 in the paper: appendix S."""
-    return samples * lora_sample(LLAMA_1B, m, LORA_RANK)
-
-
-def sce_epoch(m: float = SCE_TOKENS, samples: int = EPOCH_SAMPLES) -> float:
-    """4.5e13 in the paper: appendix S. The texts are embedded already."""
-    return samples * encoder_sample(ROBERTA_BASE, m, JINA_V3.d)
-
-
-def embedding_epoch(m: float = JINA_TOKENS, samples: int = EPOCH_SAMPLES) -> float:
-    """4.12e14 in the paper: appendix S. Needed once, however many epochs follow."""
-    return samples * embedding_sample(JINA_V3, m)
-
-
-def cost_ratio(epochs: int | None = None) -> float:
-    """SCE's training cost over LoRA Llama's.
-
-    Args:
-        epochs: of both; the embedding of the texts, once, is included then (the upper bound of
-            section 3.3: 0.049 for one epoch, 0.009 over ten). None for epochs alone (0.005).
-    """
-    if epochs is None:
-        return sce_epoch() / llama_epoch()
-    return (epochs * sce_epoch() + embedding_epoch()) / (epochs * llama_epoch())
-
-
 def _linears(a: Architecture) -> list[tuple[int, int]]:
     """(d_in, d_out) of every linear layer of a block."""
     attention = [(a.d, a.d), (a.d, a.kv_size), (a.d, a.kv_size), (a.d, a.d)]
@@ -187,7 +149,7 @@ def encoder_parameters(a: Architecture, d_ext: int) -> int:
 
 
 def exact_forward(a: Architecture, m: int, r: int = 0, output_tokens: int = 0) -> int:
-    """Of a sequence.
+    """Operations of a sequence forward.
 
     Args:
         r: rank of LoRA on every linear layer; 0 for none.
@@ -199,8 +161,8 @@ def exact_forward(a: Architecture, m: int, r: int = 0, output_tokens: int = 0) -
 
 
 def exact_backward(a: Architecture, m: int, r: int = 0, output_tokens: int = 0) -> int:
-    """Of a sequence whose input needs gradients; every weight is trained, or with `r` those of
-    LoRA alone (and the output layer never). Arguments as in `exact_forward`."""
+    """Operations of a sequence backward, whose input needs gradients; every weight is trained, or
+    with `r` those of LoRA alone (and the output layer never). Arguments as in `exact_forward`."""
     if r:
         linear = sum(d_in * d_out + 2 * r * (d_in + d_out) for d_in, d_out in _linears(a))
     else:

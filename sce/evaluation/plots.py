@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: confusion matrix, reliability, accuracy bars, precision-coverage.
+"""Pictures: of an evaluation, of a threshold's choice, of speed, of a comparison of methods.
 
 Each function returns a `matplotlib.figure.Figure` made without pyplot, so nothing global is
 touched and any thread may draw. `save` writes it as PNG.
@@ -7,15 +7,14 @@ touched and any thread may draw. `save` writes it as PNG.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from sce.evaluation.metrics import Reliability
+from sce.evaluation.runs import MethodRuns, groups_of
 from sce.evaluation.thresholds import Choice, Curve
 
 MAX_BYTES = 300_000
@@ -23,7 +22,8 @@ MAX_COUNTED_LABELS = 15
 MAX_NAMED_LABELS = 60
 MAX_CURVE_POINTS = 2000
 _NAME_CHARS = 28
-_SCE_COLOUR, _COSINE_COLOUR = "#1f5fa8", "#b9b9b9"
+_BLUE, _GREY = "#1f5fa8", "#b9b9b9"
+_MARKERS = {"sce": "o", "similarity": "s", "prompted": "^", "lora": "D"}
 
 
 def confusion_figure(matrix: ArrayLike, names: Sequence[str], title: str = "") -> Figure:
@@ -63,54 +63,6 @@ def confusion_figure(matrix: ArrayLike, names: Sequence[str], title: str = "") -
     return figure
 
 
-def reliability_figure(
-    before: Reliability, after: Reliability | None = None, title: str = ""
-) -> Figure:
-    """How often the model is right against how sure it is, before and after calibration."""
-    figure = Figure(figsize=(5.5, 5.5), layout="constrained")
-    axes, rows_axes = figure.subplots(2, 1, height_ratios=[4, 1], sharex=True)
-    axes.plot([0, 1], [0, 1], color="#888888", linestyle="--", linewidth=1, label="perfect")
-    curves = [("before", before, _COSINE_COLOUR), ("after", after, _SCE_COLOUR)]
-    for name, curve, colour in curves:
-        if curve is None:
-            continue
-        filled = curve.counts > 0
-        label = f"{name} calibration (ECE {curve.error:.3f})"
-        axes.plot(curve.confidence[filled], curve.accuracy[filled], "o-", color=colour, label=label)
-        rows_axes.stairs(curve.counts, curve.edges, color=colour, fill=name == "before")
-    axes.set(ylabel="share that is right", xlim=(0, 1), ylim=(0, 1))
-    axes.set_title(_plain(title or "Reliability", 80), parse_math=False)
-    axes.legend(loc="upper left")
-    rows_axes.set(xlabel="probability of the predicted label", ylabel="rows")
-    return figure
-
-
-def accuracy_figure(results: Sequence[Mapping[str, Any]], title: str = "") -> Figure:
-    """Accuracy of SCE beside cosine similarity with 95 % intervals, one pair of bars a set.
-
-    Args:
-        results: evaluation results as `sce.evaluation.report` describes them; at least one.
-    """
-    if not results:
-        raise ValueError("accuracy_figure needs at least one result.")
-    figure = Figure(figsize=(8.0, 1.4 + 0.42 * len(results)), layout="constrained")
-    axes = figure.add_subplot()
-    places = np.arange(len(results))[::-1]
-    methods = (("sce", "SCE", _SCE_COLOUR, 0.2), ("cosine", "cosine", _COSINE_COLOUR, -0.2))
-    for key, name, colour, shift in methods:
-        values = np.array([result[key]["accuracy"] for result in results], dtype=float)
-        low = np.array([result[key]["accuracy_low"] for result in results], dtype=float)
-        high = np.array([result[key]["accuracy_high"] for result in results], dtype=float)
-        errors = np.clip(np.stack([values - low, high - values]), 0.0, None)
-        axes.barh(places + shift, values, 0.38, xerr=errors, color=colour, label=name, capsize=2)
-    shown = [f"{_plain(result['name'])} ({result['labels']})" for result in results]
-    axes.set_yticks(places, shown, parse_math=False)
-    axes.set(xlabel="accuracy (95 % interval)", xlim=(0, 1))
-    axes.set_title(_plain(title or "SCE and cosine similarity", 80), parse_math=False)
-    figure.legend(loc="outside upper right", ncols=2)
-    return figure
-
-
 def precision_coverage_figure(curve: Curve, choice: Choice, title: str = "") -> Figure:
     """Precision of the answered rows against the share that is answered, with its 95 % band, the
     target, and the chosen threshold or, if none reaches the target, the most precise one.
@@ -123,8 +75,8 @@ def precision_coverage_figure(curve: Curve, choice: Choice, title: str = "") -> 
     low, high = (bound[shown] for bound in curve.interval)
     figure = Figure(figsize=(6.5, 4.5), layout="constrained")
     axes = figure.add_subplot()
-    axes.fill_between(coverage, low, high, color=_COSINE_COLOUR, alpha=0.5, label="95 % interval")
-    axes.plot(coverage, precision, color=_SCE_COLOUR, label="precision")
+    axes.fill_between(coverage, low, high, color=_GREY, alpha=0.5, label="95 % interval")
+    axes.plot(coverage, precision, color=_BLUE, label="precision")
     target = choice.target_precision
     axes.axhline(target, color="#888888", linestyle="--", linewidth=1, label=f"target {target:g}")
     point, name = (choice.point, "chosen") if choice.point else (choice.best, "best, below target")
@@ -156,6 +108,107 @@ def rates_figure(series: Mapping[str, Mapping[int, float]], title: str = "") -> 
     axes.grid(alpha=0.3)
     axes.set_title(title or "A new label set, its labels embedded")
     axes.legend(frameon=False)
+    return figure
+
+
+def build_charts(methods: Sequence[MethodRuns]) -> dict[str, Figure]:
+    """The pictures of a comparison by name; those without a point are left out."""
+    charts = {
+        "accuracy": accuracy_chart(methods),
+        "training_compute": cost_chart(
+            methods,
+            lambda m: m.training_flops,
+            "operations of the whole training",
+            "Accuracy and training compute",
+        ),
+        "inference_cost": cost_chart(
+            methods,
+            lambda m: m.described["cost"]["flops_per_text"],
+            "operations a text",
+            "Accuracy and inference cost",
+        ),
+        "label_counts": label_count_chart(methods),
+    }
+    return {name: chart for name, chart in charts.items() if chart is not None}
+
+
+def accuracy_chart(methods: Sequence[MethodRuns]) -> Figure:
+    """A group of bars for each dataset, 95 % intervals on them."""
+    datasets = list(dict.fromkeys(d for m in methods for d in m.datasets))
+    figure = Figure(figsize=(max(6.0, 1.3 * len(datasets) + 2), 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    width = 0.8 / len(methods)
+    for place, m in enumerate(methods):
+        found = [(i, m.accuracy(d)) for i, d in enumerate(datasets)]
+        known = [(i, a) for i, a in found if a is not None]
+        values = np.array([a.value for _, a in known])
+        errors = np.array(
+            [[a.value - a.low for _, a in known], [a.high - a.value for _, a in known]]
+        )
+        axes.bar(
+            [i + (place - (len(methods) - 1) / 2) * width for i, _ in known],
+            100 * values,
+            width,
+            yerr=100 * np.clip(errors, 0, None),
+            capsize=2,
+            label=m.name,
+        )  # fmt: skip
+    axes.set_xticks(range(len(datasets)), datasets, rotation=20)
+    axes.set(ylabel="accuracy in per cent", ylim=(0, 100), title="Accuracy by dataset")
+    figure.legend(loc="outside upper right", ncols=min(4, len(methods)))
+    return figure
+
+
+def cost_chart(
+    methods: Sequence[MethodRuns],
+    cost: Callable[[MethodRuns], float | None],
+    label: str,
+    title: str,
+) -> Figure | None:
+    """Mean accuracy of each group of label sets against a cost, on a logarithmic axis; a method
+    that costs nothing stands at the left edge."""
+    groups = groups_of(methods)
+    costs = {m.name: cost(m) for m in methods}
+    known = [c for c in costs.values() if c]
+    if not known:
+        return None
+    edge = min(known) / 10
+    figure = Figure(figsize=(4.2 * len(groups) + 0.8, 4.2), layout="constrained")
+    panels = figure.subplots(1, len(groups), squeeze=False, sharey=True)[0]
+    for axes, group in zip(panels, groups, strict=True):
+        for m in methods:
+            accuracy = m.mean(group, "accuracy")
+            if accuracy is None:
+                continue
+            x = costs[m.name]
+            name = m.name if x else f"{m.name} (none)"
+            axes.plot([x or edge], [100 * accuracy], _MARKERS.get(m.kind, "o"), ms=9, label=name)
+        axes.set(xscale="log", xlabel=label, title=f"{title}\n{group}", ylim=(0, 100))
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("accuracy in per cent")
+    panels[-1].legend(fontsize=8)
+    return figure
+
+
+def label_count_chart(methods: Sequence[MethodRuns]) -> Figure:
+    """A point for each label set: accuracy against K."""
+    figure = Figure(figsize=(7.0, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    for m in methods:
+        sets = sorted(m.sets.values(), key=lambda s: s.labels)
+        accuracies = [100 * s.right_N.mean() for s in sets]
+        axes.plot([s.labels for s in sets], accuracies, _MARKERS.get(m.kind, "o"), label=m.name,
+                  alpha=0.7)  # fmt: skip
+    counts = sorted({s.labels for m in methods for s in m.sets.values()})
+    line = np.linspace(min(counts), max(counts), 200)
+    axes.plot(line, 100 / line, color="#888888", linestyle="--", linewidth=1, label="chance")
+    axes.set(xscale="log", xlabel="labels K", ylabel="accuracy in per cent", ylim=(0, 100))
+    ticks = [k for k in (2, 3, 5, 10, 20, 50, 100, 150, 300) if min(counts) <= k <= max(counts)]
+    axes.set_xticks(ticks, [str(k) for k in ticks])
+    axes.set_xticks([], minor=True)
+    axes.set_title("Accuracy by number of labels")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
     return figure
 
 

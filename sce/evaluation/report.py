@@ -20,15 +20,13 @@ over sets, unless all are asked for. The interval of such a mean resamples sets,
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
-import numpy as np
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 from rich.text import Text
 
-from sce.evaluation.metrics import bootstrap_interval
+from sce.evaluation.metrics import bootstrap_interval, mean_of_known
+from sce.evaluation.tables import Cell, Table, bounds, change, number, percent
 
 MAX_SHOWN_SETS = 8
 COLUMNS = (
@@ -47,8 +45,9 @@ COLUMNS = (
 NARROW_COLUMNS = ("set", "labels", "SCE accuracy", "cosine", "difference", "verdict")
 ALONE_COLUMNS = ("set", "rows", "labels", "accuracy", "macro-F1", "NLL", "ECE", "flips")
 NARROW_ALONE_COLUMNS = ("set", "labels", "accuracy", "NLL", "flips")
-"""Of a method that is measured beside no other."""
+"""The columns of a method that is measured beside no other, all and in a narrow terminal."""
 WIDE_CHARS = 150
+"""A terminal as wide as this shows all columns."""
 VERDICTS = {1: "SCE better", -1: "cosine better", 0: "no clear difference"}
 _COLOURS = {1: "green", -1: "red", 0: "yellow"}
 _GROUPS = ("own", "seen", "unseen")
@@ -100,13 +99,13 @@ def dataset_mean(dataset: str, results: Sequence[Result]) -> dict[str, Any]:
     mean["method"] = _main(results[0])
     for method in dict.fromkeys((mean["method"], "cosine")):
         mean[method] = {
-            key: _mean([(result.get(method) or {}).get(key) for result in results])
+            key: mean_of_known([(result.get(method) or {}).get(key) for result in results])
             for key in _METHOD_KEYS
         }
         low, high = _interval([(r.get(method) or {}).get("accuracy") for r in results])
         mean[method].update(accuracy_low=low, accuracy_high=high)
     differences = [result.get("difference") for result in results]
-    mean["difference"] = _mean(differences)
+    mean["difference"] = mean_of_known(differences)
     mean["difference_low"], mean["difference_high"] = _interval(differences)
     return mean
 
@@ -127,12 +126,12 @@ def lines(results: Sequence[Result], show_all: bool = False) -> list[Result]:
 
 
 def to_table(results: Sequence[Result], show_all: bool = False, wide: bool = True) -> Table:
-    """A rich table; its title says whether SCE beats cosine, colour says it for each set.
+    """Title and colours say for each set whether SCE beats cosine.
 
     Args:
-        wide: all columns (150 characters and more); else what fits 80, without calibration.
+        wide: all columns (`WIDE_CHARS`); else what fits 80 characters, without calibration.
     """
-    alone = _alone(results)
+    alone = any(_main(r) != "sce" and not ("cosine" in r and "difference" in r) for r in results)
     all_columns = ALONE_COLUMNS if alone else COLUMNS
     columns = all_columns if wide else NARROW_ALONE_COLUMNS if alone else NARROW_COLUMNS
     caption = "[low, high]: 95 % interval. SCE accuracy, cosine and difference in percent."
@@ -143,109 +142,48 @@ def to_table(results: Sequence[Result], show_all: bool = False, wide: bool = Tru
             " NLL and ECE: before → after calibration."
             " flips: percent of rows whose answer changes with the order of the labels."
         )
-    table = Table(
-        title=headline(results), caption=Text(caption), title_style="bold", padding=(0, 1, 0, 0)
-    )
-    for column in columns:
-        left = column in ("set", "verdict")
-        table.add_column(
-            column, justify="left" if left else "right", no_wrap=not left, overflow="fold"
-        )
-    previous = None
-    for result in lines(results, show_all):
-        if previous not in (None, result["group"]):
-            table.add_section()
-        previous = result["group"]
-        cells = {name: escape(cell) for name, cell in _cells(result).items()}
-        won = verdict(result)
-        if won is not None:
-            for name in ("difference", "verdict"):
-                cells[name] = f"[{_COLOURS[won]}]{cells[name]}[/]"
-        table.add_row(*(cells[name] for name in columns))
-    return table
-
-
-def print_results(
-    results: Sequence[Result], show_all: bool = False, console: Console | None = None
-) -> None:
-    """Print the table that fits the terminal; by default on standard error.
-
-    Standard output is left to a job's closing line of JSON.
-    """
-    console = console or Console(stderr=True)
-    console.print(to_table(results, show_all, wide=console.width >= WIDE_CHARS))
+    rows: list[list[Cell]] = []
+    for _, of_group in groupby(lines(results, show_all), key=lambda result: result["group"]):
+        rows += [[], *([_cells(result)[name] for name in columns] for result in of_group)]
+    return Table(columns, rows[1:], headline(results), caption, left=("set", "verdict"), wrap=False)
 
 
 def to_markdown(results: Sequence[Result], show_all: bool = False) -> str:
     """The headline and the same table in GitHub Markdown, ending in a line break."""
-    columns = ALONE_COLUMNS if _alone(results) else COLUMNS
-    rows = [
-        list(columns),
-        ["---" if c in ("set", "verdict") else "---:" for c in columns],
-        *([_cells(r)[c].replace("|", "\\|") for c in columns] for r in lines(results, show_all)),
-    ]
-    table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
-    return f"{headline(results)}\n\n{table}\n"
+    return f"{headline(results)}\n\n{to_table(results, show_all).to_markdown()}\n"
 
 
 def _main(result: Result) -> str:
     return str(result.get("method", "sce"))
 
 
-def _alone(results: Sequence[Result]) -> bool:
-    return any(_main(r) != "sce" and not ("cosine" in r and "difference" in r) for r in results)
-
-
-def _cells(result: Result) -> dict[str, str]:
+def _cells(result: Result) -> dict[str, Cell]:
     main, cosine = result.get(_main(result)) or {}, result.get("cosine") or {}
     won = verdict(result)
-    low, high = result.get("difference_low"), result.get("difference_high")
-    accuracy = _percent(main.get("accuracy"))
-    accuracy += _bounds(main.get("accuracy_low"), main.get("accuracy_high"))
+    colour = "" if won is None else _COLOURS[won]
+    difference = percent(result.get("difference"), "+")
+    difference += bounds(result.get("difference_low"), result.get("difference_high"), "+")
+    accuracy = percent(main.get("accuracy"))
+    accuracy += bounds(main.get("accuracy_low"), main.get("accuracy_high"))
     return {
         "set": _title(result),
         "rows": f"{result['rows']:,}",
         "labels": str(result["labels"]),
         "SCE accuracy": accuracy,
         "accuracy": accuracy,
-        "cosine": _percent(cosine.get("accuracy")),
-        "difference": _percent(result.get("difference"), "+") + _bounds(low, high, "+"),
-        "verdict": "–" if won is None else VERDICTS[won],
-        "macro-F1": _number(main.get("macro_f1"), 3),
-        "NLL": _change(main.get("nll_uncalibrated"), main.get("nll"), 2),
-        "ECE": _change(main.get("ece_uncalibrated"), main.get("ece"), 3),
-        "flips": _percent(main.get("flip_rate")),
+        "cosine": percent(cosine.get("accuracy")),
+        "difference": Text(difference, colour),
+        "verdict": Text("–" if won is None else VERDICTS[won], colour),
+        "macro-F1": number(main.get("macro_f1"), 3),
+        "NLL": change(main.get("nll_uncalibrated"), main.get("nll"), 2),
+        "ECE": change(main.get("ece_uncalibrated"), main.get("ece"), 3),
+        "flips": percent(main.get("flip_rate")),
     }
 
 
 def _title(result: Result) -> str:
     name, group = " ".join(str(result["name"]).split()), result["group"]
     return name if group == "own" else f"{name} ({group})"
-
-
-def _percent(value: float | None, sign: str = "") -> str:
-    return "–" if value is None else f"{100 * value:{sign}.1f}"
-
-
-def _bounds(low: float | None, high: float | None, sign: str = "") -> str:
-    if low is None or high is None:
-        return ""
-    return f" [{_percent(low, sign)}, {_percent(high, sign)}]"
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
-
-
-def _change(before: float | None, after: float | None, digits: int) -> str:
-    if before is None:
-        return _number(after, digits)
-    return f"{_number(before, digits)} → {_number(after, digits)}"
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return float(np.mean(known)) if known else None
 
 
 def _interval(values: Sequence[float | None]) -> tuple[float | None, float | None]:

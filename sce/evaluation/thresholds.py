@@ -15,19 +15,18 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 from scipy.stats import norm
 from sklearn.metrics import confusion_matrix_at_thresholds
 
 from sce.errors import InputError
+from sce.evaluation.tables import Table
 
 MIN_ROWS = 100
 """Fewer answered rows than this are called few."""
 MAX_ROUNDING = 1e-3
 """A threshold is rounded down to a short decimal, but not by more than this."""
 SHOWN_POINTS = 10
-LEVEL = 0.95
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -149,7 +148,7 @@ class Choice:
 
 
 def precision_coverage(scores_N: ArrayLike, right_N: ArrayLike) -> Curve:
-    """The precision and coverage of every threshold that tells two rows apart (scikit-learn).
+    """The precision and coverage of every threshold that parts two rows (scikit-learn).
 
     Rows with equal scores are answered together or not at all.
 
@@ -162,17 +161,17 @@ def precision_coverage(scores_N: ArrayLike, right_N: ArrayLike) -> Curve:
         ValueError: lengths that differ, a score that is not finite, or a `right` that is neither
             true nor false.
     """
-    score_N, told_N = np.asarray(scores_N, dtype=np.float32), np.asarray(right_N)
-    if score_N.ndim != 1 or score_N.shape != told_N.shape:
+    score_N, given_N = np.asarray(scores_N, dtype=np.float32), np.asarray(right_N)
+    if score_N.ndim != 1 or score_N.shape != given_N.shape:
         raise ValueError(
-            f"scores [N] and right [N] are needed, got {score_N.shape} and {told_N.shape}."
+            f"scores [N] and right [N] are needed, got {score_N.shape} and {given_N.shape}."
         )
     if not len(score_N):
         raise InputError("A threshold is chosen on labelled rows: there are none.")
     if not np.isfinite(score_N).all():
         raise ValueError("a score is not a finite number.")
-    right = told_N.astype(bool)
-    if (right != told_N).any():
+    right = given_N.astype(bool)
+    if (right != given_N).any():
         raise ValueError("right holds something that is neither true nor false.")
     _, wrong_T, _, right_T, falling_T = confusion_matrix_at_thresholds(right, score_N)
     return Curve(
@@ -182,7 +181,7 @@ def precision_coverage(scores_N: ArrayLike, right_N: ArrayLike) -> Curve:
     )
 
 
-def choose_threshold(curve: Curve, target_precision: float, min_rows: int = MIN_ROWS) -> Choice:
+def choose_threshold(curve: Curve, target_precision: float) -> Choice:
     """The lowest threshold whose precision reaches the target: the one that answers most rows.
 
     The precision of the threshold that was chosen for it is a little flattering: of many
@@ -192,7 +191,6 @@ def choose_threshold(curve: Curve, target_precision: float, min_rows: int = MIN_
 
     Args:
         target_precision: above 0 and at most 1.
-        min_rows: warn below this number of answered rows.
 
     Raises:
         InputError: a target out of range.
@@ -206,16 +204,17 @@ def choose_threshold(curve: Curve, target_precision: float, min_rows: int = MIN_
     chosen = curve.point(int(reached[0])) if len(reached) else None
     cautious = curve.point(int(safe[0])) if len(safe) else None
     best = curve.point(int(np.argmax(curve.precision)))
-    warnings = _warnings(curve, target_precision, min_rows, chosen or best, cautious)
+    warnings = _warnings(curve, target_precision, chosen or best, cautious)
     return Choice(target_precision, chosen, best, cautious, tuple(warnings))
 
 
-def wilson_interval(
-    right: ArrayLike, rows: ArrayLike, level: float = LEVEL
-) -> tuple[FloatArray, FloatArray]:
-    """Wilson's score interval (1927) of `right` of `rows`, elementwise; `rows` at least 1."""
+def wilson_interval(right: ArrayLike, rows: ArrayLike) -> tuple[FloatArray, FloatArray]:
+    """Wilson's 95 % score interval (1927) of `right` of `rows`, elementwise; `rows` at least 1.
+
+    scipy has it for one pair at a time (`binomtest(...).proportion_ci`), here are many.
+    """
     k, n = np.asarray(right, np.float64), np.asarray(rows, np.float64)
-    z = norm.ppf((1 + level) / 2)
+    z = norm.ppf(0.975)
     centre = (k + z**2 / 2) / (n + z**2)
     half = z / (n + z**2) * np.sqrt(k * (n - k) / n + z**2 / 4)
     # Rounding must not leave a bound beside 0 or 1 where it is exactly that.
@@ -227,29 +226,17 @@ def to_terminal(curve: Curve, choice: Choice, console: Console) -> None:
     console.print(Text(choice.headline(), style="bold" if choice.point else "bold red"))
     for warning in choice.warnings:
         console.print(Text(f"Warning: {warning}", style="yellow"))
-    table = Table(padding=(0, 1, 0, 0))
-    for column in _COLUMNS:
-        table.add_column(column, justify="left" if not column else "right", no_wrap=True)
-    for cells in _cells(curve, choice):
-        table.add_row(*cells, style="bold" if cells[-1] else None)
-    console.print(table)
+    console.print(to_table(curve, choice))
 
 
 def to_markdown(curve: Curve, choice: Choice) -> str:
     """The same in GitHub Markdown, ending in a line break."""
-    rows = [_COLUMNS, ["---:"] * (len(_COLUMNS) - 1) + ["---"], *_cells(curve, choice)]
-    parts = [
-        choice.headline(),
-        *(f"**Warning:** {warning}" for warning in choice.warnings),
-        "\n".join("| " + " | ".join(row) + " |" for row in rows),
-    ]
+    warnings = (f"**Warning:** {warning}" for warning in choice.warnings)
+    parts = [choice.headline(), *warnings, to_table(curve, choice).to_markdown()]
     return "\n\n".join(parts) + "\n"
 
 
-_COLUMNS = ("threshold", "coverage", "rows", "precision", "95 % interval", "")
-
-
-def _cells(curve: Curve, choice: Choice) -> list[list[str]]:
+def to_table(curve: Curve, choice: Choice) -> Table:
     """Points at steps of coverage, from all rows down, and the chosen one (else the best)."""
     wanted = np.rint(np.linspace(1.0, 1.0 / SHOWN_POINTS, SHOWN_POINTS) * curve.rows[0])
     # The highest threshold that still answers as many rows; `rows` fall along the curve.
@@ -258,9 +245,10 @@ def _cells(curve: Curve, choice: Choice) -> list[list[str]]:
     if choice.cautious and choice.cautious != choice.point:
         marks[choice.cautious.rows] = "lower bound reaches the target"
     marked = np.flatnonzero(np.isin(curve.rows, list(marks)))
-    points = [curve.point(int(i)) for i in np.union1d(steps, marked)]
-    return [
-        [
+    rows = []
+    for index in np.union1d(steps, marked).tolist():
+        point = curve.point(index)
+        cells = [
             str(point.threshold),
             _percent(point.coverage),
             f"{point.rows:,}",
@@ -268,13 +256,12 @@ def _cells(curve: Curve, choice: Choice) -> list[list[str]]:
             f"[{_percent(point.low)}, {_percent(point.high)}]",
             marks.get(point.rows, ""),
         ]
-        for point in points
-    ]
+        rows.append([Text(cell, "bold" if point.rows in marks else "") for cell in cells])
+    columns = ("threshold", "coverage", "rows", "precision", "95 % interval", "")
+    return Table(columns, rows, left=("",), wrap=False)
 
 
-def _warnings(
-    curve: Curve, target: float, min_rows: int, chosen: Point, cautious: Point | None
-) -> list[str]:
+def _warnings(curve: Curve, target: float, chosen: Point, cautious: Point | None) -> list[str]:
     found = []
     if chosen.precision < target:
         found.append(f"No threshold reaches {_percent(target)}; the figures are of the best one.")
@@ -289,10 +276,10 @@ def _warnings(
             f"The precision may well be below {_percent(target)} on other rows: its 95 % interval "
             f"begins at {_percent(chosen.low)}; {instead}."
         )
-    if chosen.rows < min_rows:
+    if chosen.rows < MIN_ROWS:
         found.append(
             f"Only {chosen.rows:,} of {curve.labelled_rows:,} labelled rows are at or above the "
-            f"threshold; label more rows (at least {min_rows:,} there) before relying on it."
+            f"threshold; label more rows (at least {MIN_ROWS:,} there) before relying on it."
         )
     if chosen.rows == curve.labelled_rows and chosen.precision >= target:
         found.append("Every labelled row is answered: the target is reached without a threshold.")

@@ -602,7 +602,7 @@ def _scoring(source: Source, labels: LabelSet | None) -> str:
 def _tracker(config: ClassifyConfig, output: str, run_id: str | None = None) -> Tracker:
     place = to_place(output)
     name = f"classify-{place.name}"
-    return Tracker.resume(config.tracking, run_id, name, {"job": "classify"}, place.parent)
+    return Tracker.open(config.tracking, run_id, name, {"job": "classify"}, place.parent)
 
 
 def _metrics(summary: dict[str, Any]) -> dict[str, float]:

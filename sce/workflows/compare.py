@@ -1,20 +1,33 @@
-"""The comparison of everything that was measured: `jobs/compare.py`."""
+"""The comparison of everything that was measured, read from MLflow: `jobs/compare.py`."""
 
 from __future__ import annotations
 
+import json
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.text import Text
 
 from sce.config import JobConfig, resolve_output
-from sce.evaluation.charts import build_charts
-from sce.evaluation.tables import build_tables
-from sce.evaluation.write import print_tables, write_report
+from sce.errors import InputError
+from sce.evaluation.comparison import build_tables
+from sce.evaluation.pages import write_report
+from sce.evaluation.plots import build_charts
+from sce.evaluation.runs import MethodRuns, Run, groups_of
 from sce.storage import Place, put
-from sce.workflows.measured_runs import read_methods
+from sce.workflows.evaluate import METHODS_FILE, PREDICTIONS_FILE, RESULTS_FILE
+from sce.workflows.mlflow_store import reading
 from sce.workflows.mlflow_view import share_view
-from sce.workflows.tracking import Tracker, TrackingConfig, reading, tracking_uri
+from sce.workflows.tracking import Tracker, TrackingConfig, tracking_uri
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 
 class CompareConfig(JobConfig):
@@ -45,16 +58,21 @@ def compare(config: CompareConfig) -> dict[str, Any]:
         experiment_id, methods = read_methods(
             client, config.tracking.experiment, config.methods, config.measured_on
         )
-        groups = dict.fromkeys(s.group for m in methods for s in m.sets.values())
-        view = share_view(client, experiment_id, groups, config.measured_on)
+        view = share_view(
+            client, experiment_id, groups_of(methods), search_filter(config.measured_on)
+        )
     tables, charts = build_tables(methods), build_charts(methods)
     with tempfile.TemporaryDirectory() as scratch:
-        written = write_report(tables, charts, Path(scratch))
+        written = write_report("Comparison of methods", tables, charts, Path(scratch), "compare")
         for file in filter(Path.is_file, Path(scratch).rglob("*")):
             put(file, folder / str(file.relative_to(scratch)))
-    print_tables(tables)
+    console = Console(stderr=True)  # standard output is left to the closing line of JSON
+    console.print(*tables, sep="\n")
+    # What was measured stands once, at the end.
+    for line in dict.fromkeys(line for table in tables for line in table.note.split("; ")):
+        console.print(Text(line))
     tags = {"job": "compare", "method": "compare", "seed": "0"}
-    with Tracker.resume(config.tracking, None, "compare", tags, folder.parent) as tracker:
+    with Tracker.open(config.tracking, None, "compare", tags, folder.parent) as tracker:
         tracker.log_artifact(folder, "compare")
     server = uri.rstrip("/") if uri.startswith("http") else "http://127.0.0.1:5000"
     return {
@@ -64,3 +82,62 @@ def compare(config: CompareConfig) -> dict[str, Any]:
         "mlflow_run_id": tracker.run_id,
         "seconds": round(time.perf_counter() - started, 1),
     }
+
+
+def search_filter(measured_on: str) -> str:
+    """MLflow's search for runs that can be compared, as its search box takes it too."""
+    quoted = measured_on.replace("\\", "\\\\").replace("'", "\\'")
+    return f"tags.measured = '{quoted}' and attributes.status = 'FINISHED'"
+
+
+def read_methods(
+    client: MlflowClient, experiment: str, names: Sequence[str], measured_on: str
+) -> tuple[str, list[MethodRuns]]:
+    """The experiment's id, and of each method and seed the latest measured run.
+
+    Args:
+        experiment: of MLflow.
+        measured_on: "test" for the test sets, or the file of the user's own rows (its stem).
+        names: of methods (the experiments' `name`), in the order of the report; none means all.
+
+    Raises:
+        InputError: no such experiment, no measured run, or a name that none has.
+    """
+    found = client.get_experiment_by_name(experiment)
+    if found is None:
+        raise InputError(f"tracking.experiment: MLflow has no experiment {experiment!r}.")
+    runs: dict[tuple[str, str], Any] = {}
+    where, order, token = search_filter(measured_on), ["attributes.start_time DESC"], None
+    while True:
+        page = client.search_runs([found.experiment_id], where, order_by=order, page_token=token)
+        for run in page:
+            runs.setdefault((run.data.tags["method"], run.data.tags["seed"]), run)
+        if not (token := page.token):
+            break
+    known = list(dict.fromkeys(name for name, _ in reversed(runs)))
+    if not known:
+        raise InputError(
+            f"tracking.experiment: {experiment!r} has no run measured on {measured_on!r}. "
+            "jobs/train_sce.py, jobs/train_llama.py and jobs/evaluate.py make some."
+        )
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise InputError(
+            f"methods: no measured run is named {unknown[0]!r}. There are: {', '.join(known)}."
+        )
+    methods = []
+    for name in names or known:
+        of_name = [run for (method, _), run in runs.items() if method == name]
+        methods.append(MethodRuns([_read(client, run.info.run_id) for run in of_name]))
+    return found.experiment_id, methods
+
+
+def _read(client: MlflowClient, run_id: str) -> Run:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(client.download_artifacts(run_id, "results", folder))
+        described = json.loads((path / METHODS_FILE).read_text(encoding="utf-8"))
+        results = json.loads((path / RESULTS_FILE).read_text(encoding="utf-8"))
+        predictions = pq.read_table(path / PREDICTIONS_FILE)
+    main = results[0]["method"]
+    mine = predictions.filter(pc.equal(predictions["method"], main))
+    return Run(described[main], results, mine)

@@ -6,13 +6,13 @@ import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from rich.console import Console
 from transformers import logging as transformers_logging
 
 from sce.datasets.custom import read_label_file
@@ -27,20 +27,20 @@ from sce.evaluation.evaluate import (
     EvaluateConfig,
     Evaluated,
     EvaluationSet,
+    Method,
     evaluate_sets,
     headline_metrics,
     summary_metrics,
 )
-from sce.evaluation.report import print_results, to_markdown
+from sce.evaluation.report import WIDE_CHARS, to_markdown, to_table
 from sce.labels import LabelSet
 from sce.model.calibration import Temperature
-from sce.model.encoder import SCEConfig
 from sce.predictor import Predictor
 from sce.storage import Place, fetch, replace_folder
 from sce.training.data import TextLookup
 from sce.training.random_keys import some_places
 from sce.workflows.experiment import Experiment
-from sce.workflows.methods import Contender, PromptedContender, SceContender, SimilarityContender
+from sce.workflows.methods import PromptedMethod, SceMethod, SimilarityMethod
 from sce.workflows.tracking import Tracker, tracking_uri
 
 RESULTS_FILE, METHODS_FILE, PREDICTIONS_FILE = "results.json", "methods.json", "predictions.parquet"
@@ -63,25 +63,7 @@ def evaluate(experiment: Experiment) -> dict[str, Any]:
         raise InputError(
             f"there is no model in {experiment.model_dir}. jobs/train_sce.py makes one."
         )
-    # Who asks about rows of his own has no wish to wait for all the other sets.
-    only_own = experiment.evaluate.labelled is not None and not experiment.evaluate.sets
-    prepared = None
-    if not only_own:
-        if trained and not experiment.data_dir.exists():
-            raise InputError(
-                f"there is no prepared data in {experiment.data_dir}. Run jobs/prepare_data.py, or "
-                "give rows of your own: --evaluate.labelled FILE."
-            )
-        if not trained:
-            prepare_data(experiment.data, experiment.data_dir, experiment.data.seed)
-        prepared = PreparedData.load(experiment.data_dir)
-        if experiment.method != "prompted":
-            embed_prepared(
-                experiment.data_dir,
-                experiment.embeddings_dir,
-                experiment.embedder,
-                experiment.resources,
-            )
+    prepared = _prepared(experiment)
     labelled = experiment.evaluate.labelled
     folder = experiment.own_results_dir / labelled.stem if labelled else experiment.results_dir
     with open_tracker(experiment, None, "evaluate") as tracker:
@@ -98,13 +80,36 @@ def evaluate(experiment: Experiment) -> dict[str, Any]:
     }
 
 
+def _prepared(experiment: Experiment) -> PreparedData | None:
+    """The experiment's data with its vectors up to date; None where the user's rows are all."""
+    # Who asks about rows of his own has no wish to wait for all the other sets.
+    if experiment.evaluate.labelled is not None and not experiment.evaluate.sets:
+        return None
+    if experiment.method != "sce":
+        prepare_data(experiment.data, experiment.data_dir, experiment.data.seed)
+    elif not experiment.data_dir.exists():
+        raise InputError(
+            f"there is no prepared data in {experiment.data_dir}. Run jobs/prepare_data.py, or "
+            "give rows of your own: --evaluate.labelled FILE."
+        )
+    prepared = PreparedData.load(experiment.data_dir)
+    if experiment.method != "prompted":
+        embed_prepared(
+            experiment.data_dir,
+            experiment.embeddings_dir,
+            experiment.embedder,
+            experiment.resources,
+        )
+    return prepared
+
+
 def open_tracker(experiment: Experiment, run_id: str | None, job: str) -> Tracker:
     """The MLflow run of a job; by default in a database beside the run folders, so that the
     runs of several experiments stand in one list."""
     folder = experiment.home.parent
     name = f"{experiment.name}-seed{experiment.seed}" + ("" if job == "train" else f"-{job}")
     tags = {"job": job, "method": experiment.name, "seed": str(experiment.seed)}
-    return Tracker.resume(experiment.tracking, run_id, name, tags, folder)
+    return Tracker.open(experiment.tracking, run_id, name, tags, folder)
 
 
 def measure(
@@ -121,14 +126,20 @@ def measure(
         embedder: the experiment's, where it is loaded already.
     """
     config = experiment.evaluate
+    sets, methods = _sets_and_methods(experiment, prepared, embedder)
+    return measure_sets(sets, methods, config, experiment.name, experiment.seed, tracker, folder)
+
+
+def _sets_and_methods(
+    experiment: Experiment, prepared: PreparedData | None, embedder: TextEmbedder | None
+) -> tuple[list[EvaluationSet], list[Method]]:
+    """What is measured, and by what: the experiment's method, beside the one it is compared with.
+    Rows have their vectors where the method reads them."""
+    config = experiment.evaluate
     if experiment.method == "prompted":
-        config = PromptedContender.told(config)
-        sets = rows_to_measure(prepared, config)
         validation = validation_sets(prepared, config)
-        prompted = PromptedContender(experiment.prompted, experiment.resources, validation)
-        return measure_sets(
-            sets, [prompted], config, experiment.name, experiment.seed, tracker, folder
-        )
+        prompted = PromptedMethod(experiment.prompted, experiment.resources, validation)
+        return rows_to_measure(prepared, config), [prompted]
     embedder = embedder or load_embedder(experiment.embedder)
     store = None
     known, known_MD = [], np.empty((0, embedder.dimension), np.float32)
@@ -139,66 +150,70 @@ def measure(
         )
         known, known_MD = labels["text"].to_pylist(), embedding_matrix(labels["embedding"])
     text_vectors = TextLookup(known, known_MD, lambda texts: embedder.embed(texts).vectors)
-    contenders: list[Contender]
-    if experiment.method == "similarity":
-        similarity = SimilarityContender(embedder, text_vectors)
-        similarity.calibrate(validation_sets(prepared, config, store))
-        contenders = [similarity]
-    else:
-        model_folder = fetch(experiment.model_dir)
-        predictor = Predictor.from_pretrained(model_folder, embedder, text_vectors=text_vectors)
-        sce_config: SCEConfig = predictor.model.config
-        cosine = SimilarityContender(
-            embedder, text_vectors, Temperature(*sce_config.cosine_calibration)
-        )
-        contenders = [SceContender(predictor, model_folder), cosine]
     sets = rows_to_measure(prepared, config, store, embedder)
-    return measure_sets(sets, contenders, config, experiment.name, experiment.seed, tracker, folder)
+    cosine = SimilarityMethod(embedder, text_vectors)
+    if experiment.method == "similarity":
+        cosine.calibrate(validation_sets(prepared, config, store))
+        return sets, [cosine]
+    model_folder = fetch(experiment.model_dir)
+    predictor = Predictor.from_pretrained(model_folder, embedder, text_vectors=text_vectors)
+    cosine.temperature = Temperature(*predictor.model.config.cosine_calibration)
+    return sets, [SceMethod(predictor, model_folder), cosine]
 
 
 def measure_sets(
     sets: Sequence[EvaluationSet],
-    contenders: Sequence[Contender],
+    methods: Sequence[Method],
     config: EvaluateConfig,
     name: str,
     seed: int,
     tracker: Tracker,
     folder: Place,
 ) -> list[Evaluated]:
-    """Evaluate contenders on the same rows; print the table, write everything to `folder`, log it.
+    """Evaluate methods on the same rows; print the table, write everything to `folder`, log it.
 
     Args:
-        contenders: the one that is measured, and one that it is compared with.
-        name: of the experiment, which reports call the first contender by.
+        methods: the one that is measured, and one that it is compared with.
+        name: of the experiment, which reports call the first method by.
     """
     logger.info("measuring %d label sets, %d rows", len(sets), sum(map(len, sets)))
     started = time.perf_counter()
-    evaluated = evaluate_sets(sets, {c.name: c.method for c in contenders}, config, seed)
+    evaluated = evaluate_sets(sets, methods, config, seed)
     results = [e.result for e in evaluated]
     described = {
-        contender.name: contender.describe(sets) | {"name": name, "seed": seed, "note": config.note}
-        for contender in contenders
+        method.name: method.describe(sets) | {"name": name, "seed": seed, "note": config.note}
+        for method in methods
     }
     logger.info("measured in %.1f s", time.perf_counter() - started)
-
-    with replace_folder(folder, RESULTS_FILE) as new:
-        _write_json(new / RESULTS_FILE, results)
-        _write_json(new / METHODS_FILE, described)
-        (new / "results.md").write_text(to_markdown(results, show_all=True), encoding="utf-8")
-        pq.write_table(pa.concat_tables(e.predictions for e in evaluated), new / PREDICTIONS_FILE)
-        if config.pictures:
-            for one in evaluated:
-                if one.result["information"] == "all":
-                    title = one.result["name"]
-                    figure = plots.confusion_figure(one.confusion_KK, one.label_names, title)
-                    plots.save(figure, new / "confusion" / f"{title.replace('/', '_')}.png")
-    print_results(results)
-    main = described[contenders[0].name]
+    _write_results(evaluated, described, config.pictures, folder)
+    console = Console(stderr=True)  # standard output is left to the closing line of JSON
+    console.print(to_table(results, wide=console.width >= WIDE_CHARS))
+    main = described[methods[0].name]
     tracker.log_metrics(headline_metrics(results) | summary_metrics(results) | _cost_metrics(main))
     tracker.log_artifact(folder, "results")
     on = "test" if config.labelled is None else config.labelled.stem
     tracker.set_tags({"measured": on, "kind": main["kind"]})
     return evaluated
+
+
+def _write_results(
+    evaluated: Sequence[Evaluated],
+    described: Mapping[str, Mapping[str, Any]],
+    pictures: bool,
+    folder: Place,
+) -> None:
+    """Everything that a comparison and a reader want of a run, whole or not at all."""
+    results = [e.result for e in evaluated]
+    with replace_folder(folder, RESULTS_FILE) as new:
+        for name, value in ((RESULTS_FILE, results), (METHODS_FILE, described)):
+            (new / name).write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+        (new / "results.md").write_text(to_markdown(results, show_all=True), encoding="utf-8")
+        pq.write_table(pa.concat_tables(e.predictions for e in evaluated), new / PREDICTIONS_FILE)
+        for one in evaluated:
+            if pictures and one.result["information"] == "all":
+                title = one.result["name"]
+                figure = plots.confusion_figure(one.confusion_KK, one.label_names, title)
+                plots.save(figure, new / "confusion" / f"{title.replace('/', '_')}.png")
 
 
 def rows_to_measure(
@@ -312,7 +327,7 @@ def _own_set(config: EvaluateConfig, embedder: TextEmbedder | None) -> Evaluatio
 
 
 def _cost_metrics(described: Mapping[str, Any]) -> dict[str, float]:
-    """Of `methods.json`, for the tracker; what is not known is left out."""
+    """The costs in an entry of `methods.json`, for the tracker; what is not known is left out."""
     cost, training = described["cost"], described.get("training") or {}
     found = {
         "compare/parameters": described["parameters"],
@@ -324,7 +339,3 @@ def _cost_metrics(described: Mapping[str, Any]) -> dict[str, float]:
         "compare/epoch_seconds": training.get("epoch_seconds"),
     }
     return {name: value for name, value in found.items() if value is not None}
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")

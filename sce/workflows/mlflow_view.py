@@ -13,8 +13,6 @@ import zlib
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from sce.workflows.measured_runs import search_filter
-
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
@@ -42,30 +40,30 @@ SCATTERS = (
 
 
 def share_view(
-    client: MlflowClient, experiment_id: str, groups: Iterable[str], measured_on: str
+    client: MlflowClient, experiment_id: str, groups: Iterable[str], search_filter: str
 ) -> str:
     """Write the view into the experiment.
 
     Args:
         groups: of label sets: "seen", "unseen", "own".
-        measured_on: as of `read_methods`.
+        search_filter: of the runs that are compared.
 
     Returns:
         The view's address, to be put behind that of the MLflow server.
     """
-    text = json.dumps(_state(list(groups), measured_on), separators=(",", ":"))
+    text = json.dumps(_state(list(groups), search_filter), separators=(",", ":"))
     packed = "deflate;" + base64.b64encode(zlib.compress(text.encode())).decode()
     client.set_experiment_tag(experiment_id, TAG, packed)
     return f"/#/experiments/{experiment_id}/runs?viewStateShareKey={KEY}&compareRunsMode=CHART"
 
 
-def _state(groups: list[str], measured_on: str) -> dict[str, Any]:
+def _state(groups: list[str], search_filter: str) -> dict[str, Any]:
     charts = [_bar(metric.format(group=group), "quality") for group in groups for metric in BARS]
     charts += [_bar(metric, "cost") for metric in COST_BARS]
     charts += [_scatter(x, y.format(group=group)) for group in groups for x, y in SCATTERS]
     names = {"quality": "Quality", "cost": "Cost", "both": "Accuracy against compute"}
     return {
-        "searchFilter": search_filter(measured_on),
+        "searchFilter": search_filter,
         "orderByKey": "attributes.start_time",
         "orderByAsc": False,
         "startTime": "ALL",

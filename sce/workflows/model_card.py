@@ -21,12 +21,13 @@ absent is not claimed.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from huggingface_hub import ModelCardData
 
 from sce.evaluation.report import headline, to_markdown
+from sce.evaluation.tables import Table
 from sce.storage import Place, to_place, write_text
 
 CARD_NAME = "README.md"
@@ -199,10 +200,8 @@ def _dotted(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
             yield f"{prefix}{key}", value
 
 
-def _table(head: tuple[str, ...], rows: list[Any]) -> str:
-    cells = [[" ".join(str(c).split()).replace("|", "\\|") for c in row] for row in [head, *rows]]
-    cells.insert(1, ["---"] * len(head))
-    return "\n".join("| " + " | ".join(row) + " |" for row in cells)
+def _table(head: tuple[str, ...], rows: Sequence[Sequence[str]]) -> str:
+    return Table(head, rows, left=head).to_markdown()
 
 
 def _value(value: Any) -> str:

@@ -7,32 +7,18 @@ global state. A failing tracker says so once in the log and is left alone for a 
 Default store: `mlflow.db` (SQLite) in a folder that the caller names, artifacts beside it;
 `mlflow ui` on it needs no server. Runs on several machines need one: set `tracking.uri` or
 MLFLOW_TRACKING_URI to `http://host:5000`.
-
-Names of metrics, so that two recipes stand side by side in MLflow's compare view:
-
-    train/loss, train/learning_rate, train/grad_norm      step: optimiser steps
-    epoch_seconds, samples_per_second, embed_seconds      step: epoch
-    validation/loss, validation/accuracy, validation/nll  step: epoch
-    validation/<dataset>/accuracy                         step: epoch
-    test/<set>/accuracy, test/<set>/cosine_accuracy       once
-    test/<group>/<dataset>/mean_accuracy                  once; group: own, seen, unseen
-    test/<group>/<dataset>/mean_cosine_accuracy           once
-    calibration/a, calibration/b                          once
-    system/...                                            CPU, memory, disk, network, GPU
 """
 
 from __future__ import annotations
 
+import json
 import logging
-import math
 import os
 import re
-import sqlite3
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -43,6 +29,8 @@ import yaml
 from sce.config import Section
 from sce.errors import ConfigError
 from sce.storage import Place, RemotePath, fetch, to_place
+from sce.workflows import mlflow_store
+from sce.workflows.mlflow_store import DATABASE_NAME, SQLITE, cause, without_password
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -50,24 +38,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-DATABASE_NAME = "mlflow.db"
-ARTIFACTS_NAME = "mlflow_artifacts"
 PAUSE_SECONDS = 60.0
-PARAMS_PER_CALL = 100
-MAX_PARAM_CHARS = 6000
-MAX_KEY_CHARS = 250
-_SQLITE = "sqlite:///"
+MAX_NAME_CHARS = 250
 _SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql", "databricks")
 _REPLACED = re.compile(r"[^\w\-. /:]")
-# MLflow's own defaults wait 120 s a request, 7 times over, report usage to its makers, and draw
-# progress bars.
-_ENVIRONMENT = {
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-}
-_NOISY = ("alembic", "mlflow.store.db.utils", "mlflow.system_metrics.system_metrics_monitor")
 
 
 class TrackingConfig(Section):
@@ -90,27 +64,29 @@ class TrackingConfig(Section):
 class Tracker:
     """Handle of one MLflow run; one without a run id does nothing.
 
-    Build it with `start` or `resume`. No method raises on a tracking failure. As a context
+    Build it with `open`. No method raises on a tracking failure. As a context
     manager it closes the run: FINISHED, FAILED on an exception, KILLED on Ctrl-C.
     """
 
     uri: str = ""
     experiment_id: str | None = None
     run_id: str | None = None
-    _memory: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    _state: _ProcessState = field(default_factory=lambda: _ProcessState(), repr=False)
 
     @classmethod
-    def start(
+    def open(
         cls,
         config: TrackingConfig,
+        run_id: str | None = None,
         run_name: str | None = None,
         tags: Mapping[str, str] | None = None,
         default_dir: str | Place = ".",
     ) -> Tracker:
-        """Open a new run.
+        """Go on in the run `run_id`, as a retry does, or open a new one where none is named or the
+        store has no such run.
 
         Args:
-            run_name: used if the configuration names none.
+            run_name: of a new run, used if the configuration names none.
             tags: added to MLflow's own (user, source, git revision).
             default_dir: folder of the default SQLite store and of local artifacts; for a URI it
                 is `runs` in the working directory.
@@ -120,38 +96,24 @@ class Tracker:
         """
         if not config.enabled:
             return cls()
-        tracker = cls(tracking_uri(config, default_dir))
-        if tracker.uri.startswith(_SQLITE) and isinstance(to_place(default_dir), RemotePath):
-            log.warning(
-                "tracking: this run is recorded on this machine alone, in %s. A server keeps it "
-                "(tracking.uri, MLFLOW_TRACKING_URI).",
-                tracker.uri.removeprefix(_SQLITE),
-            )
-        tracker._guard("start a run", lambda: tracker._open(config, run_name, tags, default_dir))
-        return tracker
-
-    @classmethod
-    def resume(
-        cls,
-        config: TrackingConfig,
-        run_id: str | None,
-        run_name: str | None = None,
-        tags: Mapping[str, str] | None = None,
-        default_dir: str | Place = ".",
-    ) -> Tracker:
-        """Go on in the run `run_id`, as a retry does; open a new one if it is not there.
-
-        Raises:
-            ConfigError: as `start`.
-        """
-        if not config.enabled or not run_id:
-            return cls.start(config, run_name, tags, default_dir)
-        tracker = cls(tracking_uri(config, default_dir))
-        found = tracker._guard("resume a run", lambda: tracker._reopen(config, run_id, tags))
-        if found is False:
-            log.warning("tracking: the store has no run %s, so a new one is opened.", run_id)
-            return cls.start(config, run_name, tags, default_dir)
-        tracker.run_id = run_id  # also if the store is down just now: it may come back
+        # Where the store is down just now the run keeps its id: it may come back.
+        tracker = cls(tracking_uri(config, default_dir), run_id=run_id or None)
+        if run_id:
+            found = tracker._guard("resume a run", partial(tracker._reopen, run_id, tags))
+            if found is False:
+                log.warning("tracking: the store has no run %s, so a new one is opened.", run_id)
+                tracker.run_id = None
+        if not tracker.active:
+            if tracker.uri.startswith(SQLITE) and isinstance(to_place(default_dir), RemotePath):
+                log.warning(
+                    "tracking: this run is recorded on this machine alone, in %s. A server keeps "
+                    "it (tracking.uri, MLFLOW_TRACKING_URI).",
+                    tracker.uri.removeprefix(SQLITE),
+                )
+            begin = partial(tracker._create, config, run_name, tags, _local(default_dir))
+            tracker._guard("start a run", begin)
+        if tracker.active and config.system_metrics:
+            tracker._guard("record system metrics", partial(tracker._watch, run_id))
         return tracker
 
     @property
@@ -165,9 +127,9 @@ class Tracker:
         if not self.active:
             return ""
         if self.uri.startswith("http"):
-            server = _without_password(self.uri).rstrip("/")
+            server = without_password(self.uri).rstrip("/")
             return f"{server}/#/experiments/{self.experiment_id}/runs/{self.run_id}"
-        return f"mlflow ui --backend-store-uri {_without_password(self.uri)}"
+        return f"mlflow ui --backend-store-uri {without_password(self.uri)}"
 
     def log_params(self, config: Mapping[str, Any]) -> None:
         """Record a nested configuration: dotted keys as params, all of it as config.yaml.
@@ -177,25 +139,25 @@ class Tracker:
         MLflow keeps the first value of a param for ever: on a resumed run, changed values are
         named in a warning and stand in config.yaml only.
         """
+        plain = _plain(config)
+        everything = self._state.config
+        everything.update(plain)
 
         def send(client: MlflowClient, run_id: str) -> None:
             from mlflow.entities import Param
+            from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH, MAX_PARAMS_TAGS_PER_BATCH
 
             client.log_text(run_id, yaml.safe_dump(everything, sort_keys=False), "config.yaml")
             known = client.get_run(run_id).data.params
+            params = {metric_name(k): v[:MAX_PARAM_VAL_LENGTH] for k, v in flatten(plain)}
             changed = [key for key, value in params.items() if known.get(key, value) != value]
             if changed:
                 log.warning("tracking: params changed on resume: %s", ", ".join(changed))
             new = [Param(key, value) for key, value in params.items() if key not in known]
-            for first in range(0, len(new), PARAMS_PER_CALL):
-                client.log_batch(run_id, params=new[first : first + PARAMS_PER_CALL])
+            for first in range(0, len(new), MAX_PARAMS_TAGS_PER_BATCH):
+                some = new[first : first + MAX_PARAMS_TAGS_PER_BATCH]
+                client.log_batch(run_id, params=some)
 
-        plain = _plain(config)
-        everything = self._memory.setdefault("config", {})
-        everything.update(plain)
-        params = {
-            metric_name(key): _shortened(value, MAX_PARAM_CHARS) for key, value in flatten(plain)
-        }
         self._send("log params", send)
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int = 0) -> None:
@@ -245,16 +207,16 @@ class Tracker:
         def send(client: MlflowClient, run_id: str) -> None:
             from mlflow.entities import RunTag
 
-            client.log_batch(run_id, tags=[RunTag(k, str(v)[:5000]) for k, v in tags.items()])
+            client.log_batch(run_id, tags=[RunTag(key, str(tags[key])) for key in tags])
 
         self._send("set tags", send)
 
     def finish(self, status: str = "FINISHED") -> None:
         """Close the run with FINISHED, FAILED or KILLED and stop the system metrics."""
-        monitor = self._memory.pop("monitor", None)
-        if monitor is not None:
-            self._guard("stop system metrics", monitor.finish)
-        self._memory.pop("paused_until", None)
+        if self._state.monitor is not None:
+            self._guard("stop system metrics", self._state.monitor.finish)
+            self._state.monitor = None
+        self._state.paused_until = 0.0
         self._send(
             "close the run", lambda client, run_id: client.set_terminated(run_id, status=status)
         )
@@ -273,26 +235,26 @@ class Tracker:
         else:
             self.finish("KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED")
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_memory": {}}
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Tracker, (self.uri, self.experiment_id, self.run_id)
 
-    def _open(
+    def _create(
         self,
         config: TrackingConfig,
         run_name: str | None,
         tags: Mapping[str, str] | None,
-        default_dir: str | Place,
+        default_dir: Path,
     ) -> None:
         from mlflow.tracking.context.registry import resolve_tags
 
         client = self._connect(create=True)
-        experiment_id = _experiment(client, config.experiment, self.uri, _local(default_dir))
+        experiment_id = mlflow_store.experiment_id(client, config.experiment, self.uri, default_dir)
         all_tags = resolve_tags({**git_tags(), **(tags or {})})
         run = client.create_run(experiment_id, tags=all_tags, run_name=config.run_name or run_name)
         self.experiment_id, self.run_id = experiment_id, run.info.run_id
-        self._watch(config, resumed=False)
 
-    def _reopen(self, config: TrackingConfig, run_id: str, tags: Mapping[str, str] | None) -> bool:
+    def _reopen(self, run_id: str, tags: Mapping[str, str] | None) -> bool:
+        """False if the store has no such run."""
         from mlflow.exceptions import MlflowException
 
         client = self._connect(create=True)
@@ -305,30 +267,22 @@ class Tracker:
         if run.info.lifecycle_stage != "active":
             return False
         client.update_run(run_id, status="RUNNING")
-        self.experiment_id, self.run_id = run.info.experiment_id, run_id
+        self.experiment_id = run.info.experiment_id
         self.set_tags({**git_tags(), **(tags or {})})
-        self._watch(config, resumed=True)
         return True
 
-    def _watch(self, config: TrackingConfig, resumed: bool) -> None:
-        if not config.system_metrics:
-            return
+    def _watch(self, resumed_run_id: str | None) -> None:
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-        def begin() -> None:
-            from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
-
-            monitor = SystemMetricsMonitor(
-                self.run_id, resume_logging=resumed, tracking_uri=self.uri
-            )
-            monitor.start()
-            self._memory["monitor"] = monitor
-
-        self._guard("record system metrics", begin)
+        resumed = self.run_id == resumed_run_id
+        monitor = SystemMetricsMonitor(self.run_id, resume_logging=resumed, tracking_uri=self.uri)
+        monitor.start()
+        self._state.monitor = monitor
 
     def _connect(self, create: bool = False) -> MlflowClient:
-        if "client" not in self._memory:
-            self._memory["client"] = _client(self.uri, create)
-        return self._memory["client"]
+        if self._state.client is None:
+            self._state.client = mlflow_store.connect(self.uri, create)
+        return self._state.client
 
     def _send(self, what: str, call: Callable[[MlflowClient, str], Any]) -> None:
         run_id = self.run_id
@@ -337,30 +291,41 @@ class Tracker:
 
     def _guard(self, what: str, call: Callable[[], Any]) -> Any:
         """Run `call`; on an error say it once, and leave a store that is down for a minute."""
-        if time.monotonic() < self._memory.get("paused_until", 0.0):
+        state = self._state
+        if time.monotonic() < state.paused_until:
             return None
         try:
             return call()
         except Exception as error:
+            # What MLflow refuses is refused alone; anything else means that it is not there.
             code = getattr(error, "error_code", "")
             refused = code in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST") or isinstance(
                 error, (FileNotFoundError, TypeError, ValueError)
             )
             if not refused:
-                self._memory["paused_until"] = time.monotonic() + PAUSE_SECONDS
-            said = self._memory.setdefault("said", set())
+                state.paused_until = time.monotonic() + PAUSE_SECONDS
             topic = what if refused else "down"
-            if topic not in said:
-                said.add(topic)
-                after = "The work goes on" + ("." if refused else " without tracking it.")
+            if topic not in state.warned:
+                state.warned.add(topic)
                 log.warning(
-                    "tracking: could not %s at %s: %s. %s",
+                    "tracking: could not %s at %s: %s. The work goes on%s",
                     what,
-                    _without_password(self.uri),
-                    _cause(error, self.uri),
-                    after,
+                    without_password(self.uri),
+                    cause(error, self.uri),
+                    "." if refused else " without tracking it.",
                 )
             return None
+
+
+@dataclass
+class _ProcessState:
+    """What a handle has in one process alone: its connection, and what it has said already."""
+
+    client: MlflowClient | None = None
+    monitor: Any = None
+    paused_until: float = 0.0
+    warned: set[str] = field(default_factory=set)
+    config: dict[str, Any] = field(default_factory=dict)
 
 
 def tracking_uri(config: TrackingConfig, default_dir: str | Place) -> str:
@@ -371,7 +336,7 @@ def tracking_uri(config: TrackingConfig, default_dir: str | Place) -> str:
     Raises:
         ConfigError: a `file:` URI or bare path, which MLflow no longer takes; an unknown kind.
     """
-    default = _SQLITE + str(_local(default_dir) / DATABASE_NAME)
+    default = SQLITE + str(_local(default_dir) / DATABASE_NAME)
     uri = config.uri or os.environ.get("MLFLOW_TRACKING_URI") or default
     scheme = uri.split(":", 1)[0].split("+")[0].lower() if ":" in uri else ""
     where = "tracking.uri" if config.uri else "MLFLOW_TRACKING_URI"
@@ -379,17 +344,17 @@ def tracking_uri(config: TrackingConfig, default_dir: str | Place) -> str:
         folder = urlsplit(uri).path if scheme else uri
         raise ConfigError(
             f"{where}: {uri!r} is a folder, and MLflow no longer keeps runs in plain files. "
-            f"Use a database: {_SQLITE}{Path(folder).absolute() / DATABASE_NAME}"
+            f"Use a database: {SQLITE}{Path(folder).absolute() / DATABASE_NAME}"
         )
     if uri != "databricks" and scheme not in _SCHEMES:
         raise ConfigError(f"{where}: {uri!r} is none of {', '.join(_SCHEMES)}.")
     if scheme == "sqlite":
-        path = uri.removeprefix(_SQLITE)
+        path = uri.removeprefix(SQLITE)
         if path == uri or not path or path.startswith(":memory:"):
             raise ConfigError(
-                f"{where}: {uri!r} names no file. Write {_SQLITE}/absolute/path/mlflow.db"
+                f"{where}: {uri!r} names no file. Write {SQLITE}/absolute/path/mlflow.db"
             )
-        return _SQLITE + str(Path(path).absolute())
+        return SQLITE + str(Path(path).absolute())
     return uri
 
 
@@ -405,11 +370,9 @@ def metric_name(name: str) -> str:
     Letters of any script, digits and `_ - . / :` and space stay; empty, `.` and `..` parts of
     a path go.
     """
-    parts = [part for part in _REPLACED.sub("_", name).split("/") if part.strip() not in _DOTS]
-    return "/".join(parts)[:MAX_KEY_CHARS].rstrip("/") or "_"
-
-
-_DOTS = ("", ".", "..")
+    parts = _REPLACED.sub("_", name).split("/")
+    kept = [part for part in parts if part.strip() not in ("", ".", "..")]
+    return "/".join(kept)[:MAX_NAME_CHARS].rstrip("/") or "_"
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -424,133 +387,17 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 def git_tags() -> dict[str, str]:
     """Revision of this code: of its git checkout, else GIT_COMMIT or GITHUB_SHA, else {}.
 
-    Files changed since the commit are told by the tag `sce.git.changed`.
+    MLflow's own tag is of the program's checkout, which an image or a wheel has not.
     """
-    folder = Path(__file__).resolve().parent
-    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40"]
-    try:
-        done = subprocess.run(
-            [*command, "--exclude=*"], capture_output=True, text=True, timeout=5, check=False
-        )
-        revision = done.stdout.strip() if done.returncode == 0 else ""
-    except (OSError, subprocess.TimeoutExpired):
-        revision = ""
-    if revision:
-        commit = revision.removesuffix("-dirty")
-        return {"mlflow.source.git.commit": commit, "sce.git.changed": str(commit != revision)}
+    mlflow_store.prepare()
+    from mlflow.utils.git_utils import get_git_commit
+    from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT
+
     named = os.environ.get("GIT_COMMIT") or os.environ.get("GITHUB_SHA")
-    return {"mlflow.source.git.commit": named} if named else {}
-
-
-def prepare_mlflow() -> None:
-    """Short waits, no usage reports and no migration chatter, unless the user set otherwise."""
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    if "MLFLOW_LOGGING_LEVEL" not in os.environ:
-        for name in _NOISY:
-            logging.getLogger(name).setLevel(logging.WARNING)
-
-
-def _experiment(client: MlflowClient, name: str, uri: str, default_dir: Path) -> str:
-    """Id of the experiment, made if it is missing; local stores keep artifacts beside them."""
-    from mlflow.exceptions import MlflowException
-
-    location = None
-    if uri.startswith(_SQLITE):
-        location = (Path(uri.removeprefix(_SQLITE)).parent / ARTIFACTS_NAME).as_uri()
-    elif not uri.startswith(("http", "databricks")):
-        location = (default_dir / ARTIFACTS_NAME).as_uri()
-    found = client.get_experiment_by_name(name)
-    if found is not None and found.lifecycle_stage == "deleted":
-        client.restore_experiment(found.experiment_id)
-    if found is not None:
-        return found.experiment_id
-    try:
-        return client.create_experiment(name, artifact_location=location)
-    except MlflowException:
-        found = client.get_experiment_by_name(name)
-        if found is None:
-            raise
-        return found.experiment_id
-
-
-def _client(uri: str, create: bool = False) -> MlflowClient:
-    """Raises `OSError` where nothing answers at once; a server may fail later."""
-    prepare_mlflow()
-    if uri.startswith(_SQLITE):
-        _check_sqlite(Path(uri.removeprefix(_SQLITE)), create)
-    elif not uri.startswith("http"):
-        _check_reachable(uri)
-    from mlflow import MlflowClient
-
-    return MlflowClient(tracking_uri=uri)
-
-
-@contextmanager
-def reading(uri: str) -> Iterator[MlflowClient]:
-    """A client for who reads runs, and cannot do without them.
-
-    Raises:
-        ConfigError: the store cannot be reached or read; nothing is made in its place.
-    """
-    from mlflow.exceptions import MlflowException
-
-    try:
-        yield _client(uri)
-    except (OSError, MlflowException) as error:
-        raise ConfigError(
-            f"tracking.uri: {_without_password(uri)} cannot be read ({_cause(error, uri)})."
-        ) from None
-
-
-def _check_sqlite(path: Path, create: bool) -> None:
-    """Fail at once where MLflow would retry for minutes, or start an empty store elsewhere."""
-    if create:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    elif not path.exists():
-        raise OSError(
-            f"{path} is not on this machine; runs on several machines need an MLflow server"
-        )
-    connection = sqlite3.connect(path, timeout=5.0)
-    try:
-        connection.execute("PRAGMA schema_version").fetchone()
-    finally:
-        connection.close()
-
-
-def _check_reachable(uri: str) -> None:
-    import socket
-
-    parts = urlsplit(uri)
-    ports = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
-    port = parts.port or ports.get(parts.scheme.split("+")[0])
-    if parts.hostname and port:
-        socket.create_connection((parts.hostname, port), timeout=5.0).close()
-
-
-def _without_password(uri: str) -> str:
-    password = urlsplit(uri).password
-    return uri if password is None else uri.replace(f":{password}@", ":***@", 1)
-
-
-def _cause(error: Exception, uri: str) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    password = urlsplit(uri).password
-    return _shortened(text.replace(password, "***") if password else text, 300)
-
-
-def _shortened(text: str, chars: int) -> str:
-    return text if len(text) <= chars else text[: chars - 1] + "…"
+    commit = get_git_commit(__file__) or named
+    return {MLFLOW_GIT_COMMIT: commit} if commit else {}
 
 
 def _plain(value: Any) -> Any:
     """Only what YAML and JSON can hold; anything else as text, NaN as text too."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [_plain(item) for item in value]
-    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
-        return _plain(value.item())
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
+    return json.loads(json.dumps(value, default=str), parse_constant=str)

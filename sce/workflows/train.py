@@ -290,7 +290,7 @@ def _card(
             if splits.get("train")
         ],
         "recipe": experiment.model_dump(mode="json", include={"seed", "model", "augment", "train"}),
-        "paper_settings": paper_settings(experiment),
+        "paper_settings": paper_settings(experiment.model_dump(mode="json")),
         "git_commit": git_tags().get("mlflow.source.git.commit"),
         "versions": {name: version(name) for name in ("torch", "transformers", "ray")},
         "calibration": fits["sce"].to_dict(),

@@ -25,7 +25,7 @@ from sce.evaluation.flops import LORA_RANK
 from sce.storage import Place, absolute_model, replace_folder
 from sce.training.random_keys import some_places
 from sce.workflows.evaluate import measure_sets, rows_to_measure, validation_sets
-from sce.workflows.methods import PromptedContender
+from sce.workflows.methods import PromptedMethod
 from sce.workflows.run_state import RunState
 from sce.workflows.tracking import Tracker, TrackingConfig, tracking_uri
 
@@ -111,7 +111,7 @@ def train_llama(experiment: LlamaExperiment) -> dict[str, Any]:
     tags = {"job": "train", "method": experiment.name, "seed": str(experiment.seed)}
     name = f"{experiment.name}-seed{experiment.seed}"
     adapter = experiment.home / "adapter"
-    with Tracker.resume(
+    with Tracker.open(
         experiment.tracking, state.tracker_run_id, name, tags, experiment.home.parent
     ) as tracker:
         state.tracker_run_id = tracker.run_id
@@ -163,7 +163,7 @@ def _measure(
     experiment: LlamaExperiment, prepared: PreparedData, adapter: Place, tracker: Tracker
 ) -> dict[str, Any]:
     """On the test sets, where there are any, as every other method is."""
-    config, seed = PromptedContender.told(experiment.evaluate), experiment.seed
+    config, seed = experiment.evaluate, experiment.seed
     if config.labelled is None and not len(prepared.select("test")):
         return {}
     prompted = PromptedConfig(
@@ -173,11 +173,10 @@ def _measure(
         quantisation=experiment.lora.quantisation,
         max_text_tokens=experiment.train.max_text_tokens,
     )
-    validation = validation_sets(prepared, config)
-    contender = PromptedContender(prompted, experiment.resources, validation)
+    method = PromptedMethod(prompted, experiment.resources, validation_sets(prepared, config))
     sets = rows_to_measure(prepared, config)
     folder = experiment.home / "results"
-    evaluated = measure_sets(sets, [contender], config, experiment.name, seed, tracker, folder)
+    evaluated = measure_sets(sets, [method], config, experiment.name, seed, tracker, folder)
     figures = headline_metrics([e.result for e in evaluated])
     return {
         "results": str(folder),

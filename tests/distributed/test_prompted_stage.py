@@ -17,17 +17,19 @@ from sce.distributed import prompted as stage
 from sce.distributed.prompted import score_prompts
 from sce.distributed.resources import ResourcesConfig
 from sce.errors import ConfigError, DataError, InputError
+from sce.evaluation.evaluate import Request
 from sce.labels import LabelSet
 from tests.tiny_models import build_llama
 
 RESOURCES = ResourcesConfig(use_gpu=False)
 TEXTS = [f"{'the river rose overnight ' * (i % 5 + 1)}{i}" for i in range(90)]
+UPPER_LOWER = LabelSet.parse(["US", "us"])
 LABELS = LabelSet.parse(["late delivery", "a", "billing", "praise and thanks"])
 REQUESTS = [
-    (TEXTS, LABELS),
-    ([], LABELS),
-    (TEXTS[:7], LabelSet.parse(LABELS.names[::-1])),
-    (TEXTS[3:80], LabelSet.parse(["a", "b"])),
+    Request(TEXTS, None, LABELS),
+    Request([], None, LABELS),
+    Request(TEXTS[:7], None, LabelSet.parse(LABELS.names[::-1])),
+    Request(TEXTS[3:80], None, LabelSet.parse(["a", "b"])),
 ]
 
 
@@ -47,15 +49,14 @@ def folder(tmp_path_factory):
 
 def alone(config):
     classifier = load_prompted(config, "cpu")
-    return [classifier.scores(texts, labels) for texts, labels in REQUESTS]
+    return [classifier.scores(request.texts, request.label_set) for request in REQUESTS]
 
 
 @pytest.mark.usefixtures("ray_session")
 def test_the_answers_are_those_of_one_process(folder):
     config = PromptedConfig(base=str(folder / "base"), max_text_tokens=40, max_batch_tokens=2000)
-    seen = []
     resources = RESOURCES.model_copy(update={"embed_actors": 2})
-    answers = score_prompts(REQUESTS, config, resources, lambda *rows: seen.append(rows))
+    answers = score_prompts(REQUESTS, config, resources)
     for found, wanted in zip(answers.scores, alone(config), strict=True):
         assert found.dtype == np.float32
         np.testing.assert_allclose(found, wanted, atol=1e-5)
@@ -64,17 +65,15 @@ def test_the_answers_are_those_of_one_process(folder):
     assert answers.truncated == sum(cut) + sum(cut[:7]) + sum(cut[3:80])
     assert 0 < answers.truncated < 174
     wanted = [
-        len(classifier.prompt_tokens(text, labels.names).ids)
-        + sum(len(ids) - 1 for ids in classifier.label_tokens(labels.names))
-        for texts, labels in REQUESTS
-        for text in texts
+        len(classifier.prompt_tokens(text, request.label_set.names).ids)
+        + sum(len(ids) - 1 for ids in classifier.label_tokens(request.label_set.names))
+        for request in REQUESTS
+        for text in request.texts
     ]
     assert sorted(answers.tokens_N.tolist()) == sorted(wanted)
-    assert seen[-1] == (174, 174)
     assert answers.device == "cpu"
     assert answers.texts_per_second == pytest.approx(174 / answers.seconds)
     assert answers.peak_memory_bytes > 50 * 2**20
-    assert answers.model_load_seconds > 0
     assert answers.parameters == sum(p.numel() for p in classifier.model.parameters())
 
 
@@ -100,8 +99,8 @@ def test_adapters_change_the_answers_or_are_refused_as_what_they_are(folder):
         for k, ids in enumerate(tokens):
             with torch.no_grad():
                 log_p = merged(torch.tensor([prompt + ids])).logits[0].log_softmax(-1)
-            told = sum(float(log_p[len(prompt) - 1 + j, t]) for j, t in enumerate(ids))
-            assert answers.scores[0][row, k] == pytest.approx(told / len(ids), abs=1e-4)
+            wanted = sum(float(log_p[len(prompt) - 1 + j, t]) for j, t in enumerate(ids))
+            assert answers.scores[0][row, k] == pytest.approx(wanted / len(ids), abs=1e-4)
     save_file({k: w[:, :-1].contiguous() for k, w in lora.items()}, folder / "other.safetensors")
     other = shutil.copytree(folder / "adapter", folder / "other")
     (folder / "other.safetensors").replace(other / "adapter_model.safetensors")
@@ -147,9 +146,15 @@ def broken(folder):
         ("{}/silent", None, None, ConfigError, "no chat template"),
         ("{}/base", "/nowhere", None, InputError, "no adapters at '/nowhere'"),
         ("{}/base", "{}/base", None, InputError, "no adapter_config.json"),
-        ("{}/base", None, ([], LABELS), DataError, "no text"),
-        ("{}/base", None, (["a", " "], LABELS), DataError, r"request 0: texts\[1\].*empty"),
-        ("{}/lower", None, (["a"], LabelSet.parse(["US", "us"])), ConfigError, "'US' and 'us'"),
+        ("{}/base", None, Request([], None, LABELS), DataError, "no text"),
+        (
+            "{}/base",
+            None,
+            Request(["a", " "], None, LABELS),
+            DataError,
+            r"request 0: texts\[1\].*empty",
+        ),
+        ("{}/lower", None, Request(["a"], None, UPPER_LOWER), ConfigError, "'US' and 'us'"),
     ],
 )
 def test_what_is_amiss_is_said_before_ray_starts(

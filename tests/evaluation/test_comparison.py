@@ -9,12 +9,12 @@ import pytest
 from scipy.stats import binomtest
 
 from sce.errors import DataError
-from sce.evaluation import published
-from sce.evaluation.charts import build_charts
+from sce.evaluation import paper
+from sce.evaluation.comparison import build_tables
 from sce.evaluation.evaluate import PREDICTIONS
-from sce.evaluation.measured import MeasuredMethod, Run, difference
-from sce.evaluation.tables import build_tables
-from sce.evaluation.write import to_csv, to_html, to_markdown, write_report
+from sce.evaluation.pages import report_html, report_markdown, write_report
+from sce.evaluation.plots import build_charts
+from sce.evaluation.runs import MethodRuns, Run, difference
 
 RIGHT = {
     "sce": {"bbc": [1, 1, 1, 0], "ag_news": [1, 0, 1, 1], "starter/a": [1, 1], "starter/b": [0, 1]},
@@ -65,15 +65,15 @@ def run(name, right, kind="sce", seed=0, training=None, note="", order=None):
                  "parameters": 1_500_000, "cost": COST, "note": note}  # fmt: skip
     if training:
         described["training"] = training | {"epoch_seconds": 5.0}
-    return Run(f"id-{name}-{seed}", described, results, pa.concat_tables(tables))
+    return Run(described, results, pa.concat_tables(tables))
 
 
 @pytest.fixture
 def methods():
-    sce = MeasuredMethod([run("sce", RIGHT["sce"], training=TRAINING)])
+    sce = MethodRuns([run("sce", RIGHT["sce"], training=TRAINING)])
     lora = TRAINING | {"rows": 2000, "seconds": 2000.0, "flops": 4e16, "embedding_flops": 0.0}
     llama = run("llama", RIGHT["llama"], "lora", training=lora, note="random weights")
-    return [sce, MeasuredMethod([llama])]
+    return [sce, MethodRuns([llama])]
 
 
 def table(methods, name):
@@ -91,10 +91,10 @@ def test_accuracy_of_a_dataset_is_the_mean_over_its_sets(methods):
 def test_seeds_are_averaged_row_by_row_whatever_their_order():
     first = run("sce", {"bbc": [1, 1, 0, 0]})
     second = run("sce", {"bbc": [1, 0, 0, 1]}, seed=1, order=[3, 1, 0, 2])
-    both = MeasuredMethod([second, first])
+    both = MethodRuns([second, first])
     assert both.sets["bbc"].right_N.tolist() == [1.0, 0.5, 0.0, 0.5]
     assert both.sets["bbc"].first_right_N.tolist() == [1, 1, 0, 0]
-    other = MeasuredMethod([first, run("sce", {"bbc": [1, 1]}, seed=1)])
+    other = MethodRuns([first, run("sce", {"bbc": [1, 1]}, seed=1)])
     with pytest.raises(DataError, match="same rows of 'bbc'"):
         _ = other.sets
 
@@ -106,8 +106,8 @@ def test_a_difference_is_counted_on_the_rows_that_both_answered(methods):
     found = difference(*methods, "ag_news")
     assert found.value == pytest.approx(0.25)
     assert found.p == pytest.approx(binomtest(2, 3).pvalue)
-    a = MeasuredMethod([run("a", {"bbc": [1, 1, 0]})])
-    b = MeasuredMethod([run("b", {"bbc": [0, 1, 0, 1, 1]})])
+    a = MethodRuns([run("a", {"bbc": [1, 1, 0]})])
+    b = MethodRuns([run("b", {"bbc": [0, 1, 0, 1, 1]})])
     found = difference(a, b, "bbc")
     assert (found.rows, found.left_out) == (3, 2)
     assert found.value == pytest.approx(1 / 3)
@@ -130,8 +130,8 @@ def test_table_two_sets_sce_beside_lora(methods):
     found = table(methods, "table2")
     assert found.columns[-2:] == ["sce", "llama"]
     assert found.rows[1][1:3] == ["84.66", "87.92"]
-    assert "random weights" in found.measured
-    assert all("1.5 M parameters" in t.measured for t in build_tables(methods))
+    assert "random weights" in found.note
+    assert all("1.5 M parameters" in t.note for t in build_tables(methods))
 
 
 def test_epochs_and_bound_are_ratios_for_as_many_samples(methods):
@@ -145,22 +145,22 @@ def test_epochs_and_bound_are_ratios_for_as_many_samples(methods):
 
 
 def test_published_figures_are_of_the_same_datasets():
-    names = {**published.UNSEEN, **published.SEEN}
-    assert set(published.TABLE_1) == set(published.TABLE_2) == set(names)
-    for dataset, row in published.TABLE_2.items():
-        assert row[published.SCE] == published.TABLE_1[dataset][published.SCE]
+    names = {**paper.UNSEEN, **paper.SEEN}
+    assert set(paper.TABLE_1) == set(paper.TABLE_2) == set(names)
+    for dataset, row in paper.TABLE_2.items():
+        assert row[paper.SCE] == paper.TABLE_1[dataset][paper.SCE]
 
 
 def test_what_is_written_holds_every_table_and_chart(methods, tmp_path):
     tables, charts = build_tables(methods), build_charts(methods)
     assert set(charts) == {"accuracy", "training_compute", "inference_cost", "label_counts"}
-    written = write_report(tables, charts, tmp_path)
+    written = write_report("Methods", tables, charts, tmp_path, "compare")
     text = written["markdown"].read_text()
     html = written["html"].read_text()
     for one in tables:
         assert f"## {one.title}" in text
         assert (tmp_path / f"{one.name}.csv").exists()
-        assert one.measured in text
+        assert one.note in text
     assert html.count("<svg") == len(charts)
     assert "http" not in html.split("<svg")[0]
     assert {p.stem for p in (tmp_path / "charts").iterdir()} == set(charts)
@@ -171,10 +171,10 @@ def test_what_is_written_holds_every_table_and_chart(methods, tmp_path):
 
 def test_cells_are_escaped_and_headings_become_a_column(methods):
     first = table(methods, "table1")
-    parsed = list(csv.reader(io.StringIO(to_csv(first))))
+    parsed = list(csv.reader(io.StringIO(first.to_csv())))
     assert parsed[0][:2] == ["group", "dataset"]
     assert [row[0] for row in parsed[1:5]] == ["Unseen datasets"] * 4
     assert len({len(row) for row in parsed}) == 1
-    bad = MeasuredMethod([run("a|<b>", {"bbc": [1, 0]})])
-    assert "a\\|<b>" in to_markdown(build_tables([bad]))
-    assert "a|&lt;b&gt;" in to_html(build_tables([bad]), {})
+    bad = MethodRuns([run("a|<b>", {"bbc": [1, 0]})])
+    assert "a\\|<b>" in report_markdown("Methods", build_tables([bad]))
+    assert "a|&lt;b&gt;" in report_html("Methods", build_tables([bad]), {})

@@ -6,9 +6,10 @@ from scipy.special import softmax
 
 from sce.evaluation.evaluate import (
     PREDICTIONS,
-    ByVectors,
     EvaluateConfig,
     EvaluationSet,
+    Method,
+    VectorMethod,
     evaluate_sets,
     headline_metrics,
     named_results,
@@ -39,23 +40,32 @@ def rows(name="colours", labels=LABELS, size=9, group="unseen"):
     )
 
 
-class ByName:
+class ByName(VectorMethod):
     """Scores each label by the row's coordinate of its name: no order matters."""
 
-    temperature = Temperature(np.log(2.0))
+    name = "sce"
     order = ["red", "green", "blue", "one", "two"]
 
-    def scores(self, queries_ND, labels):
+    def __init__(self):
+        super().__init__(self.coordinates, Temperature(np.log(2.0)))
+
+    def coordinates(self, queries_ND, labels):
         return queries_ND[:, [self.order.index(n) % 3 for n in labels.names]] * 4
 
+    def describe(self, sets):
+        return {}
 
-class ByPlace:
+
+class ByPlace(Method):
     """Reads texts, and always answers with the label that stands first."""
 
     temperature = Temperature()
 
-    def __init__(self):
-        self.asked = []
+    def __init__(self, name="prompted"):
+        self.name, self.asked = name, []
+
+    def describe(self, sets):
+        return {}
 
     def answer(self, requests):
         self.asked.append(requests)
@@ -63,7 +73,7 @@ class ByPlace:
 
 
 def test_every_figure_of_a_set_whose_answers_are_known():
-    named, _ = evaluate_sets([rows()], {"sce": ByVectors(ByName())}, CONFIG)
+    named, _ = evaluate_sets([rows()], [ByName()], CONFIG)
     result = named.result
     assert (result["group"], result["information"], result["rows"]) == ("unseen by name", "name", 9)
     assert result["sce"]["accuracy"] == pytest.approx(8 / 9)
@@ -77,7 +87,7 @@ def test_every_figure_of_a_set_whose_answers_are_known():
 
 def test_a_method_that_minds_the_order_flips_and_is_asked_once():
     method = ByPlace()
-    named, told = evaluate_sets([rows()], {"prompted": method}, CONFIG)
+    named, all_known = evaluate_sets([rows()], [method], CONFIG)
     assert len(method.asked) == 1
     sizes = [len(request.texts) for request in method.asked[0]]
     assert sizes == [9, 4, 4, 4] * 2
@@ -86,14 +96,14 @@ def test_a_method_that_minds_the_order_flips_and_is_asked_once():
     first = {s.names[0] for s in sets[1:4]}
     assert named.result["prompted"]["flip_rate"] == (1.0 if first - {"red"} else 0.0)
     assert named.result["prompted"]["accuracy"] == pytest.approx(3 / 9)
-    assert told.result["information"] == "all"
+    assert all_known.result["information"] == "all"
     assert "difference" not in named.result
 
 
 def test_predictions_stand_row_by_row_and_agree_with_the_figures():
     evaluated = evaluate_sets(
         [rows(), rows("numbers", ["one", "two"])],
-        {"sce": ByVectors(ByName()), "cosine": ByPlace()},
+        [ByName(), ByPlace("cosine")],
         CONFIG,
     )
     for one in evaluated:
@@ -110,13 +120,22 @@ def test_predictions_stand_row_by_row_and_agree_with_the_figures():
 
 
 def test_a_set_with_names_alone_is_measured_once():
-    evaluated = evaluate_sets([rows(labels=["red", "green", "blue"])], {"p": ByPlace()}, CONFIG)
+    evaluated = evaluate_sets([rows(labels=["red", "green", "blue"])], [ByPlace()], CONFIG)
     assert [e.result["information"] for e in evaluated] == ["all"]
+
+
+def test_a_method_that_can_be_given_names_alone_is_measured_by_them():
+    method = ByPlace()
+    method.information = ("name",)
+    for asked in (["name", "all"], ["all"]):
+        config = CONFIG.model_copy(update={"information": asked})
+        evaluated = evaluate_sets([rows()], [method], config)
+        assert [e.result["information"] for e in evaluated] == ["name"]
 
 
 def test_summaries_take_bare_names_and_weigh_datasets_alike():
     sets = [rows("a/1"), rows("a/2"), rows("b", ["one", "two"]), rows("c", group="seen")]
-    results = [e.result for e in evaluate_sets(sets, {"p": ByPlace()}, CONFIG)]
+    results = [e.result for e in evaluate_sets(sets, [ByPlace()], CONFIG)]
     assert {r["name"]: r["information"] for r in named_results(results)} == {
         "a/1": "name", "a/2": "name", "b": "all", "c": "name",
     }  # fmt: skip
@@ -129,5 +148,5 @@ def test_summaries_take_bare_names_and_weigh_datasets_alike():
 
 
 def test_one_label_has_no_order():
-    (only,) = evaluate_sets([rows("one", ["one"], 3)], {"p": ByPlace()}, CONFIG)
-    assert only.result["p"]["flip_rate"] is None
+    (only,) = evaluate_sets([rows("one", ["one"], 3)], [ByPlace()], CONFIG)
+    assert only.result["prompted"]["flip_rate"] is None

@@ -6,7 +6,7 @@ from peft import LoraConfig, get_peft_model
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM, RobertaConfig, RobertaModel
 
-from sce.evaluation import flops
+from sce.evaluation import flops, paper
 from sce.evaluation.flops import JINA_V3, LLAMA_1B, LORA_RANK, ROBERTA_BASE, Architecture
 
 TINY = Architecture(d=32, d_ff=48, n_f1=2, n_f2=1, blocks=2, kv_size=16, vocabulary=64)
@@ -42,16 +42,21 @@ def test_the_embedder():
     assert model == (0, 301_989_888, 49_152)
 
 
-def test_epochs():
-    assert flops.llama_epoch() == pytest.approx(9.355e15, rel=5e-4)
-    assert flops.sce_epoch() == pytest.approx(4.5e13, rel=5e-3)
-    assert flops.embedding_epoch() == pytest.approx(4.12e14, rel=5e-3)
-
-
-def test_ratios():
-    assert round(flops.cost_ratio(), 3) == 0.005
-    assert round(flops.cost_ratio(epochs=1), 3) == 0.049
-    assert round(flops.cost_ratio(epochs=10), 3) == 0.009
+def test_epochs_and_their_ratios():
+    """Appendix S: 16,000 samples; of Llama 225 tokens each (140 of the template, 75 of the text, 10
+    of the labels), of SCE ten labels and the query (it prints "1 = 10"; with 11 its figure comes
+    out), of the embedder 84.17 tokens of the text."""
+    samples = 16_000
+    llama = samples * flops.lora_sample(LLAMA_1B, 225, LORA_RANK)
+    sce = samples * flops.encoder_sample(ROBERTA_BASE, 11, JINA_V3.d)
+    embedding = samples * flops.embedding_sample(JINA_V3, 84.17)
+    assert llama == pytest.approx(9.355e15, rel=5e-4)
+    assert sce == pytest.approx(4.5e13, rel=5e-3)
+    assert embedding == pytest.approx(4.12e14, rel=5e-3)
+    assert round(sce / llama, 3) == paper.FLOPS_RATIO == 0.005
+    # Section 3.3: the texts are embedded once, however many epochs follow.
+    bound = {n: round((n * sce + embedding) / (n * llama), 3) for n in (1, 10)}
+    assert bound == paper.FLOPS_BOUND == {1: 0.049, 10: 0.009}
 
 
 def test_parameters_of_lora_on_the_meta_device():

@@ -10,7 +10,6 @@ import pytest
 from rich.console import Console
 
 from sce.evaluation import plots, report
-from sce.evaluation.metrics import reliability
 from sce.evaluation.thresholds import choose_threshold, precision_coverage
 
 
@@ -71,24 +70,6 @@ def test_rows_without_a_target_stay_empty_and_sizes_must_agree():
     assert figure.axes[0].images[0].get_array().tolist() == [[0.0, 0.0], [0.25, 0.75]]
     with pytest.raises(ValueError, match="3 names"):
         plots.confusion_figure([[1]], ["a", "b", "c"])
-
-
-def test_reliability_figure_shows_both_errors(tmp_path):
-    before = reliability([[0.95, 0.05]] * 4, [0, 0, 1, 1])
-    after = reliability([[0.55, 0.45]] * 4, [0, 0, 1, 1])
-    figure = plots.reliability_figure(before, after)
-    texts = [t.get_text() for t in figure.axes[0].get_legend().get_texts()]
-    assert any("0.450" in t and "before" in t for t in texts)
-    assert any("0.050" in t and "after" in t for t in texts)
-    png_size(plots.save(figure, tmp_path / "r.png"))
-
-
-def test_accuracy_figure_has_a_pair_of_bars_a_set():
-    results = [make_result("one", "own", 0.1), make_result("two", "unseen", -0.2)]
-    axes = plots.accuracy_figure(results).axes[0]
-    assert [bar.get_width() for bar in axes.patches] == pytest.approx([0.8, 0.8, 0.7, 1.0])
-    with pytest.raises(ValueError, match="at least one"):
-        plots.accuracy_figure([])
 
 
 @pytest.mark.parametrize(("target", "said"), [(0.7, "chosen"), (0.95, "best, below target")])
@@ -173,7 +154,7 @@ def test_markdown_and_terminal_say_the_same():
     )
     for width in (200, 80):
         console = Console(width=width, record=True, file=io.StringIO())
-        report.print_results(results, console=console)
+        console.print(report.to_table(results, wide=width >= report.WIDE_CHARS))
         text = console.export_text()
         assert report.headline(results) in " ".join(text.split())
         for cell in ("a|b [bold]", "80.0 [74.0, 85.0]", "+10.0 [+7.0, +13.0]", "[low, high]"):

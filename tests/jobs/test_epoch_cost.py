@@ -44,8 +44,8 @@ from sce.baselines.llama_training import LlamaTrainConfig
 from sce.baselines.lora import LoraSettings
 from sce.embedding.settings import EmbedderConfig
 from sce.errors import ConfigError
-from sce.evaluation import flops, published
-from sce.evaluation.peak_memory import peak_bytes, reset_peak
+from sce.evaluation import flops, paper
+from sce.evaluation.costs import peak_bytes, reset_peak
 from sce.model.encoder import SCEModel, trainable_parameters
 from sce.training.episodes import AugmentConfig
 from sce.training.fresh_model import ModelConfig
@@ -213,10 +213,10 @@ def test_ratios_are_the_papers_where_operations_and_seconds_are():
         "llama": row(llama_operations(settings).paper, 3240.0),
     }
     alone, once, ten = ratios(rows)
-    assert round(alone.seconds, 3) == published.TIME_RATIO
-    assert round(alone.operations, 3) == published.FLOPS_RATIO
-    assert round(once.operations, 3) == published.FLOPS_BOUND[1]
-    assert round(ten.operations, 3) == published.FLOPS_BOUND[10]
+    assert round(alone.seconds, 3) == paper.TIME_RATIO
+    assert round(alone.operations, 3) == paper.FLOPS_RATIO
+    assert round(once.operations, 3) == paper.FLOPS_BOUND[1]
+    assert round(ten.operations, 3) == paper.FLOPS_BOUND[10]
     assert once.seconds == pytest.approx(119.5 / 3240)
     assert ten.seconds == pytest.approx(295 / 32400)
     assert len(ratios({name: rows[name] for name in ("sce", "llama")})) == 1

@@ -1,23 +1,17 @@
 """The job: exit codes, the closing line of JSON, and nothing half-written."""
 
-import importlib.util
 import json
 from pathlib import Path
 
 import pytest
 
-pytest.importorskip("sce.workflows.experiment")
-JOB = Path(__file__).resolve().parents[2] / "jobs/prepare_data.py"
+from sce.workflows.cli import run_job
+from sce.workflows.experiment import Experiment
+from sce.workflows.prepare import prepare
 
 
-@pytest.fixture
-def main():
-    spec = importlib.util.spec_from_file_location("prepare_data_job", JOB)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
+def main(argv):
+    return run_job(Experiment, prepare, "Prepare the data.", argv)
 
 
 def arguments(tmp_path, data):
@@ -26,7 +20,7 @@ def arguments(tmp_path, data):
     return ["--config", str(config)]
 
 
-def test_done_and_again(main, tmp_path, capsys):
+def test_done_and_again(tmp_path, capsys):
     argv = arguments(tmp_path, {"sources": [{"dataset": "starter"}]})
     assert main(argv) == 0
     out, err = capsys.readouterr()
@@ -52,7 +46,7 @@ def test_done_and_again(main, tmp_path, capsys):
         ({"validation_label_sets": 500}, "Allowed: 0 to 109"),
     ],
 )
-def test_wrong_input_is_exit_code_2_and_writes_nothing(main, tmp_path, capsys, data, message):
+def test_wrong_input_is_exit_code_2_and_writes_nothing(tmp_path, capsys, data, message):
     assert main(arguments(tmp_path, data)) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

@@ -59,7 +59,7 @@ def test_a_run_is_found_again_with_all_that_was_logged(store, tmp_path):
     (tmp_path / "folder" / "a.txt").write_text("a")
     config = {"train": {"epochs": 3, "rates": [1e-5, 1e-6]}, "long": "x" * 9000, "none": None}
     config["many"] = {f"k{i}": i for i in range(230)}
-    with Tracker.start(QUIET, "first", {"recipe": "tiny"}, store) as tracker:
+    with Tracker.open(QUIET, None, "first", {"recipe": "tiny"}, store) as tracker:
         tracker.log_params(config)
         tracker.log_params({"train_rows": 12})
         tracker.log_metrics({"train/loss": 0.5, "validation/accuracy": None}, step=1)
@@ -98,7 +98,7 @@ def test_a_run_is_found_again_with_all_that_was_logged(store, tmp_path):
 
 
 def test_a_pickled_handle_logs_from_another_process(store):
-    tracker = Tracker.start(QUIET, "handle", default_dir=store)
+    tracker = Tracker.open(QUIET, None, "handle", default_dir=store)
     code = (
         "import pickle, sys; t = pickle.loads(sys.stdin.buffer.read()); "
         "t.log_metrics({'train/loss': 7.0}, step=3)"
@@ -112,10 +112,10 @@ def test_a_pickled_handle_logs_from_another_process(store):
 
 
 def test_a_retry_goes_on_in_the_same_run(store, caplog):
-    first = Tracker.start(QUIET, "retried", default_dir=store)
+    first = Tracker.open(QUIET, None, "retried", default_dir=store)
     first.log_params({"epochs": 3, "seed": 1})
     first.finish("FAILED")
-    again = Tracker.resume(QUIET, first.run_id, default_dir=store)
+    again = Tracker.open(QUIET, first.run_id, default_dir=store)
     assert (again.run_id, again.experiment_id) == (first.run_id, first.experiment_id)
     assert client_of(again).get_run(again.run_id).info.status == "RUNNING"
     again.log_params({"epochs": 5, "seed": 1, "new": 2})
@@ -128,7 +128,7 @@ def test_a_retry_goes_on_in_the_same_run(store, caplog):
 
 
 def test_a_run_that_is_gone_is_replaced(store, caplog):
-    tracker = Tracker.resume(QUIET, "0" * 32, "replaced", default_dir=store)
+    tracker = Tracker.open(QUIET, "0" * 32, "replaced", default_dir=store)
     assert tracker.active
     assert tracker.run_id != "0" * 32
     assert "no run 000" in caplog.text
@@ -147,7 +147,7 @@ def test_a_run_that_is_gone_is_replaced(store, caplog):
 def test_the_way_out_is_the_status(store, error, status):
     with (
         pytest.raises(type(error)),
-        Tracker.start(QUIET, "exits", default_dir=store) as tracker,
+        Tracker.open(QUIET, None, "exits", default_dir=store) as tracker,
     ):
         raise error
     assert client_of(tracker).get_run(tracker.run_id).info.status == status
@@ -155,7 +155,7 @@ def test_the_way_out_is_the_status(store, error, status):
 
 def test_system_metrics_are_recorded_by_run_id(store, monkeypatch):
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.1")
-    with Tracker.start(TrackingConfig(), "watched", default_dir=store) as tracker:
+    with Tracker.open(TrackingConfig(), None, "watched", default_dir=store) as tracker:
         deadline = time.monotonic() + 15
         found: dict = {}
         while not found and time.monotonic() < deadline:
@@ -166,7 +166,9 @@ def test_system_metrics_are_recorded_by_run_id(store, monkeypatch):
 
 
 def test_disabled_tracker_has_the_same_shape_and_leaves_nothing(tmp_path):
-    with Tracker.start(TrackingConfig(enabled=False), "x", default_dir=tmp_path / "d") as tracker:
+    with Tracker.open(
+        TrackingConfig(enabled=False), None, "x", default_dir=tmp_path / "d"
+    ) as tracker:
         tracker.log_params({"a": 1})
         tracker.log_metrics({"a": 1.0}, step=1)
         tracker.log_figure(Figure(), "a.png")
@@ -185,7 +187,7 @@ def closed_port():
 def test_a_dead_server_costs_seconds_and_one_warning(scheme, caplog, tmp_path):
     config = TrackingConfig(uri=f"{scheme}://me:secret@127.0.0.1:{closed_port()}/db")
     begin = time.monotonic()
-    with Tracker.start(config, "dead", default_dir=tmp_path) as tracker:
+    with Tracker.open(config, None, "dead", default_dir=tmp_path) as tracker:
         for step in range(100):
             tracker.log_metrics({"train/loss": 1.0}, step=step)
     assert time.monotonic() - begin < 15
@@ -198,7 +200,7 @@ def test_a_dead_server_costs_seconds_and_one_warning(scheme, caplog, tmp_path):
 
 def test_a_server_that_dies_on_the_way_is_left_alone(caplog):
     config = TrackingConfig(uri=f"http://127.0.0.1:{closed_port()}", system_metrics=False)
-    tracker = Tracker.resume(config, "a" * 32)
+    tracker = Tracker.open(config, "a" * 32)
     begin = time.monotonic()
     for step in range(1000):
         tracker.log_metrics({"train/loss": 1.0}, step=step)
@@ -213,7 +215,7 @@ def test_a_store_that_cannot_be_written_stops_nothing(caplog, tmp_path):
     broken.write_bytes(b"not a database" * 100)
     for uri in (f"sqlite:///{tmp_path}/file/mlflow.db", f"sqlite:///{broken}"):
         begin = time.monotonic()
-        with Tracker.start(TrackingConfig(uri=uri), "x") as tracker:
+        with Tracker.open(TrackingConfig(uri=uri), None, "x") as tracker:
             tracker.log_metrics({"a": 1.0})
         assert not tracker.active
         assert time.monotonic() - begin < 5
@@ -228,7 +230,7 @@ def test_a_handle_on_a_machine_without_the_file_makes_no_empty_store(caplog, tmp
 
 
 def test_a_bad_value_is_refused_alone(store, caplog):
-    tracker = Tracker.start(QUIET, "values", default_dir=store)
+    tracker = Tracker.open(QUIET, None, "values", default_dir=store)
     tracker.log_metrics({"a": "not a number"})
     tracker.log_artifact("no/such/file.txt")
     tracker.log_metrics({"b": 2.0})
@@ -242,10 +244,10 @@ def test_a_bad_value_is_refused_alone(store, caplog):
 )
 def test_a_uri_that_cannot_work_is_a_config_error(uri, monkeypatch, tmp_path):
     with pytest.raises(ConfigError, match=r"tracking\.uri.*(sqlite)"):
-        Tracker.start(TrackingConfig(uri=uri), default_dir=tmp_path)
+        Tracker.open(TrackingConfig(uri=uri), default_dir=tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     with pytest.raises(ConfigError, match="MLFLOW_TRACKING_URI"):
-        Tracker.start(TrackingConfig(), default_dir=tmp_path)
+        Tracker.open(TrackingConfig(), default_dir=tmp_path)
 
 
 def test_configuration_wins_over_environment_over_default(monkeypatch, tmp_path):
@@ -291,7 +293,7 @@ def test_import_is_light_and_first_use_is_quiet(tmp_path):
         "import sys, logging; logging.basicConfig(level=logging.INFO)\n"
         "import sce.workflows.tracking as t\n"
         "assert 'mlflow' not in sys.modules\n"
-        "t.Tracker.start(t.TrackingConfig(), 'x', default_dir=sys.argv[1]).finish()\n"
+        "t.Tracker.open(t.TrackingConfig(), None, 'x', default_dir=sys.argv[1]).finish()\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True

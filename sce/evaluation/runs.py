@@ -29,7 +29,6 @@ class Run:
         predictions: `sce.evaluation.evaluate.PREDICTIONS`, of the method that was measured alone.
     """
 
-    run_id: str
     described: Mapping[str, Any]
     results: Sequence[Mapping[str, Any]]
     predictions: pa.Table
@@ -55,10 +54,10 @@ class SetAnswers:
     row_ids: list[str]
     right_N: np.ndarray
     first_right_N: np.ndarray
-    """Of the run with the lowest seed alone, 0 or 1."""
+    """The same in the run with the lowest seed alone, 0 or 1."""
 
 
-class MeasuredMethod:
+class MethodRuns:
     """The runs of one method that differ in their seed alone.
 
     Raises:
@@ -124,6 +123,12 @@ class MeasuredMethod:
         return float(np.mean([np.mean(v) for v in by_dataset.values()])) if by_dataset else None
 
     @property
+    def training_flops(self) -> float | None:
+        """Operations of the whole training, the embedding of its texts included."""
+        training = self.described.get("training")
+        return training["flops"] + training["embedding_flops"] if training else None
+
+    @property
     def caption(self) -> str:
         """What was run, at what size."""
         found = f"{self.name}: {self.described['title']} ({self.described['model']}, "
@@ -143,15 +148,12 @@ class Accuracy:
     value: float
     low: float
     high: float
-    rows: int
-    sets: int
 
     @classmethod
     def of(cls, sets: Sequence[SetAnswers]) -> Accuracy:
         means = np.array([one.right_N.mean() for one in sets])
         low, high = bootstrap_interval(sets[0].right_N if len(sets) == 1 else means)
-        rows = sum(len(one.row_ids) for one in sets)
-        return cls(float(means.mean()), low, high, rows, len(sets))
+        return cls(float(means.mean()), low, high)
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,12 @@ class Difference:
     left_out: int
 
 
-def difference(a: MeasuredMethod, b: MeasuredMethod, dataset: str) -> Difference | None:
+def groups_of(methods: Sequence[MethodRuns]) -> list[str]:
+    """Groups of the label sets on which any of the methods was measured."""
+    return list(dict.fromkeys(s.group for m in methods for s in m.sets.values()))
+
+
+def difference(a: MethodRuns, b: MethodRuns, dataset: str) -> Difference | None:
     """None where they have no row of the dataset in common."""
     gains, first_a, first_b, left_out = [], [], [], 0
     for name, mine in a.sets.items():

@@ -1,0 +1,292 @@
+"""The tables of a comparison, in the paper's layout."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sce.evaluation import paper
+from sce.evaluation.paper import EPOCHS, LORA, SCE, SEEN, TABLE_1, TABLE_2, UNSEEN
+from sce.evaluation.runs import Accuracy, MethodRuns, SetAnswers, difference, groups_of
+from sce.evaluation.tables import Table, bounds, change, number, percent
+
+SMALLEST_P = 1e-99
+
+
+def build_tables(methods: Sequence[MethodRuns]) -> list[Table]:
+    """Every table of the report; those without a method to show are left out."""
+    untuned = [m for m in methods if m.kind != "lora"]
+    tuned = [m for m in methods if m.kind in ("sce", "lora")]
+    table_1 = [SCE, paper.LLAMA, paper.F2LLM]
+    tables = [accuracy_table("table1", "Table 1: accuracy", untuned, TABLE_1, table_1)]
+    if any(m.kind == "lora" for m in methods):
+        title = "Table 2: accuracy beside LoRA fine-tuning"
+        tables.append(accuracy_table("table2", title, tuned, TABLE_2, [SCE, LORA]))
+    tables += [
+        figures_table(methods),
+        differences_table(methods),
+        epochs_table(methods),
+        bound_table(methods),
+        cost_table(methods),
+        label_count_table(methods),
+    ]
+    return [table for table in tables if table.rows]
+
+
+def accuracy_table(
+    name: str,
+    title: str,
+    methods: Sequence[MethodRuns],
+    printed: dict[str, dict[str, float]],
+    columns: list[str],
+) -> Table:
+    """The paper's layout: its figures, and ours beside them; then datasets that it has not."""
+    measured = dict.fromkeys(d for m in methods for d in m.datasets)
+    groups = [("Unseen datasets", UNSEEN), ("Seen datasets", SEEN)]
+    rest = [d for d in measured if d not in {**UNSEEN, **SEEN}]
+    rows = []
+    for heading, names in groups:
+        rows.append([heading])
+        for dataset, shown in names.items():
+            cells = [shown, *(f"{printed[dataset][column]:.2f}" for column in columns)]
+            rows.append(cells + [_accuracy(m.accuracy(dataset)) for m in methods])
+    if rest:
+        rows.append(["Other datasets"])
+        for dataset in rest:
+            sets = max((m.datasets.get(dataset, []) for m in methods), key=len)
+            shown = dataset if len(sets) == 1 else f"{dataset}, mean of {len(sets)} sets"
+            cells = [shown, *("" for _ in columns)]
+            rows.append(cells + [_accuracy(m.accuracy(dataset)) for m in methods])
+    caption = (
+        "Per cent; [low, high]: 95 % interval, rows resampled, or label sets where a dataset has "
+        "several. Labels by their bare names."
+    )
+    return Table(
+        ["dataset", *(f"paper: {c}" for c in columns), *(m.name for m in methods)],
+        rows,
+        title,
+        caption + _group_note(methods),
+        name=name,
+        note=_measured(methods),
+    )
+
+
+def figures_table(methods: Sequence[MethodRuns]) -> Table:
+    """Quality beyond accuracy, speed, memory."""
+    rows = []
+    for group in groups_of(methods):
+        rows.append([group])
+        for m in methods:
+            if (accuracy := m.mean(group, "accuracy")) is None:
+                continue
+            cost = m.described["cost"]
+            rows.append(
+                [
+                    m.name,
+                    percent(accuracy),
+                    number(m.mean(group, "macro_f1"), 3),
+                    change(m.mean(group, "nll_uncalibrated"), m.mean(group, "nll"), 2),
+                    change(m.mean(group, "ece_uncalibrated"), m.mean(group, "ece"), 3),
+                    percent(m.mean(group, "flip_rate")),
+                    number(cost["texts_per_second"], 1),
+                    number(cost["embedded_texts_per_second"], 1),
+                    f"{cost['peak_memory_bytes'] / 1e6:,.0f}",
+                ]
+            )
+    caption = (
+        "Means over the datasets on which a method was measured (table 1). Accuracy and flips in "
+        "per cent; flips: rows whose answer changes under any of five shuffles of the labels. NLL "
+        "and ECE before → after a temperature fitted on validation rows. Texts a second from text "
+        "to answer, and from a stored vector; peak memory in MB of the process that answers (of "
+        "its GPU where it has one)."
+    )
+    return Table(
+        ["method", "accuracy", "macro-F1", "NLL", "ECE", "flips", "texts/s", "vectors/s", "memory"],
+        rows,
+        "All figures",
+        caption,
+        name="figures",
+        note=_measured(methods),
+    )
+
+
+def differences_table(methods: Sequence[MethodRuns]) -> Table:
+    """The first SCE, or the first method, against every other."""
+    reference = next((m for m in methods if m.kind == "sce"), methods[0])
+    rows = []
+    for m in methods:
+        if m is reference:
+            continue
+        for dataset in m.datasets:
+            found = difference(reference, m, dataset)
+            if found is not None:
+                rows.append(
+                    [
+                        m.name,
+                        dataset,
+                        percent(found.value, "+") + bounds(found.low, found.high, "+"),
+                        f"{found.p:.2g}" if found.p >= SMALLEST_P else f"< {SMALLEST_P:g}",
+                        f"{found.rows:,}",
+                        f"{found.left_out:,}",
+                    ]
+                )
+    return Table(
+        ["against", "dataset", "difference", "McNemar p", "rows", "only one"],
+        rows,
+        f"{reference.name} less each other method",
+        "Points of accuracy on the rows that both answered, with a paired bootstrap's 95 % "
+        "interval and the p value of McNemar's exact test (of the lowest seeds). 'Only one': rows "
+        "that one of them did not answer.",
+        name="differences",
+        note=_measured(methods),
+    )
+
+
+def epochs_table(methods: Sequence[MethodRuns]) -> Table:
+    """Appendices R and S beside what was measured: an epoch's seconds and operations."""
+    rows = [
+        [f"paper: {name}", "16,000", f"{cost.seconds:,.0f}", "", f"{cost.flops:.3g}", "", ""]
+        for name, cost in EPOCHS.items()
+    ]
+    rows[0][3] = f"{paper.TIME_RATIO:g}"
+    rows[0][5] = f"{paper.FLOPS_RATIO:g}"
+    lora = _lora_epoch(methods)
+    for m in methods:
+        if (epoch := _epoch(m)) is None:
+            continue
+        time_ratio = flops_ratio = ""
+        if lora is not None and m.kind == "sce":
+            as_many = lora.samples / epoch.samples
+            time_ratio = f"{epoch.seconds / lora.seconds * as_many:.3g}"
+            flops_ratio = f"{epoch.flops / lora.flops * as_many:.3g}"
+        training = m.described["training"]
+        rows.append(
+            [
+                m.name,
+                f"{epoch.samples:,}",
+                f"{epoch.seconds:,.1f}",
+                time_ratio,
+                f"{epoch.flops:.3g}",
+                flops_ratio,
+                f"{training['workers']}, {training['epochs']} epochs, "
+                f"{training['trainable_parameters'] / 1e6:,.1f} M trained",
+            ]
+        )
+    return Table(
+        ["training", "samples", "seconds", "ratio of time", "operations", "ratio of operations",
+         "what ran"],
+        rows,
+        "Appendices R and S: one epoch",
+        "Seconds and operations (one multiplication and addition counted once, as the paper does) "
+        "of one epoch; ratios are SCE's over LoRA's for as many samples. The paper's are of one "
+        "RTX A6000.",
+        name="epochs",
+        note=_measured(methods),
+    )  # fmt: skip
+
+
+def bound_table(methods: Sequence[MethodRuns]) -> Table:
+    """Section 3.3's upper bound: the embedding of the texts counted in, by number of epochs."""
+    bound = paper.FLOPS_BOUND
+    rows = [["paper", *map(str, bound.values()), str(paper.FLOPS_RATIO)]]
+    lora = _lora_epoch(methods)
+    for m in methods:
+        epoch = _epoch(m)
+        if lora is None or m.kind != "sce" or epoch is None:
+            continue
+        mine, theirs = epoch.flops / epoch.samples, lora.flops / lora.samples
+        once = m.described["training"]["embedding_flops"] / epoch.samples
+        cells = [f"{(n * mine + once) / (n * theirs):.3g}" for n in bound]
+        rows.append([m.name, *cells, f"{mine / theirs:.3g}"])
+    return Table(
+        ["", *(f"{n} epoch{'s' if n > 1 else ''}" for n in bound), "without embedding"],
+        rows,
+        "Section 3.3: SCE's training operations over LoRA's, the embedding counted in",
+        "The texts are embedded once, whatever the number of epochs.",
+        name="bound",
+        note=_measured(methods),
+    )
+
+
+def cost_table(methods: Sequence[MethodRuns]) -> Table:
+    """Accuracy against what training and answering take."""
+    groups = groups_of(methods)
+    rows = []
+    for m in methods:
+        flops, cost = m.training_flops, m.described["cost"]
+        rows.append(
+            [
+                m.name,
+                *(percent(m.mean(group, "accuracy")) for group in groups),
+                "none" if flops is None else f"{flops:.3g}",
+                f"{cost['flops_per_text']:.3g}",
+                "" if cost["embedded_flops_per_text"] is None
+                else f"{cost['embedded_flops_per_text']:.3g}",
+            ]
+        )  # fmt: skip
+    return Table(
+        ["method", *(f"{g} accuracy" for g in groups), "training", "a text", "a stored vector"],
+        rows,
+        "Accuracy against compute",
+        "Accuracy in per cent, mean over the datasets on which a method was measured; operations "
+        "of the whole training (all epochs and the embedding), of an answer from text, and of one "
+        "from a stored vector, counted as the paper does.",
+        name="costs",
+        note=_measured(methods),
+    )
+
+
+def label_count_table(methods: Sequence[MethodRuns]) -> Table:
+    """Accuracy of every label set, by its number of labels K."""
+    largest: dict[str, SetAnswers] = {}
+    for one in (s for m in methods for s in m.sets.values()):
+        if one.name not in largest or len(largest[one.name].row_ids) < len(one.row_ids):
+            largest[one.name] = one
+    rows = []
+    for name, one in sorted(largest.items(), key=lambda item: (item[1].labels, item[0])):
+        cells = [_accuracy(Accuracy.of([m.sets[name]])) if name in m.sets else "" for m in methods]
+        rows.append([str(one.labels), name, one.group, f"{len(one.row_ids):,}", *cells])
+    return Table(
+        ["K", "label set", "group", "rows", *(m.name for m in methods)],
+        rows,
+        "Accuracy by dataset and number of labels K",
+        "Per cent with 95 % intervals; rows: of the method with the most.",
+        name="label_counts",
+        note=_measured(methods),
+    )
+
+
+@dataclass(frozen=True)
+class _Epoch:
+    seconds: float
+    flops: float
+    samples: int
+
+
+def _epoch(m: MethodRuns) -> _Epoch | None:
+    """One epoch of a method that was trained."""
+    training = m.described.get("training")
+    if not training or not training["epochs"]:
+        return None
+    epochs = training["epochs"]
+    return _Epoch(training["seconds"] / epochs, training["flops"] / epochs, training["rows"])
+
+
+def _lora_epoch(methods: Sequence[MethodRuns]) -> _Epoch | None:
+    return next((epoch for m in methods if m.kind == "lora" and (epoch := _epoch(m))), None)
+
+
+def _measured(methods: Sequence[MethodRuns]) -> str:
+    return "Measured: " + "; ".join(m.caption for m in methods) + "."
+
+
+def _group_note(methods: Sequence[MethodRuns]) -> str:
+    """A dataset that stands under the paper's heading but was not seen, or was, here."""
+    found = {s.dataset: s.group for m in methods for s in m.sets.values()}
+    moved = [f"{SEEN[d]} was not trained on" for d in SEEN if found.get(d) == "unseen"]
+    moved += [f"{UNSEEN[d]} was trained on" for d in UNSEEN if found.get(d) == "seen"]
+    return f" Unlike in the paper, {', '.join(moved)}." if moved else ""
+
+
+def _accuracy(found: Accuracy | None) -> str:
+    return "" if found is None else percent(found.value) + bounds(found.low, found.high)

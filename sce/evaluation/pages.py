@@ -1,0 +1,69 @@
+"""A report of tables and charts: Markdown with pictures, one HTML file, a CSV for each table."""
+
+from __future__ import annotations
+
+import html
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from sce.evaluation.plots import save
+from sce.evaluation.tables import Table
+
+_STYLE = """\
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 70em; margin: 2em auto; padding: 0 1em; }
+table { border-collapse: collapse; margin: 1em 0; display: block; overflow-x: auto; }
+th, td { padding: .3em .7em; text-align: right; border-bottom: 1px solid #8884; }
+th:first-child, td:first-child { text-align: left; }
+tr.heading td { font-weight: bold; text-align: left; border-bottom: 2px solid #888; }
+.caption { opacity: .75; font-size: .9em; }
+svg { max-width: 100%; height: auto; background: white; }
+:root { color-scheme: light dark; }"""
+
+
+def write_report(
+    title: str, tables: Sequence[Table], charts: Mapping[str, Figure], folder: Path, stem: str
+) -> dict[str, Path]:
+    """Write STEM.md with charts/*.png, STEM.html with everything inside, a CSV for each table.
+
+    Returns:
+        The paths of the Markdown and HTML files, by "markdown" and "html".
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, figure in charts.items():
+        save(figure, folder / "charts" / f"{name}.png")
+    for table in tables:
+        (folder / f"{table.name}.csv").write_text(table.to_csv(), encoding="utf-8")
+    found = {"markdown": folder / f"{stem}.md", "html": folder / f"{stem}.html"}
+    found["markdown"].write_text(report_markdown(title, tables, list(charts)), encoding="utf-8")
+    found["html"].write_text(report_html(title, tables, charts), encoding="utf-8")
+    return found
+
+
+def report_markdown(title: str, tables: Sequence[Table], charts: Sequence[str] = ()) -> str:
+    parts = [f"# {title}"]
+    for table in tables:
+        parts.append(f"## {table.title}\n\n{table.to_markdown()}\n\n{table.caption} {table.note}")
+    parts += [f"![{name.replace('_', ' ')}](charts/{name}.png)" for name in charts]
+    return "\n\n".join(parts) + "\n"
+
+
+def report_html(title: str, tables: Sequence[Table], charts: Mapping[str, Figure]) -> str:
+    """One file, without anything from elsewhere."""
+    parts = [f"<h1>{title}</h1>"]
+    for table in tables:
+        caption = html.escape(f"{table.caption} {table.note}")
+        parts.append(f"<h2>{html.escape(table.title)}</h2>\n{table.to_html()}")
+        parts.append(f'<p class="caption">{caption}</p>')
+    for name, figure in charts.items():
+        drawn = io.StringIO()
+        figure.savefig(drawn, format="svg")
+        svg = drawn.getvalue()
+        parts.append(f"<h2>{html.escape(name.replace('_', ' '))}</h2>\n{svg[svg.index('<svg') :]}")
+    head = (
+        f'<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8"><title>{title}</title>'
+        f"\n<style>{_STYLE}</style></head>\n<body>\n"
+    )
+    return head + "\n".join(parts) + "\n</body></html>\n"
