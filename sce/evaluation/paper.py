@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from sce.workflows.experiment import Experiment
+from collections.abc import Mapping
+from typing import Any
 
 PAPER_SETTINGS = {
     "model.encoder": "FacebookAI/roberta-base",  # section 3.1, appendix I
@@ -25,12 +26,11 @@ PAPER_SETTINGS = {
 """Setting -> the paper's value. What is not here the paper leaves open."""
 
 
-def paper_settings(experiment: Experiment) -> list[str]:
-    """Names of the experiment's settings that have the paper's value."""
-    sections = experiment.model_dump(mode="json")
+def paper_settings(settings: Mapping[str, Any]) -> list[str]:
+    """Dotted names of an experiment's settings, dumped in sections, that have the paper's value."""
     names: list[str] = []
     for name, value in PAPER_SETTINGS.items():
         section, key = name.split(".")
-        if sections[section][key] == value:
+        if settings[section][key] == value:
             names += [f"{name}.{part}" for part in value] if isinstance(value, dict) else [name]
     return names

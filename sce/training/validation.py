@@ -31,6 +31,23 @@ class ValidationFigures:
         return {"validation/accuracy": self.accuracy, "validation/nll": self.nll, **named}
 
 
+@dataclass(frozen=True)
+class Group:
+    """The validation rows of one label set, under one view of it.
+
+    Attributes:
+        view: place in `VIEWS`.
+        places_n: of the rows.
+        label_set: in canonical order, reduced to what the view shows.
+        vectors: of its labels.
+    """
+
+    view: int
+    places_n: np.ndarray
+    label_set: LabelSet
+    vectors: LabelVectors
+
+
 class Validator:
     """Scores validation rows under each view of their label sets.
 
@@ -46,7 +63,7 @@ class Validator:
     ) -> None:
         self.rows = rows
         set_N = np.array(rows.sets)
-        self._members: list[tuple[np.ndarray, int, LabelVectors]] = []
+        self._groups: list[Group] = []
         self.targets_N = np.empty(len(rows), np.int64)
         self.label_counts_N = np.empty(len(rows), np.int64)
         for name in dict.fromkeys(rows.sets):
@@ -54,24 +71,39 @@ class Validator:
             members = np.flatnonzero(set_N == name)
             self.targets_N[members] = [canonical.index(rows.labels[i]) for i in members]
             self.label_counts_N[members] = len(canonical)
-            for view, (_, reduce) in enumerate(VIEWS.items()):
-                vectors = encode_labels(reduce(canonical), text_vectors, token_means)
-                self._members.append((members, view, vectors))
+            for view, reduce in enumerate(VIEWS.values()):
+                reduced = reduce(canonical)
+                vectors = encode_labels(reduced, text_vectors, token_means)
+                self._groups.append(Group(view, members, reduced, vectors))
         self.width = int(self.label_counts_N.max())
 
     def scores(self, model: SCEModel, rank: int = 0, world_size: int = 1) -> np.ndarray:
-        """Uncalibrated scores float32 [V, N, Kmax], V the views, padded with -inf.
+        """Uncalibrated scores of the model, as `collect` has them."""
+        model.eval()
+        return self.collect(
+            lambda vectors_nD, group: score(model, vectors_nD, group.vectors), rank, world_size
+        )
+
+    def collect(
+        self,
+        score_rows: Callable[[np.ndarray, Group], np.ndarray],
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> np.ndarray:
+        """Scores float32 [V, N, Kmax] of all rows, V the views; 0 where a set has fewer labels.
 
         With several workers each scores every `world_size`-th row of a set, and the rows of the
         others stay 0: the sum over the workers is the whole (`finish`).
+
+        Args:
+            score_rows: gives scores [n, K] for vectors of texts [n, D] of a group.
         """
-        model.eval()
         scores_VNK = np.zeros((len(VIEWS), len(self.rows), self.width), np.float32)
-        for members, view, vectors in self._members:
-            mine = members[rank::world_size]
-            if len(mine):
-                found = score(model, self.rows.vectors_ND[mine], vectors)
-                scores_VNK[view, mine, : found.shape[1]] = found
+        for group in self._groups:
+            mine_n = group.places_n[rank::world_size]
+            if len(mine_n):
+                found_nK = score_rows(self.rows.vectors_ND[mine_n], group)
+                scores_VNK[group.view, mine_n, : found_nK.shape[1]] = found_nK
         return scores_VNK
 
     def finish(self, scores_VNK: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
@@ -19,10 +20,10 @@ import yaml
 from transformers import logging as transformers_logging
 
 from sce.baselines.cosine import cosine_scores
-from sce.datasets.prepare import PreparedData, prepare_data
+from sce.datasets.prepare import PreparedData, prepare
 from sce.datasets.tokens import multi_token_labels
 from sce.distributed.embed import embed_prepared
-from sce.distributed.resources import training_workers
+from sce.distributed.resources import WorkerPlan, training_workers
 from sce.embedding.embedder import TextEmbedder, load_embedder
 from sce.embedding.store import EmbeddingStore, text_hash
 from sce.errors import ConfigError
@@ -31,32 +32,37 @@ from sce.evaluation.evaluate import headline_metrics
 from sce.evaluation.paper import paper_settings
 from sce.model.calibration import TemperatureFit, fit_temperature
 from sce.model.encoder import SCEModel, trainable_parameters
-from sce.model.label_vectors import token_means_of
-from sce.storage import Place, absolute_model, replace_folder, write_text
+from sce.storage import Place, replace_folder, write_text
 from sce.training.data import Rows, TextLookup, TrainingData
 from sce.training.fresh_model import FreshModel, build_model
 from sce.training.validation import VIEWS, Validator
 from sce.workflows.evaluate import measure, open_tracker
 from sce.workflows.experiment import Experiment
 from sce.workflows.model_card import write_model_card
-from sce.workflows.run_state import RunState
 from sce.workflows.tracking import Tracker, git_tags, tracking_uri
+from sce.workflows.training_run import TrainingRun
 
 logger = logging.getLogger("sce")
 
 CONFIG_FILE = "config.yaml"
 
 
-def prepare(experiment: Experiment) -> dict[str, Any]:
-    """Texts and label sets of all sources into `data_dir`. Returns the manifest."""
-    return prepare_data(experiment.data, experiment.data_dir, experiment.data.seed)
+@dataclass(frozen=True)
+class Plan:
+    """What the settings of an experiment come to: all that its training is done with.
 
+    Attributes:
+        rows_store: embeddings of the prepared rows.
+        fresh: the model before its first step.
+    """
 
-def embed(experiment: Experiment) -> dict[str, Any]:
-    """Vectors of all prepared texts and label texts into `embeddings_dir`."""
-    return embed_prepared(
-        experiment.data_dir, experiment.embeddings_dir, experiment.embedder, experiment.resources
-    )
+    experiment: Experiment
+    prepared: PreparedData
+    rows_store: EmbeddingStore
+    data: TrainingData
+    fresh: FreshModel
+    validator: Validator
+    workers: WorkerPlan
 
 
 def train(experiment: Experiment) -> dict[str, Any]:
@@ -68,90 +74,43 @@ def train(experiment: Experiment) -> dict[str, Any]:
     # Imported here: Ray Train costs a second that the other jobs need not pay.
     from sce.distributed.train import FitSettings, fit
 
-    if experiment.method != "sce":
-        raise ConfigError(
-            f"method: {experiment.method!r} needs no training; jobs/evaluate.py measures it."
-        )
-    transformers_logging.disable_progress_bar()
     started = time.perf_counter()
-    tracking_uri(experiment.tracking, experiment.home.parent)
-    manifest = prepare(experiment)
-    embed(experiment)
-    prepared = PreparedData.load(experiment.data_dir)
-    rows_store = EmbeddingStore.open(experiment.embeddings_dir / "rows")
-    labels_store = EmbeddingStore.open(experiment.embeddings_dir / "labels")
-    fingerprint = rows_store.manifest.embedder
-    label_texts = _text_lookup(prepared, labels_store)
-    data = _training_data(prepared, rows_store, label_texts)
-    encoder = absolute_model(experiment.model.encoder)
-    settings = FitSettings(
-        experiment.model.model_copy(update={"encoder": encoder}),
-        experiment.train,
-        experiment.augment,
-        fingerprint,
-        experiment.seed,
-    )
-    fresh = build_model(settings.model, fingerprint, settings.train.dropout, settings.seed)
-    _say_what_is_trained(fresh, data, prepared)
-
-    # What may be refused comes before the state of an earlier run is touched.
-    workers = training_workers(experiment.resources)
-    state = RunState.open(
-        experiment.checkpoints_dir,
-        {
-            **experiment.model_dump(mode="json", include={"seed", "model", "train", "augment"}),
-            "data_fingerprint": prepared.fingerprint,
-            "embedder": fingerprint,
-        },
-        experiment.resume,
-        experiment.restart,
+    plan = resolve(experiment)
+    run = TrainingRun.open(
+        experiment.checkpoints_dir, _identity(plan), experiment.resume, experiment.restart
     )
     _write_config(experiment)
-    tracker = open_tracker(experiment, state.tracker_run_id, "train")
-    with tracker:
-        state.tracker_run_id = tracker.run_id
-        state.save()
-        tracker.log_params(experiment.model_dump(mode="json"))
-        tracker.log_params(
-            {
-                "data_fingerprint": prepared.fingerprint,
-                "embedder_fingerprint": fingerprint["id"],
-                "train_rows": len(data.train),
-                "validation_rows": len(data.validation),
-                "label_sets": len(data.label_sets),
-                "trainable_parameters": trainable_parameters(fresh.model),
-            }
-        )
-        tracker.log_dict(manifest["counts"], "data_counts.json")
-        # Of the run that embedded the texts, which may have been an earlier one.
-        tracker.log_metrics({"embed_seconds": rows_store.manifest.embed_seconds})
+    with run.recorded(open_tracker(experiment, run.tracker_run_id, "train")) as tracker:
+        _log_plan(plan, tracker)
+        settings = FitSettings(experiment.train, experiment.augment, experiment.seed)
         fitted = fit(
-            data,
+            plan.fresh,
+            plan.data,
+            plan.validator,
             settings,
-            workers,
+            plan.workers,
             experiment.checkpoints_dir,
-            state.run_name,
+            run.run_name,
             tracker,
         )
-        fits = _calibrate(fitted.model, fresh, data, label_texts)
+        fits = _calibrate(fitted.model, plan.validator, plan.data.label_texts)
         embedder = load_embedder(experiment.embedder)
+        texts = plan.prepared.select("train")["text"].to_pylist()
         cost = TrainingCost(
-            rows=len(data.train),
+            rows=len(plan.data.train),
             epochs=int(fitted.last["epoch"]),
             seconds=fitted.last.get("train/seconds", 0.0),
             flops=fitted.last.get("train/flops", 0.0),
-            embedding_flops=embedding_flops(embedder, prepared.select("train")["text"].to_pylist()),
-            trainable_parameters=trainable_parameters(fresh.model),
-            workers=str(workers),
+            embedding_flops=embedding_flops(embedder, texts),
+            trainable_parameters=trainable_parameters(plan.fresh.model),
+            workers=str(plan.workers),
         )
-        info = _card(experiment, fresh, prepared, embedder, fitted.best, fits)
-        _write_model(experiment.model_dir, fitted.model, fresh, info, cost)
-        evaluated = measure(experiment, prepared, tracker, experiment.results_dir, embedder)
+        _write_model(experiment.model_dir, fitted.model, plan.fresh, cost)
+        evaluated = measure(experiment, plan.prepared, tracker, experiment.results_dir, embedder)
         results = [e.result for e in evaluated]
-        write_model_card(experiment.model_dir, {**info, "results": results})
+        card = _card(plan, embedder, fitted.best, fits) | {"results": results}
+        write_model_card(experiment.model_dir, card)
         tracker.log_artifact(experiment.model_dir, "model")
-    state.finished = True
-    state.save()
     _say_what_is_next(experiment, tracker)
     return {
         "model": str(experiment.model_dir),
@@ -163,6 +122,61 @@ def train(experiment: Experiment) -> dict[str, Any]:
         "mlflow_run_id": tracker.run_id,
         "seconds": round(time.perf_counter() - started, 1),
     }
+
+
+def resolve(experiment: Experiment) -> Plan:
+    """Prepare the data and embed it where that is not done, build the model, and check all that
+    may be refused: the state of an earlier run is touched only after this.
+
+    Raises:
+        InputError: wrong settings or data.
+    """
+    if experiment.method != "sce":
+        raise ConfigError(
+            f"method: {experiment.method!r} needs no training; jobs/evaluate.py measures it."
+        )
+    transformers_logging.disable_progress_bar()
+    tracking_uri(experiment.tracking, experiment.home.parent)
+    prepared, _ = prepare(experiment.data, experiment.data_dir, experiment.data.seed)
+    embed_prepared(
+        experiment.data_dir, experiment.embeddings_dir, experiment.embedder, experiment.resources
+    )
+    rows_store = EmbeddingStore.open(experiment.embeddings_dir / "rows")
+    labels_store = EmbeddingStore.open(experiment.embeddings_dir / "labels")
+    data = _training_data(prepared, rows_store, _text_lookup(prepared, labels_store))
+    fresh = build_model(
+        experiment.model, rows_store.manifest.embedder, experiment.train.dropout, experiment.seed
+    )
+    validator = Validator(data.validation, data.label_sets, data.label_texts, fresh.token_means)
+    _say_what_is_trained(fresh, data, prepared)
+    workers = training_workers(experiment.resources)
+    return Plan(experiment, prepared, rows_store, data, fresh, validator, workers)
+
+
+def _identity(plan: Plan) -> dict[str, Any]:
+    """Everything that decides the model; a resumed run must have the same."""
+    return {
+        **plan.experiment.model_dump(mode="json", include={"seed", "model", "train", "augment"}),
+        "data_fingerprint": plan.prepared.fingerprint,
+        "embedder": plan.rows_store.manifest.embedder,
+    }
+
+
+def _log_plan(plan: Plan, tracker: Tracker) -> None:
+    tracker.log_params(plan.experiment.model_dump(mode="json"))
+    tracker.log_params(
+        {
+            "data_fingerprint": plan.prepared.fingerprint,
+            "embedder_fingerprint": plan.rows_store.manifest.embedder["id"],
+            "train_rows": len(plan.data.train),
+            "validation_rows": len(plan.data.validation),
+            "label_sets": len(plan.data.label_sets),
+            "trainable_parameters": trainable_parameters(plan.fresh.model),
+        }
+    )
+    tracker.log_dict(plan.prepared.manifest["counts"], "data_counts.json")
+    # Of the run that embedded the texts, which may have been an earlier one.
+    tracker.log_metrics({"embed_seconds": plan.rows_store.manifest.embed_seconds})
 
 
 def _text_lookup(prepared: PreparedData, store: EmbeddingStore) -> TextLookup:
@@ -221,29 +235,22 @@ def _say_what_is_trained(fresh: FreshModel, data: TrainingData, prepared: Prepar
 
 
 def _calibrate(
-    model: SCEModel, fresh: FreshModel, data: TrainingData, label_texts: TextLookup
+    model: SCEModel, validator: Validator, label_texts: TextLookup
 ) -> dict[str, TemperatureFit]:
     """Temperatures of the model and of the cosine baseline, fitted on the validation rows;
     both are stored in the model's configuration."""
-    token_means = None if fresh.tokenizer is None else token_means_of(model, fresh.tokenizer)
-    validator = Validator(data.validation, data.label_sets, label_texts, token_means)
-    scores_VNK = validator.finish(validator.scores(model))
-    cosine_VNK = np.full_like(scores_VNK, -np.inf)
-    sets_N = np.array(data.validation.sets)
-    for name in dict.fromkeys(data.validation.sets):
-        members = np.flatnonzero(sets_N == name)
-        data.validation.vectors_ND[members]
-        canonical = data.label_sets[name].canonical()
-        for view, reduce in enumerate(VIEWS.values()):
-            found = cosine_scores(
-                data.validation.vectors_ND[members], reduce(canonical), label_texts
-            )
-            cosine_VNK[view, members, : found.shape[1]] = found
+    scores_VNK = validator.scores(model)
+    cosine_VNK = validator.collect(
+        lambda vectors_nD, group: cosine_scores(vectors_nD, group.label_set, label_texts)
+    )
     # Each row under one view: the same row twice would make the data look twice as certain.
-    rows_N = np.arange(len(data.validation))
+    rows_N = np.arange(len(validator.rows))
+    views_N = rows_N % len(VIEWS)
     fits = {
         name: fit_temperature(
-            method_VNK[rows_N % len(VIEWS), rows_N], validator.targets_N, validator.label_counts_N
+            validator.finish(method_VNK)[views_N, rows_N],
+            validator.targets_N,
+            validator.label_counts_N,
         )
         for name, method_VNK in (("sce", scores_VNK), ("cosine", cosine_VNK))
     }
@@ -254,28 +261,20 @@ def _calibrate(
     return fits
 
 
-def _write_model(
-    folder: Place, model: SCEModel, fresh: FreshModel, info: dict[str, Any], cost: TrainingCost
-) -> None:
-    """The whole artifact, or nothing."""
+def _write_model(folder: Place, model: SCEModel, fresh: FreshModel, cost: TrainingCost) -> None:
+    """The artifact whole, or nothing; its card is written once it is measured."""
     with replace_folder(folder, "config.json") as new:
         model.save_pretrained(new)
         if fresh.tokenizer is not None:
             fresh.tokenizer.save_pretrained(new)
-        write_model_card(new, info)
         cost.save(new)
 
 
 def _card(
-    experiment: Experiment,
-    fresh: FreshModel,
-    prepared: PreparedData,
-    embedder: TextEmbedder,
-    best: dict[str, float],
-    fits: dict[str, TemperatureFit],
+    plan: Plan, embedder: TextEmbedder, best: dict[str, float], fits: dict[str, TemperatureFit]
 ) -> dict[str, Any]:
-    """What the model card says (see `sce.workflows.model_card`)."""
-    counts = prepared.manifest["counts"]
+    """What the model card says beside the results (see `sce.workflows.model_card`)."""
+    experiment, fresh, manifest = plan.experiment, plan.fresh, plan.prepared.manifest
     return {
         "name": experiment.name,
         "embedder": {
@@ -285,12 +284,12 @@ def _card(
         },
         "encoder": {"name": fresh.encoder_name, "licence": fresh.encoder_licence},
         "training_data": [
-            {"name": name, "rows": splits["train"], "licence": prepared.manifest["licences"][name]}
-            for name, splits in counts.items()
+            {"name": name, "rows": splits["train"], "licence": manifest["licences"][name]}
+            for name, splits in manifest["counts"].items()
             if splits.get("train")
         ],
         "recipe": experiment.model_dump(mode="json", include={"seed", "model", "augment", "train"}),
-        "paper_settings": paper_settings(experiment),
+        "paper_settings": paper_settings(experiment.model_dump(mode="json")),
         "git_commit": git_tags().get("mlflow.source.git.commit"),
         "versions": {name: version(name) for name in ("torch", "transformers", "ray")},
         "calibration": fits["sce"].to_dict(),

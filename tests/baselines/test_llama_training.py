@@ -5,13 +5,16 @@ import threading
 import pytest
 import torch
 
-from sce.baselines.adapters import add_adapters
-from sce.baselines.llama_epochs import train_llama_epoch
-from sce.baselines.llama_training import LlamaRows, LlamaSampler, LlamaTrainConfig
-from sce.baselines.lora import LoraSettings, load_base, load_chat_tokenizer
+from sce.baselines.llama_training import (
+    LlamaObjective,
+    LlamaRows,
+    LlamaSampler,
+    LlamaTrainConfig,
+)
+from sce.baselines.lora import LoraSettings, add_adapters, load_base, load_chat_tokenizer
 from sce.baselines.prompted import PromptedClassifier
 from sce.labels import LabelSet
-from sce.training.epoch import make_optimizer
+from sce.training.epoch import make_optimizer, train_epoch
 from tests.tiny_models import build_llama
 
 SETTINGS = LoraSettings(rank=4, dtype="float32", quantisation="none", gradient_checkpointing=False)
@@ -67,9 +70,8 @@ def train(folder, micro, accumulation, workers, epochs=1, rate=3e-3):
                 gradient.copy_(total)
 
         for epoch in range(epochs):
-            stats = train_llama_epoch(
-                model, sampler, optimizer, config, epoch, CPU, rank, workers, reduce
-            )
+            objective = LlamaObjective(model, sampler, CPU)
+            stats = train_epoch(objective, optimizer, config, epoch, rank, workers, reduce)
         losses[rank] = stats.loss_sum
 
     threads = [threading.Thread(target=run, args=(rank,)) for rank in range(workers)]
@@ -100,13 +102,13 @@ def test_the_loss_goes_down_and_the_labels_are_learned(folder):
 def test_what_is_drawn_follows_from_seed_epoch_and_row(folder):
     config = LlamaTrainConfig()
     _, _, sampler, _ = fresh(folder, config)
-    one, _ = sampler.draw(0, [0, 5])
-    again, _ = sampler.draw(0, [5, 0])
+    one = sampler.draw(0, [0, 5])
+    again = sampler.draw(0, [5, 0])
     assert sorted(map(tuple, one.ids_BT.tolist())) == sorted(map(tuple, again.ids_BT.tolist()))
-    orders = {tuple(sampler.draw(epoch, [0])[0].ids_BT[0].tolist()) for epoch in range(8)}
+    orders = {tuple(sampler.draw(epoch, [0]).ids_BT[0].tolist()) for epoch in range(8)}
     assert len(orders) > 2
     _, _, fixed, _ = fresh(folder, LlamaTrainConfig(shuffle_labels=False))
-    assert len({tuple(fixed.draw(e, [0])[0].ids_BT[0].tolist()) for e in range(8)}) == 1
+    assert len({tuple(fixed.draw(e, [0]).ids_BT[0].tolist()) for e in range(8)}) == 1
 
 
 def test_the_batch_size_follows_from_its_parts():

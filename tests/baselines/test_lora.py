@@ -4,8 +4,15 @@ import pytest
 import torch
 from peft import PeftModel
 
-from sce.baselines.adapters import add_adapters, collate, label_loss
-from sce.baselines.lora import LoraSettings, load_base, load_chat_tokenizer, merge
+from sce.baselines.lora import (
+    LoraSettings,
+    add_adapters,
+    collate,
+    label_loss,
+    load_base,
+    load_chat_tokenizer,
+    merge,
+)
 from sce.baselines.prompted import PromptedClassifier
 from sce.errors import ConfigError, InputError
 from tests.tiny_models import build_llama

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from sce.labels import LabelSet
-from sce.training.episode_sampler import EpisodeSampler, EpisodeTables
-from sce.training.episodes import AugmentConfig
+from sce.training.episodes import AugmentConfig, EpisodeSampler, EpisodeTables
 
 SETS = {
     "animals": LabelSet.parse(
