@@ -57,7 +57,7 @@ def test_the_papers_configuration_has_every_setting_that_the_paper_states():
     path = CONFIGS / "paper" / "sce.yaml"
     experiment = load_config(Experiment, ["--config", str(path)], "job", "")
     expected = set(PAPER_SETTINGS) - {"augment.view_weights"} | {"augment.view_weights.synonym"}
-    assert set(paper_settings(experiment)) == expected
+    assert set(paper_settings(experiment.model_dump(mode="json"))) == expected
     names = [source.dataset for source in experiment.data.sources]
     assert names == ["bbc", "huffpost", "mind", "nytimes", "yahoo", "ag_news", "arise", "mnds"]
     assert experiment.embedder.kind == "jina"

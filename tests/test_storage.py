@@ -238,9 +238,9 @@ def test_prepared_data(home):
 
 
 def test_the_state_of_a_run(home):
-    TrainingRun.open(home / "c", {"seed": 0}, resume=False, restart=False)
+    first = TrainingRun.open(home / "c", {"seed": 0}, resume=False, restart=False)
     write_text(home / "c" / "run-1" / "checkpoint", "")
-    assert TrainingRun.open(home / "c", {"seed": 0}, resume=True, restart=False).resumed
+    assert TrainingRun.open(home / "c", {"seed": 0}, resume=True, restart=False) == first
     with pytest.raises(ConfigError, match=r"--resume.*--restart"):
         TrainingRun.open(home / "c", {"seed": 0}, resume=False, restart=False)
     TrainingRun.open(home / "c", {"seed": 1}, resume=False, restart=True)

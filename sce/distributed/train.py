@@ -9,11 +9,9 @@ import numpy as np
 import torch
 from ray.train.torch import prepare_model
 
-from sce.distributed.resources import WorkerPlan
-from sce.distributed.workers import MetricsLog, Reduce, Worker, run_training
+from sce.distributed.workers import Fitted, Reduce, Run, Worker, run_training
 from sce.evaluation import flops
 from sce.model.encoder import SCEModel
-from sce.storage import Place
 from sce.training.data import TrainingData
 from sce.training.episodes import AugmentConfig, EpisodeObjective, EpisodeSampler, EpisodeTables
 from sce.training.epoch import TrainConfig
@@ -30,31 +28,11 @@ class FitSettings:
     seed: int
 
 
-@dataclass(frozen=True)
-class FitResult:
-    """The best epoch's model, on the CPU, with the figures of that epoch and the last."""
-
-    model: SCEModel
-    best: dict[str, float]
-    last: dict[str, float]
-
-
 def fit(
-    fresh: FreshModel,
-    data: TrainingData,
-    validator: Validator,
-    settings: FitSettings,
-    workers: WorkerPlan,
-    storage: Place,
-    run_name: str,
-    metrics_log: MetricsLog,
-) -> FitResult:
-    """Train on Ray and return the model of the epoch with the best validation accuracy.
-
-    Args:
-        fresh: stays as it is; the workers train copies.
-        workers: how many and on what (`training_workers`).
-        storage, run_name: as of `run_training`.
+    fresh: FreshModel, data: TrainingData, validator: Validator, settings: FitSettings, run: Run
+) -> tuple[SCEModel, Fitted]:
+    """Train copies of `fresh` on Ray; returns the model of the epoch with the best validation
+    accuracy, on the CPU, and the figures.
 
     Raises:
         ray.train.TrainingFailedError: more workers died than `train.max_failures` allows.
@@ -70,19 +48,9 @@ def fit(
         settings.seed,
     )
     shared = (fresh.model, fresh.random_state, sampler, data.train.vectors_ND, validator)
-    checkpoint, best, last = run_training(
-        EncoderTraining,
-        shared,
-        settings,
-        settings.train,
-        workers,
-        storage,
-        run_name,
-        metrics_log,
-    )
-    with checkpoint.as_directory() as folder:
-        model = SCEModel.from_pretrained(folder)
-    return FitResult(model, best, last)
+    fitted = run_training(EncoderTraining, shared, settings, settings.train, run)
+    with fitted.checkpoint.as_directory() as folder:
+        return SCEModel.from_pretrained(folder), fitted
 
 
 class EncoderTraining(EpisodeObjective):

@@ -24,10 +24,8 @@ from sce.baselines.llama_training import (
 from sce.baselines.lora import LoraSettings, add_adapters, load_base, load_chat_tokenizer
 from sce.baselines.prompted import PromptedClassifier
 from sce.baselines.settings import PromptName
-from sce.distributed.resources import WorkerPlan
-from sce.distributed.workers import STATE_FILE, MetricsLog, Reduce, Worker, run_training
+from sce.distributed.workers import STATE_FILE, Fitted, Reduce, Run, Worker, run_training
 from sce.evaluation import flops
-from sce.storage import Place
 
 
 @dataclass(frozen=True)
@@ -41,42 +39,21 @@ class LlamaFitSettings:
     seed: int
 
 
-@dataclass(frozen=True)
-class LlamaFit:
-    """The best epoch's adapters, as a folder, with the figures of that epoch and the last."""
-
-    adapter: Path
-    trainable_parameters: int
-    best: dict[str, float]
-    last: dict[str, float]
-
-
 def fit_llama(
-    train: LlamaRows,
-    validation: LlamaRows,
-    settings: LlamaFitSettings,
-    workers: WorkerPlan,
-    storage: Place,
-    run_name: str,
-    metrics_log: MetricsLog,
-    target: Path,
-) -> LlamaFit:
-    """Train on Ray; the adapters of the epoch with the best validation accuracy go to `target`.
-
-    Args:
-        storage, run_name: as of `run_training`.
+    train: LlamaRows, validation: LlamaRows, settings: LlamaFitSettings, run: Run, target: Path
+) -> Fitted:
+    """Train on Ray; the adapters of the epoch with the best validation accuracy go to `target`,
+    with what the training took.
 
     Raises:
         ray.train.TrainingFailedError: more workers died than `train.max_failures` allows.
     """
-    data = (train, validation)
-    checkpoint, best, last = run_training(
-        LlamaTraining, data, settings, settings.train, workers, storage, run_name, metrics_log
-    )
-    checkpoint.to_directory(target)
+    fitted = run_training(LlamaTraining, (train, validation), settings, settings.train, run)
+    fitted.checkpoint.to_directory(target)
     (target / STATE_FILE).unlink()
     adapters = load_peft_weights(str(target), device="cpu")
-    return LlamaFit(target, sum(a.numel() for a in adapters.values()), best, last)
+    fitted.cost(len(train), sum(a.numel() for a in adapters.values())).save(target)
+    return fitted
 
 
 class LlamaTraining(LlamaObjective):

@@ -31,6 +31,7 @@ from transformers import logging as transformers_logging
 
 from sce.distributed.resources import WorkerPlan, use_threads
 from sce.evaluation import flops
+from sce.evaluation.costs import TrainingCost
 from sce.model.encoder import trainable_parameters
 from sce.storage import Place
 from sce.training.epoch import (
@@ -79,10 +80,8 @@ class Worker:
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """Sum over the workers, on the CPU."""
-        if self.world_size == 1:
-            return tensor
         moved = tensor.to(self.device)
-        torch.distributed.all_reduce(moved)
+        self.sum_in_place([moved])
         return moved.cpu()
 
     def sum_in_place(self, tensors: Sequence[torch.Tensor]) -> None:
@@ -122,29 +121,62 @@ class Training(Objective, Protocol):
         """Read weights that `save` wrote."""
 
 
-Build = Callable[[Any, Any, Worker], Training]
-"""Makes what a worker trains of the data, the settings and its place."""
+@dataclass(frozen=True)
+class Run:
+    """Where a training runs and where it is recorded.
+
+    Attributes:
+        storage: folder or URI of the checkpoints, which every node must reach. With the same `name`
+            a run that was cut short goes on from its last checkpoint.
+    """
+
+    workers: WorkerPlan
+    storage: Place
+    name: str
+    metrics_log: MetricsLog
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What came of a training.
+
+    Attributes:
+        checkpoint: of the epoch with the best score, the earliest of equal ones.
+        best, last: figures of that epoch and of the last.
+        workers: that trained.
+    """
+
+    checkpoint: ray.train.Checkpoint
+    best: Figures
+    last: Figures
+    workers: WorkerPlan
+
+    def cost(
+        self, rows: int, trainable_parameters: int, embedding_flops: float = 0.0
+    ) -> TrainingCost:
+        """What it took, for `rows` training rows whose embedding took `embedding_flops`."""
+        return TrainingCost(
+            rows=rows,
+            epochs=int(self.last["epoch"]),
+            seconds=self.last.get("train/seconds", 0.0),
+            flops=self.last.get("train/flops", 0.0),
+            embedding_flops=embedding_flops,
+            trainable_parameters=trainable_parameters,
+            workers=str(self.workers),
+        )
 
 
 def run_training(
-    build: Build,
+    build: Callable[[Any, Any, Worker], Training],
     data: Any,
     settings: Any,
     train: TrainConfig,
-    workers: WorkerPlan,
-    storage: Place,
-    run_name: str,
-    metrics_log: MetricsLog,
-) -> tuple[ray.train.Checkpoint, Figures, Figures]:
+    run: Run,
+) -> Fitted:
     """Train on Ray Train.
 
     Args:
         build: called in each worker with `data`, `settings` and its place.
-        storage: folder or URI of the checkpoints; with the same `run_name` a run that was cut short
-            goes on from its last checkpoint. Every node must reach it.
-
-    Returns:
-        The checkpoint with the best score (the earliest of equal ones), its figures, the last.
 
     Raises:
         ray.train.TrainingFailedError: more workers died than `train.max_failures` allows.
@@ -156,27 +188,27 @@ def run_training(
             "data": [ray.put(data)],
             "settings": settings,
             "train": train,
-            "threads": workers.threads,
+            "threads": run.workers.threads,
         },
         scaling_config=ScalingConfig(
-            num_workers=workers.count,
-            use_gpu=workers.use_gpu,
-            resources_per_worker=workers.resources,
-            accelerator_type=workers.accelerator_type,
+            num_workers=run.workers.count,
+            use_gpu=run.workers.use_gpu,
+            resources_per_worker=run.workers.resources,
+            accelerator_type=run.workers.accelerator_type,
         ),
         run_config=RunConfig(  # type: ignore[call-arg]  # typed as the V1 class
-            name=run_name,
-            storage_path=str(storage),
+            name=run.name,
+            storage_path=str(run.storage),
             failure_config=FailureConfig(max_failures=train.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=1, checkpoint_score_attribute="score"),
-            callbacks=[EpochLog(metrics_log, train.epochs)],  # type: ignore[list-item]
+            callbacks=[EpochLog(run.metrics_log, train.epochs)],  # type: ignore[list-item]
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
     result = trainer.fit()
     assert result.best_checkpoints, "every run reports a checkpoint"
     checkpoint, best = max(result.best_checkpoints, key=lambda c: (c[1]["score"], -c[1]["epoch"]))
-    return checkpoint, best, dict(result.metrics or {})
+    return Fitted(checkpoint, best, dict(result.metrics or {}), run.workers)
 
 
 def _train_worker(config: dict[str, Any]) -> None:

@@ -16,6 +16,8 @@ from sce.training.data import Rows, TextLookup
 
 VIEWS: dict[str, Callable[[LabelSet], LabelSet]] = {"name": only_names, "all": lambda s: s}
 """What the model is told of each label: the bare names, and all that is known of them."""
+ScoreRows = Callable[[np.ndarray, LabelSet, LabelVectors], np.ndarray]
+"""Scores [n, K] for vectors of texts [n, D], a label set as a view shows it, and its vectors."""
 
 
 @dataclass(frozen=True)
@@ -29,23 +31,6 @@ class ValidationFigures:
     def metrics(self) -> dict[str, float]:
         named = {f"validation/{d}/accuracy": a for d, a in self.by_dataset.items()}
         return {"validation/accuracy": self.accuracy, "validation/nll": self.nll, **named}
-
-
-@dataclass(frozen=True)
-class Group:
-    """The validation rows of one label set, under one view of it.
-
-    Attributes:
-        view: place in `VIEWS`.
-        places_n: of the rows.
-        label_set: in canonical order, reduced to what the view shows.
-        vectors: of its labels.
-    """
-
-    view: int
-    places_n: np.ndarray
-    label_set: LabelSet
-    vectors: LabelVectors
 
 
 class Validator:
@@ -63,7 +48,7 @@ class Validator:
     ) -> None:
         self.rows = rows
         set_N = np.array(rows.sets)
-        self._groups: list[Group] = []
+        self._groups: list[tuple[int, np.ndarray, LabelSet, LabelVectors]] = []
         self.targets_N = np.empty(len(rows), np.int64)
         self.label_counts_N = np.empty(len(rows), np.int64)
         for name in dict.fromkeys(rows.sets):
@@ -74,36 +59,28 @@ class Validator:
             for view, reduce in enumerate(VIEWS.values()):
                 reduced = reduce(canonical)
                 vectors = encode_labels(reduced, text_vectors, token_means)
-                self._groups.append(Group(view, members, reduced, vectors))
+                self._groups.append((view, members, reduced, vectors))
         self.width = int(self.label_counts_N.max())
 
     def scores(self, model: SCEModel, rank: int = 0, world_size: int = 1) -> np.ndarray:
         """Uncalibrated scores of the model, as `collect` has them."""
         model.eval()
         return self.collect(
-            lambda vectors_nD, group: score(model, vectors_nD, group.vectors), rank, world_size
+            lambda vectors_nD, _, labels: score(model, vectors_nD, labels), rank, world_size
         )
 
-    def collect(
-        self,
-        score_rows: Callable[[np.ndarray, Group], np.ndarray],
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> np.ndarray:
+    def collect(self, score_rows: ScoreRows, rank: int = 0, world_size: int = 1) -> np.ndarray:
         """Scores float32 [V, N, Kmax] of all rows, V the views; 0 where a set has fewer labels.
 
         With several workers each scores every `world_size`-th row of a set, and the rows of the
         others stay 0: the sum over the workers is the whole (`finish`).
-
-        Args:
-            score_rows: gives scores [n, K] for vectors of texts [n, D] of a group.
         """
         scores_VNK = np.zeros((len(VIEWS), len(self.rows), self.width), np.float32)
-        for group in self._groups:
-            mine_n = group.places_n[rank::world_size]
-            if len(mine_n):
-                found_nK = score_rows(self.rows.vectors_ND[mine_n], group)
-                scores_VNK[group.view, mine_n, : found_nK.shape[1]] = found_nK
+        for view, members, label_set, vectors in self._groups:
+            mine = members[rank::world_size]
+            if len(mine):
+                found = score_rows(self.rows.vectors_ND[mine], label_set, vectors)
+                scores_VNK[view, mine, : found.shape[1]] = found
         return scores_VNK
 
     def finish(self, scores_VNK: np.ndarray) -> np.ndarray:

@@ -25,10 +25,10 @@ from sce.workflows.tracking import TrackingConfig
 class RunSettings(JobConfig):
     """What every experiment has, whatever it trains; its folders."""
 
-    name: str
+    name: str = "sce"
     """Names the method in reports, and the run in MLflow."""
     seed: int = 0
-    run_dir: Place
+    run_dir: Place = Path("runs/sce")
     """Where everything that the jobs write goes: data, embeddings, checkpoints, model, results.
     A path that every node reaches, or a URI (s3://bucket/folder)."""
     data: DataConfig = DataConfig()
@@ -68,11 +68,6 @@ class RunSettings(JobConfig):
 class Experiment(RunSettings):
     """Settings of an experiment. Every field is a YAML key, a flag and a variable."""
 
-    name: str = "sce"
-    """Names the model, and the run in MLflow."""
-    run_dir: Place = Path("runs/sce")
-    """Where everything that the jobs write goes: data, embeddings, checkpoints, model, results.
-    A path that every node reaches, or a URI (s3://bucket/folder)."""
     embedder: EmbedderConfig = EmbedderConfig()
     method: Literal["sce", "similarity", "prompted"] = "sce"
     """What `jobs/evaluate.py` measures: the trained model (beside cosine similarity with the same

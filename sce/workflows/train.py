@@ -73,6 +73,7 @@ def train(experiment: Experiment) -> dict[str, Any]:
     """
     # Imported here: Ray Train costs a second that the other jobs need not pay.
     from sce.distributed.train import FitSettings, fit
+    from sce.distributed.workers import Run
 
     started = time.perf_counter()
     plan = resolve(experiment)
@@ -82,30 +83,22 @@ def train(experiment: Experiment) -> dict[str, Any]:
     _write_config(experiment)
     with run.recorded(open_tracker(experiment, run.tracker_run_id, "train")) as tracker:
         _log_plan(plan, tracker)
-        settings = FitSettings(experiment.train, experiment.augment, experiment.seed)
-        fitted = fit(
+        model, fitted = fit(
             plan.fresh,
             plan.data,
             plan.validator,
-            settings,
-            plan.workers,
-            experiment.checkpoints_dir,
-            run.run_name,
-            tracker,
+            FitSettings(experiment.train, experiment.augment, experiment.seed),
+            Run(plan.workers, experiment.checkpoints_dir, run.run_name, tracker),
         )
-        fits = _calibrate(fitted.model, plan.validator, plan.data.label_texts)
+        fits = _calibrate(model, plan.validator, plan.data.label_texts)
         embedder = load_embedder(experiment.embedder)
         texts = plan.prepared.select("train")["text"].to_pylist()
-        cost = TrainingCost(
-            rows=len(plan.data.train),
-            epochs=int(fitted.last["epoch"]),
-            seconds=fitted.last.get("train/seconds", 0.0),
-            flops=fitted.last.get("train/flops", 0.0),
-            embedding_flops=embedding_flops(embedder, texts),
-            trainable_parameters=trainable_parameters(plan.fresh.model),
-            workers=str(plan.workers),
+        cost = fitted.cost(
+            len(plan.data.train),
+            trainable_parameters(plan.fresh.model),
+            embedding_flops(embedder, texts),
         )
-        _write_model(experiment.model_dir, fitted.model, plan.fresh, cost)
+        _write_model(experiment.model_dir, model, plan.fresh, cost)
         evaluated = measure(experiment, plan.prepared, tracker, experiment.results_dir, embedder)
         results = [e.result for e in evaluated]
         card = _card(plan, embedder, fitted.best, fits) | {"results": results}
@@ -241,7 +234,7 @@ def _calibrate(
     both are stored in the model's configuration."""
     scores_VNK = validator.scores(model)
     cosine_VNK = validator.collect(
-        lambda vectors_nD, group: cosine_scores(vectors_nD, group.label_set, label_texts)
+        lambda vectors_nD, label_set, _: cosine_scores(vectors_nD, label_set, label_texts)
     )
     # Each row under one view: the same row twice would make the data look twice as certain.
     rows_N = np.arange(len(validator.rows))

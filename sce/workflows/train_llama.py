@@ -16,9 +16,10 @@ from sce.baselines.lora import LoraSettings, load_base, load_chat_tokenizer, mer
 from sce.baselines.prompted import PromptedClassifier
 from sce.baselines.settings import PromptedConfig, PromptName
 from sce.datasets.prepare import PreparedData, prepare
-from sce.distributed.resources import WorkerPlan, training_workers
+from sce.distributed.resources import training_workers
+from sce.distributed.train_llama import LlamaFitSettings, fit_llama
+from sce.distributed.workers import Run
 from sce.errors import DataError
-from sce.evaluation.costs import TrainingCost
 from sce.evaluation.evaluate import headline_metrics
 from sce.evaluation.flops import LORA_RANK
 from sce.storage import Place, absolute_model, replace_folder
@@ -96,7 +97,8 @@ def train_llama(experiment: LlamaExperiment) -> dict[str, Any]:
     )
     with run.recorded(open_tracker(experiment, run.tracker_run_id, "train")) as tracker:
         tracker.log_params(experiment.model_dump(mode="json"))
-        summary = _fit(experiment, rows, validation, workers, run.run_name, tracker)
+        place = Run(workers, experiment.checkpoints_dir, run.run_name, tracker)
+        summary = _fit(experiment, rows, validation, place)
         if experiment.merge:
             summary |= _merge(experiment, validation)
             tracker.log_metrics({"merged/validation/accuracy": summary["merged_accuracy"]})
@@ -109,17 +111,9 @@ def train_llama(experiment: LlamaExperiment) -> dict[str, Any]:
 
 
 def _fit(
-    experiment: LlamaExperiment,
-    rows: LlamaRows,
-    validation: LlamaRows,
-    workers: WorkerPlan,
-    run_name: str,
-    tracker: Tracker,
+    experiment: LlamaExperiment, rows: LlamaRows, validation: LlamaRows, run: Run
 ) -> dict[str, Any]:
     """Fit the adapters and write them, whole or not at all."""
-    # Imported here: Ray Train costs a second that a refusal need not wait for.
-    from sce.distributed.train_llama import LlamaFitSettings, fit_llama
-
     settings = LlamaFitSettings(
         absolute_model(experiment.base),
         experiment.prompt,
@@ -128,18 +122,7 @@ def _fit(
         experiment.seed,
     )
     with replace_folder(experiment.adapter_dir, "adapter_config.json") as new:
-        fitted = fit_llama(
-            rows, validation, settings, workers, experiment.checkpoints_dir, run_name, tracker, new
-        )
-        TrainingCost(
-            rows=len(rows),
-            epochs=int(fitted.last["epoch"]),
-            seconds=fitted.last.get("train/seconds", 0.0),
-            flops=fitted.last.get("train/flops", 0.0),
-            embedding_flops=0.0,
-            trainable_parameters=int(fitted.trainable_parameters),
-            workers=str(workers),
-        ).save(new)
+        fitted = fit_llama(rows, validation, settings, run, new)
     loss = fitted.last.get("train/loss")
     return {
         "adapter": str(experiment.adapter_dir),

@@ -19,10 +19,11 @@ import torch
 from ray import cloudpickle
 
 from sce.distributed.resources import ResourcesConfig, training_workers
-from sce.distributed.train import FitResult, FitSettings, fit
-from sce.distributed.workers import EpochLog
+from sce.distributed.train import FitSettings, fit
+from sce.distributed.workers import EpochLog, Run
 from sce.errors import ConfigError
 from sce.labels import LabelSet
+from sce.model.encoder import SCEModel
 from sce.training.data import Rows, TextLookup, TrainingData
 from sce.training.episodes import AugmentConfig
 from sce.training.epoch import TrainConfig
@@ -70,6 +71,13 @@ def parts(tmp_path_factory) -> Parts:
     return Parts(data, fresh, Validator(data.validation, SETS, vectors, fresh.token_means))
 
 
+@dataclass(frozen=True)
+class Result:
+    model: SCEModel
+    best: dict[str, float]
+    last: dict[str, float]
+
+
 SETTINGS = FitSettings(
     TrainConfig(epochs=3, batch_size=16, learning_rate=1e-3, patience=3), AugmentConfig(), seed=0
 )
@@ -88,16 +96,16 @@ class History:
 
 def run(
     parts: Parts, folder: Path, workers: int = 1, settings: FitSettings = SETTINGS
-) -> tuple[FitResult, dict[int, float]]:
+) -> tuple[Result, dict[int, float]]:
     folder.mkdir(parents=True, exist_ok=True)
     history = History(folder / "history")
     plan = training_workers(ResourcesConfig(num_workers=workers, use_gpu=False))
-    result = fit(
-        parts.fresh, parts.data, parts.validator, settings, plan, folder / "checkpoints", "run",
-        history,
-    )  # fmt: skip
+    place = Run(plan, folder / "checkpoints", "run", history)
+    model, fitted = fit(parts.fresh, parts.data, parts.validator, settings, place)
     lines = [line.split() for line in Path(history.path).read_text().splitlines()]
-    return result, {int(epoch): float(loss) for epoch, loss in lines}
+    return Result(model, fitted.best, fitted.last), {
+        int(epoch): float(loss) for epoch, loss in lines
+    }
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +113,7 @@ def undisturbed(ray_session, parts, tmp_path_factory):
     return run(parts, tmp_path_factory.mktemp("undisturbed"))
 
 
-def assert_same_model(a: FitResult, b: FitResult, tolerance: float) -> None:
+def assert_same_model(a: Result, b: Result, tolerance: float) -> None:
     theirs = b.model.state_dict()
     for name, value in a.model.state_dict().items():
         torch.testing.assert_close(value, theirs[name], atol=tolerance, rtol=0, msg=name)
