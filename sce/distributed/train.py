@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,43 +11,31 @@ from ray.train.torch import prepare_model
 from sce.distributed.workers import Fitted, Reduce, Run, Worker, run_training
 from sce.evaluation import flops
 from sce.model.encoder import SCEModel
-from sce.training.data import TrainingData
-from sce.training.episodes import AugmentConfig, EpisodeObjective, EpisodeSampler, EpisodeTables
+from sce.training.episodes import EpisodeObjective, EpisodeSampler, EpisodeTables
 from sce.training.epoch import TrainConfig
 from sce.training.fresh_model import FreshModel
 from sce.training.validation import Validator
 
 
-@dataclass(frozen=True)
-class FitSettings:
-    """What decides how a fresh model is fitted (the data apart)."""
-
-    train: TrainConfig
-    augment: AugmentConfig
-    seed: int
-
-
 def fit(
-    fresh: FreshModel, data: TrainingData, validator: Validator, settings: FitSettings, run: Run
+    fresh: FreshModel,
+    sampler: EpisodeSampler,
+    vectors_ND: np.ndarray,
+    validator: Validator,
+    train: TrainConfig,
+    run: Run,
 ) -> tuple[SCEModel, Fitted]:
     """Train copies of `fresh` on Ray; returns the model of the epoch with the best validation
     accuracy, on the CPU, and the figures.
 
+    Args:
+        vectors_ND: of the sampler's rows.
+
     Raises:
         ray.train.TrainingFailedError: more workers died than `train.max_failures` allows.
     """
-    sampler = EpisodeSampler(
-        data.train.ids,
-        data.train.labels,
-        data.train.sets,
-        data.label_sets,
-        data.label_texts,
-        fresh.token_means,
-        settings.augment,
-        settings.seed,
-    )
-    shared = (fresh.model, fresh.random_state, sampler, data.train.vectors_ND, validator)
-    fitted = run_training(EncoderTraining, shared, settings, settings.train, run)
+    parts = (fresh.model, fresh.random_state, sampler, vectors_ND, validator)
+    fitted = run_training(EncoderTraining, parts, train, run)
     with fitted.checkpoint.as_directory() as folder:
         return SCEModel.from_pretrained(folder), fitted
 
@@ -57,15 +44,15 @@ class EncoderTraining(EpisodeObjective):
     """Training of the encoder as `sce.distributed.workers` has it.
 
     Args:
-        shared: model, its random state, sampler, vectors of the training rows and validator.
+        parts: model, its random state, sampler, vectors of the training rows and validator.
     """
 
     reduce: Reduce | None = None  # DDP averages the gradients
 
-    def __init__(self, shared: tuple[Any, ...], settings: FitSettings, worker: Worker) -> None:
-        model, random_state, sampler, vectors_ND, self._validator = shared
+    def __init__(self, parts: tuple[Any, ...], worker: Worker) -> None:
+        model, random_state, sampler, vectors_ND, self._validator = parts
         # As if the model had been built here: the masks of dropout follow from the seed.
-        torch.manual_seed(settings.seed)
+        torch.manual_seed(sampler.seed)
         torch.set_rng_state(random_state)
         device = worker.device
         self._model: SCEModel = model.to(device)

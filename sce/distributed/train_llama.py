@@ -48,7 +48,7 @@ def fit_llama(
     Raises:
         ray.train.TrainingFailedError: more workers died than `train.max_failures` allows.
     """
-    fitted = run_training(LlamaTraining, (train, validation), settings, settings.train, run)
+    fitted = run_training(LlamaTraining, (train, validation, settings), settings.train, run)
     fitted.checkpoint.to_directory(target)
     (target / STATE_FILE).unlink()
     adapters = load_peft_weights(str(target), device="cpu")
@@ -60,13 +60,13 @@ class LlamaTraining(LlamaObjective):
     """Training of LoRA adapters as `sce.distributed.workers` has it.
 
     Args:
-        data: training and validation rows.
+        parts: training rows, validation rows and settings.
     """
 
     def __init__(
-        self, data: tuple[LlamaRows, LlamaRows], settings: LlamaFitSettings, worker: Worker
+        self, parts: tuple[LlamaRows, LlamaRows, LlamaFitSettings], worker: Worker
     ) -> None:
-        rows, self._validation = data
+        rows, self._validation, settings = parts
         self._worker = worker
         self.reduce: Reduce | None = worker.sum_in_place
         tokenizer = load_chat_tokenizer(settings.base)

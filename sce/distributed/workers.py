@@ -167,16 +167,12 @@ class Fitted:
 
 
 def run_training(
-    build: Callable[[Any, Any, Worker], Training],
-    data: Any,
-    settings: Any,
-    train: TrainConfig,
-    run: Run,
+    build: Callable[[Any, Worker], Training], parts: Any, train: TrainConfig, run: Run
 ) -> Fitted:
     """Train on Ray Train.
 
     Args:
-        build: called in each worker with `data`, `settings` and its place.
+        build: called in each worker with `parts`, of which a machine holds one copy, and its place.
 
     Raises:
         ray.train.TrainingFailedError: more workers died than `train.max_failures` allows.
@@ -185,8 +181,7 @@ def run_training(
         _train_worker,
         train_loop_config={
             "build": build,
-            "data": [ray.put(data)],
-            "settings": settings,
+            "parts": [ray.put(parts)],
             "train": train,
             "threads": run.workers.threads,
         },
@@ -218,7 +213,7 @@ def _train_worker(config: dict[str, Any]) -> None:
     context = ray.train.get_context()
     worker = Worker(context.get_world_rank(), context.get_world_size(), get_device())
     train: TrainConfig = config["train"]
-    training: Training = config["build"](ray.get(config["data"][0]), config["settings"], worker)
+    training: Training = config["build"](ray.get(config["parts"][0]), worker)
     optimizer = make_optimizer(training.model, train)
     state = _restore(training, optimizer, worker)
     if state["epoch"] == 0 and state["best"] < 0:

@@ -24,6 +24,8 @@ from sce.datasets.prepare import PreparedData, prepare
 from sce.datasets.tokens import multi_token_labels
 from sce.distributed.embed import embed_prepared
 from sce.distributed.resources import WorkerPlan, training_workers
+from sce.distributed.train import fit
+from sce.distributed.workers import Run
 from sce.embedding.embedder import TextEmbedder, load_embedder
 from sce.embedding.store import EmbeddingStore, text_hash
 from sce.errors import ConfigError
@@ -34,6 +36,7 @@ from sce.model.calibration import TemperatureFit, fit_temperature
 from sce.model.encoder import SCEModel, trainable_parameters
 from sce.storage import Place, replace_folder, write_text
 from sce.training.data import Rows, TextLookup, TrainingData
+from sce.training.episodes import EpisodeSampler
 from sce.training.fresh_model import FreshModel, build_model
 from sce.training.validation import VIEWS, Validator
 from sce.workflows.evaluate import measure, open_tracker
@@ -61,6 +64,7 @@ class Plan:
     rows_store: EmbeddingStore
     data: TrainingData
     fresh: FreshModel
+    sampler: EpisodeSampler
     validator: Validator
     workers: WorkerPlan
 
@@ -71,10 +75,6 @@ def train(experiment: Experiment) -> dict[str, Any]:
     Raises:
         InputError: wrong settings or data; nothing was half-written.
     """
-    # Imported here: Ray Train costs a second that the other jobs need not pay.
-    from sce.distributed.train import FitSettings, fit
-    from sce.distributed.workers import Run
-
     started = time.perf_counter()
     plan = resolve(experiment)
     run = TrainingRun.open(
@@ -85,9 +85,10 @@ def train(experiment: Experiment) -> dict[str, Any]:
         _log_plan(plan, tracker)
         model, fitted = fit(
             plan.fresh,
-            plan.data,
+            plan.sampler,
+            plan.data.train.vectors_ND,
             plan.validator,
-            FitSettings(experiment.train, experiment.augment, experiment.seed),
+            experiment.train,
             Run(plan.workers, experiment.checkpoints_dir, run.run_name, tracker),
         )
         fits = _calibrate(model, plan.validator, plan.data.label_texts)
@@ -140,10 +141,20 @@ def resolve(experiment: Experiment) -> Plan:
     fresh = build_model(
         experiment.model, rows_store.manifest.embedder, experiment.train.dropout, experiment.seed
     )
+    sampler = EpisodeSampler(
+        data.train.ids,
+        data.train.labels,
+        data.train.sets,
+        data.label_sets,
+        data.label_texts,
+        fresh.token_means,
+        experiment.augment,
+        experiment.seed,
+    )
     validator = Validator(data.validation, data.label_sets, data.label_texts, fresh.token_means)
     _say_what_is_trained(fresh, data, prepared)
     workers = training_workers(experiment.resources)
-    return Plan(experiment, prepared, rows_store, data, fresh, validator, workers)
+    return Plan(experiment, prepared, rows_store, data, fresh, sampler, validator, workers)
 
 
 def _identity(plan: Plan) -> dict[str, Any]:

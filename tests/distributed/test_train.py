@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +19,13 @@ import torch
 from ray import cloudpickle
 
 from sce.distributed.resources import ResourcesConfig, training_workers
-from sce.distributed.train import FitSettings, fit
+from sce.distributed.train import fit
 from sce.distributed.workers import EpochLog, Run
 from sce.errors import ConfigError
 from sce.labels import LabelSet
 from sce.model.encoder import SCEModel
-from sce.training.data import Rows, TextLookup, TrainingData
-from sce.training.episodes import AugmentConfig
+from sce.training.data import Rows, TextLookup
+from sce.training.episodes import AugmentConfig, EpisodeSampler
 from sce.training.epoch import TrainConfig
 from sce.training.fresh_model import FreshModel, ModelConfig, build_model
 from sce.training.validation import Validator
@@ -55,8 +55,9 @@ def rows(count: int, seed: int) -> Rows:
 class Parts:
     """What every run here trains with."""
 
-    data: TrainingData
     fresh: FreshModel
+    sampler: EpisodeSampler
+    vectors_ND: np.ndarray
     validator: Validator
 
 
@@ -64,11 +65,15 @@ class Parts:
 def parts(tmp_path_factory) -> Parts:
     texts = sorted({t for s in SETS.values() for label in s.labels for t in label.info_texts})
     vectors = TextLookup(texts, text_vectors(texts))
-    data = TrainingData(rows(203, 0), rows(61, 1), SETS, vectors)
+    train, validation = rows(203, 0), rows(61, 1)
     encoder = build_roberta(tmp_path_factory.mktemp("encoder") / "roberta")
     model = ModelConfig(encoder=str(encoder), num_layers=None, adaptor_init="normal")
     fresh = build_model(model, {"dimension": 64}, dropout=0.0, seed=0)
-    return Parts(data, fresh, Validator(data.validation, SETS, vectors, fresh.token_means))
+    sampler = EpisodeSampler(
+        train.ids, train.labels, train.sets, SETS, vectors, fresh.token_means, AugmentConfig(), 0
+    )
+    validator = Validator(validation, SETS, vectors, fresh.token_means)
+    return Parts(fresh, sampler, train.vectors_ND, validator)
 
 
 @dataclass(frozen=True)
@@ -78,9 +83,7 @@ class Result:
     last: dict[str, float]
 
 
-SETTINGS = FitSettings(
-    TrainConfig(epochs=3, batch_size=16, learning_rate=1e-3, patience=3), AugmentConfig(), seed=0
-)
+TRAIN = TrainConfig(epochs=3, batch_size=16, learning_rate=1e-3, patience=3)
 
 
 class History:
@@ -95,13 +98,13 @@ class History:
 
 
 def run(
-    parts: Parts, folder: Path, workers: int = 1, settings: FitSettings = SETTINGS
+    parts: Parts, folder: Path, workers: int = 1, train: TrainConfig = TRAIN
 ) -> tuple[Result, dict[int, float]]:
     folder.mkdir(parents=True, exist_ok=True)
     history = History(folder / "history")
     plan = training_workers(ResourcesConfig(num_workers=workers, use_gpu=False))
     place = Run(plan, folder / "checkpoints", "run", history)
-    model, fitted = fit(parts.fresh, parts.data, parts.validator, settings, place)
+    model, fitted = fit(parts.fresh, parts.sampler, parts.vectors_ND, parts.validator, train, place)
     lines = [line.split() for line in Path(history.path).read_text().splitlines()]
     return Result(model, fitted.best, fitted.last), {
         int(epoch): float(loss) for epoch, loss in lines
@@ -138,8 +141,7 @@ def test_two_workers_give_the_loss_curve_and_the_model_of_one(undisturbed, parts
 
 def test_a_run_goes_on_from_its_last_checkpoint(undisturbed, parts, tmp_path):
     """The rates follow from the epochs planned, so the cut comes from patience, not from them."""
-    cut = replace(SETTINGS, train=SETTINGS.train.model_copy(update={"patience": 1}))
-    _, some = run(parts, tmp_path, settings=cut)
+    _, some = run(parts, tmp_path, train=TRAIN.model_copy(update={"patience": 1}))
     result, losses = run(parts, tmp_path)
     assert len(some) < len(losses)
     assert losses == undisturbed[1]
