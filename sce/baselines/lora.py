@@ -51,9 +51,9 @@ class LoraSettings(Section):
     targets: tuple[str, ...] = LINEARS
     """Linear layers with adapters."""
     quantisation: Literal["nf4", "none"] = "nf4"
-    """Of the frozen weights: 4-bit NormalFloat, or as they are."""
+    """How the frozen weights are kept: as 4-bit NormalFloat, or as they are."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """That is computed in; the adapters themselves are float32."""
+    """What is computed in; the adapters themselves are float32."""
     gradient_checkpointing: bool = True
     """Compute activations again in the backward pass rather than keep them."""
 
@@ -94,7 +94,7 @@ def load_chat_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     try:
         folder = fetch_model(path)
         if not Path(folder).is_dir():
-            # One question and not one a file: that a hub cannot be reached is told in seconds.
+            # One question and not one a file: a hub that cannot be reached is known in seconds.
             folder = snapshot_download(
                 folder, allow_patterns=_TOKENIZER_FILES, etag_timeout=_HUB_TIMEOUT_SECONDS
             )

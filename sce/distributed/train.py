@@ -77,7 +77,7 @@ class EncoderTraining(EpisodeObjective):
         worker, validator = self._worker, self._validator
         scores_VNK = validator.scores(self._model, worker.rank, worker.world_size)
         scores_VNK = worker.sum(torch.from_numpy(scores_VNK)).numpy()
-        return validator.figures(validator.finish(scores_VNK)).metrics()
+        return validator.figures(validator.finish(scores_VNK))
 
     def save(self, folder: str) -> None:
         self._model.save_pretrained(folder)

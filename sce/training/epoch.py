@@ -50,7 +50,7 @@ class TrainConfig(Section):
     """Inside the encoder. Above 0 the masks differ from one number of workers to another, so
     the loss curves then agree in distribution alone."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the encoder's forward and backward pass. "auto": bfloat16 on a GPU, else float32."""
+    """Numbers of the forward and backward pass. "auto": bfloat16 on a GPU, else float32."""
     patience: int = Field(2, ge=1)
     """Epochs without a better validation accuracy before training stops."""
     max_failures: int = Field(3, ge=0)
@@ -92,7 +92,7 @@ class EpochStats:
     steps: int
     seconds: float
     overhead_seconds: float
-    """Of drawing samples and bringing them to the device."""
+    """Time in which samples were drawn and brought to the device."""
     tokens: int
     """Tokens of all samples, and the sum of each one's square: `sce.evaluation.flops.total`."""
     squared_tokens: int

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,22 +14,9 @@ from sce.model.scoring import score
 from sce.training.data import Rows, TextLookup
 
 VIEWS: dict[str, Callable[[LabelSet], LabelSet]] = {"name": only_names, "all": lambda s: s}
-"""What the model is told of each label: the bare names, and all that is known of them."""
+"""What the model sees of each label: the bare names, and all that is known of them."""
 ScoreRows = Callable[[np.ndarray, LabelSet, LabelVectors], np.ndarray]
 """Scores [n, K] for vectors of texts [n, D], a label set as a view shows it, and its vectors."""
-
-
-@dataclass(frozen=True)
-class ValidationFigures:
-    """Accuracy by dataset, their mean (every dataset counts the same), mean NLL of the rows."""
-
-    accuracy: float
-    nll: float
-    by_dataset: dict[str, float]
-
-    def metrics(self) -> dict[str, float]:
-        named = {f"validation/{d}/accuracy": a for d, a in self.by_dataset.items()}
-        return {"validation/accuracy": self.accuracy, "validation/nll": self.nll, **named}
 
 
 class Validator:
@@ -88,12 +74,17 @@ class Validator:
         padding_NK = np.arange(self.width) >= self.label_counts_N[:, None]
         return np.where(padding_NK, -np.inf, scores_VNK)
 
-    def figures(self, scores_VNK: np.ndarray) -> ValidationFigures:
-        """Figures of finished scores, the mean over the views."""
+    def figures(self, scores_VNK: np.ndarray) -> dict[str, float]:
+        """Figures of finished scores, each the mean over the views: mean NLL of the rows, accuracy
+        by dataset, and the mean of those (every dataset counts the same)."""
         logits = torch.from_numpy(scores_VNK).double()
         targets = torch.from_numpy(self.targets_N).expand(len(VIEWS), -1)
         nll = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
         right_N = (scores_VNK.argmax(2) == self.targets_N).mean(0)
         datasets = np.array(self.rows.datasets)
         by_dataset = {d: float(right_N[datasets == d].mean()) for d in sorted(set(datasets))}
-        return ValidationFigures(float(np.mean(list(by_dataset.values()))), float(nll), by_dataset)
+        return {
+            "validation/accuracy": float(np.mean(list(by_dataset.values()))),
+            "validation/nll": float(nll),
+            **{f"validation/{d}/accuracy": accuracy for d, accuracy in by_dataset.items()},
+        }

@@ -10,12 +10,10 @@ import sys
 import time
 from dataclasses import dataclass
 from importlib.metadata import version
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import yaml
 from transformers import logging as transformers_logging
 
@@ -27,7 +25,7 @@ from sce.distributed.resources import WorkerPlan, training_workers
 from sce.distributed.train import fit
 from sce.distributed.workers import Run
 from sce.embedding.embedder import TextEmbedder, load_embedder
-from sce.embedding.store import EmbeddingStore, text_hash
+from sce.embedding.store import EmbeddingStore
 from sce.errors import ConfigError
 from sce.evaluation.costs import TrainingCost, embedding_flops
 from sce.evaluation.evaluate import headline_metrics
@@ -35,7 +33,7 @@ from sce.evaluation.paper import paper_settings
 from sce.model.calibration import TemperatureFit, fit_temperature
 from sce.model.encoder import SCEModel, trainable_parameters
 from sce.storage import Place, replace_folder, write_text
-from sce.training.data import Rows, TextLookup, TrainingData
+from sce.training.data import TextLookup, TrainingData
 from sce.training.episodes import EpisodeSampler
 from sce.training.fresh_model import FreshModel, build_model
 from sce.training.validation import VIEWS, Validator
@@ -100,10 +98,13 @@ def train(experiment: Experiment) -> dict[str, Any]:
             embedding_flops(embedder, texts),
         )
         _write_model(experiment.model_dir, model, plan.fresh, cost)
-        evaluated = measure(experiment, plan.prepared, tracker, experiment.results_dir, embedder)
-        results = [e.result for e in evaluated]
-        card = _card(plan, embedder, fitted.best, fits) | {"results": results}
-        write_model_card(experiment.model_dir, card)
+        card = _card(plan, embedder, fitted.best, fits)
+        results: list[dict[str, Any]] = []
+        try:
+            measured = measure(experiment, plan.prepared, tracker, experiment.results_dir, embedder)
+            results += [one.result for one in measured]
+        finally:  # also where it cannot be measured: the card then says so
+            write_model_card(experiment.model_dir, card | {"results": results})
         tracker.log_artifact(experiment.model_dir, "model")
     _say_what_is_next(experiment, tracker)
     return {
@@ -137,7 +138,7 @@ def resolve(experiment: Experiment) -> Plan:
     )
     rows_store = EmbeddingStore.open(experiment.embeddings_dir / "rows")
     labels_store = EmbeddingStore.open(experiment.embeddings_dir / "labels")
-    data = _training_data(prepared, rows_store, _text_lookup(prepared, labels_store))
+    data = TrainingData.read(prepared, rows_store, labels_store)
     fresh = build_model(
         experiment.model, rows_store.manifest.embedder, experiment.train.dropout, experiment.seed
     )
@@ -181,42 +182,6 @@ def _log_plan(plan: Plan, tracker: Tracker) -> None:
     tracker.log_dict(plan.prepared.manifest["counts"], "data_counts.json")
     # Of the run that embedded the texts, which may have been an earlier one.
     tracker.log_metrics({"embed_seconds": plan.rows_store.manifest.embed_seconds})
-
-
-def _text_lookup(prepared: PreparedData, store: EmbeddingStore) -> TextLookup:
-    """Vectors of every label text of the prepared data."""
-    texts = list(
-        dict.fromkeys(
-            chain.from_iterable(
-                (*label.info_texts, *label.examples)
-                for label_set in prepared.label_sets.values()
-                for label in label_set.labels
-            )
-        )
-    )
-    return TextLookup(texts, store.vectors_for([text_hash(text) for text in texts]))
-
-
-def _rows(table: pa.Table, store: EmbeddingStore) -> Rows:
-    ids = table["row_id"].to_pylist()
-    return Rows(
-        ids,
-        table["dataset"].to_pylist(),
-        table["label"].to_pylist(),
-        table["label_set"].to_pylist(),
-        store.vectors_for(ids),
-    )
-
-
-def _training_data(
-    prepared: PreparedData, rows_store: EmbeddingStore, label_texts: TextLookup
-) -> TrainingData:
-    training = _rows(prepared.select("train"), rows_store)
-    validation = _rows(prepared.select("validation"), rows_store)
-    used = sorted({*training.sets, *validation.sets})
-    return TrainingData(
-        training, validation, {name: prepared.label_sets[name] for name in used}, label_texts
-    )
 
 
 def _say_what_is_trained(fresh: FreshModel, data: TrainingData, prepared: PreparedData) -> None:
@@ -266,7 +231,7 @@ def _calibrate(
 
 
 def _write_model(folder: Place, model: SCEModel, fresh: FreshModel, cost: TrainingCost) -> None:
-    """The artifact whole, or nothing; its card is written once it is measured."""
+    """The artifact whole, or nothing; its card follows once it is measured."""
     with replace_folder(folder, "config.json") as new:
         model.save_pretrained(new)
         if fresh.tokenizer is not None:

@@ -53,7 +53,8 @@ class LlamaExperiment(RunSettings):
     lora: LoraSettings = LoraSettings(rank=LORA_RANK)
     train: LlamaTrainConfig = LlamaTrainConfig()
     validation_rows: int = Field(default=500, ge=1)
-    """Of the split `validation`, at most: each costs a forward pass of the whole model."""
+    """Rows of the split `validation` that are used, at most: each costs a forward pass of the whole
+    model."""
     merge: bool = False
     """Also write an unquantised model with the adapters in its weights, and measure it."""
 
