@@ -21,10 +21,10 @@ SETTINGS = LoraSettings(rank=4, dtype="float32", quantisation="none", gradient_c
 SET = LabelSet.parse(["flood", "engine trouble", "praise"])
 WORDS = {"flood": "river water rain", "engine trouble": "car motor smoke", "praise": "thank you"}
 ROWS = LlamaRows(
-    [f"r{i}" for i in range(22)],
-    [f"{WORDS[SET.names[i % 3]]} {i}" for i in range(22)],
-    [SET.names[i % 3] for i in range(22)],
-    ["s"] * 22,
+    [f"r{i}" for i in range(25)],
+    [f"{WORDS[SET.names[i % 3]]} {i}" for i in range(25)],
+    [SET.names[i % 3] for i in range(25)],
+    ["s"] * 25,
     {"s": SET},
 )
 CPU = torch.device("cpu")
@@ -84,6 +84,7 @@ def train(folder, micro, accumulation, workers, epochs=1, rate=3e-3):
 
 @pytest.mark.parametrize(("micro", "accumulation", "workers"), [(1, 8, 1), (2, 4, 2), (3, 3, 1)])
 def test_a_step_is_the_same_however_it_is_cut(folder, micro, accumulation, workers):
+    """25 rows in steps of 8: the last has one row, fewer than there are workers."""
     size = micro * accumulation
     ((one, *_),), _ = train(folder, size, 1, 1)
     made, _ = train(folder, micro, accumulation, workers)
@@ -93,7 +94,7 @@ def test_a_step_is_the_same_however_it_is_cut(folder, micro, accumulation, worke
 
 def test_the_loss_goes_down_and_the_labels_are_learned(folder):
     _, first = train(folder, 4, 2, 1)
-    ((_, classifier, *_),), last = train(folder, 4, 2, 1, epochs=20, rate=1e-2)
+    ((_, classifier, *_),), last = train(folder, 8, 1, 1, epochs=12, rate=2e-2)
     assert last < 0.3 * first
     found = classifier.scores(ROWS.texts, SET).argmax(1)
     assert [SET.names[k] for k in found] == ROWS.labels
