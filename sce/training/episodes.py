@@ -112,6 +112,7 @@ class EpisodeTables:
             counts_BK = text_BKD.new_zeros(text_BKD.shape[:2])
             examples_BKD = torch.zeros_like(text_BKD)
             if episodes.example_rows_BKX is not None:
+                # Only rows that have examples: the others would be most of the work.
                 rows_BKX = on_device(episodes.example_rows_BKX)
                 present_BKX = rows_BKX >= 0
                 counts_BK = present_BKX.sum(-1).to(text_BKD.dtype)
@@ -221,6 +222,8 @@ class EpisodeSampler:
         drawn_B = least_B + (u_B6[:, 1] * (most_B - least_B + 1)).astype(np.int64)
         own_count_B = np.where(subset_B, drawn_B, most_B)
 
+        # A random order of the row's own labels, the right one first and padding last; those whose
+        # rank in it is below the number drawn are kept, at their old places.
         order_BK = self._uniforms(epoch, "own", rows_B, own_BK.shape[1])
         order_BK = np.where(own_BK < 0, 2.0, order_BK)
         order_BK = np.where(own_BK == right_B[:, None], -1.0, order_BK)
@@ -233,12 +236,15 @@ class EpisodeSampler:
         )
         widest = int(foreign_count_B.max(initial=0))
         labels = len(self.set_of_L)
+        # Drawn among all labels; what is of the row's own set, too like the right label or drawn
+        # before is left out, so that a row may get fewer than it was to have.
         drawn_BF = (self._uniforms(epoch, "foreign", rows_B, widest) * labels).astype(np.int64)
         keep_BF = np.arange(widest) < foreign_count_B[:, None]
         keep_BF &= self.set_of_L[drawn_BF] != self.row_set_N[rows_B][:, None]
         similar_BF = self._similarity_LL[right_B[:, None], drawn_BF]
         keep_BF &= similar_BF < config.foreign_similarity_limit
         sorted_BF = np.sort(drawn_BF, axis=1)
+        # The comparison of all pairs takes F^2 a row: only where a batch has a double at all.
         if widest > 1 and (sorted_BF[:, 1:] == sorted_BF[:, :-1]).any():
             first_BFF = drawn_BF[:, :, None] == drawn_BF[:, None, :]
             keep_BF &= ~np.tril(first_BFF, -1).any(2)

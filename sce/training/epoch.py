@@ -125,6 +125,7 @@ def rate_factor(step: int, total_steps: int, config: TrainConfig) -> float:
         return (step + 1) / warmup
     if config.decay == "constant":
         return 1.0
+    # From 1 at the end of the warm-up to `end` on the very last step.
     end = config.final_learning_rate / config.learning_rate
     done = (step - warmup) / max(1, total_steps - warmup - 1)
     left = 1 - done if config.decay == "linear" else (1 + math.cos(math.pi * done)) / 2
