@@ -38,7 +38,7 @@ from sce.evaluation import flops
 from sce.evaluation.flops import JINA_V3, LLAMA_1B, LORA_RANK, ROBERTA_BASE, Architecture
 from sce.labels import LabelSet
 from sce.model.encoder import SCEConfig, SCEModel, trainable_parameters
-from sce.training.episodes import EpisodeObjective, EpisodeSampler, EpisodeTables
+from sce.training.episodes import EpisodeObjective, EpisodeSampler
 from sce.training.epoch import make_optimizer, train_epoch
 from sce.training.random_keys import row_keys
 
@@ -319,8 +319,7 @@ def sce_workload(settings: EpochCost, device: torch.device) -> Workload:
             augmentation(settings.labels),
             settings.seed,
         )
-        tables = EpisodeTables(torch.from_numpy(queries_ND).to(device), None, sampler.tokens_MH)
-        objective = EpisodeObjective(model, sampler, tables)
+        objective = EpisodeObjective(model, sampler, queries_ND, device)
 
         def run(epoch: int) -> None:
             train_epoch(objective, optimizer, train, epoch)

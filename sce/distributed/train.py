@@ -11,7 +11,7 @@ from ray.train.torch import prepare_model
 from sce.distributed.workers import Fitted, Reduce, Run, Worker, run_training
 from sce.evaluation import flops
 from sce.model.encoder import SCEModel
-from sce.training.episodes import EpisodeObjective, EpisodeSampler, EpisodeTables
+from sce.training.episodes import EpisodeObjective, EpisodeSampler
 from sce.training.epoch import TrainConfig
 from sce.training.fresh_model import FreshModel
 from sce.training.validation import Validator
@@ -54,20 +54,12 @@ class EncoderTraining(EpisodeObjective):
         # As if the model had been built here: the masks of dropout follow from the seed.
         torch.manual_seed(sampler.seed)
         torch.set_rng_state(random_state)
-        device = worker.device
-        self._model: SCEModel = model.to(device)
+        self._model: SCEModel = model.to(worker.device)
         self._worker = worker
         self._architecture = flops.architecture_of(model.encoder.config)
-        tables = EpisodeTables(
-            torch.from_numpy(np.array(vectors_ND)).to(device),
-            torch.from_numpy(np.array(sampler.texts_MD)).to(device)
-            if model.uses_embedded_labels
-            else None,
-            None if sampler.tokens_MH is None else sampler.tokens_MH.to(device),
-        )
-        several = worker.world_size > 1
-        wrapped = prepare_model(model, move_to_device=False) if several else model
-        super().__init__(wrapped, sampler, tables)
+        super().__init__(model, sampler, vectors_ND, worker.device)
+        if worker.world_size > 1:
+            self.model = prepare_model(model, move_to_device=False)
 
     def sample_flops(self, tokens: float) -> float:
         width = self._model.config.embedding_dim

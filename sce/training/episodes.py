@@ -7,7 +7,7 @@ known about it (its name, one synonym, everything; some examples or none). The p
 augmentation (section 2.2, "Training Objective") replaces the right label by one of its
 synonyms; that is one setting of `AugmentConfig`.
 
-`EpisodeSampler.draw` works on whole batches of small integer arrays; `EpisodeTables.gather`
+`EpisodeSampler.draw` works on whole batches of small integer arrays; `EpisodeObjective.gather`
 then fetches the vectors, on the device where the model is.
 
 Shapes: B rows, K candidates, L labels of all sets, S label sets, D the embedder's dimension,
@@ -26,6 +26,7 @@ from torch import nn
 
 from sce.config import Section
 from sce.labels import LabelSet
+from sce.model.encoder import SCEModel
 from sce.model.label_vectors import TextVectors, TokenMeans
 from sce.training.random_keys import row_keys, uniforms
 
@@ -62,7 +63,8 @@ class AugmentConfig(Section):
 
 @dataclass(frozen=True)
 class Episodes:
-    """Index arrays of one batch (see `EpisodeTables` for what the indices point at)."""
+    """Index arrays of one batch: places among the training rows, in the sampler's `texts_MD`, and
+    in its `tokens_MH`."""
 
     rows_B: np.ndarray
     text_index_BK: np.ndarray
@@ -71,60 +73,6 @@ class Episodes:
     targets_B: np.ndarray
     example_rows_BKX: np.ndarray | None
     """-1 where there is no example."""
-
-
-class EpisodeTables:
-    """Every vector that training needs, on one device.
-
-    Args:
-        queries_ND: vectors of the training texts, unit, float32.
-        texts_MD: vectors of the labels' texts and of their means.
-        tokens_MH: h_k of names and synonyms by equation 2, or None.
-    """
-
-    def __init__(
-        self,
-        queries_ND: torch.Tensor,
-        texts_MD: torch.Tensor | None,
-        tokens_MH: torch.Tensor | None,
-    ) -> None:
-        self.queries_ND = queries_ND
-        self.texts_MD = texts_MD
-        self.tokens_MH = tokens_MH
-
-    def gather(self, episodes: Episodes) -> dict[str, torch.Tensor | None]:
-        """Keyword arguments of `SCEModel.forward` for a batch of episodes."""
-        device = self.queries_ND.device
-
-        def on_device(array: np.ndarray) -> torch.Tensor:
-            return torch.from_numpy(array).to(device, non_blocking=True)
-
-        inputs: dict[str, torch.Tensor | None] = {
-            "query_embeddings": self.queries_ND[on_device(episodes.rows_B)],
-            "label_mask": on_device(episodes.mask_BK),
-            "targets": on_device(episodes.targets_B),
-        }
-        if self.tokens_MH is not None:
-            inputs["label_tokens"] = self.tokens_MH[on_device(episodes.token_index_BK)]
-        if self.texts_MD is not None:
-            text_BKD = self.texts_MD[on_device(episodes.text_index_BK)]
-            inputs["label_embeddings"] = text_BKD
-            counts_BK = text_BKD.new_zeros(text_BKD.shape[:2])
-            examples_BKD = torch.zeros_like(text_BKD)
-            if episodes.example_rows_BKX is not None:
-                # Only rows that have examples: the others would be most of the work.
-                rows_BKX = on_device(episodes.example_rows_BKX)
-                present_BKX = rows_BKX >= 0
-                counts_BK = present_BKX.sum(-1).to(text_BKD.dtype)
-                some_B = counts_BK.sum(-1) > 0
-                some_BKXD = self.queries_ND[rows_BKX[some_B].clamp(min=0)]
-                some_BKXD = some_BKXD * present_BKX[some_B].unsqueeze(-1)
-                means_BKD = some_BKXD.sum(2) / counts_BK[some_B].clamp(min=1).unsqueeze(-1)
-                examples_BKD[some_B] = means_BKD
-            # Always given, so that the weights of the examples are in every step's graph.
-            inputs["example_embeddings"] = examples_BKD
-            inputs["example_counts"] = counts_BK
-        return inputs
 
 
 class EpisodeSampler:
@@ -317,13 +265,28 @@ class EpisodeObjective:
     """What `sce.training.epoch.train_epoch` lowers: the cross entropy of drawn episodes.
 
     Args:
-        model: an `SCEModel`, or one wrapped by DDP.
+        model: on `device`, where every vector that training needs is kept as well.
+        queries_ND: vectors of the sampler's rows, unit, float32.
     """
 
-    def __init__(self, model: nn.Module, sampler: EpisodeSampler, tables: EpisodeTables) -> None:
-        self.model, self._sampler, self._tables = model, sampler, tables
+    def __init__(
+        self,
+        model: SCEModel,
+        sampler: EpisodeSampler,
+        queries_ND: np.ndarray,
+        device: torch.device,
+    ) -> None:
+        self.model: nn.Module = model
         self.seed, self.keys_N = sampler.seed, sampler.keys_N
-        self.device = tables.queries_ND.device
+        self.device = device
+        self._sampler = sampler
+        # Copies, since arrays that Ray's workers share cannot be written to, which torch warns of.
+        self._queries_ND = torch.from_numpy(np.array(queries_ND)).to(device)
+        self._texts_MD = self._tokens_MH = None
+        if model.uses_embedded_labels:
+            self._texts_MD = torch.from_numpy(np.array(sampler.texts_MD)).to(device)
+        if sampler.tokens_MH is not None:
+            self._tokens_MH = sampler.tokens_MH.to(device)
 
     def draw(
         self, epoch: int, rows_B: np.ndarray
@@ -331,7 +294,40 @@ class EpisodeObjective:
         """Inputs of the model for these rows, and how many tokens each sample has."""
         episodes = self._sampler.draw(epoch, rows_B)
         tokens_B = episodes.mask_BK.sum(1) + 1  # the labels and the query
-        return self._tables.gather(episodes), tokens_B
+        return self.gather(episodes), tokens_B
 
     def loss(self, inputs: dict[str, torch.Tensor | None]) -> torch.Tensor:
         return self.model(**inputs).loss
+
+    def gather(self, episodes: Episodes) -> dict[str, torch.Tensor | None]:
+        """Keyword arguments of `SCEModel.forward` for a batch of episodes."""
+
+        def on_device(array: np.ndarray) -> torch.Tensor:
+            return torch.from_numpy(array).to(self.device, non_blocking=True)
+
+        inputs: dict[str, torch.Tensor | None] = {
+            "query_embeddings": self._queries_ND[on_device(episodes.rows_B)],
+            "label_mask": on_device(episodes.mask_BK),
+            "targets": on_device(episodes.targets_B),
+        }
+        if self._tokens_MH is not None:
+            inputs["label_tokens"] = self._tokens_MH[on_device(episodes.token_index_BK)]
+        if self._texts_MD is not None:
+            text_BKD = self._texts_MD[on_device(episodes.text_index_BK)]
+            inputs["label_embeddings"] = text_BKD
+            counts_BK = text_BKD.new_zeros(text_BKD.shape[:2])
+            examples_BKD = torch.zeros_like(text_BKD)
+            if episodes.example_rows_BKX is not None:
+                # Only rows that have examples: the others would be most of the work.
+                rows_BKX = on_device(episodes.example_rows_BKX)
+                present_BKX = rows_BKX >= 0
+                counts_BK = present_BKX.sum(-1).to(text_BKD.dtype)
+                some_B = counts_BK.sum(-1) > 0
+                some_BKXD = self._queries_ND[rows_BKX[some_B].clamp(min=0)]
+                some_BKXD = some_BKXD * present_BKX[some_B].unsqueeze(-1)
+                means_BKD = some_BKXD.sum(2) / counts_BK[some_B].clamp(min=1).unsqueeze(-1)
+                examples_BKD[some_B] = means_BKD
+            # Always given, so that the weights of the examples are in every step's graph.
+            inputs["example_embeddings"] = examples_BKD
+            inputs["example_counts"] = counts_BK
+        return inputs

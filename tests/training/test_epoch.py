@@ -10,21 +10,11 @@ import torch
 
 from sce.labels import LabelSet
 from sce.model.encoder import SCEConfig, SCEModel
-from sce.training.episodes import AugmentConfig, EpisodeObjective, EpisodeSampler, EpisodeTables
+from sce.training.episodes import AugmentConfig, EpisodeObjective, EpisodeSampler
 from sce.training.epoch import TrainConfig, make_optimizer, rate_factor, train_epoch
-from tests.training.test_episodes import text_vectors
+from tests.training.test_episodes import ENCODER, text_vectors
 
 LABELS = LabelSet.parse([f"label {i}" for i in range(6)])
-ENCODER = {
-    "model_type": "bert",
-    "vocab_size": 20,
-    "hidden_size": 32,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "intermediate_size": 64,
-    "hidden_dropout_prob": 0.0,
-    "attention_probs_dropout_prob": 0.0,
-}
 
 
 def episodes(rows: int = 70) -> EpisodeObjective:
@@ -44,10 +34,8 @@ def episodes(rows: int = 70) -> EpisodeObjective:
         AugmentConfig(view_weights={"name": 1}),
         seed=0,
     )
-    tables = EpisodeTables(
-        torch.nn.functional.normalize(queries, dim=-1), torch.from_numpy(sampler.texts_MD), None
-    )
-    return EpisodeObjective(model, sampler, tables)
+    queries = torch.nn.functional.normalize(queries, dim=-1).numpy()
+    return EpisodeObjective(model, sampler, queries, torch.device("cpu"))
 
 
 def test_the_loss_falls():
