@@ -13,7 +13,7 @@ from ray.serve.schema import (
     ServeDeploySchema,
 )
 
-from sce.baselines.adapters import LINEARS
+from sce.baselines.lora import LINEARS
 from sce.config import load_config
 from sce.evaluation.paper import PAPER_SETTINGS, paper_settings
 from sce.workflows.experiment import Experiment

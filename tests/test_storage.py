@@ -22,7 +22,7 @@ from sce.embedding.store_update import commit, open_staging, part_name, plan_upd
 from sce.errors import ConfigError, DataError, InputError
 from sce.storage import Place, RemotePath, fetch, replace_folder, to_place, write_text
 from sce.workflows.cli import run_job
-from sce.workflows.run_state import RunState
+from sce.workflows.training_run import TrainingRun
 
 BUCKET = "texts"
 
@@ -238,12 +238,12 @@ def test_prepared_data(home):
 
 
 def test_the_state_of_a_run(home):
-    RunState.open(home / "c", {"seed": 0}, resume=False, restart=False)
+    first = TrainingRun.open(home / "c", {"seed": 0}, resume=False, restart=False)
     write_text(home / "c" / "run-1" / "checkpoint", "")
-    assert RunState.open(home / "c", {"seed": 0}, resume=True, restart=False).resumed
+    assert TrainingRun.open(home / "c", {"seed": 0}, resume=True, restart=False) == first
     with pytest.raises(ConfigError, match=r"--resume.*--restart"):
-        RunState.open(home / "c", {"seed": 0}, resume=False, restart=False)
-    RunState.open(home / "c", {"seed": 1}, resume=False, restart=True)
+        TrainingRun.open(home / "c", {"seed": 0}, resume=False, restart=False)
+    TrainingRun.open(home / "c", {"seed": 1}, resume=False, restart=True)
     assert names(home / "c") == ["run.json"]
 
 

@@ -1,8 +1,8 @@
 """The paper's three models with random weights, each doing part of an epoch as its job does it.
 
-The epochs are those of training itself (`sce.training.epoch`, `sce.baselines.llama_epochs`) and
-the passes those of the text embedder. What is random: weights, vectors, token ids. What is left
-out: tokenising texts and prompts, reading data, validation, checkpoints.
+The epochs are those of training itself (`sce.training.epoch`) and the passes those of the text
+embedder. What is random: weights, vectors, token ids. What is left out: tokenising texts and
+prompts, reading data, validation, checkpoints.
 
 Needs torch, transformers and peft; for 4-bit weights bitsandbytes.
 """
@@ -29,8 +29,8 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from sce.baselines.adapters import LINEARS, Samples, add_adapters, collate, load_frozen
-from sce.baselines.llama_epochs import train_llama_epoch
+from sce.baselines.llama_training import LlamaObjective
+from sce.baselines.lora import LINEARS, Samples, add_adapters, collate, load_base
 from sce.embedding.embedder import BATCH_TOKENS, embed_batch
 from sce.embedding.tokenising import TokenisedTexts, batches
 from sce.errors import ConfigError
@@ -38,7 +38,7 @@ from sce.evaluation import flops
 from sce.evaluation.flops import JINA_V3, LLAMA_1B, LORA_RANK, ROBERTA_BASE, Architecture
 from sce.labels import LabelSet
 from sce.model.encoder import SCEConfig, SCEModel, trainable_parameters
-from sce.training.episode_sampler import EpisodeSampler, EpisodeTables
+from sce.training.episodes import EpisodeObjective, EpisodeSampler
 from sce.training.epoch import make_optimizer, train_epoch
 from sce.training.random_keys import row_keys
 
@@ -167,6 +167,7 @@ def encoder_training(settings: EpochCost) -> Any:
     return SimpleNamespace(
         epochs=_EPOCHS,
         batch_size=settings.batch_size,
+        pass_rows=settings.batch_size,
         optimizer="adam",
         learning_rate=1e-5,
         final_learning_rate=1e-6,
@@ -181,10 +182,11 @@ def encoder_training(settings: EpochCost) -> Any:
 
 
 def llama_training(settings: EpochCost) -> Any:
-    """What `sce.baselines.llama_epochs` reads of a `LlamaTrainConfig`: configs/paper/llama.yaml."""
+    """What `sce.training.epoch` reads of a `LlamaTrainConfig`: configs/paper/llama.yaml."""
     return SimpleNamespace(
         epochs=_EPOCHS,
         micro_batch_size=settings.micro_batch_size,
+        pass_rows=settings.micro_batch_size,
         accumulation_steps=settings.accumulation_steps,
         batch_size=settings.micro_batch_size * settings.accumulation_steps,
         optimizer="adam",
@@ -200,7 +202,7 @@ def llama_training(settings: EpochCost) -> Any:
 
 
 def lora_settings(settings: EpochCost, quantisation: str) -> Any:
-    """What `sce.baselines.adapters` reads of `LoraSettings`: configs/paper/llama.yaml."""
+    """What `sce.baselines.lora` reads of `LoraSettings`: configs/paper/llama.yaml."""
     return SimpleNamespace(
         rank=SIZES[settings.size].lora_rank,
         alpha=None,
@@ -317,10 +319,10 @@ def sce_workload(settings: EpochCost, device: torch.device) -> Workload:
             augmentation(settings.labels),
             settings.seed,
         )
-        tables = EpisodeTables(torch.from_numpy(queries_ND).to(device), None, sampler.tokens_MH)
+        objective = EpisodeObjective(model, sampler, queries_ND, device)
 
         def run(epoch: int) -> None:
-            train_epoch(model, sampler, tables, optimizer, train, epoch)
+            train_epoch(objective, optimizer, train, epoch)
 
         return Stretch(run, rows, math.ceil(rows / train.batch_size))
 
@@ -386,9 +388,10 @@ def llama_workload(settings: EpochCost, device: torch.device) -> Workload:
         optimizer_steps = math.ceil(steps / train.accumulation_steps)
         rows = min(settings.samples, optimizer_steps * train.batch_size)
         sampler: Any = prompts.first(rows)
+        objective = LlamaObjective(model, sampler, device)
 
         def run(epoch: int) -> None:
-            train_llama_epoch(model, sampler, optimizer, train, epoch, device)
+            train_epoch(objective, optimizer, train, epoch)
 
         return Stretch(run, rows, math.ceil(rows / train.micro_batch_size))
 
@@ -464,7 +467,7 @@ def _lora_llama(settings: EpochCost, quantisation: str, device: torch.device) ->
             )
         plain.save_pretrained(folder)
         del plain
-        base = load_frozen(folder, lora, str(device))
+        base = load_base(folder, lora, str(device))
     return add_adapters(base, lora)
 
 
@@ -496,11 +499,11 @@ class _Prompts:
         some.__dict__.update(self.__dict__ | {"keys_N": self.keys_N[:rows]})
         return some
 
-    def draw(self, epoch: int, places_B: Sequence[int]) -> tuple[Samples, int]:
-        """A micro-batch; nothing is cut."""
+    def draw(self, epoch: int, places_B: Sequence[int]) -> Samples:
+        """A micro-batch."""
         prompts = [self._prompts[i % len(self._prompts)] for i in places_B]
         labels = [self._labels[i % len(self._labels)] for i in places_B]
-        return collate(prompts, labels, end=1, pad=0), 0
+        return collate(prompts, labels, end=1, pad=0)
 
 
 def _unit_vectors(rng: np.random.Generator, count: int, width: int) -> np.ndarray:

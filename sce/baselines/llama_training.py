@@ -1,4 +1,4 @@
-"""LoRA fine-tuning: its settings, and the rows as micro-batches for `llama_epochs`."""
+"""LoRA fine-tuning: its settings, the rows as micro-batches, and the loss for `training.epoch`."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from pydantic import Field
 
-from sce.baselines.adapters import Samples, collate
+from sce.baselines.lora import Samples, collate, label_loss
 from sce.baselines.prompted import PromptedClassifier
 from sce.labels import LabelSet
+from sce.training.epoch import TrainConfig
 from sce.training.random_keys import row_keys, uniforms
-from sce.training.settings import TrainConfig
 
 
 class LlamaTrainConfig(TrainConfig):
@@ -30,7 +31,7 @@ class LlamaTrainConfig(TrainConfig):
     warmup_fraction: float = Field(0.03, ge=0, le=1)
     weight_decay: float = Field(0.0, ge=0)
     max_text_tokens: int = Field(1024, ge=1)
-    """Longer texts are cut before they go into the prompt, and counted."""
+    """Longer texts are cut before they go into the prompt."""
     shuffle_labels: bool = True
     """Another order of the labels in every prompt, since the model sees their places."""
 
@@ -42,6 +43,10 @@ class LlamaTrainConfig(TrainConfig):
                 f"({wanted}); leave it out"
             )
         object.__setattr__(self, "batch_size", wanted)
+
+    @property
+    def pass_rows(self) -> int:
+        return self.micro_batch_size
 
 
 @dataclass(frozen=True)
@@ -95,16 +100,30 @@ class LlamaSampler:
         self._classifier, self._end, self._pad = classifier, end, pad
         self._shuffle = config.shuffle_labels
 
-    def draw(self, epoch: int, places_B: Sequence[int]) -> tuple[Samples, int]:
-        """A micro-batch of these rows, and how many of their texts were cut."""
-        prompts, answers, truncated = [], [], 0
+    def draw(self, epoch: int, places_B: Sequence[int]) -> Samples:
+        """A micro-batch of these rows."""
+        prompts, answers = [], []
         for i in places_B:
             names = self.rows.label_sets[self.rows.sets[i]].names
             if self._shuffle:
                 keys = uniforms(self.seed, epoch, "labels", self.keys_N[i : i + 1], len(names))
                 names = [names[k] for k in np.argsort(keys[0])]
-            prompt = self._classifier.prompt_tokens(self.rows.texts[i], names)
-            prompts.append(prompt.ids)
-            truncated += prompt.truncated
+            prompts.append(self._classifier.prompt_tokens(self.rows.texts[i], names).ids)
             answers.append(self._classifier.label_tokens([self.rows.labels[i]])[0])
-        return collate(prompts, answers, self._end, self._pad), truncated
+        return collate(prompts, answers, self._end, self._pad)
+
+
+class LlamaObjective:
+    """What `sce.training.epoch.train_epoch` lowers: the loss on the tokens of the right labels."""
+
+    def __init__(self, model: torch.nn.Module, sampler: LlamaSampler, device: torch.device) -> None:
+        self.model, self._sampler, self.device = model, sampler, device
+        self.seed, self.keys_N = sampler.seed, sampler.keys_N
+
+    def draw(self, epoch: int, rows_B: np.ndarray) -> tuple[Samples, np.ndarray]:
+        """A micro-batch of these rows, and how many tokens each sample has."""
+        samples = self._sampler.draw(epoch, rows_B.tolist())
+        return samples.to(self.device), samples.mask_BT.sum(1).numpy()
+
+    def loss(self, samples: Samples) -> torch.Tensor:
+        return label_loss(self.model, samples)

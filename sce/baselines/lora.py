@@ -1,27 +1,39 @@
 """LoRA fine-tuning of a causal language model to answer with the label (section 3.3, appendix M).
 
 A sample is the prompt of `sce.baselines.prompted`, the right label and the end of the turn; the
-loss is on the label and the end of the turn alone (`sce.baselines.adapters`).
+loss is on the label and the end of the turn alone. Frozen weights are stored in 4 bits (nf4).
+
+Shapes: B samples, T tokens of the longest, S answer tokens (label and end of turn) of the longest,
+V the vocabulary.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import torch
 from huggingface_hub import snapshot_download
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from pydantic import Field
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-
-from sce.baselines.adapters import (
-    LINEARS,
-    load_frozen,
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
 )
+
 from sce.config import Section
 from sce.errors import ConfigError, InputError
 from sce.storage import Place, fetch_model
 
+IGNORED = -100
+"""Target of a token without a loss, as `cross_entropy` has it."""
+LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""Appendix M."""
 _TOKENIZER_FILES = ["*.json", "*.jinja", "*.model"]
 _HUB_TIMEOUT_SECONDS = 5
 
@@ -39,9 +51,9 @@ class LoraSettings(Section):
     targets: tuple[str, ...] = LINEARS
     """Linear layers with adapters."""
     quantisation: Literal["nf4", "none"] = "nf4"
-    """Of the frozen weights: 4-bit NormalFloat, or as they are."""
+    """How the frozen weights are kept: as 4-bit NormalFloat, or as they are."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """That is computed in; the adapters themselves are float32."""
+    """What is computed in; the adapters themselves are float32."""
     gradient_checkpointing: bool = True
     """Compute activations again in the backward pass rather than keep them."""
 
@@ -52,15 +64,29 @@ def load_base(
     """The frozen model.
 
     Args:
+        path: a folder, a URI or the name of one on a hub.
         quantised: False to have it unquantised whatever the settings, for merging.
 
     Raises:
         InputError: there is none at `path`.
     """
+    dtype = getattr(torch, settings.dtype)
+    quantisation: dict[str, Any] = {}
+    if quantised and settings.quantisation == "nf4":
+        quantisation["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
+        )
     try:
-        return load_frozen(fetch_model(path), settings, device, quantised)
+        model = AutoModelForCausalLM.from_pretrained(
+            fetch_model(path),
+            dtype=dtype,
+            device_map={"": device},
+            use_safetensors=True,
+            **quantisation,
+        )
     except (OSError, ValueError) as error:
         raise InputError(f"no language model at {str(path)!r}: {error}") from error
+    return model.requires_grad_(False)
 
 
 def load_chat_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
@@ -68,7 +94,7 @@ def load_chat_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     try:
         folder = fetch_model(path)
         if not Path(folder).is_dir():
-            # One question and not one a file: that a hub cannot be reached is told in seconds.
+            # One question and not one a file: a hub that cannot be reached is known in seconds.
             folder = snapshot_download(
                 folder, allow_patterns=_TOKENIZER_FILES, etag_timeout=_HUB_TIMEOUT_SECONDS
             )
@@ -78,6 +104,31 @@ def load_chat_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     if tokenizer.eos_token_id is None:
         raise ConfigError(f"{path}: its tokenizer has no token for the end of a turn.")
     return tokenizer
+
+
+def add_adapters(base: PreTrainedModel, settings: LoraSettings) -> PeftModel:
+    """Fresh adapters, float32, the only weights that are trained.
+
+    Raises:
+        ConfigError: the model has none of the layers.
+    """
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha or settings.rank,  # type: ignore[arg-type]
+        lora_dropout=settings.dropout,
+        target_modules=list(settings.targets),
+        task_type="CAUSAL_LM",
+    )
+    try:
+        model = get_peft_model(base, config, autocast_adapter_dtype=True)
+    except ValueError as error:
+        raise ConfigError(f"targets: {error}") from None
+    if settings.gradient_checkpointing:
+        base.gradient_checkpointing_enable({"use_reentrant": False})
+        base.enable_input_require_grads()
+    base.config.use_cache = False
+    assert isinstance(model, PeftModel)
+    return model
 
 
 def read_adapters(base: PreTrainedModel, adapter: str | Place) -> PeftModel:
@@ -108,3 +159,62 @@ def merge(base: PreTrainedModel, adapter: str | Place) -> PreTrainedModel:
         raise InputError(f"the adapters at {str(adapter)!r} cannot be merged: {error}") from error
     assert isinstance(merged, PreTrainedModel)
     return merged.eval()
+
+
+@dataclass(frozen=True)
+class Samples:
+    """A micro-batch, padded on the left, so that all labels end in the last column.
+
+    Attributes:
+        ids_BT: int64.
+        mask_BT: int64, 1 at tokens.
+        targets_BS: int64, the tokens of label and end of turn; `IGNORED` before them.
+    """
+
+    ids_BT: torch.Tensor
+    mask_BT: torch.Tensor
+    targets_BS: torch.Tensor
+
+    def to(self, device: torch.device | str) -> Samples:
+        return Samples(self.ids_BT.to(device), self.mask_BT.to(device), self.targets_BS.to(device))
+
+
+def collate(
+    prompts: Sequence[Sequence[int]], labels: Sequence[Sequence[int]], end: int, pad: int
+) -> Samples:
+    """Prompts and the tokens of their right labels as one micro-batch.
+
+    Args:
+        end: token of the end of the turn.
+    """
+    answers = [[*ids, end] for ids in labels]
+    whole = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
+    width, last = max(map(len, whole)), max(map(len, answers))
+    return Samples(
+        torch.tensor([[pad] * (width - len(ids)) + ids for ids in whole]),
+        torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in whole]),
+        torch.tensor([[IGNORED] * (last - len(ids)) + ids for ids in answers]),
+    )
+
+
+def label_loss(model: torch.nn.Module, samples: Samples) -> torch.Tensor:
+    """Mean negative log-likelihood of the tokens of labels and ends of turns; of every sample the
+    mean over its own tokens first, so that a long label weighs no more than a short one.
+
+    Scores over the vocabulary are computed for those tokens alone.
+    """
+    mask_BT = samples.mask_BT
+    last = samples.targets_BS.shape[1]
+    logits_BSV = model(
+        input_ids=samples.ids_BT,
+        attention_mask=mask_BT,
+        position_ids=(mask_BT.cumsum(1) - 1).clamp(min=0),
+        logits_to_keep=last + 1,
+        use_cache=False,
+    ).logits[:, :-1]
+    nll_BS = torch.nn.functional.cross_entropy(
+        logits_BSV.float().transpose(1, 2), samples.targets_BS, ignore_index=IGNORED,
+        reduction="none",
+    )  # fmt: skip
+    answer_B = (samples.targets_BS != IGNORED).sum(1)
+    return (nll_BS.sum(1) / answer_B).mean()

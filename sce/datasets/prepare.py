@@ -19,7 +19,7 @@ from sce.datasets.prepared import (
     PreparedData,
     check_replaceable,
     content_fingerprint,
-    is_current,
+    load_current,
     write_prepared,
 )
 from sce.datasets.schema import LABEL_SETS, ROWS, SPLITS
@@ -29,12 +29,19 @@ from sce.datasets.splits import PRECEDENCE, Row, assign_splits, keep_apart
 from sce.errors import ConfigError
 from sce.storage import Place, to_place
 
-__all__ = ["DataConfig", "PreparedData", "SourceConfig", "prepare_data"]
+__all__ = ["DataConfig", "PreparedData", "SourceConfig", "prepare", "prepare_data"]
 
 logger = logging.getLogger(__name__)
 
 
 def prepare_data(config: DataConfig, out: str | Place, seed: int) -> dict[str, Any]:
+    """As `prepare`; returns the manifest (fingerprint, rows, counts, label_counts, asked, dropped,
+    licences, sources, seed, created) and `unchanged`: whether the folder was already there."""
+    prepared, unchanged = prepare(config, out, seed)
+    return {**prepared.manifest, "unchanged": unchanged}
+
+
+def prepare(config: DataConfig, out: str | Place, seed: int) -> tuple[PreparedData, bool]:
     """Read all sources, choose splits, and write one prepared data folder.
 
     The same configuration, data and seed give the same rows in the same order and the same
@@ -46,8 +53,7 @@ def prepare_data(config: DataConfig, out: str | Place, seed: int) -> dict[str, A
         seed: of sampling and splitting.
 
     Returns:
-        The manifest (fingerprint, rows, counts, label_counts, asked, dropped, licences, sources,
-        seed, created) and `unchanged`: whether the folder was already there.
+        The data, and whether the folder was already there.
 
     Raises:
         ConfigError: a setting is wrong, or `out` holds something else.
@@ -73,14 +79,13 @@ def prepare_data(config: DataConfig, out: str | Place, seed: int) -> dict[str, A
         "licences": {source.name: source.licence for source in sources},
         "sources": {source.name: source.origin for source in sources},
     }
-    unchanged = is_current(out, manifest)
-    if unchanged:
+    current = load_current(out, manifest)
+    if current is not None:
         logger.info("unchanged: %s already holds %s", out, fingerprint[:12])
-        manifest["created"] = PreparedData.load(out).manifest["created"]
-    else:
-        write_prepared(out, rows_table, label_sets_table, manifest)
-        logger.info("wrote %d rows to %s (%s)", rows_table.num_rows, out, fingerprint[:12])
-    return {**manifest, "unchanged": unchanged}
+        return current, True
+    write_prepared(out, rows_table, label_sets_table, manifest)
+    logger.info("wrote %d rows to %s (%s)", rows_table.num_rows, out, fingerprint[:12])
+    return PreparedData.load(out), False
 
 
 def _read(source: SourceConfig, config: DataConfig, seed: int) -> Source:

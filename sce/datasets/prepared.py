@@ -135,8 +135,8 @@ def content_fingerprint(rows: pa.Table, label_sets: pa.Table) -> str:
     return digest.hexdigest()
 
 
-def is_current(folder: Place, manifest: Mapping[str, Any]) -> bool:
-    """Whether a folder holds exactly this data, whole and with the same manifest.
+def load_current(folder: Place, manifest: Mapping[str, Any]) -> PreparedData | None:
+    """What a folder holds if that is exactly this data, whole and with the same manifest.
 
     The time of creation does not count.
     """
@@ -144,10 +144,11 @@ def is_current(folder: Place, manifest: Mapping[str, Any]) -> bool:
         old = PreparedData.load(folder)
         same = {**old.manifest, "created": None} == {**manifest, "created": None}
         sets = _read_label_sets(folder)
-        return same and content_fingerprint(old.rows, sets) == manifest["fingerprint"]
+        current = same and content_fingerprint(old.rows, sets) == manifest["fingerprint"]
+        return old if current else None
     except Exception:
         # Whatever is wrong with the old folder, the answer is to write it anew.
-        return False
+        return None
 
 
 def check_replaceable(folder: Place) -> None:

@@ -9,14 +9,14 @@ import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import ray
 import ray.data
 import torch
 from pydantic import Field
-from ray._private.state import state as ray_state
-from ray._private.utils import read_ray_address
+from ray._private.state import state as ray_state  # limits of an autoscaler: no public name
 
 from sce.config import Gpus, Section
 from sce.errors import ConfigError
@@ -58,8 +58,8 @@ class ActorPlan:
 
     Attributes:
         actors: size of the pool.
-        num_cpus, num_gpus: that Ray sets aside for each.
-        threads: for torch in each actor; the actor takes no more than its machine has cores.
+        num_cpus, num_gpus: what Ray sets aside for each.
+        threads: torch's in each actor; the actor takes no more than its machine has cores.
         device: "cuda" or "cpu".
     """
 
@@ -123,7 +123,7 @@ class ClusterSize:
 
     @property
     def accelerators(self) -> list[str]:
-        """Types, by Ray's names."""
+        """Types of accelerators, by Ray's names."""
         return sorted(k.split(":")[1] for k in self.total if k.startswith(_ACCELERATOR))
 
     def room(self, num_cpus: float, num_gpus: float, accelerator_type: str | None = None) -> float:
@@ -153,10 +153,17 @@ def ensure_ray() -> None:
 
 
 def _address() -> str | None:
-    """ "local" where Ray would wait minutes for a cluster that is no longer there; else None, so
-    that Ray finds the cluster itself. A killed `ray start` leaves such an address behind."""
-    found = read_ray_address()
-    if "RAY_ADDRESS" in os.environ or not found:
+    """The address to join: "local" where Ray would wait minutes for a cluster that is no longer
+    there; else None, so that Ray finds the cluster itself.
+
+    `ray start` writes the address of its cluster into a file, which outlives it if it is killed.
+    """
+    if "RAY_ADDRESS" in os.environ:
+        return None
+    temp = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    try:
+        found = Path(temp, "ray", "ray_current_cluster").read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
         return None
     host, _, port = found.rpartition(":")
     try:
@@ -181,42 +188,34 @@ def cluster_size() -> ClusterSize:
 def embed_actors(
     config: ResourcesConfig, default_cpus: float = 1.0, what: str = "embedding"
 ) -> ActorPlan:
-    """Turn the settings into a pool of embedding actors; joins the cluster where needed.
+    """Turn the settings into a pool of actors; joins the cluster where that is not done.
 
     Args:
-        default_cpus: that Ray sets aside for an actor where the settings do not say.
-        what: the actors do, for messages.
+        default_cpus: CPUs that Ray sets aside for an actor where the settings do not say.
+        what: what the actors do, for messages.
 
     Raises:
         ConfigError: the cluster cannot have that much; names what was asked and what there is.
     """
     ensure_ray()
     size = cluster_size()
+    accelerator = config.accelerator_type
     num_gpus = _gpus_each(config, config.gpus_per_embed_actor, "gpus_per_embed_actor", size, what)
     num_cpus = config.cpus_per_embed_actor or default_cpus
     if num_gpus:
-        room = size.room(num_cpus, num_gpus, config.accelerator_type)
-        if size.grows and config.accelerator_type is None:
-            room = _room({"CPU": size.cpus, "GPU": size.gpus}, num_cpus, num_gpus, None)
+        room = size.room(num_cpus, num_gpus, accelerator)
+        if size.grows and accelerator is None:
+            room = _room(size.total, num_cpus, num_gpus, None)
         actors = config.embed_actors or max(1, int(room))
         threads = max(1, int(num_cpus))
     else:
-        cpu_nodes = sum(
-            _room(node, num_cpus, 0.0, config.accelerator_type) >= 1 for node in size.nodes
-        )
+        cpu_nodes = sum(_room(node, num_cpus, 0.0, accelerator) >= 1 for node in size.nodes)
         actors = config.embed_actors or max(1, cpu_nodes)
         threads = max(1, int(config.cpus_per_embed_actor or _shared_threads(size, actors, 1)))
-    check_fits(size, what, actors, "actors", num_cpus, num_gpus, config.accelerator_type)
-    log.info(
-        "%s: %d actor(s) on %s, %d thread(s) each; the cluster has %s",
-        what,
-        actors,
-        f"{num_gpus:g} GPU each" if num_gpus else "CPU (no GPU is used)",
-        threads,
-        size,
-    )
+    check_fits(size, what, actors, "actors", num_cpus, num_gpus, accelerator)
+    _log_plan(what, f"{actors} actor(s)", num_gpus, threads, size)
     device: Literal["cpu", "cuda"] = "cuda" if num_gpus else "cpu"
-    return ActorPlan(actors, num_cpus, num_gpus, threads, device, config.accelerator_type)
+    return ActorPlan(actors, num_cpus, num_gpus, threads, device, accelerator)
 
 
 def training_workers(config: ResourcesConfig) -> WorkerPlan:
@@ -233,13 +232,7 @@ def training_workers(config: ResourcesConfig) -> WorkerPlan:
     check_fits(size, "training", count, "workers", num_cpus, num_gpus, config.accelerator_type)
     threads = max(1, int(num_cpus)) if num_gpus else _shared_threads(size, count, num_cpus)
     resources = {"CPU": num_cpus} | ({"GPU": num_gpus} if num_gpus else {})
-    log.info(
-        "training: %d worker(s) on %s, %d thread(s) each; the cluster has %s",
-        count,
-        f"{num_gpus:g} GPU each" if num_gpus else "CPU (no GPU is used)",
-        threads,
-        size,
-    )
+    _log_plan("training", f"{count} worker(s)", num_gpus, threads, size)
     return WorkerPlan(count, resources, bool(num_gpus), threads, config.accelerator_type)
 
 
@@ -262,7 +255,7 @@ class TorchThread:
         threads: as for `use_threads`.
 
     Attributes:
-        executor: of that thread alone, for event loops.
+        executor: runs what it is given in that thread, for event loops.
     """
 
     def __init__(self, threads: int) -> None:
@@ -271,6 +264,11 @@ class TorchThread:
     def run(self, work: Callable[..., T], *arguments: Any) -> T:
         """Call it there and wait for what it returns or raises."""
         return self.executor.submit(work, *arguments).result()
+
+
+def _log_plan(what: str, who: str, num_gpus: float, threads: int, size: ClusterSize) -> None:
+    on = f"{num_gpus:g} GPU each" if num_gpus else "CPU (no GPU is used)"
+    log.info("%s: %s on %s, %d thread(s) each; the cluster has %s", what, who, on, threads, size)
 
 
 def _shared_threads(size: ClusterSize, processes: int, num_cpus: float) -> int:
@@ -283,6 +281,7 @@ def _shared_threads(size: ClusterSize, processes: int, num_cpus: float) -> int:
 def _gpus_each(
     config: ResourcesConfig, asked: float | None, setting: str, size: ClusterSize, what: str
 ) -> float:
+    """GPUs of one actor or worker; `asked` is the value of `setting`, None by default."""
     if config.use_gpu is False:
         if asked:
             raise ConfigError(f"resources.{setting}: {asked:g}, but resources.use_gpu is false.")
@@ -310,8 +309,8 @@ def check_fits(
     """Refuse what Ray would wait for without end.
 
     Args:
-        what: asks, and for what `noun`; both for the message.
-        settings: the section to change.
+        what, noun: what asks, and what it asks for, such as "workers"; for the message.
+        settings: name of the section to change.
 
     Raises:
         ConfigError: the cluster cannot have that much; names what was asked and what there is.
@@ -340,6 +339,7 @@ def check_fits(
 def _room(
     node: dict[str, float], num_cpus: float, num_gpus: float, accelerator_type: str | None
 ) -> float:
+    """How many actors of this kind a node could hold."""
     if accelerator_type and f"{_ACCELERATOR}{accelerator_type}" not in node:
         return 0.0
     room = _times(num_cpus, node.get("CPU", 0.0))
@@ -349,4 +349,5 @@ def _room(
 
 
 def _times(part: float, whole: float) -> float:
+    """How many times `part` goes into `whole`; without end for a part of 0."""
     return math.floor(whole / part + 1e-6) if part else math.inf  # ten times 0.1 is one

@@ -1,55 +1,31 @@
-"""Fitting LoRA adapters on Ray Train: workers that share every step, checkpoints, retry, resume.
+"""Fitting LoRA adapters on Ray Train: workers that share every step (`sce.distributed.workers`).
 
 Gradients are summed over the workers by hand after the accumulation, once a step: the adapters are
 small beside the model, and a model in 4 bits cannot be wrapped as others are. A checkpoint holds
-the adapters, the optimiser and the place in training, after every epoch.
+the adapters in place of the model.
 """
 
 from __future__ import annotations
 
-import tempfile
-import time
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import ray
-import ray.train
 import torch
 from peft import load_peft_weights, set_peft_model_state_dict
-from ray.train.torch import get_device
 
-from sce.baselines.adapters import add_adapters
-from sce.baselines.llama_epochs import train_llama_epoch
-from sce.baselines.llama_training import LlamaRows, LlamaSampler, LlamaTrainConfig, right_answers
-from sce.baselines.lora import LoraSettings, load_base, load_chat_tokenizer
+from sce.baselines.llama_training import (
+    LlamaObjective,
+    LlamaRows,
+    LlamaSampler,
+    LlamaTrainConfig,
+    right_answers,
+)
+from sce.baselines.lora import LoraSettings, add_adapters, load_base, load_chat_tokenizer
 from sce.baselines.prompted import PromptedClassifier
 from sce.baselines.settings import PromptName
-from sce.distributed.resources import WorkerPlan, use_threads
-from sce.distributed.workers import (
-    FRESH_STATE,
-    Progress,
-    gather,
-    quiet,
-    run_training,
-    sum_over_workers,
-)
+from sce.distributed.workers import STATE_FILE, Fitted, Reduce, Run, Worker, run_training
 from sce.evaluation import flops
-from sce.model.encoder import trainable_parameters
-from sce.storage import Place
-from sce.training.epoch import (
-    make_optimizer,
-    random_state,
-    rate_factor,
-    restore_random_state,
-    steps_per_epoch,
-)
-from sce.workflows.tracking import Tracker
-
-STATE_FILE = "training_state.pt"
 
 
 @dataclass(frozen=True)
@@ -63,162 +39,73 @@ class LlamaFitSettings:
     seed: int
 
 
-@dataclass(frozen=True)
-class LlamaFit:
-    """The best epoch's adapters, as a folder, with the figures of that epoch and the last."""
-
-    adapter: Path
-    trainable_parameters: int
-    best: dict[str, float]
-    last: dict[str, float]
-
-
 def fit_llama(
-    train: LlamaRows,
-    validation: LlamaRows,
-    settings: LlamaFitSettings,
-    workers: WorkerPlan,
-    storage: Place,
-    run_name: str,
-    tracker: Tracker,
-    target: Path,
-) -> LlamaFit:
-    """Train on Ray; the adapters of the epoch with the best validation accuracy go to `target`.
-
-    Args:
-        storage, run_name: as of `run_training`.
+    train: LlamaRows, validation: LlamaRows, settings: LlamaFitSettings, run: Run, target: Path
+) -> Fitted:
+    """Train on Ray; the adapters of the epoch with the best validation accuracy go to `target`,
+    with what the training took.
 
     Raises:
         ray.train.TrainingFailedError: more workers died than `train.max_failures` allows.
     """
-    data = (train, validation)
-    checkpoint, best, last = run_training(
-        _train_worker, data, settings, settings.train, workers, storage, run_name, tracker
-    )
-    checkpoint.to_directory(target)
+    fitted = run_training(LlamaTraining, (train, validation, settings), settings.train, run)
+    fitted.checkpoint.to_directory(target)
     (target / STATE_FILE).unlink()
     adapters = load_peft_weights(str(target), device="cpu")
-    return LlamaFit(target, sum(a.numel() for a in adapters.values()), best, last)
+    fitted.cost(len(train), sum(a.numel() for a in adapters.values())).save(target)
+    return fitted
 
 
-def _train_worker(config: dict[str, Any]) -> None:
-    """What each worker runs. Every decision is taken on figures that all workers share."""
-    quiet()
-    settings: LlamaFitSettings = config["settings"]
-    train = settings.train
-    use_threads(config["threads"])
-    rows, validation = ray.get(config["data"][0])
-    context = ray.train.get_context()
-    rank, world_size = context.get_world_rank(), context.get_world_size()
-    device = get_device()
+class LlamaTraining(LlamaObjective):
+    """Training of LoRA adapters as `sce.distributed.workers` has it.
 
-    tokenizer = load_chat_tokenizer(settings.base)
-    base = load_base(settings.base, settings.lora, str(device))
-    torch.manual_seed(settings.seed)
-    model = add_adapters(base, settings.lora)
-    classifier = PromptedClassifier(model, tokenizer, settings.prompt, train.max_text_tokens)  # type: ignore[arg-type]
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    sampler = LlamaSampler(rows, classifier, tokenizer.eos_token_id, pad, train, settings.seed)
-    optimizer = make_optimizer(model, train)
-    sample_flops = partial(
-        flops.lora_sample, flops.architecture_of(base.config), r=settings.lora.rank
-    )
+    Args:
+        parts: training rows, validation rows and settings.
+    """
 
-    def reduce(gradients: Sequence[torch.Tensor]) -> None:
-        if world_size > 1:
-            for gradient in gradients:
-                torch.distributed.all_reduce(gradient)
-
-    state = _restore(model, optimizer, device, rank, world_size)
-    steps = steps_per_epoch(len(rows), train)
-
-    def close_epoch(figures: dict[str, float]) -> None:
-        """Validate, remember the best, write a checkpoint and report."""
-        found = _validate(classifier, validation, device, rank, world_size)
-        accuracy = found["validation/accuracy"]
-        better = accuracy > state["best"]
-        state["best"] = max(accuracy, state["best"])
-        state["epochs_without_gain"] = 0 if better else state["epochs_without_gain"] + 1
-        state["optimizer"] = optimizer.state_dict()
-        state["random"] = gather(random_state(), world_size)
-        report = {"epoch": state["epoch"], "score": accuracy, **found, **figures}
-        with tempfile.TemporaryDirectory() as folder:
-            saved = None
-            if rank == 0:
-                model.save_pretrained(folder)
-                torch.save(state, Path(folder) / STATE_FILE)
-                saved = ray.train.Checkpoint.from_directory(folder)
-            ray.train.report(report, checkpoint=saved)
-
-    if state["epoch"] == 0 and state["best"] < 0:
-        close_epoch({"trainable_parameters": trainable_parameters(model)})
-    while state["epoch"] < train.epochs and state["epochs_without_gain"] < train.patience:
-        started = time.perf_counter()
-        progress = Progress(state["epoch"] + 1, train.epochs) if rank == 0 else None
-        stats = train_llama_epoch(
-            model, sampler, optimizer, train, state["epoch"], device, rank, world_size, reduce,
-            progress,
-        )  # fmt: skip
-        sums = [stats.loss_sum, stats.rows, stats.tokens, stats.squared_tokens]
-        totals = torch.tensor(sums, dtype=torch.float64)
-        totals = sum_over_workers(totals, device, world_size)
-        seconds = time.perf_counter() - started
-        state["epoch"] += 1
-        samples, tokens, squares = totals[1:].tolist()
-        state["flops"] += flops.total(sample_flops, tokens, squares, int(samples))
-        state["seconds"] += seconds
-        factor = rate_factor(state["epoch"] * steps - 1, steps * train.epochs, train)
-        close_epoch(
-            {
-                "train/loss": float(totals[0] / totals[1]),
-                "train/learning_rate": train.learning_rate * factor,
-                "train/overhead_share": stats.overhead_seconds / stats.seconds,
-                "train/flops": state["flops"],
-                "train/seconds": state["seconds"],
-                "epoch_seconds": seconds,
-                "samples_per_second": len(rows) / seconds,
-            }
+    def __init__(
+        self, parts: tuple[LlamaRows, LlamaRows, LlamaFitSettings], worker: Worker
+    ) -> None:
+        rows, self._validation, settings = parts
+        self._worker = worker
+        self.reduce: Reduce | None = worker.sum_in_place
+        tokenizer = load_chat_tokenizer(settings.base)
+        base = load_base(settings.base, settings.lora, str(worker.device))
+        self._architecture, self._rank = flops.architecture_of(base.config), settings.lora.rank
+        torch.manual_seed(settings.seed)
+        self._adapted = add_adapters(base, settings.lora)
+        train = settings.train
+        self._classifier = PromptedClassifier(
+            self._adapted,  # type: ignore[arg-type]
+            tokenizer,
+            settings.prompt,
+            train.max_text_tokens,
         )
+        end = tokenizer.eos_token_id
+        pad = end if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        sampler = LlamaSampler(rows, self._classifier, end, pad, train, settings.seed)
+        super().__init__(self._adapted, sampler, worker.device)
 
+    def sample_flops(self, tokens: float) -> float:
+        return flops.lora_sample(self._architecture, tokens, self._rank)
 
-def _validate(
-    classifier: PromptedClassifier,
-    rows: LlamaRows,
-    device: torch.device,
-    rank: int,
-    world_size: int,
-) -> dict[str, float]:
-    """Accuracy on the validation rows, each worker's share of them, labels as they are given."""
-    classifier.model.eval()
-    right_N = np.zeros(len(rows))
-    mine = range(rank, len(rows), world_size)
-    right_N[mine] = right_answers(classifier, rows, mine)
-    right_N = sum_over_workers(torch.from_numpy(right_N), device, world_size).numpy()
-    datasets = np.array([name.split("/")[0] for name in rows.sets])
-    return {"validation/accuracy": float(right_N.mean())} | {
-        f"validation/{dataset}/accuracy": float(right_N[datasets == dataset].mean())
-        for dataset in sorted(set(datasets.tolist()))
-    }
+    def validate(self) -> dict[str, float]:
+        """Accuracy on the validation rows, labels as they are given."""
+        rows, worker = self._validation, self._worker
+        self._adapted.eval()
+        right_N = np.zeros(len(rows))
+        mine = range(worker.rank, len(rows), worker.world_size)
+        right_N[mine] = right_answers(self._classifier, rows, mine)
+        right_N = worker.sum(torch.from_numpy(right_N)).numpy()
+        datasets = np.array([name.split("/")[0] for name in rows.sets])
+        return {"validation/accuracy": float(right_N.mean())} | {
+            f"validation/{dataset}/accuracy": float(right_N[datasets == dataset].mean())
+            for dataset in sorted(set(datasets.tolist()))
+        }
 
+    def save(self, folder: str) -> None:
+        self._adapted.save_pretrained(folder)
 
-def _restore(
-    model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
-    device: torch.device,
-    rank: int,
-    world_size: int,
-) -> dict[str, Any]:
-    """The state of the last checkpoint, put into model and optimiser; a fresh one if none."""
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        return FRESH_STATE.copy()
-    with checkpoint.as_directory() as folder:
-        state = torch.load(Path(folder) / STATE_FILE, weights_only=False, map_location="cpu")
-        set_peft_model_state_dict(model, load_peft_weights(folder, device=str(device)))
-    state = FRESH_STATE | state
-    optimizer.load_state_dict(state["optimizer"])
-    if len(state["random"]) == world_size:
-        restore_random_state(state["random"][rank])
-    if rank == 0:
-        print(f"going on after epoch {state['epoch']}", flush=True)
-    return state
+    def load(self, folder: str) -> None:
+        weights = load_peft_weights(folder, device=str(self.device))
+        set_peft_model_state_dict(self._adapted, weights)

@@ -1,30 +1,53 @@
-"""What the trainings on Ray have in common: how one is run, its log, sums, progress."""
+"""Training on Ray Train: how one is run, what each worker does, its checkpoints and its log.
+
+A checkpoint is written after every epoch and holds the model, the optimiser, the random state
+of every worker and the place in training, so that going on from it, after the death of a
+worker or of the whole job, ends at the model that an undisturbed run ends at.
+"""
 
 from __future__ import annotations
 
 import logging
+import tempfile
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
 
 import ray
 import ray.train
 import torch
-from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
-from ray.train.v2._internal.execution import context as ray_train_context
-from ray.train.v2.api.callback import UserCallback
+from ray.train import (
+    CheckpointConfig,
+    FailureConfig,
+    LoggingConfig,
+    RunConfig,
+    ScalingConfig,
+    UserCallback,
+)
+from ray.train.torch import TorchTrainer, get_device
 from transformers import logging as transformers_logging
 
-from sce.distributed.resources import WorkerPlan
+from sce.distributed.resources import WorkerPlan, use_threads
+from sce.evaluation import flops
+from sce.evaluation.costs import TrainingCost
+from sce.model.encoder import trainable_parameters
 from sce.storage import Place
-from sce.training.settings import TrainConfig
-from sce.workflows.tracking import Tracker
+from sce.training.epoch import (
+    Objective,
+    Reduce,
+    TrainConfig,
+    make_optimizer,
+    random_state,
+    rate_factor,
+    restore_random_state,
+    steps_per_epoch,
+    train_epoch,
+)
 
+STATE_FILE = "training_state.pt"
 PROGRESS_SECONDS = 15.0
-
-Figures = dict[str, float]
-
 FRESH_STATE: dict[str, Any] = {
     "epoch": 0,
     "best": -1.0,
@@ -32,73 +55,274 @@ FRESH_STATE: dict[str, Any] = {
     "flops": 0.0,
     "seconds": 0.0,
 }
-"""Of a training that has not begun: epochs done, the best score, and what they took so far
+"""State of a training that has not begun: epochs done, the best score, and what they took so far
 (operations as the paper counts them, seconds without validation)."""
+
+log = logging.getLogger(__name__)
+
+Figures = dict[str, float]
+
+
+class MetricsLog(Protocol):
+    """Where figures are recorded, such as a run in MLflow. It is pickled into Ray's controller."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
+        """Record the figures of a step (here an epoch)."""
+
+
+@dataclass(frozen=True)
+class Worker:
+    """This process among those that train together."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Sum over the workers, on the CPU."""
+        moved = tensor.to(self.device)
+        self.sum_in_place([moved])
+        return moved.cpu()
+
+    def sum_in_place(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Sum each of the tensors over the workers, where it is."""
+        if self.world_size > 1:
+            for tensor in tensors:
+                torch.distributed.all_reduce(tensor)
+
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all workers, by rank."""
+        values = [value] * self.world_size
+        if self.world_size > 1:
+            torch.distributed.all_gather_object(values, value)
+        return values
+
+
+class Training(Objective, Protocol):
+    """What a worker trains, as the loop over the epochs sees it.
+
+    Attributes:
+        reduce: sums gradients over the workers; None where the model averages them (DDP).
+    """
+
+    reduce: Reduce | None
+
+    def sample_flops(self, tokens: float) -> float:
+        """Operations of training on a sample of so many tokens (`sce.evaluation.flops`)."""
+
+    def validate(self) -> Figures:
+        """Figures on all validation rows, the same on every worker; `validation/accuracy` decides
+        which epoch is the best."""
+
+    def save(self, folder: str) -> None:
+        """Write the weights."""
+
+    def load(self, folder: str) -> None:
+        """Read weights that `save` wrote."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where a training runs and where it is recorded.
+
+    Attributes:
+        storage: folder or URI of the checkpoints, which every node must reach. With the same `name`
+            a run that was cut short goes on from its last checkpoint.
+    """
+
+    workers: WorkerPlan
+    storage: Place
+    name: str
+    metrics_log: MetricsLog
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What came of a training.
+
+    Attributes:
+        checkpoint: of the epoch with the best score, the earliest of equal ones.
+        best, last: figures of that epoch and of the last.
+        workers: that trained.
+    """
+
+    checkpoint: ray.train.Checkpoint
+    best: Figures
+    last: Figures
+    workers: WorkerPlan
+
+    def cost(
+        self, rows: int, trainable_parameters: int, embedding_flops: float = 0.0
+    ) -> TrainingCost:
+        """What it took, for `rows` training rows whose embedding took `embedding_flops`."""
+        return TrainingCost(
+            rows=rows,
+            epochs=int(self.last["epoch"]),
+            seconds=self.last.get("train/seconds", 0.0),
+            flops=self.last.get("train/flops", 0.0),
+            embedding_flops=embedding_flops,
+            trainable_parameters=trainable_parameters,
+            workers=str(self.workers),
+        )
 
 
 def run_training(
-    worker: Callable[[dict[str, Any]], None],
-    data: Any,
-    settings: Any,
-    train: TrainConfig,
-    workers: WorkerPlan,
-    storage: Place,
-    run_name: str,
-    tracker: Tracker,
-) -> tuple[ray.train.Checkpoint, Figures, Figures]:
-    """Run `worker` on Ray Train; it reports an epoch's figures with `epoch` and `score`.
+    build: Callable[[Any, Worker], Training], parts: Any, train: TrainConfig, run: Run
+) -> Fitted:
+    """Train on Ray Train.
 
     Args:
-        worker: gets `data` (a list with one reference), `settings` and `threads`.
-        storage: folder or URI of the checkpoints; with the same `run_name` a run that was cut short
-            goes on from its last checkpoint. Every node must reach it.
-
-    Returns:
-        The checkpoint with the best score (the earliest of equal ones), its figures, the last.
+        build: called in each worker with `parts`, of which a machine holds one copy, and its place.
 
     Raises:
         ray.train.TrainingFailedError: more workers died than `train.max_failures` allows.
     """
     trainer = TorchTrainer(
-        worker,
+        _train_worker,
         train_loop_config={
-            "data": [ray.put(data)],
-            "settings": settings,
-            "threads": workers.threads,
+            "build": build,
+            "parts": [ray.put(parts)],
+            "train": train,
+            "threads": run.workers.threads,
         },
         scaling_config=ScalingConfig(
-            num_workers=workers.count,
-            use_gpu=workers.use_gpu,
-            resources_per_worker=workers.resources,
-            accelerator_type=workers.accelerator_type,
+            num_workers=run.workers.count,
+            use_gpu=run.workers.use_gpu,
+            resources_per_worker=run.workers.resources,
+            accelerator_type=run.workers.accelerator_type,
         ),
         run_config=RunConfig(  # type: ignore[call-arg]  # typed as the V1 class
-            name=run_name,
-            storage_path=str(storage),
+            name=run.name,
+            storage_path=str(run.storage),
             failure_config=FailureConfig(max_failures=train.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=1, checkpoint_score_attribute="score"),
-            callbacks=[EpochLog(tracker, train.epochs)],  # type: ignore[list-item]
+            callbacks=[EpochLog(run.metrics_log, train.epochs)],  # type: ignore[list-item]
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
     result = trainer.fit()
     assert result.best_checkpoints, "every run reports a checkpoint"
     checkpoint, best = max(result.best_checkpoints, key=lambda c: (c[1]["score"], -c[1]["epoch"]))
-    return checkpoint, best, dict(result.metrics or {})
+    return Fitted(checkpoint, best, dict(result.metrics or {}), run.workers)
 
 
-def quiet() -> None:
+def _train_worker(config: dict[str, Any]) -> None:
+    """What each worker runs. Every decision is taken on figures that all workers share."""
+    _quiet()
+    use_threads(config["threads"])
+    context = ray.train.get_context()
+    worker = Worker(context.get_world_rank(), context.get_world_size(), get_device())
+    train: TrainConfig = config["train"]
+    training: Training = config["build"](ray.get(config["parts"][0]), worker)
+    optimizer = make_optimizer(training.model, train)
+    state = _restore(training, optimizer, worker)
+    if state["epoch"] == 0 and state["best"] < 0:
+        parameters = {"trainable_parameters": trainable_parameters(training.model)}
+        _close_epoch(training, optimizer, state, worker, parameters)
+    while state["epoch"] < train.epochs and state["epochs_without_gain"] < train.patience:
+        figures = _run_epoch(training, optimizer, train, state, worker)
+        _close_epoch(training, optimizer, state, worker, figures)
+
+
+def _run_epoch(
+    training: Training,
+    optimizer: torch.optim.Optimizer,
+    train: TrainConfig,
+    state: dict[str, Any],
+    worker: Worker,
+) -> Figures:
+    """Train an epoch, bring `state` up to date, and return the figures of all workers."""
+    started = time.perf_counter()
+    stats = train_epoch(
+        training,
+        optimizer,
+        train,
+        state["epoch"],
+        worker.rank,
+        worker.world_size,
+        training.reduce,
+        Progress(state["epoch"] + 1, train.epochs) if worker.rank == 0 else None,
+    )
+    sums = [stats.loss_sum, stats.rows, stats.tokens, stats.squared_tokens]
+    totals = worker.sum(torch.tensor(sums, dtype=torch.float64))
+    loss, rows, tokens, squares = totals.tolist()
+    seconds = time.perf_counter() - started
+    state["epoch"] += 1
+    state["flops"] += flops.total(training.sample_flops, tokens, squares, int(rows))
+    state["seconds"] += seconds
+    steps = steps_per_epoch(len(training.keys_N), train)
+    factor = rate_factor(state["epoch"] * steps - 1, steps * train.epochs, train)
+    return {
+        "train/loss": loss / rows,
+        "train/learning_rate": train.learning_rate * factor,
+        "train/overhead_share": stats.overhead_seconds / stats.seconds,
+        "train/flops": state["flops"],
+        "train/seconds": state["seconds"],
+        "epoch_seconds": seconds,
+        "samples_per_second": len(training.keys_N) / seconds,
+    }
+
+
+def _close_epoch(
+    training: Training,
+    optimizer: torch.optim.Optimizer,
+    state: dict[str, Any],
+    worker: Worker,
+    figures: Mapping[str, float],
+) -> None:
+    """Validate, remember the best, write a checkpoint and report."""
+    found = training.validate()
+    score = found["validation/accuracy"]
+    better = score > state["best"]
+    state["best"] = max(score, state["best"])
+    state["epochs_without_gain"] = 0 if better else state["epochs_without_gain"] + 1
+    state["optimizer"] = optimizer.state_dict()
+    state["random"] = worker.gather(random_state())
+    report = {"epoch": state["epoch"], "score": score, **found, **figures}
+    with tempfile.TemporaryDirectory() as folder:
+        saved = None
+        if worker.rank == 0:
+            training.save(folder)
+            torch.save(state, Path(folder) / STATE_FILE)
+            saved = ray.train.Checkpoint.from_directory(folder)
+        ray.train.report(report, checkpoint=saved)
+
+
+def _restore(
+    training: Training, optimizer: torch.optim.Optimizer, worker: Worker
+) -> dict[str, Any]:
+    """The state of the last checkpoint, put into model and optimiser; a fresh one if none."""
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        return FRESH_STATE.copy()
+    with checkpoint.as_directory() as folder:
+        state = torch.load(Path(folder) / STATE_FILE, weights_only=False, map_location="cpu")
+        training.load(folder)
+    state = FRESH_STATE | state
+    optimizer.load_state_dict(state["optimizer"])
+    # With another number of workers each begins its own stream: see `TrainConfig.dropout`.
+    if len(state["random"]) == worker.world_size:
+        restore_random_state(state["random"][worker.rank])
+    if worker.rank == 0:
+        print(f"going on after epoch {state['epoch']}", flush=True)
+    return state
+
+
+def _quiet() -> None:
     """In a worker: none of the lines that Ray and transformers write about themselves."""
     transformers_logging.disable_progress_bar()
-    # Ray names this logger by its file, so that LoggingConfig does not reach it.
-    logging.getLogger(ray_train_context.__file__).setLevel(logging.WARNING)
+    # Ray Train names the logger of its line for each checkpoint by the path of a file, not by a
+    # module, so that LoggingConfig does not reach it.
+    for name in logging.root.manager.loggerDict:
+        if name.startswith(str(Path(ray.train.__file__).parent)):
+            logging.getLogger(name).setLevel(logging.WARNING)
 
 
 class EpochLog(UserCallback):
     """Says how each epoch went, in the log and to the tracker. Runs in Ray's controller."""
 
-    def __init__(self, tracker: Tracker, epochs: int) -> None:
-        self._tracker = tracker
+    def __init__(self, metrics_log: MetricsLog, epochs: int) -> None:
+        self._metrics_log = metrics_log
         self._epochs = epochs
 
     def after_report(
@@ -119,26 +343,13 @@ class EpochLog(UserCallback):
         )
         line += f"  validation {100 * figures['validation/accuracy']:.1f} ({datasets})"
         print(line, flush=True)
-        self._tracker.log_metrics(
-            {k: v for k, v in figures.items() if k not in ("epoch", "score")}, step=epoch
-        )
-
-
-def sum_over_workers(tensor: torch.Tensor, device: torch.device, world_size: int) -> torch.Tensor:
-    """On the CPU."""
-    if world_size == 1:
-        return tensor
-    moved = tensor.to(device)
-    torch.distributed.all_reduce(moved)
-    return moved.cpu()
-
-
-def gather(value: Any, world_size: int) -> list[Any]:
-    """The values of all workers, by rank."""
-    values = [value] * world_size
-    if world_size > 1:
-        torch.distributed.all_gather_object(values, value)
-    return values
+        try:
+            self._metrics_log.log_metrics(
+                {k: v for k, v in figures.items() if k not in ("epoch", "score")}, step=epoch
+            )
+        except Exception as error:
+            # An exception here would end the run, which is worth more than its log.
+            log.warning("the figures of epoch %d were not recorded: %s", epoch, error)
 
 
 class Progress:

@@ -10,7 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 
+from sce.datasets.prepared import PreparedData
+from sce.embedding.store import EmbeddingStore, text_hash
 from sce.errors import DataError
 from sce.labels import LabelSet
 from sce.model.label_vectors import TextVectors
@@ -28,6 +31,14 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @classmethod
+    def read(cls, table: pa.Table, store: EmbeddingStore) -> Rows:
+        """Prepared rows (`sce.datasets.schema.ROWS`) with their vectors."""
+        ids, datasets, labels, sets = (
+            table[column].to_pylist() for column in ("row_id", "dataset", "label", "label_set")
+        )
+        return cls(ids, datasets, labels, sets, store.vectors_for(ids))
 
 
 class TextLookup:
@@ -70,6 +81,19 @@ class TrainingData:
     validation: Rows
     label_sets: dict[str, LabelSet]
     label_texts: TextLookup
+
+    @classmethod
+    def read(
+        cls, prepared: PreparedData, rows: EmbeddingStore, labels: EmbeddingStore
+    ) -> TrainingData:
+        """Prepared data with the vectors of its rows, and of the labels' texts by their hash."""
+        train = Rows.read(prepared.select("train"), rows)
+        validation = Rows.read(prepared.select("validation"), rows)
+        used = sorted({*train.sets, *validation.sets})
+        every = [label for s in prepared.label_sets.values() for label in s.labels]
+        texts = list(dict.fromkeys(t for lb in every for t in (*lb.info_texts, *lb.examples)))
+        lookup = TextLookup(texts, labels.vectors_for([text_hash(text) for text in texts]))
+        return cls(train, validation, {name: prepared.label_sets[name] for name in used}, lookup)
 
     def __post_init__(self) -> None:
         if not len(self.train):

@@ -6,16 +6,33 @@ other sets beside them as further negatives, and each label shows a random part 
 known about it (its name, one synonym, everything; some examples or none). The paper's
 augmentation (section 2.2, "Training Objective") replaces the right label by one of its
 synonyms; that is one setting of `AugmentConfig`.
+
+`EpisodeSampler.draw` works on whole batches of small integer arrays; `EpisodeObjective.gather`
+then fetches the vectors, on the device where the model is.
+
+Shapes: B rows, K candidates, L labels of all sets, S label sets, D the embedder's dimension,
+H the encoder's width, X examples.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+import torch
 from pydantic import Field
+from torch import nn
 
 from sce.config import Section
-from sce.training.episode_sampler import View
+from sce.labels import LabelSet
+from sce.model.encoder import SCEModel
+from sce.model.label_vectors import TextVectors, TokenMeans
+from sce.training.random_keys import row_keys, uniforms
+
+EXAMPLE_COUNTS = np.array([1, 2, 4, 8])
+View = Literal["name", "synonym", "name_description", "all"]
+VIEWS: tuple[View, ...] = ("name", "synonym", "name_description", "all")
 
 
 class AugmentConfig(Section):
@@ -42,3 +59,275 @@ class AugmentConfig(Section):
     a model can then tell the right label by its not being a name)."""
     example_probability: float = Field(0.25, ge=0, le=1)
     """Share of episodes whose labels come with 1, 2, 4 or 8 example texts each."""
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """Index arrays of one batch: places among the training rows, in the sampler's `texts_MD`, and
+    in its `tokens_MH`."""
+
+    rows_B: np.ndarray
+    text_index_BK: np.ndarray
+    token_index_BK: np.ndarray
+    mask_BK: np.ndarray
+    targets_B: np.ndarray
+    example_rows_BKX: np.ndarray | None
+    """-1 where there is no example."""
+
+
+class EpisodeSampler:
+    """Draws episodes for rows; every draw is a function of (seed, epoch, row id).
+
+    Args:
+        row_ids: ids of the N training rows.
+        row_labels: label name of each row.
+        row_sets: label set id of each row.
+        label_sets: every label set that a row names; their labels are also the foreign labels.
+        text_vectors: the text embedder's vectors for label texts.
+        token_means: equation 2 for names and synonyms, or None.
+    """
+
+    def __init__(
+        self,
+        row_ids: list[str],
+        row_labels: list[str],
+        row_sets: list[str],
+        label_sets: dict[str, LabelSet],
+        text_vectors: TextVectors,
+        token_means: TokenMeans | None,
+        config: AugmentConfig,
+        seed: int,
+    ) -> None:
+        self.config = config
+        self.seed = seed
+        self.keys_N = row_keys(row_ids)
+        used = sorted(set(row_sets))
+        sizes_S = np.array([len(label_sets[s]) for s in used])
+        starts_S = np.concatenate([[0], np.cumsum(sizes_S)])
+        place_of = {s: i for i, s in enumerate(used)}
+        labels = [label for s in used for label in label_sets[s].labels]
+        self.set_of_L = np.repeat(np.arange(len(used)), sizes_S)
+        self.row_set_N = np.array([place_of[s] for s in row_sets])
+        self.row_label_N = np.array(
+            [starts_S[place_of[s]] + label_sets[s].index(n) for s, n in zip(row_sets, row_labels)]
+        )
+        slots_K = np.arange(sizes_S.max())
+        self.own_labels_SK = np.where(slots_K < sizes_S[:, None], starts_S[:-1, None] + slots_K, -1)
+
+        # Label texts, each once: the name first, then the synonyms, then the description.
+        texts = list(dict.fromkeys(text for label in labels for text in label.info_texts))
+        index_of = {text: i for i, text in enumerate(texts)}
+        vectors_MD = text_vectors(texts)
+        info = [[index_of[text] for text in label.info_texts] for label in labels]
+        names = [[index_of[t] for t in (label.key, *label.synonyms)] for label in labels]
+        short = [[index_of[t] for t in (label.key, label.description) if t] for label in labels]
+        means_LD = np.stack([vectors_MD[i].mean(0) for i in info])
+        short_LD = np.stack([vectors_MD[i].mean(0) for i in short])
+        self.texts_MD = np.concatenate([vectors_MD, means_LD, short_LD]).astype(np.float32)
+        self._all_offset, self._short_offset = len(texts), len(texts) + len(labels)
+        self.name_count_L = np.array([len(n) for n in names])
+        width = int(self.name_count_L.max())
+        self.names_LP = np.array([n + [n[0]] * (width - len(n)) for n in names])
+        unit_LD = means_LD / np.maximum(np.linalg.norm(means_LD, axis=1, keepdims=True), 1e-12)
+        self._similarity_LL = (unit_LD @ unit_LD.T).astype(np.float32)
+        # A description is no name: it has no h_k of its own and is never asked for one.
+        self.tokens_MH = None if token_means is None else token_means(texts)
+
+        # Rows of each label, for examples: the rows sorted by label, and each row's place there.
+        self._rows_by_label_N = np.lexsort((self.keys_N, self.row_label_N))
+        self._label_count_L = np.bincount(self.row_label_N, minlength=len(labels))
+        self._label_start_L = np.concatenate([[0], np.cumsum(self._label_count_L)[:-1]])
+        self._place_N = np.empty(len(row_ids), np.int64)
+        self._place_N[self._rows_by_label_N] = np.arange(len(row_ids))
+
+    def draw(self, epoch: int, rows_B: np.ndarray) -> Episodes:
+        """Episodes of the given rows (indices into the training rows) in an epoch."""
+        labels_BK, targets_B = self._candidates(epoch, rows_B)
+        text_BK, token_BK = self._views(epoch, rows_B, labels_BK, targets_B)
+        return Episodes(
+            rows_B=rows_B,
+            text_index_BK=text_BK,
+            token_index_BK=token_BK,
+            mask_BK=labels_BK >= 0,
+            targets_B=targets_B,
+            example_rows_BKX=self._examples(epoch, rows_B, labels_BK, targets_B),
+        )
+
+    def _uniforms(self, epoch: int, stream: str, rows_B: np.ndarray, count: int = 1) -> np.ndarray:
+        return uniforms(self.seed, epoch, stream, self.keys_N[rows_B], count)
+
+    def _candidates(self, epoch: int, rows_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Candidate labels [B, K], -1 for padding, and the place of the right one [B]."""
+        config = self.config
+        own_BK = self.own_labels_SK[self.row_set_N[rows_B]]
+        right_B = self.row_label_N[rows_B]
+        sizes_B = (own_BK >= 0).sum(1)
+        u_B6 = self._uniforms(epoch, "size", rows_B, 4)
+        room = config.max_candidates
+        most_B = np.minimum(sizes_B, room)
+        subset_B = u_B6[:, 0] < config.subset_probability
+        least_B = np.minimum(2, most_B)
+        drawn_B = least_B + (u_B6[:, 1] * (most_B - least_B + 1)).astype(np.int64)
+        own_count_B = np.where(subset_B, drawn_B, most_B)
+
+        # A random order of the row's own labels, the right one first and padding last; those whose
+        # rank in it is below the number drawn are kept, at their old places.
+        order_BK = self._uniforms(epoch, "own", rows_B, own_BK.shape[1])
+        order_BK = np.where(own_BK < 0, 2.0, order_BK)
+        order_BK = np.where(own_BK == right_B[:, None], -1.0, order_BK)
+        rank_BK = order_BK.argsort(1).argsort(1)
+        own_BK = np.where(rank_BK < own_count_B[:, None], own_BK, -1)
+
+        foreign_B = u_B6[:, 2] < config.foreign_probability
+        foreign_count_B = np.where(
+            foreign_B, np.ceil(u_B6[:, 3] * (room - own_count_B)).astype(np.int64), 0
+        )
+        widest = int(foreign_count_B.max(initial=0))
+        labels = len(self.set_of_L)
+        # Drawn among all labels; what is of the row's own set, too like the right label or drawn
+        # before is left out, so that a row may get fewer than it was to have.
+        drawn_BF = (self._uniforms(epoch, "foreign", rows_B, widest) * labels).astype(np.int64)
+        keep_BF = np.arange(widest) < foreign_count_B[:, None]
+        keep_BF &= self.set_of_L[drawn_BF] != self.row_set_N[rows_B][:, None]
+        similar_BF = self._similarity_LL[right_B[:, None], drawn_BF]
+        keep_BF &= similar_BF < config.foreign_similarity_limit
+        sorted_BF = np.sort(drawn_BF, axis=1)
+        # The comparison of all pairs takes F^2 a row: only where a batch has a double at all.
+        if widest > 1 and (sorted_BF[:, 1:] == sorted_BF[:, :-1]).any():
+            first_BFF = drawn_BF[:, :, None] == drawn_BF[:, None, :]
+            keep_BF &= ~np.tril(first_BFF, -1).any(2)
+        both_BK = np.concatenate([own_BK, np.where(keep_BF, drawn_BF, -1)], axis=1)
+
+        # Close the gaps: kept labels first, in their order, cut to the widest row.
+        front_BK = np.argsort(both_BK < 0, axis=1, kind="stable")
+        widest = int((both_BK >= 0).sum(1).max())
+        labels_BK = np.take_along_axis(both_BK, front_BK, axis=1)[:, :widest]
+        return labels_BK, (labels_BK == right_B[:, None]).argmax(1)
+
+    def _views(
+        self, epoch: int, rows_B: np.ndarray, labels_BK: np.ndarray, targets_B: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Which text vector and which token mean stand for each candidate, int64 [B, K]."""
+        weights = np.array([self.config.view_weights.get(v, 0.0) for v in VIEWS])
+        thresholds = np.cumsum(weights / weights.sum())
+        view_B = (self._uniforms(epoch, "view", rows_B) >= thresholds).sum(1).clip(max=3)
+        safe_BK = labels_BK.clip(min=0)
+        pick_BK = self._uniforms(epoch, "synonym", rows_B, labels_BK.shape[1])
+        pick_BK = (pick_BK * self.name_count_L[safe_BK]).astype(np.int64)
+        if self.config.synonym_scope == "right":
+            is_right_BK = np.arange(labels_BK.shape[1]) == targets_B[:, None]
+            pick_BK = np.where(is_right_BK, pick_BK, 0)
+        name_BK = self.names_LP[safe_BK, 0]
+        synonym_BK = self.names_LP[safe_BK, pick_BK]
+        view_B1 = view_B[:, None]
+        text_BK = np.select(
+            [view_B1 == 0, view_B1 == 1, view_B1 == 2],
+            [name_BK, synonym_BK, self._short_offset + safe_BK],
+            self._all_offset + safe_BK,
+        )
+        # Token means exist for names and synonyms alone: "all" draws one of them.
+        token_BK = np.where((view_B1 == 1) | (view_B1 == 3), synonym_BK, name_BK)
+        return text_BK, token_BK
+
+    def _examples(
+        self, epoch: int, rows_B: np.ndarray, labels_BK: np.ndarray, targets_B: np.ndarray
+    ) -> np.ndarray | None:
+        """Rows that serve as examples of each candidate [B, K, X]; never the row itself."""
+        u_B2 = self._uniforms(epoch, "examples", rows_B, 2)
+        some_B = u_B2[:, 0] < self.config.example_probability
+        if not some_B.any():
+            return None
+        wanted_B = EXAMPLE_COUNTS[(u_B2[:, 1] * len(EXAMPLE_COUNTS)).astype(np.int64)]
+        wanted_B = np.where(some_B, wanted_B, 0)
+        safe_BK = labels_BK.clip(min=0)
+        is_right_BK = np.arange(labels_BK.shape[1]) == targets_B[:, None]
+        total_BK = self._label_count_L[safe_BK]
+        available_BK = total_BK - is_right_BK
+        count_BK = np.minimum(wanted_B[:, None], available_BK) * (labels_BK >= 0)
+        # Consecutive places (cyclic) among the label's rows; for the right label they begin
+        # after the row's own place and end before it comes round again.
+        start_BK = self._uniforms(epoch, "example start", rows_B, labels_BK.shape[1])
+        slack_BK = np.where(is_right_BK, available_BK - count_BK + 1, total_BK)
+        start_BK = (start_BK * slack_BK).astype(np.int64)
+        own_place_B = self._place_N[rows_B] - self._label_start_L[self.row_label_N[rows_B]]
+        start_BK = start_BK + np.where(is_right_BK, own_place_B[:, None] + 1, 0)
+        steps_X = np.arange(int(count_BK.max(initial=0)))
+        if not len(steps_X):
+            return None
+        place_BKX = (start_BK[:, :, None] + steps_X) % np.maximum(total_BK, 1)[:, :, None]
+        flat_BKX = self._label_start_L[safe_BK][:, :, None] + place_BKX
+        # A label without rows may begin past the end; its places are masked below.
+        rows_BKX = self._rows_by_label_N[np.minimum(flat_BKX, len(self.keys_N) - 1)]
+        return np.where(steps_X < count_BK[:, :, None], rows_BKX, -1)
+
+
+class EpisodeObjective:
+    """What `sce.training.epoch.train_epoch` lowers: the cross entropy of drawn episodes.
+
+    Args:
+        model: on `device`, where every vector that training needs is kept as well.
+        queries_ND: vectors of the sampler's rows, unit, float32.
+    """
+
+    def __init__(
+        self,
+        model: SCEModel,
+        sampler: EpisodeSampler,
+        queries_ND: np.ndarray,
+        device: torch.device,
+    ) -> None:
+        self.model: nn.Module = model
+        self.seed, self.keys_N = sampler.seed, sampler.keys_N
+        self.device = device
+        self._sampler = sampler
+        # Copies, since arrays that Ray's workers share cannot be written to, which torch warns of.
+        self._queries_ND = torch.from_numpy(np.array(queries_ND)).to(device)
+        self._texts_MD = self._tokens_MH = None
+        if model.uses_embedded_labels:
+            self._texts_MD = torch.from_numpy(np.array(sampler.texts_MD)).to(device)
+        if sampler.tokens_MH is not None:
+            self._tokens_MH = sampler.tokens_MH.to(device)
+
+    def draw(
+        self, epoch: int, rows_B: np.ndarray
+    ) -> tuple[dict[str, torch.Tensor | None], np.ndarray]:
+        """Inputs of the model for these rows, and how many tokens each sample has."""
+        episodes = self._sampler.draw(epoch, rows_B)
+        tokens_B = episodes.mask_BK.sum(1) + 1  # the labels and the query
+        return self.gather(episodes), tokens_B
+
+    def loss(self, inputs: dict[str, torch.Tensor | None]) -> torch.Tensor:
+        return self.model(**inputs).loss
+
+    def gather(self, episodes: Episodes) -> dict[str, torch.Tensor | None]:
+        """Keyword arguments of `SCEModel.forward` for a batch of episodes."""
+
+        def on_device(array: np.ndarray) -> torch.Tensor:
+            return torch.from_numpy(array).to(self.device, non_blocking=True)
+
+        inputs: dict[str, torch.Tensor | None] = {
+            "query_embeddings": self._queries_ND[on_device(episodes.rows_B)],
+            "label_mask": on_device(episodes.mask_BK),
+            "targets": on_device(episodes.targets_B),
+        }
+        if self._tokens_MH is not None:
+            inputs["label_tokens"] = self._tokens_MH[on_device(episodes.token_index_BK)]
+        if self._texts_MD is not None:
+            text_BKD = self._texts_MD[on_device(episodes.text_index_BK)]
+            inputs["label_embeddings"] = text_BKD
+            counts_BK = text_BKD.new_zeros(text_BKD.shape[:2])
+            examples_BKD = torch.zeros_like(text_BKD)
+            if episodes.example_rows_BKX is not None:
+                # Only rows that have examples: the others would be most of the work.
+                rows_BKX = on_device(episodes.example_rows_BKX)
+                present_BKX = rows_BKX >= 0
+                counts_BK = present_BKX.sum(-1).to(text_BKD.dtype)
+                some_B = counts_BK.sum(-1) > 0
+                some_BKXD = self._queries_ND[rows_BKX[some_B].clamp(min=0)]
+                some_BKXD = some_BKXD * present_BKX[some_B].unsqueeze(-1)
+                means_BKD = some_BKXD.sum(2) / counts_BK[some_B].clamp(min=1).unsqueeze(-1)
+                examples_BKD[some_B] = means_BKD
+            # Always given, so that the weights of the examples are in every step's graph.
+            inputs["example_embeddings"] = examples_BKD
+            inputs["example_counts"] = counts_BK
+        return inputs

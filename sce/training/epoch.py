@@ -1,27 +1,86 @@
-"""Loss, optimiser, schedule and one epoch of training, without Ray or a settings library.
+"""One epoch of training: settings, optimiser, schedule and the loop, for every model that we train.
+
+What differs between models (what is drawn for a row, the loss on it) is an `Objective`.
 
 Global batch n of an epoch holds the rows that the permutation of (seed, epoch) names, whatever
 the number of workers: each worker takes every `world_size`-th row of it and weighs its loss so
-that the average over the workers (what DDP does to gradients) is the mean over the batch.
+that what the workers' gradients come to together is the gradient of the mean over the batch.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import nn
 
-from sce.training.episode_sampler import EpisodeSampler, EpisodeTables
+from sce.config import Section
 from sce.training.random_keys import permutation
 
-if TYPE_CHECKING:
-    from sce.training.settings import TrainConfig
+Reduce = Callable[[Sequence[torch.Tensor]], None]
+"""Sums tensors over the workers, in place."""
+
+
+class TrainConfig(Section):
+    """How a model is fitted; the defaults are the encoder's."""
+
+    epochs: int = Field(3, ge=0)
+    batch_size: int = Field(32, ge=1)
+    """Rows in one optimiser step, over all workers."""
+    optimizer: Literal["adamw", "adam"] = "adamw"
+    """"adamw" decouples the weight decay from the gradient; "adam" adds it as an L2 term."""
+    learning_rate: float = Field(1e-4, gt=0)
+    final_learning_rate: float = Field(0.0, ge=0)
+    """Where the decay ends, on the last step of the last epoch."""
+    decay: Literal["linear", "cosine", "constant"] = "linear"
+    warmup_fraction: float = Field(0.1, ge=0, le=1)
+    """Share of all steps in which the rate rises from 0."""
+    scale_learning_rate: float = Field(1e-3, gt=0)
+    """Rate of the handful of scalars (scales, weights of examples); same schedule."""
+    weight_decay: float = Field(1e-4, ge=0)
+    """On matrices; biases, norms and scalars have none."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Inside the encoder. Above 0 the masks differ from one number of workers to another, so
+    the loss curves then agree in distribution alone."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Numbers of the forward and backward pass. "auto": bfloat16 on a GPU, else float32."""
+    patience: int = Field(2, ge=1)
+    """Epochs without a better validation accuracy before training stops."""
+    max_failures: int = Field(3, ge=0)
+    """Deaths of a worker after which training goes on from its last checkpoint."""
+
+    @property
+    def pass_rows(self) -> int:
+        """Rows of one forward pass at most; where a worker has more, their gradients add up."""
+        return self.batch_size
+
+
+class Objective(Protocol):
+    """What an epoch runs over and what it lowers.
+
+    Attributes:
+        model: its trainable parameters are fitted.
+        seed, keys_N: of the training rows (`sce.training.random_keys`); they decide the order.
+        device: where the model is.
+    """
+
+    model: nn.Module
+    seed: int
+    keys_N: np.ndarray
+    device: torch.device
+
+    def draw(self, epoch: int, rows_B: np.ndarray) -> tuple[Any, np.ndarray]:
+        """Samples of the rows at these places, on the device, and the tokens of each one [B]."""
+
+    def loss(self, samples: Any) -> torch.Tensor:
+        """Mean loss of the samples, a scalar."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +92,9 @@ class EpochStats:
     steps: int
     seconds: float
     overhead_seconds: float
-    """Time outside forward pass, backward pass and optimiser."""
+    """Time in which samples were drawn and brought to the device."""
     tokens: int
-    """Of all samples, and the squares of each one's: what `sce.evaluation.flops.total` wants."""
+    """Tokens of all samples, and the sum of each one's square: `sce.evaluation.flops.total`."""
     squared_tokens: int
 
 
@@ -66,6 +125,7 @@ def rate_factor(step: int, total_steps: int, config: TrainConfig) -> float:
         return (step + 1) / warmup
     if config.decay == "constant":
         return 1.0
+    # From 1 at the end of the warm-up to `end` on the very last step.
     end = config.final_learning_rate / config.learning_rate
     done = (step - warmup) / max(1, total_steps - warmup - 1)
     left = 1 - done if config.decay == "linear" else (1 + math.cos(math.pi * done)) / 2
@@ -84,62 +144,69 @@ def autocast_dtype(config: TrainConfig, device: torch.device) -> torch.dtype | N
 
 
 def train_epoch(
-    model: nn.Module,
-    sampler: EpisodeSampler,
-    tables: EpisodeTables,
+    objective: Objective,
     optimizer: torch.optim.Optimizer,
     config: TrainConfig,
     epoch: int,
     rank: int = 0,
     world_size: int = 1,
+    reduce: Reduce | None = None,
     on_step: Callable[[int, int], None] | None = None,
 ) -> EpochStats:
     """One pass over the training rows.
 
     Args:
-        model: an `SCEModel`, or one wrapped by DDP.
-        epoch: 0-based; with the sampler's seed it decides everything drawn.
+        epoch: 0-based; with the objective's seed it decides everything drawn.
+        reduce: called with this worker's gradients before each step. None where the model itself
+            averages them over the workers, as DDP does.
         on_step: called with (steps done, steps in all) after every step.
     """
+    model, device = objective.model, objective.device
     model.train()
-    device = tables.queries_ND.device
     dtype = autocast_dtype(config, device)
-    order_N = permutation(sampler.seed, epoch, sampler.keys_N)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    order_N = permutation(objective.seed, epoch, objective.keys_N)
     steps = steps_per_epoch(len(order_N), config)
     total_steps = steps * config.epochs
     losses, rows, overhead = [], 0, 0.0
     tokens = squared_tokens = 0
     started = time.perf_counter()
     for step in range(steps):
-        begin = time.perf_counter()
         batch_B = order_N[step * config.batch_size : (step + 1) * config.batch_size]
         mine_B = batch_B[rank::world_size]
-        # A last batch with fewer rows than workers: this one still takes part in the reduction.
-        weight = len(mine_B) * world_size / len(batch_B)
-        episodes = sampler.draw(epoch, mine_B if len(mine_B) else batch_B[:1])
-        inputs = tables.gather(episodes)
-        tokens_B = episodes.mask_BK.sum(1)[: len(mine_B)] + 1  # the labels and the query
-        tokens += int(tokens_B.sum())
-        squared_tokens += int(np.square(tokens_B).sum())
         factor = rate_factor(epoch * steps + step, total_steps, config)
         for group in optimizer.param_groups:
             group["lr"] = group["rate"] * factor
-        overhead += time.perf_counter() - begin
-        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-            loss = model(**inputs).loss
         optimizer.zero_grad(set_to_none=True)
-        (loss * weight).backward()
-        nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+        # A last batch with fewer rows than workers: one without any still takes part in the
+        # reduction, with a row that weighs nothing.
+        for part_B in _parts(mine_B if len(mine_B) else batch_B[:1], config.pass_rows):
+            begin = time.perf_counter()
+            count = len(part_B) if len(mine_B) else 0
+            samples, tokens_B = objective.draw(epoch, part_B)
+            tokens += int(tokens_B[:count].sum())
+            squared_tokens += int(np.square(tokens_B[:count]).sum())
+            overhead += time.perf_counter() - begin
+            with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+                loss = objective.loss(samples)
+            # The share of the batch; times the workers where their average is taken, not the sum.
+            weight = count * (world_size if reduce is None else 1) / len(batch_B)
+            (loss * weight).backward()
+            losses.append(loss.detach() * count)  # stays on the device: to read it would wait
+        if reduce is not None:
+            reduce([p.grad for p in trained if p.grad is not None])
+        nn.utils.clip_grad_norm_(trained, config.max_grad_norm)
         optimizer.step()
-        begin = time.perf_counter()
-        losses.append(loss.detach() * len(mine_B))
         rows += len(mine_B)
         if on_step is not None:
             on_step(step + 1, steps)
-        overhead += time.perf_counter() - begin
     loss_sum = float(torch.stack(losses).sum()) if losses else 0.0
     seconds = time.perf_counter() - started
     return EpochStats(loss_sum, rows, steps, seconds, overhead, tokens, squared_tokens)
+
+
+def _parts(rows_B: np.ndarray, size: int) -> list[np.ndarray]:
+    return [rows_B[first : first + size] for first in range(0, len(rows_B), size)]
 
 
 def random_state() -> dict[str, Any]:

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from inspect import signature
+from typing import Annotated, Any, get_type_hints
 
 import torch
-from pydantic import Field
+from pydantic import Field, create_model
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 
 from sce.config import Section
 from sce.embedding.checkpoint import checkpoint_licence, explain_load_error, minilm_folder
 from sce.embedding.settings import MINILM
 from sce.errors import ConfigError
-from sce.model.encoder import ENCODERS, InputNorm, LabelSource, SCEConfig, SCEModel
+from sce.model.encoder import ENCODERS, SCEConfig, SCEModel
+from sce.model.label_vectors import TokenMeans, token_means_of
 from sce.storage import fetch_model
 
 ENCODER_LICENCES = {"minilm": "Apache-2.0", "roberta-base": "MIT", "FacebookAI/roberta-base": "MIT"}
 
 
-class ModelConfig(Section):
-    """The architecture of a model that is about to be trained. `SCEConfig` says what
-    each choice means; `configs/paper` marks which are the paper's."""
+class PretrainedConfig(Section):
+    """Which pretrained encoder a model starts from."""
 
     encoder: str = "minilm"
     """"minilm" (the PyPI package's all-MiniLM-L6-v2), a hub id, or a folder or URI with a BERT
@@ -29,28 +30,51 @@ class ModelConfig(Section):
     encoder_revision: str | None = None
     num_layers: int | None = Field(2, ge=1)
     """First layers of the encoder that are kept; none is all of them."""
-    label_source: LabelSource = "embedder"
-    input_norm: InputNorm = "frozen"
-    token_type: bool = True
-    positions: bool = False
-    query_scale: float | None = None
-    logit_scale: float | None = None
-    learn_scales: bool = True
-    prior_scale: float = Field(20.0, ge=0)
-    example_weight: tuple[float, float] = (-1.0, 0.5)
-    learn_example_weight: bool = True
-    adaptor_init: Literal["identity", "normal"] = "identity"
-    label_prefix_space: bool = True
+
+
+NOT_CHOSEN = {
+    "self", "encoder", "embedding_dim", "calibration", "cosine_calibration", "embedder", "kwargs",
+}  # fmt: skip
+"""Arguments of `SCEConfig` that follow from the encoder, the embedder and the training."""
+BOUNDS = {"prior_scale": Field(ge=0)}
+
+
+def _recipe() -> dict[str, Any]:
+    """The other arguments of `SCEConfig`, with its types and defaults, as fields of pydantic."""
+    hints = get_type_hints(SCEConfig.__init__)
+    return {
+        name: (Annotated[hints[name], BOUNDS.get(name, Field())], parameter.default)
+        for name, parameter in signature(SCEConfig.__init__).parameters.items()
+        if name not in NOT_CHOSEN
+    }
+
+
+Recipe: Any = create_model("Recipe", __base__=PretrainedConfig, **_recipe())
+
+
+class ModelConfig(Recipe):
+    """The architecture of a model that is about to be trained: a pretrained encoder, and the
+    recipe, whose options are those of `SCEConfig`. `configs/paper` marks which are the paper's."""
 
 
 @dataclass(frozen=True)
 class FreshModel:
-    """A model before its first step, with the tokenizer where labels are read as tokens."""
+    """A model before its first step, with the tokenizer where labels are read as tokens.
+
+    Attributes:
+        random_state: of torch's generator on the CPU, once the model was built.
+    """
 
     model: SCEModel
     tokenizer: PreTrainedTokenizerBase | None
     encoder_name: str
     encoder_licence: str
+    random_state: torch.Tensor
+
+    @property
+    def token_means(self) -> TokenMeans | None:
+        """Equation 2 with the model's dictionary; None where labels are not read as tokens."""
+        return None if self.tokenizer is None else token_means_of(self.model, self.tokenizer)
 
 
 def build_model(
@@ -67,6 +91,7 @@ def build_model(
         EmbedderError: the checkpoint cannot be loaded.
         ConfigError: it is neither BERT nor RoBERTa, or has too few layers.
     """
+    recipe = config.model_dump(exclude=set(PretrainedConfig.model_fields))
     folder = str(minilm_folder()) if config.encoder == "minilm" else fetch_model(config.encoder)
     try:
         found = AutoConfig.from_pretrained(folder, revision=config.encoder_revision)
@@ -79,7 +104,7 @@ def build_model(
             folder, revision=config.encoder_revision, dtype=torch.float32
         )
         tokenizer = None
-        if config.label_source == "tokens":
+        if recipe["label_source"] == "tokens":
             tokenizer = AutoTokenizer.from_pretrained(folder, revision=config.encoder_revision)
     except (OSError, ValueError) as error:
         raise explain_load_error("model.encoder", config.encoder, error) from error
@@ -97,7 +122,6 @@ def build_model(
     }
     for key in ("_name_or_path", "architectures", "transformers_version", "dtype"):
         encoder.pop(key, None)
-    recipe = config.model_dump(exclude={"encoder", "encoder_revision", "num_layers"})
     torch.manual_seed(seed)
     model = SCEModel(
         SCEConfig(encoder=encoder, embedding_dim=embedder["dimension"], embedder=embedder, **recipe)
@@ -105,4 +129,4 @@ def build_model(
     model.load_pretrained_encoder(pretrained)
     licence = ENCODER_LICENCES.get(config.encoder) or checkpoint_licence(folder)
     name = MINILM if config.encoder == "minilm" else config.encoder
-    return FreshModel(model, tokenizer, name, licence)
+    return FreshModel(model, tokenizer, name, licence, torch.get_rng_state())

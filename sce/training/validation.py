@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,20 +14,9 @@ from sce.model.scoring import score
 from sce.training.data import Rows, TextLookup
 
 VIEWS: dict[str, Callable[[LabelSet], LabelSet]] = {"name": only_names, "all": lambda s: s}
-"""What the model is told of each label: the bare names, and all that is known of them."""
-
-
-@dataclass(frozen=True)
-class ValidationFigures:
-    """Accuracy by dataset, their mean (every dataset counts the same), mean NLL of the rows."""
-
-    accuracy: float
-    nll: float
-    by_dataset: dict[str, float]
-
-    def metrics(self) -> dict[str, float]:
-        named = {f"validation/{d}/accuracy": a for d, a in self.by_dataset.items()}
-        return {"validation/accuracy": self.accuracy, "validation/nll": self.nll, **named}
+"""What the model sees of each label: the bare names, and all that is known of them."""
+ScoreRows = Callable[[np.ndarray, LabelSet, LabelVectors], np.ndarray]
+"""Scores [n, K] for vectors of texts [n, D], a label set as a view shows it, and its vectors."""
 
 
 class Validator:
@@ -46,7 +34,7 @@ class Validator:
     ) -> None:
         self.rows = rows
         set_N = np.array(rows.sets)
-        self._members: list[tuple[np.ndarray, int, LabelVectors]] = []
+        self._groups: list[tuple[int, np.ndarray, LabelSet, LabelVectors]] = []
         self.targets_N = np.empty(len(rows), np.int64)
         self.label_counts_N = np.empty(len(rows), np.int64)
         for name in dict.fromkeys(rows.sets):
@@ -54,23 +42,30 @@ class Validator:
             members = np.flatnonzero(set_N == name)
             self.targets_N[members] = [canonical.index(rows.labels[i]) for i in members]
             self.label_counts_N[members] = len(canonical)
-            for view, (_, reduce) in enumerate(VIEWS.items()):
-                vectors = encode_labels(reduce(canonical), text_vectors, token_means)
-                self._members.append((members, view, vectors))
+            for view, reduce in enumerate(VIEWS.values()):
+                reduced = reduce(canonical)
+                vectors = encode_labels(reduced, text_vectors, token_means)
+                self._groups.append((view, members, reduced, vectors))
         self.width = int(self.label_counts_N.max())
 
     def scores(self, model: SCEModel, rank: int = 0, world_size: int = 1) -> np.ndarray:
-        """Uncalibrated scores float32 [V, N, Kmax], V the views, padded with -inf.
+        """Uncalibrated scores of the model, as `collect` has them."""
+        model.eval()
+        return self.collect(
+            lambda vectors_nD, _, labels: score(model, vectors_nD, labels), rank, world_size
+        )
+
+    def collect(self, score_rows: ScoreRows, rank: int = 0, world_size: int = 1) -> np.ndarray:
+        """Scores float32 [V, N, Kmax] of all rows, V the views; 0 where a set has fewer labels.
 
         With several workers each scores every `world_size`-th row of a set, and the rows of the
         others stay 0: the sum over the workers is the whole (`finish`).
         """
-        model.eval()
         scores_VNK = np.zeros((len(VIEWS), len(self.rows), self.width), np.float32)
-        for members, view, vectors in self._members:
+        for view, members, label_set, vectors in self._groups:
             mine = members[rank::world_size]
             if len(mine):
-                found = score(model, self.rows.vectors_ND[mine], vectors)
+                found = score_rows(self.rows.vectors_ND[mine], label_set, vectors)
                 scores_VNK[view, mine, : found.shape[1]] = found
         return scores_VNK
 
@@ -79,12 +74,17 @@ class Validator:
         padding_NK = np.arange(self.width) >= self.label_counts_N[:, None]
         return np.where(padding_NK, -np.inf, scores_VNK)
 
-    def figures(self, scores_VNK: np.ndarray) -> ValidationFigures:
-        """Figures of finished scores, the mean over the views."""
+    def figures(self, scores_VNK: np.ndarray) -> dict[str, float]:
+        """Figures of finished scores, each the mean over the views: mean NLL of the rows, accuracy
+        by dataset, and the mean of those (every dataset counts the same)."""
         logits = torch.from_numpy(scores_VNK).double()
         targets = torch.from_numpy(self.targets_N).expand(len(VIEWS), -1)
         nll = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
         right_N = (scores_VNK.argmax(2) == self.targets_N).mean(0)
         datasets = np.array(self.rows.datasets)
         by_dataset = {d: float(right_N[datasets == d].mean()) for d in sorted(set(datasets))}
-        return ValidationFigures(float(np.mean(list(by_dataset.values()))), float(nll), by_dataset)
+        return {
+            "validation/accuracy": float(np.mean(list(by_dataset.values()))),
+            "validation/nll": float(nll),
+            **{f"validation/{d}/accuracy": accuracy for d, accuracy in by_dataset.items()},
+        }

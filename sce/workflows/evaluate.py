@@ -39,7 +39,7 @@ from sce.predictor import Predictor
 from sce.storage import Place, fetch, replace_folder
 from sce.training.data import TextLookup
 from sce.training.random_keys import some_places
-from sce.workflows.experiment import Experiment
+from sce.workflows.experiment import Experiment, RunSettings
 from sce.workflows.methods import PromptedMethod, SceMethod, SimilarityMethod
 from sce.workflows.tracking import Tracker, tracking_uri
 
@@ -103,7 +103,7 @@ def _prepared(experiment: Experiment) -> PreparedData | None:
     return prepared
 
 
-def open_tracker(experiment: Experiment, run_id: str | None, job: str) -> Tracker:
+def open_tracker(experiment: RunSettings, run_id: str | None, job: str) -> Tracker:
     """The MLflow run of a job; by default in a database beside the run folders, so that the
     runs of several experiments stand in one list."""
     folder = experiment.home.parent

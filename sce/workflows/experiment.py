@@ -17,32 +17,23 @@ from sce.embedding.settings import EmbedderConfig
 from sce.evaluation.evaluate import EvaluateConfig
 from sce.storage import Place
 from sce.training.episodes import AugmentConfig
+from sce.training.epoch import TrainConfig
 from sce.training.fresh_model import ModelConfig
-from sce.training.settings import TrainConfig
 from sce.workflows.tracking import TrackingConfig
 
 
-class Experiment(JobConfig):
-    """Settings of an experiment. Every field is a YAML key, a flag and a variable."""
+class RunSettings(JobConfig):
+    """What every experiment has, whatever it trains; its folders."""
 
     name: str = "sce"
-    """Names the model, and the run in MLflow."""
+    """Names the method in reports, and the run in MLflow."""
     seed: int = 0
     run_dir: Place = Path("runs/sce")
     """Where everything that the jobs write goes: data, embeddings, checkpoints, model, results.
     A path that every node reaches, or a URI (s3://bucket/folder)."""
     data: DataConfig = DataConfig()
-    embedder: EmbedderConfig = EmbedderConfig()
-    method: Literal["sce", "similarity", "prompted"] = "sce"
-    """What `jobs/evaluate.py` measures: the trained model (beside cosine similarity with the same
-    embedder), or what needs no training: cosine similarity of the embedder's vectors, or a
-    language model that is asked."""
-    prompted: PromptedConfig = PromptedConfig()
-    """The language model of the method `prompted`."""
-    model: ModelConfig = ModelConfig()
-    augment: AugmentConfig = AugmentConfig()
-    train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    """How it is measured on the test sets and on the user's own rows."""
     resources: ResourcesConfig = ResourcesConfig()
     tracking: TrackingConfig = TrackingConfig()
     shared_dir: Place | None = None
@@ -58,24 +49,43 @@ class Experiment(JobConfig):
         return resolve_output(self.run_dir)
 
     @property
-    def data_dir(self) -> Place:
-        return resolve_output(self.shared_dir or self.run_dir) / "data"
+    def shared_home(self) -> Place:
+        return resolve_output(self.shared_dir or self.run_dir)
 
     @property
-    def embeddings_dir(self) -> Place:
-        return resolve_output(self.shared_dir or self.run_dir) / "embeddings"
+    def data_dir(self) -> Place:
+        return self.shared_home / "data"
 
     @property
     def checkpoints_dir(self) -> Place:
         return self.home / "checkpoints"
 
     @property
-    def model_dir(self) -> Place:
-        return self.home / "model"
-
-    @property
     def results_dir(self) -> Place:
         return self.home / "results"
+
+
+class Experiment(RunSettings):
+    """Settings of an experiment. Every field is a YAML key, a flag and a variable."""
+
+    embedder: EmbedderConfig = EmbedderConfig()
+    method: Literal["sce", "similarity", "prompted"] = "sce"
+    """What `jobs/evaluate.py` measures: the trained model (beside cosine similarity with the same
+    embedder), or what needs no training: cosine similarity of the embedder's vectors, or a
+    language model that is asked."""
+    prompted: PromptedConfig = PromptedConfig()
+    """The language model of the method `prompted`."""
+    model: ModelConfig = ModelConfig()
+    augment: AugmentConfig = AugmentConfig()
+    train: TrainConfig = TrainConfig()
+
+    @property
+    def embeddings_dir(self) -> Place:
+        return self.shared_home / "embeddings"
+
+    @property
+    def model_dir(self) -> Place:
+        return self.home / "model"
 
     @property
     def own_results_dir(self) -> Place:

@@ -12,8 +12,6 @@ absent is not claimed.
     calibration      `TemperatureFit.to_dict()`
     results          evaluation results as `sce.evaluation.report` describes them
     validation       dict of figures, shown when there are no `results`
-    collapses        True if the recipe was measured to collapse on unseen domains
-    licence          licence of the trained weights, where the author states one
     versions         dict: package -> version
     git_commit       revision that trained the model
 """
@@ -38,7 +36,7 @@ _LIMITS = """\
 - Cosine similarity between the text's and the labels' embeddings is the bar: it needs no
   training. Use this model where the table above shows that it is better.
 - The paper's recipe, trained as printed, fits its training domains and can collapse on label
-  sets from unseen domains: measure on a set of your own before you rely on it.{collapses}
+  sets from unseen domains: measure on a set of your own before you rely on it.
 - A label must say what it means. Grades such as 1 to 5 stars do not work.
 - One label a text: the scores of a set add up to one, so "none of these" needs a label too.
 - The embedder must be the one named above; another is refused by its fingerprint."""
@@ -91,11 +89,10 @@ def _front_matter(info: Mapping[str, Any]) -> str:
         "pipeline_tag": "zero-shot-classification",
         "tags": ["text-classification", "user-defined-labels", "soft-contextualized-encoder"],
         "metrics": ["accuracy", "f1"],
+        "license": "other",
+        "license_name": "see-components",
+        "license_link": CARD_NAME,
     }
-    if info.get("licence"):
-        data["license"] = str(info["licence"]).lower()
-    else:
-        data.update(license="other", license_name="see-components", license_link=CARD_NAME)
     encoder = (info.get("encoder") or {}).get("name")
     if encoder and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", encoder):
         data["base_model"] = encoder
@@ -184,12 +181,8 @@ def _calibration(info: Mapping[str, Any]) -> str:
 
 
 def _limits(info: Mapping[str, Any]) -> str:
-    note = ""
-    if info.get("collapses"):
-        note = "\n  This model was trained by it, and was measured to collapse."
-    text = _LIMITS.format(collapses=note)
     unseen = [r for r in info.get("results") or [] if r.get("group") == "unseen"]
-    return f"{text}\n- On unseen label sets: {headline(unseen)}" if unseen else text
+    return f"{_LIMITS}\n- On unseen label sets: {headline(unseen)}" if unseen else _LIMITS
 
 
 def _dotted(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

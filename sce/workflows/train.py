@@ -8,55 +8,63 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from dataclasses import dataclass
 from importlib.metadata import version
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import yaml
 from transformers import logging as transformers_logging
 
 from sce.baselines.cosine import cosine_scores
-from sce.datasets.prepare import PreparedData, prepare_data
+from sce.datasets.prepare import PreparedData, prepare
 from sce.datasets.tokens import multi_token_labels
 from sce.distributed.embed import embed_prepared
-from sce.distributed.resources import training_workers
+from sce.distributed.resources import WorkerPlan, training_workers
+from sce.distributed.train import fit
+from sce.distributed.workers import Run
 from sce.embedding.embedder import TextEmbedder, load_embedder
-from sce.embedding.store import EmbeddingStore, text_hash
+from sce.embedding.store import EmbeddingStore
 from sce.errors import ConfigError
 from sce.evaluation.costs import TrainingCost, embedding_flops
 from sce.evaluation.evaluate import headline_metrics
 from sce.evaluation.paper import paper_settings
 from sce.model.calibration import TemperatureFit, fit_temperature
 from sce.model.encoder import SCEModel, trainable_parameters
-from sce.model.label_vectors import token_means_of
-from sce.storage import Place, absolute_model, replace_folder, write_text
-from sce.training.data import Rows, TextLookup, TrainingData
+from sce.storage import Place, replace_folder, write_text
+from sce.training.data import TextLookup, TrainingData
+from sce.training.episodes import EpisodeSampler
 from sce.training.fresh_model import FreshModel, build_model
 from sce.training.validation import VIEWS, Validator
 from sce.workflows.evaluate import measure, open_tracker
 from sce.workflows.experiment import Experiment
 from sce.workflows.model_card import write_model_card
-from sce.workflows.run_state import RunState
 from sce.workflows.tracking import Tracker, git_tags, tracking_uri
+from sce.workflows.training_run import TrainingRun
 
 logger = logging.getLogger("sce")
 
 CONFIG_FILE = "config.yaml"
 
 
-def prepare(experiment: Experiment) -> dict[str, Any]:
-    """Texts and label sets of all sources into `data_dir`. Returns the manifest."""
-    return prepare_data(experiment.data, experiment.data_dir, experiment.data.seed)
+@dataclass(frozen=True)
+class Plan:
+    """What the settings of an experiment come to: all that its training is done with.
 
+    Attributes:
+        rows_store: embeddings of the prepared rows.
+        fresh: the model before its first step.
+    """
 
-def embed(experiment: Experiment) -> dict[str, Any]:
-    """Vectors of all prepared texts and label texts into `embeddings_dir`."""
-    return embed_prepared(
-        experiment.data_dir, experiment.embeddings_dir, experiment.embedder, experiment.resources
-    )
+    experiment: Experiment
+    prepared: PreparedData
+    rows_store: EmbeddingStore
+    data: TrainingData
+    fresh: FreshModel
+    sampler: EpisodeSampler
+    validator: Validator
+    workers: WorkerPlan
 
 
 def train(experiment: Experiment) -> dict[str, Any]:
@@ -65,93 +73,39 @@ def train(experiment: Experiment) -> dict[str, Any]:
     Raises:
         InputError: wrong settings or data; nothing was half-written.
     """
-    # Imported here: Ray Train costs a second that the other jobs need not pay.
-    from sce.distributed.train import FitSettings, fit
-
-    if experiment.method != "sce":
-        raise ConfigError(
-            f"method: {experiment.method!r} needs no training; jobs/evaluate.py measures it."
-        )
-    transformers_logging.disable_progress_bar()
     started = time.perf_counter()
-    tracking_uri(experiment.tracking, experiment.home.parent)
-    manifest = prepare(experiment)
-    embed(experiment)
-    prepared = PreparedData.load(experiment.data_dir)
-    rows_store = EmbeddingStore.open(experiment.embeddings_dir / "rows")
-    labels_store = EmbeddingStore.open(experiment.embeddings_dir / "labels")
-    fingerprint = rows_store.manifest.embedder
-    label_texts = _text_lookup(prepared, labels_store)
-    data = _training_data(prepared, rows_store, label_texts)
-    encoder = absolute_model(experiment.model.encoder)
-    settings = FitSettings(
-        experiment.model.model_copy(update={"encoder": encoder}),
-        experiment.train,
-        experiment.augment,
-        fingerprint,
-        experiment.seed,
-    )
-    fresh = build_model(settings.model, fingerprint, settings.train.dropout, settings.seed)
-    _say_what_is_trained(fresh, data, prepared)
-
-    # What may be refused comes before the state of an earlier run is touched.
-    workers = training_workers(experiment.resources)
-    state = RunState.open(
-        experiment.checkpoints_dir,
-        {
-            **experiment.model_dump(mode="json", include={"seed", "model", "train", "augment"}),
-            "data_fingerprint": prepared.fingerprint,
-            "embedder": fingerprint,
-        },
-        experiment.resume,
-        experiment.restart,
+    plan = resolve(experiment)
+    run = TrainingRun.open(
+        experiment.checkpoints_dir, _identity(plan), experiment.resume, experiment.restart
     )
     _write_config(experiment)
-    tracker = open_tracker(experiment, state.tracker_run_id, "train")
-    with tracker:
-        state.tracker_run_id = tracker.run_id
-        state.save()
-        tracker.log_params(experiment.model_dump(mode="json"))
-        tracker.log_params(
-            {
-                "data_fingerprint": prepared.fingerprint,
-                "embedder_fingerprint": fingerprint["id"],
-                "train_rows": len(data.train),
-                "validation_rows": len(data.validation),
-                "label_sets": len(data.label_sets),
-                "trainable_parameters": trainable_parameters(fresh.model),
-            }
+    with run.recorded(open_tracker(experiment, run.tracker_run_id, "train")) as tracker:
+        _log_plan(plan, tracker)
+        model, fitted = fit(
+            plan.fresh,
+            plan.sampler,
+            plan.data.train.vectors_ND,
+            plan.validator,
+            experiment.train,
+            Run(plan.workers, experiment.checkpoints_dir, run.run_name, tracker),
         )
-        tracker.log_dict(manifest["counts"], "data_counts.json")
-        # Of the run that embedded the texts, which may have been an earlier one.
-        tracker.log_metrics({"embed_seconds": rows_store.manifest.embed_seconds})
-        fitted = fit(
-            data,
-            settings,
-            workers,
-            experiment.checkpoints_dir,
-            state.run_name,
-            tracker,
-        )
-        fits = _calibrate(fitted.model, fresh, data, label_texts)
+        fits = _calibrate(model, plan.validator, plan.data.label_texts)
         embedder = load_embedder(experiment.embedder)
-        cost = TrainingCost(
-            rows=len(data.train),
-            epochs=int(fitted.last["epoch"]),
-            seconds=fitted.last.get("train/seconds", 0.0),
-            flops=fitted.last.get("train/flops", 0.0),
-            embedding_flops=embedding_flops(embedder, prepared.select("train")["text"].to_pylist()),
-            trainable_parameters=trainable_parameters(fresh.model),
-            workers=str(workers),
+        texts = plan.prepared.select("train")["text"].to_pylist()
+        cost = fitted.cost(
+            len(plan.data.train),
+            trainable_parameters(plan.fresh.model),
+            embedding_flops(embedder, texts),
         )
-        info = _card(experiment, fresh, prepared, embedder, fitted.best, fits)
-        _write_model(experiment.model_dir, fitted.model, fresh, info, cost)
-        evaluated = measure(experiment, prepared, tracker, experiment.results_dir, embedder)
-        results = [e.result for e in evaluated]
-        write_model_card(experiment.model_dir, {**info, "results": results})
+        _write_model(experiment.model_dir, model, plan.fresh, cost)
+        card = _card(plan, embedder, fitted.best, fits)
+        results: list[dict[str, Any]] = []
+        try:
+            measured = measure(experiment, plan.prepared, tracker, experiment.results_dir, embedder)
+            results += [one.result for one in measured]
+        finally:  # also where it cannot be measured: the card then says so
+            write_model_card(experiment.model_dir, card | {"results": results})
         tracker.log_artifact(experiment.model_dir, "model")
-    state.finished = True
-    state.save()
     _say_what_is_next(experiment, tracker)
     return {
         "model": str(experiment.model_dir),
@@ -165,40 +119,69 @@ def train(experiment: Experiment) -> dict[str, Any]:
     }
 
 
-def _text_lookup(prepared: PreparedData, store: EmbeddingStore) -> TextLookup:
-    """Vectors of every label text of the prepared data."""
-    texts = list(
-        dict.fromkeys(
-            chain.from_iterable(
-                (*label.info_texts, *label.examples)
-                for label_set in prepared.label_sets.values()
-                for label in label_set.labels
-            )
+def resolve(experiment: Experiment) -> Plan:
+    """Prepare the data and embed it where that is not done, build the model, and check all that
+    may be refused: the state of an earlier run is touched only after this.
+
+    Raises:
+        InputError: wrong settings or data.
+    """
+    if experiment.method != "sce":
+        raise ConfigError(
+            f"method: {experiment.method!r} needs no training; jobs/evaluate.py measures it."
         )
+    transformers_logging.disable_progress_bar()
+    tracking_uri(experiment.tracking, experiment.home.parent)
+    prepared, _ = prepare(experiment.data, experiment.data_dir, experiment.data.seed)
+    embed_prepared(
+        experiment.data_dir, experiment.embeddings_dir, experiment.embedder, experiment.resources
     )
-    return TextLookup(texts, store.vectors_for([text_hash(text) for text in texts]))
-
-
-def _rows(table: pa.Table, store: EmbeddingStore) -> Rows:
-    ids = table["row_id"].to_pylist()
-    return Rows(
-        ids,
-        table["dataset"].to_pylist(),
-        table["label"].to_pylist(),
-        table["label_set"].to_pylist(),
-        store.vectors_for(ids),
+    rows_store = EmbeddingStore.open(experiment.embeddings_dir / "rows")
+    labels_store = EmbeddingStore.open(experiment.embeddings_dir / "labels")
+    data = TrainingData.read(prepared, rows_store, labels_store)
+    fresh = build_model(
+        experiment.model, rows_store.manifest.embedder, experiment.train.dropout, experiment.seed
     )
-
-
-def _training_data(
-    prepared: PreparedData, rows_store: EmbeddingStore, label_texts: TextLookup
-) -> TrainingData:
-    training = _rows(prepared.select("train"), rows_store)
-    validation = _rows(prepared.select("validation"), rows_store)
-    used = sorted({*training.sets, *validation.sets})
-    return TrainingData(
-        training, validation, {name: prepared.label_sets[name] for name in used}, label_texts
+    sampler = EpisodeSampler(
+        data.train.ids,
+        data.train.labels,
+        data.train.sets,
+        data.label_sets,
+        data.label_texts,
+        fresh.token_means,
+        experiment.augment,
+        experiment.seed,
     )
+    validator = Validator(data.validation, data.label_sets, data.label_texts, fresh.token_means)
+    _say_what_is_trained(fresh, data, prepared)
+    workers = training_workers(experiment.resources)
+    return Plan(experiment, prepared, rows_store, data, fresh, sampler, validator, workers)
+
+
+def _identity(plan: Plan) -> dict[str, Any]:
+    """Everything that decides the model; a resumed run must have the same."""
+    return {
+        **plan.experiment.model_dump(mode="json", include={"seed", "model", "train", "augment"}),
+        "data_fingerprint": plan.prepared.fingerprint,
+        "embedder": plan.rows_store.manifest.embedder,
+    }
+
+
+def _log_plan(plan: Plan, tracker: Tracker) -> None:
+    tracker.log_params(plan.experiment.model_dump(mode="json"))
+    tracker.log_params(
+        {
+            "data_fingerprint": plan.prepared.fingerprint,
+            "embedder_fingerprint": plan.rows_store.manifest.embedder["id"],
+            "train_rows": len(plan.data.train),
+            "validation_rows": len(plan.data.validation),
+            "label_sets": len(plan.data.label_sets),
+            "trainable_parameters": trainable_parameters(plan.fresh.model),
+        }
+    )
+    tracker.log_dict(plan.prepared.manifest["counts"], "data_counts.json")
+    # Of the run that embedded the texts, which may have been an earlier one.
+    tracker.log_metrics({"embed_seconds": plan.rows_store.manifest.embed_seconds})
 
 
 def _say_what_is_trained(fresh: FreshModel, data: TrainingData, prepared: PreparedData) -> None:
@@ -221,29 +204,22 @@ def _say_what_is_trained(fresh: FreshModel, data: TrainingData, prepared: Prepar
 
 
 def _calibrate(
-    model: SCEModel, fresh: FreshModel, data: TrainingData, label_texts: TextLookup
+    model: SCEModel, validator: Validator, label_texts: TextLookup
 ) -> dict[str, TemperatureFit]:
     """Temperatures of the model and of the cosine baseline, fitted on the validation rows;
     both are stored in the model's configuration."""
-    token_means = None if fresh.tokenizer is None else token_means_of(model, fresh.tokenizer)
-    validator = Validator(data.validation, data.label_sets, label_texts, token_means)
-    scores_VNK = validator.finish(validator.scores(model))
-    cosine_VNK = np.full_like(scores_VNK, -np.inf)
-    sets_N = np.array(data.validation.sets)
-    for name in dict.fromkeys(data.validation.sets):
-        members = np.flatnonzero(sets_N == name)
-        data.validation.vectors_ND[members]
-        canonical = data.label_sets[name].canonical()
-        for view, reduce in enumerate(VIEWS.values()):
-            found = cosine_scores(
-                data.validation.vectors_ND[members], reduce(canonical), label_texts
-            )
-            cosine_VNK[view, members, : found.shape[1]] = found
+    scores_VNK = validator.scores(model)
+    cosine_VNK = validator.collect(
+        lambda vectors_nD, label_set, _: cosine_scores(vectors_nD, label_set, label_texts)
+    )
     # Each row under one view: the same row twice would make the data look twice as certain.
-    rows_N = np.arange(len(data.validation))
+    rows_N = np.arange(len(validator.rows))
+    views_N = rows_N % len(VIEWS)
     fits = {
         name: fit_temperature(
-            method_VNK[rows_N % len(VIEWS), rows_N], validator.targets_N, validator.label_counts_N
+            validator.finish(method_VNK)[views_N, rows_N],
+            validator.targets_N,
+            validator.label_counts_N,
         )
         for name, method_VNK in (("sce", scores_VNK), ("cosine", cosine_VNK))
     }
@@ -254,28 +230,20 @@ def _calibrate(
     return fits
 
 
-def _write_model(
-    folder: Place, model: SCEModel, fresh: FreshModel, info: dict[str, Any], cost: TrainingCost
-) -> None:
-    """The whole artifact, or nothing."""
+def _write_model(folder: Place, model: SCEModel, fresh: FreshModel, cost: TrainingCost) -> None:
+    """The artifact whole, or nothing; its card follows once it is measured."""
     with replace_folder(folder, "config.json") as new:
         model.save_pretrained(new)
         if fresh.tokenizer is not None:
             fresh.tokenizer.save_pretrained(new)
-        write_model_card(new, info)
         cost.save(new)
 
 
 def _card(
-    experiment: Experiment,
-    fresh: FreshModel,
-    prepared: PreparedData,
-    embedder: TextEmbedder,
-    best: dict[str, float],
-    fits: dict[str, TemperatureFit],
+    plan: Plan, embedder: TextEmbedder, best: dict[str, float], fits: dict[str, TemperatureFit]
 ) -> dict[str, Any]:
-    """What the model card says (see `sce.workflows.model_card`)."""
-    counts = prepared.manifest["counts"]
+    """What the model card says beside the results (see `sce.workflows.model_card`)."""
+    experiment, fresh, manifest = plan.experiment, plan.fresh, plan.prepared.manifest
     return {
         "name": experiment.name,
         "embedder": {
@@ -285,8 +253,8 @@ def _card(
         },
         "encoder": {"name": fresh.encoder_name, "licence": fresh.encoder_licence},
         "training_data": [
-            {"name": name, "rows": splits["train"], "licence": prepared.manifest["licences"][name]}
-            for name, splits in counts.items()
+            {"name": name, "rows": splits["train"], "licence": manifest["licences"][name]}
+            for name, splits in manifest["counts"].items()
             if splits.get("train")
         ],
         "recipe": experiment.model_dump(mode="json", include={"seed", "model", "augment", "train"}),

@@ -5,23 +5,26 @@ import threading
 import pytest
 import torch
 
-from sce.baselines.adapters import add_adapters
-from sce.baselines.llama_epochs import train_llama_epoch
-from sce.baselines.llama_training import LlamaRows, LlamaSampler, LlamaTrainConfig
-from sce.baselines.lora import LoraSettings, load_base, load_chat_tokenizer
+from sce.baselines.llama_training import (
+    LlamaObjective,
+    LlamaRows,
+    LlamaSampler,
+    LlamaTrainConfig,
+)
+from sce.baselines.lora import LoraSettings, add_adapters, load_base, load_chat_tokenizer
 from sce.baselines.prompted import PromptedClassifier
 from sce.labels import LabelSet
-from sce.training.epoch import make_optimizer
+from sce.training.epoch import make_optimizer, train_epoch
 from tests.tiny_models import build_llama
 
 SETTINGS = LoraSettings(rank=4, dtype="float32", quantisation="none", gradient_checkpointing=False)
 SET = LabelSet.parse(["flood", "engine trouble", "praise"])
 WORDS = {"flood": "river water rain", "engine trouble": "car motor smoke", "praise": "thank you"}
 ROWS = LlamaRows(
-    [f"r{i}" for i in range(22)],
-    [f"{WORDS[SET.names[i % 3]]} {i}" for i in range(22)],
-    [SET.names[i % 3] for i in range(22)],
-    ["s"] * 22,
+    [f"r{i}" for i in range(25)],
+    [f"{WORDS[SET.names[i % 3]]} {i}" for i in range(25)],
+    [SET.names[i % 3] for i in range(25)],
+    ["s"] * 25,
     {"s": SET},
 )
 CPU = torch.device("cpu")
@@ -67,9 +70,8 @@ def train(folder, micro, accumulation, workers, epochs=1, rate=3e-3):
                 gradient.copy_(total)
 
         for epoch in range(epochs):
-            stats = train_llama_epoch(
-                model, sampler, optimizer, config, epoch, CPU, rank, workers, reduce
-            )
+            objective = LlamaObjective(model, sampler, CPU)
+            stats = train_epoch(objective, optimizer, config, epoch, rank, workers, reduce)
         losses[rank] = stats.loss_sum
 
     threads = [threading.Thread(target=run, args=(rank,)) for rank in range(workers)]
@@ -82,6 +84,7 @@ def train(folder, micro, accumulation, workers, epochs=1, rate=3e-3):
 
 @pytest.mark.parametrize(("micro", "accumulation", "workers"), [(1, 8, 1), (2, 4, 2), (3, 3, 1)])
 def test_a_step_is_the_same_however_it_is_cut(folder, micro, accumulation, workers):
+    """25 rows in steps of 8: the last has one row, fewer than there are workers."""
     size = micro * accumulation
     ((one, *_),), _ = train(folder, size, 1, 1)
     made, _ = train(folder, micro, accumulation, workers)
@@ -91,7 +94,7 @@ def test_a_step_is_the_same_however_it_is_cut(folder, micro, accumulation, worke
 
 def test_the_loss_goes_down_and_the_labels_are_learned(folder):
     _, first = train(folder, 4, 2, 1)
-    ((_, classifier, *_),), last = train(folder, 4, 2, 1, epochs=20, rate=1e-2)
+    ((_, classifier, *_),), last = train(folder, 8, 1, 1, epochs=12, rate=2e-2)
     assert last < 0.3 * first
     found = classifier.scores(ROWS.texts, SET).argmax(1)
     assert [SET.names[k] for k in found] == ROWS.labels
@@ -100,13 +103,13 @@ def test_the_loss_goes_down_and_the_labels_are_learned(folder):
 def test_what_is_drawn_follows_from_seed_epoch_and_row(folder):
     config = LlamaTrainConfig()
     _, _, sampler, _ = fresh(folder, config)
-    one, _ = sampler.draw(0, [0, 5])
-    again, _ = sampler.draw(0, [5, 0])
+    one = sampler.draw(0, [0, 5])
+    again = sampler.draw(0, [5, 0])
     assert sorted(map(tuple, one.ids_BT.tolist())) == sorted(map(tuple, again.ids_BT.tolist()))
-    orders = {tuple(sampler.draw(epoch, [0])[0].ids_BT[0].tolist()) for epoch in range(8)}
+    orders = {tuple(sampler.draw(epoch, [0]).ids_BT[0].tolist()) for epoch in range(8)}
     assert len(orders) > 2
     _, _, fixed, _ = fresh(folder, LlamaTrainConfig(shuffle_labels=False))
-    assert len({tuple(fixed.draw(e, [0])[0].ids_BT[0].tolist()) for e in range(8)}) == 1
+    assert len({tuple(fixed.draw(e, [0]).ids_BT[0].tolist()) for e in range(8)}) == 1
 
 
 def test_the_batch_size_follows_from_its_parts():

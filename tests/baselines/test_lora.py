@@ -4,8 +4,15 @@ import pytest
 import torch
 from peft import PeftModel
 
-from sce.baselines.adapters import add_adapters, collate, label_loss
-from sce.baselines.lora import LoraSettings, load_base, load_chat_tokenizer, merge
+from sce.baselines.lora import (
+    LoraSettings,
+    add_adapters,
+    collate,
+    label_loss,
+    load_base,
+    load_chat_tokenizer,
+    merge,
+)
 from sce.baselines.prompted import PromptedClassifier
 from sce.errors import ConfigError, InputError
 from tests.tiny_models import build_llama
@@ -72,8 +79,9 @@ def test_padding_changes_nothing(folder, tokenizer):
     assert together == pytest.approx(sum(alone) / len(alone), abs=1e-4)
 
 
-@pytest.mark.parametrize("checkpointing", [True, False])
-@pytest.mark.parametrize("quantisation", ["nf4", "none"])
+@pytest.mark.parametrize(
+    ("quantisation", "checkpointing"), [("nf4", True), ("none", True), ("none", False)]
+)
 def test_training_saving_reloading_and_merging(
     folder, tokenizer, tmp_path, quantisation, checkpointing
 ):
@@ -90,10 +98,10 @@ def test_training_saving_reloading_and_merging(
     assert all("lora_" in name for name in trained)
     assert all(p.dtype == torch.float32 for p in model.parameters() if p.requires_grad)
     _, _, samples = samples_of(model, tokenizer)
-    optimiser = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], 5e-3)
+    optimiser = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], 1e-2)
     model.train()
     losses = []
-    for _ in range(30):
+    for _ in range(20):
         loss = label_loss(model, samples)
         optimiser.zero_grad()
         loss.backward()

@@ -9,8 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, normalizers
 
-from sce.baselines.adapters import add_adapters
-from sce.baselines.lora import LoraSettings, load_base, merge
+from sce.baselines.lora import LoraSettings, add_adapters, load_base, merge
 from sce.baselines.prompted import load_prompted, parameter_count
 from sce.baselines.settings import PromptedConfig
 from sce.distributed import prompted as stage

@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +19,16 @@ import torch
 from ray import cloudpickle
 
 from sce.distributed.resources import ResourcesConfig, training_workers
-from sce.distributed.train import FitResult, FitSettings, fit
+from sce.distributed.train import fit
+from sce.distributed.workers import EpochLog, Run
 from sce.errors import ConfigError
 from sce.labels import LabelSet
-from sce.training.data import Rows, TextLookup, TrainingData
-from sce.training.episodes import AugmentConfig
-from sce.training.fresh_model import ModelConfig
-from sce.training.settings import TrainConfig
-from sce.workflows.tracking import Tracker
+from sce.model.encoder import SCEModel
+from sce.training.data import Rows, TextLookup
+from sce.training.episodes import AugmentConfig, EpisodeSampler
+from sce.training.epoch import TrainConfig
+from sce.training.fresh_model import FreshModel, ModelConfig, build_model
+from sce.training.validation import Validator
 from tests.tiny_models import build_roberta
 from tests.training.test_episodes import text_vectors
 
@@ -48,29 +51,46 @@ def rows(count: int, seed: int) -> Rows:
     return Rows([f"{seed}-{i}" for i in range(count)], sets, labels, sets, vectors.astype("f4"))
 
 
+@dataclass(frozen=True)
+class Parts:
+    """What every run here trains with."""
+
+    fresh: FreshModel
+    sampler: EpisodeSampler
+    vectors_ND: np.ndarray
+    labels: TextLookup
+    validator: Validator
+
+
 @pytest.fixture(scope="module")
-def data() -> TrainingData:
+def parts(tmp_path_factory) -> Parts:
     texts = sorted({t for s in SETS.values() for label in s.labels for t in label.info_texts})
-    return TrainingData(rows(403, 0), rows(61, 1), SETS, TextLookup(texts, text_vectors(texts)))
-
-
-@pytest.fixture(scope="module")
-def settings(tmp_path_factory) -> FitSettings:
+    vectors = TextLookup(texts, text_vectors(texts))
+    train, validation = rows(203, 0), rows(61, 1)
     encoder = build_roberta(tmp_path_factory.mktemp("encoder") / "roberta")
-    return FitSettings(
-        ModelConfig(encoder=str(encoder), num_layers=None, adaptor_init="normal"),
-        TrainConfig(epochs=3, batch_size=32, learning_rate=1e-3, patience=3),
-        AugmentConfig(),
-        {"dimension": 64},
-        seed=0,
+    model = ModelConfig(encoder=str(encoder), num_layers=None, adaptor_init="normal")
+    fresh = build_model(model, {"dimension": 64}, dropout=0.0, seed=0)
+    sampler = EpisodeSampler(
+        train.ids, train.labels, train.sets, SETS, vectors, fresh.token_means, AugmentConfig(), 0
     )
+    validator = Validator(validation, SETS, vectors, fresh.token_means)
+    return Parts(fresh, sampler, train.vectors_ND, vectors, validator)
 
 
-class History(Tracker):
+@dataclass(frozen=True)
+class Result:
+    model: SCEModel
+    best: dict[str, float]
+    last: dict[str, float]
+
+
+TRAIN = TrainConfig(epochs=3, batch_size=16, learning_rate=1e-3, patience=3)
+
+
+class History:
     """Writes each epoch's loss to a file; Ray's controller is another process."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__()
         self.path = str(path)
 
     def log_metrics(self, metrics, step=0):
@@ -78,21 +98,26 @@ class History(Tracker):
             file.write(f"{step} {metrics.get('train/loss', 0.0)}\n")
 
 
-def run(data, settings, folder: Path, workers: int = 1) -> tuple[FitResult, dict[int, float]]:
+def run(
+    parts: Parts, folder: Path, workers: int = 1, train: TrainConfig = TRAIN
+) -> tuple[Result, dict[int, float]]:
     folder.mkdir(parents=True, exist_ok=True)
     history = History(folder / "history")
     plan = training_workers(ResourcesConfig(num_workers=workers, use_gpu=False))
-    result = fit(data, settings, plan, folder / "checkpoints", "run", history)
+    place = Run(plan, folder / "checkpoints", "run", history)
+    model, fitted = fit(parts.fresh, parts.sampler, parts.vectors_ND, parts.validator, train, place)
     lines = [line.split() for line in Path(history.path).read_text().splitlines()]
-    return result, {int(epoch): float(loss) for epoch, loss in lines}
+    return Result(model, fitted.best, fitted.last), {
+        int(epoch): float(loss) for epoch, loss in lines
+    }
 
 
 @pytest.fixture(scope="module")
-def undisturbed(ray_session, data, settings, tmp_path_factory):
-    return run(data, settings, tmp_path_factory.mktemp("undisturbed"))
+def undisturbed(ray_session, parts, tmp_path_factory):
+    return run(parts, tmp_path_factory.mktemp("undisturbed"))
 
 
-def assert_same_model(a: FitResult, b: FitResult, tolerance: float) -> None:
+def assert_same_model(a: Result, b: Result, tolerance: float) -> None:
     theirs = b.model.state_dict()
     for name, value in a.model.state_dict().items():
         torch.testing.assert_close(value, theirs[name], atol=tolerance, rtol=0, msg=name)
@@ -107,29 +132,41 @@ def test_training_learns_and_reports_every_epoch(undisturbed):
     assert result.last["samples_per_second"] > 0
 
 
-def test_two_workers_give_the_loss_curve_and_the_model_of_one(
-    undisturbed, data, settings, tmp_path
-):
-    result, losses = run(data, settings, tmp_path, workers=2)
+def test_two_workers_give_the_loss_curve_and_the_model_of_one(undisturbed, parts, tmp_path):
+    result, losses = run(parts, tmp_path, workers=2)
     for epoch, loss in undisturbed[1].items():
         assert losses[epoch] == pytest.approx(loss, abs=1e-5)
     # Adam divides by the gradient's size, so where that is next to nothing its sign is rounding.
     assert_same_model(result, undisturbed[0], tolerance=1e-3)
 
 
-def test_a_run_goes_on_from_its_last_checkpoint(undisturbed, data, settings, tmp_path):
+class NoBetter(Validator):
+    """Finds every epoch as good as the others, so that patience ends a training."""
+
+    def figures(self, scores_VNK):
+        return super().figures(scores_VNK) | {"validation/accuracy": 0.1}
+
+
+def test_a_run_goes_on_from_its_last_checkpoint(undisturbed, parts, tmp_path):
     """The rates follow from the epochs planned, so the cut comes from patience, not from them."""
-    cut = FitSettings(
-        settings.model,
-        settings.train.model_copy(update={"learning_rate": 1e-3, "patience": 1}),
-        settings.augment,
-        settings.embedder,
-        settings.seed,
-    )
-    run(data, cut, tmp_path)
-    result, losses = run(data, settings, tmp_path)
+    same = NoBetter(parts.validator.rows, SETS, parts.labels, None)
+    cut = replace(parts, validator=same)
+    _, losses = run(cut, tmp_path, train=TRAIN.model_copy(update={"patience": 1}))
+    assert list(losses) == [0, 1]
+    result, losses = run(parts, tmp_path)
     assert losses == undisturbed[1]
     assert_same_model(result, undisturbed[0], tolerance=0)
+
+
+def test_a_log_that_fails_does_not_end_the_run(capsys, caplog):
+    class Broken:
+        def log_metrics(self, metrics, step=0):
+            raise RuntimeError("the store is down")
+
+    figures = {"epoch": 0, "score": 0.5, "validation/accuracy": 0.5, "validation/one/accuracy": 0.5}
+    EpochLog(Broken(), epochs=3).after_report(None, [figures], None)
+    assert "epoch 0/3  validation 50.0 (one 50.0)" in capsys.readouterr().out
+    assert "the store is down" in caplog.text
 
 
 def test_more_than_the_cluster_has_is_refused_at_once(ray_session):
@@ -141,9 +178,7 @@ def test_more_than_the_cluster_has_is_refused_at_once(ray_session):
 
 
 @pytest.mark.system
-def test_a_killed_worker_is_replaced_and_the_model_is_the_same(
-    undisturbed, data, settings, tmp_path
-):
+def test_a_killed_worker_is_replaced_and_the_model_is_the_same(undisturbed, parts, tmp_path):
     killed = []
 
     def kill_one() -> None:
@@ -158,7 +193,7 @@ def test_a_killed_worker_is_replaced_and_the_model_is_the_same(
 
     killer = threading.Thread(target=kill_one)
     killer.start()
-    result, losses = run(data, settings, tmp_path)
+    result, losses = run(parts, tmp_path)
     killer.join(timeout=10)
     assert killed
     assert losses == undisturbed[1]

@@ -39,17 +39,16 @@ from jobs.benchmarks.epoch_workloads import (
     sce_operations,
 )
 from jobs.epoch_cost import main
-from sce.baselines.adapters import add_adapters
 from sce.baselines.llama_training import LlamaTrainConfig
-from sce.baselines.lora import LoraSettings
+from sce.baselines.lora import LoraSettings, add_adapters
 from sce.embedding.settings import EmbedderConfig
 from sce.errors import ConfigError
 from sce.evaluation import flops, paper
 from sce.evaluation.costs import peak_bytes, reset_peak
 from sce.model.encoder import SCEModel, trainable_parameters
 from sce.training.episodes import AugmentConfig
+from sce.training.epoch import TrainConfig
 from sce.training.fresh_model import ModelConfig
-from sce.training.settings import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")

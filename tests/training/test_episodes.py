@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from sce.labels import LabelSet
-from sce.training.episode_sampler import EpisodeSampler, EpisodeTables
-from sce.training.episodes import AugmentConfig
+from sce.model.encoder import SCEConfig, SCEModel
+from sce.training.episodes import AugmentConfig, EpisodeObjective, EpisodeSampler
 
 SETS = {
     "animals": LabelSet.parse(
@@ -18,6 +18,17 @@ SETS = {
     ),
     "colours": LabelSet.parse([{"name": "red", "description": "like blood"}, "green", "blue"]),
     "one": LabelSet.parse(["only", "other"]),
+}
+
+ENCODER = {
+    "model_type": "bert",
+    "vocab_size": 20,
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
 }
 
 
@@ -141,9 +152,10 @@ def test_the_order_in_which_rows_were_read_does_not_matter():
 def test_gather_fetches_the_vectors_and_means_that_the_indices_name():
     s = sampler(AugmentConfig(example_probability=1.0))
     queries = torch.randn(len(s.keys_N), 64)
-    tables = EpisodeTables(queries, torch.from_numpy(s.texts_MD), None)
+    model = SCEModel(SCEConfig(encoder=ENCODER, embedding_dim=64))
+    objective = EpisodeObjective(model, s, queries.numpy(), torch.device("cpu"))
     episodes = s.draw(0, all_rows(s)[:8])
-    inputs = tables.gather(episodes)
+    inputs = objective.gather(episodes)
     assert inputs["query_embeddings"].shape == (8, 64)
     for b in range(8):
         for k in range(episodes.mask_BK.shape[1]):

@@ -10,26 +10,14 @@ import torch
 
 from sce.labels import LabelSet
 from sce.model.encoder import SCEConfig, SCEModel
-from sce.training.episode_sampler import EpisodeSampler, EpisodeTables
-from sce.training.episodes import AugmentConfig
-from sce.training.epoch import make_optimizer, rate_factor, train_epoch
-from sce.training.settings import TrainConfig
-from tests.training.test_episodes import text_vectors
+from sce.training.episodes import AugmentConfig, EpisodeObjective, EpisodeSampler
+from sce.training.epoch import TrainConfig, make_optimizer, rate_factor, train_epoch
+from tests.training.test_episodes import ENCODER, text_vectors
 
 LABELS = LabelSet.parse([f"label {i}" for i in range(6)])
-ENCODER = {
-    "model_type": "bert",
-    "vocab_size": 20,
-    "hidden_size": 32,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "intermediate_size": 64,
-    "hidden_dropout_prob": 0.0,
-    "attention_probs_dropout_prob": 0.0,
-}
 
 
-def parts(rows: int = 70) -> tuple[SCEModel, EpisodeSampler, EpisodeTables]:
+def episodes(rows: int = 70) -> EpisodeObjective:
     torch.manual_seed(0)
     model = SCEModel(SCEConfig(encoder=ENCODER, embedding_dim=64))
     names = [LABELS.names[i % 6] for i in range(rows)]
@@ -46,19 +34,17 @@ def parts(rows: int = 70) -> tuple[SCEModel, EpisodeSampler, EpisodeTables]:
         AugmentConfig(view_weights={"name": 1}),
         seed=0,
     )
-    tables = EpisodeTables(
-        torch.nn.functional.normalize(queries, dim=-1), torch.from_numpy(sampler.texts_MD), None
-    )
-    return model, sampler, tables
+    queries = torch.nn.functional.normalize(queries, dim=-1).numpy()
+    return EpisodeObjective(model, sampler, queries, torch.device("cpu"))
 
 
 def test_the_loss_falls():
-    model, sampler, tables = parts()
+    objective = episodes()
     config = TrainConfig(epochs=8, batch_size=8, learning_rate=1e-3)
-    optimizer = make_optimizer(model, config)
+    optimizer = make_optimizer(objective.model, config)
     losses = []
     for epoch in range(8):
-        stats = train_epoch(model, sampler, tables, optimizer, config, epoch)
+        stats = train_epoch(objective, optimizer, config, epoch)
         assert stats.rows == 70
         losses.append(stats.loss_sum / stats.rows)
     assert losses[-1] < 0.3 * losses[0]
@@ -66,7 +52,7 @@ def test_the_loss_falls():
 
 def test_the_shares_of_two_workers_add_up_to_the_gradient_of_one():
     """70 rows in batches of 23: the last batch has one row, fewer than there are workers."""
-    model, sampler, tables = parts()
+    objective = episodes()
     config = TrainConfig(batch_size=23, learning_rate=1e-3)
     gradients: dict[tuple[int, int], list[torch.Tensor]] = {}
 
@@ -76,11 +62,11 @@ def test_the_shares_of_two_workers_add_up_to_the_gradient_of_one():
 
     for rank, world_size in ((0, 1), (0, 2), (1, 2)):
         seen: list[list[torch.Tensor]] = []
-        trained = copy.deepcopy(model)
-        parameters = [p for p in trained.parameters() if p.requires_grad]
+        trained = copy.deepcopy(objective)
+        parameters = [p for p in trained.model.parameters() if p.requires_grad]
         optimizer = Recorder([{"params": parameters, "rate": 0.0}], lr=0.0)
         wide = config.model_copy(update={"max_grad_norm": 1e9})
-        train_epoch(trained, sampler, tables, optimizer, wide, 0, rank, world_size)
+        train_epoch(trained, optimizer, wide, 0, rank, world_size)
         gradients[rank, world_size] = seen
     assert len(gradients[0, 1]) == 4
     for one, first, second in zip(gradients[0, 1], gradients[0, 2], gradients[1, 2], strict=True):
@@ -102,7 +88,7 @@ def test_the_rate_rises_then_decays_to_its_end(decay):
 
 
 def test_matrices_alone_decay_and_frozen_parameters_are_left_out():
-    model, _, _ = parts(6)
+    model = episodes(6).model
     optimizer = make_optimizer(model, TrainConfig(weight_decay=0.5, scale_learning_rate=0.25))
     counted = sum(p.numel() for g in optimizer.param_groups for p in g["params"])
     assert counted == sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -115,7 +101,7 @@ def test_matrices_alone_decay_and_frozen_parameters_are_left_out():
 def test_adam_adds_the_decay_to_the_gradient_and_adamw_does_not():
     """One step with a zero gradient: L2 moves a weight by the full rate (Adam normalises it),
     decoupled decay by rate * decay * weight."""
-    model, _, _ = parts(6)
+    model = episodes(6).model
     weight = model.query_adaptor.weight
     before = weight.detach().clone()
     for kind, moved in (("adamw", 1e-3 * 1e-2), ("adam", 1e-3)):
@@ -131,11 +117,11 @@ def test_adam_adds_the_decay_to_the_gradient_and_adamw_does_not():
 def test_bfloat16_training_stays_near_float32():
     losses = []
     for precision in ("float32", "bfloat16"):
-        model, sampler, tables = parts()
+        objective = episodes()
         config = TrainConfig(batch_size=8, learning_rate=1e-3, precision=precision)
-        optimizer = make_optimizer(model, config)
-        stats = train_epoch(model, sampler, tables, optimizer, config, 0)
+        optimizer = make_optimizer(objective.model, config)
+        stats = train_epoch(objective, optimizer, config, 0)
         losses.append(stats.loss_sum / stats.rows)
-        assert model.query_adaptor.weight.dtype == torch.float32
+        assert objective.model.query_adaptor.weight.dtype == torch.float32
     assert math.isclose(*losses, rel_tol=0.02)
     assert np.isfinite(losses).all()

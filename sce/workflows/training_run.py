@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from sce.errors import ConfigError
 from sce.storage import Place, remove, write_text
+from sce.workflows.tracking import Tracker
 
 STATE_FILE = "run.json"
 
 
 @dataclass
-class RunState:
-    """One training run in a folder.
+class TrainingRun:
+    """One training run in a folder, as far as it has come.
 
     Attributes:
         folder: holds the checkpoints and this state.
@@ -28,7 +30,6 @@ class RunState:
         run_name: name of the run within `folder`.
         tracker_run_id: the run in MLflow that a retry goes on in.
         finished: the model was written and measured.
-        resumed: this process goes on with an earlier one's work.
     """
 
     folder: Place
@@ -36,12 +37,11 @@ class RunState:
     run_name: str
     tracker_run_id: str | None = None
     finished: bool = False
-    resumed: bool = False
 
     @classmethod
     def open(
         cls, folder: Place, settings: Mapping[str, Any], resume: bool, restart: bool
-    ) -> RunState:
+    ) -> TrainingRun:
         """Decide what a job may do in `folder`.
 
         Raises:
@@ -62,7 +62,6 @@ class RunState:
                     + "\n".join(differences)
                     + "\nGive the same ones, or --restart to begin again."
                 )
-            old.resumed = True
             return old
         if old is not None and not old.finished and not restart:
             raise ConfigError(
@@ -76,11 +75,22 @@ class RunState:
 
     def save(self) -> None:
         """Write the state; never half of it."""
-        content = {k: v for k, v in asdict(self).items() if k not in ("folder", "resumed")}
+        content = {k: v for k, v in asdict(self).items() if k != "folder"}
         write_text(self.folder / STATE_FILE, json.dumps(content, indent=2) + "\n")
 
+    @contextmanager
+    def recorded(self, tracker: Tracker) -> Iterator[Tracker]:
+        """Keep `tracker` open for the work inside, which finishes this run unless it raises; a run
+        that is resumed after that goes on in the same run of MLflow."""
+        with tracker:
+            self.tracker_run_id = tracker.run_id
+            self.save()
+            yield tracker
+        self.finished = True
+        self.save()
+
     @classmethod
-    def _read(cls, folder: Place) -> RunState | None:
+    def _read(cls, folder: Place) -> TrainingRun | None:
         path = folder / STATE_FILE
         if not path.exists():
             return None

@@ -3,48 +3,47 @@
 import pytest
 
 from sce.errors import ConfigError
-from sce.workflows.run_state import RunState
+from sce.workflows.training_run import TrainingRun
 
 SETTINGS = {"seed": 0, "train": {"epochs": 3}}
 
 
 def test_a_new_run_then_an_unfinished_one(tmp_path):
-    first = RunState.open(tmp_path / "c", SETTINGS, resume=False, restart=False)
+    first = TrainingRun.open(tmp_path / "c", SETTINGS, resume=False, restart=False)
     with pytest.raises(ConfigError, match=r"--resume.*--restart"):
-        RunState.open(tmp_path / "c", SETTINGS, resume=False, restart=False)
-    again = RunState.open(tmp_path / "c", SETTINGS, resume=True, restart=False)
+        TrainingRun.open(tmp_path / "c", SETTINGS, resume=False, restart=False)
+    again = TrainingRun.open(tmp_path / "c", SETTINGS, resume=True, restart=False)
     assert again.run_name == first.run_name
-    assert again.resumed
-    fresh = RunState.open(tmp_path / "c", SETTINGS, resume=False, restart=True)
+    fresh = TrainingRun.open(tmp_path / "c", SETTINGS, resume=False, restart=True)
     assert fresh.run_name != first.run_name
 
 
 def test_a_finished_run_gives_way_to_a_new_one(tmp_path):
-    state = RunState.open(tmp_path / "c", SETTINGS, resume=False, restart=False)
+    state = TrainingRun.open(tmp_path / "c", SETTINGS, resume=False, restart=False)
     (tmp_path / "c" / "old-checkpoint").mkdir()
     state.finished = True
     state.save()
-    new = RunState.open(tmp_path / "c", SETTINGS, resume=False, restart=False)
+    new = TrainingRun.open(tmp_path / "c", SETTINGS, resume=False, restart=False)
     assert not new.finished
     assert not (tmp_path / "c" / "old-checkpoint").exists()
 
 
 def test_resuming_with_other_settings_names_the_difference(tmp_path):
-    RunState.open(tmp_path / "c", SETTINGS, resume=False, restart=False)
+    TrainingRun.open(tmp_path / "c", SETTINGS, resume=False, restart=False)
     other = {"seed": 0, "train": {"epochs": 5}}
     with pytest.raises(ConfigError, match=r"train\.epochs: 3 then, 5 now"):
-        RunState.open(tmp_path / "c", other, resume=True, restart=False)
+        TrainingRun.open(tmp_path / "c", other, resume=True, restart=False)
 
 
 def test_there_must_be_something_to_resume(tmp_path):
     with pytest.raises(ConfigError, match="no training run"):
-        RunState.open(tmp_path / "c", SETTINGS, resume=True, restart=False)
+        TrainingRun.open(tmp_path / "c", SETTINGS, resume=True, restart=False)
     with pytest.raises(ConfigError, match="exclude"):
-        RunState.open(tmp_path / "c", SETTINGS, resume=True, restart=True)
+        TrainingRun.open(tmp_path / "c", SETTINGS, resume=True, restart=True)
     assert not (tmp_path / "c").exists()
 
 
 def test_a_damaged_state_is_named(tmp_path):
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(ConfigError, match=r"run\.json: damaged"):
-        RunState.open(tmp_path, SETTINGS, resume=True, restart=False)
+        TrainingRun.open(tmp_path, SETTINGS, resume=True, restart=False)
