@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from inspect import signature
-from typing import Annotated, Any, get_type_hints
+from inspect import get_annotations
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field, create_model
@@ -32,21 +32,20 @@ class PretrainedConfig(Section):
     """First layers of the encoder that are kept; none is all of them."""
 
 
-NOT_CHOSEN = {
-    "self", "encoder", "embedding_dim", "calibration", "cosine_calibration", "embedder", "kwargs",
-}  # fmt: skip
-"""Arguments of `SCEConfig` that follow from the encoder, the embedder and the training."""
-BOUNDS = {"prior_scale": Field(ge=0)}
+NOT_CHOSEN = {"encoder", "embedding_dim", "calibration", "cosine_calibration", "embedder"}
+"""Fields of `SCEConfig` that follow from the encoder, the embedder and the training."""
+BOUNDS = {"prior_scale": Field(ge=0), "example_weight": Field(min_length=2, max_length=2)}
 
 
 def _recipe() -> dict[str, Any]:
-    """The other arguments of `SCEConfig`, with its types and defaults, as fields of pydantic."""
-    hints = get_type_hints(SCEConfig.__init__)
-    return {
-        name: (Annotated[hints[name], BOUNDS.get(name, Field())], parameter.default)
-        for name, parameter in signature(SCEConfig.__init__).parameters.items()
-        if name not in NOT_CHOSEN
-    }
+    """The other fields of `SCEConfig`, with its types and defaults, as fields of pydantic."""
+    fields = {}
+    for name, hint in get_annotations(SCEConfig, eval_str=True).items():
+        if name not in NOT_CHOSEN:
+            default = getattr(SCEConfig, name)
+            kind = hint if default is not None else hint | None
+            fields[name] = (Annotated[kind, BOUNDS.get(name, Field())], default)
+    return fields
 
 
 Recipe: Any = create_model("Recipe", __base__=PretrainedConfig, **_recipe())
