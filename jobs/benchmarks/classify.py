@@ -32,8 +32,8 @@ from sce.bulk.reading import read_shard
 from sce.config import JobConfig, resolve_output
 from sce.datasets.schema import embeddings_schema
 from sce.datasets.starter import read_starter
+from sce.distributed.backends import Classification, LocalModel
 from sce.distributed.resources import ActorPlan, ResourcesConfig, embed_actors, use_threads
-from sce.distributed.sources import ModelSettings
 from sce.distributed.stage import ACTOR_CPUS, ROWS_PER_FILE, Stage, plan_corpus
 from sce.distributed.stage import run_stage as run_bulk_stage
 from sce.embedding.embedder import EmbedderConfig, EmbedderFingerprint, embedder_fingerprint
@@ -43,7 +43,7 @@ from sce.labels import LabelSet
 from sce.predictor import Predictor
 from sce.storage import put, write_text
 from sce.training.fresh_model import ModelConfig, build_model
-from sce.workflows.classify import VECTOR_BLOCK_BYTES, make_classifier
+from sce.workflows.classify import VECTOR_BLOCK_BYTES
 from sce.workflows.tracking import Tracker, TrackingConfig
 
 log = logging.getLogger(__name__)
@@ -93,8 +93,8 @@ def benchmark_classify(config: ClassifyBenchmark) -> dict[str, Any]:
         PeakMemory() as memory,
         Tracker.start(config.tracking, "benchmark-classify", {"job": "benchmark"}) as tracker,
     ):
-        settings = _model(config, plan, Path(scratch))
-        predictor = settings.load()
+        model = _model(config, Path(scratch))
+        predictor = model.load(plan.device)
         texts = make_texts(predictor, config.texts, config.text_tokens)
         found: dict[str, Any] = {
             "device": plan.device,
@@ -108,7 +108,7 @@ def benchmark_classify(config: ClassifyBenchmark) -> dict[str, Any]:
         if config.peers:
             found["peers"] = _measure_peers(config, predictor, texts)
         if config.ray:
-            found["ray"] = _measure_ray(config, settings, predictor, plan, Path(scratch))
+            found["ray"] = _measure_ray(config, model, predictor, plan, Path(scratch))
         found["peak_memory_bytes"] = memory.peaks()
         table = _markdown(found)
         figure = rates_figure(_series(found))
@@ -149,15 +149,14 @@ def unit_vectors(rows: int, dimension: int, seed: int = 0) -> np.ndarray:
     return vectors_ND / np.linalg.norm(vectors_ND, axis=1, keepdims=True)
 
 
-def _model(config: ClassifyBenchmark, plan: ActorPlan, scratch: Path) -> ModelSettings:
+def _model(config: ClassifyBenchmark, scratch: Path) -> LocalModel:
     folder = config.model
     if folder is None:
         fingerprint = embedder_fingerprint(config.embedder).to_dict()
         fresh = build_model(ModelConfig(), fingerprint, 0.0, seed=0)
         folder = str(scratch / "model")
         fresh.model.save_pretrained(folder)
-    embedder = config.embedder.model_copy(update={"device": plan.device})
-    return ModelSettings(folder, embedder, plan.device, config.dtype, exact=False)
+    return LocalModel.find(folder, config.embedder, config.dtype, exact=False)
 
 
 class _Salt:
@@ -308,7 +307,7 @@ def _measure_peers(
 
 def _measure_ray(
     config: ClassifyBenchmark,
-    settings: ModelSettings,
+    model: LocalModel,
     predictor: Predictor,
     plan: ActorPlan,
     scratch: Path,
@@ -321,7 +320,9 @@ def _measure_ray(
     corpus = open_corpus([str(store)])
     shards = plan_corpus(corpus, columns)
     stage = Stage(
-        make=partial(make_classifier, settings, labels, columns, AnswerColumns()),
+        make=partial(
+            Classification(model, labels, columns, AnswerColumns()).classifier, plan.device
+        ),
         columns=columns,
         output_format="parquet",
         rows_per_file=ROWS_PER_FILE,

@@ -35,7 +35,7 @@ from sce.bulk.reading import BLOCK_ROWS
 from sce.distributed.block_io import JSONLinesSink, ShardSource
 from sce.distributed.resources import ActorPlan, TorchThread
 from sce.distributed.watch import Watch
-from sce.errors import InputError
+from sce.errors import SCEError
 from sce.storage import filesystem_of
 
 COMMIT_ROWS = 10_000_000
@@ -304,5 +304,5 @@ def _data_context(checkpoint: CheckpointConfig, block_bytes: int) -> Iterator[No
 
 
 def cause_of(error: RayTaskError) -> Exception:
-    """What to raise for it: the user's mistake as such, anything else as it is."""
-    return error.cause if isinstance(error.cause, InputError) else error
+    """What to raise for it: an error that was raised on purpose as such, a bug as Ray tells it."""
+    return error.cause if isinstance(error.cause, SCEError) else error
