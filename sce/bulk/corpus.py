@@ -9,7 +9,6 @@ import glob
 import io
 import json
 import os
-import posixpath
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
@@ -159,7 +158,7 @@ def open_corpus(inputs: Sequence[str]) -> Corpus:
     if len(inputs) == 1 and _is_store(inputs[0]):
         store = EmbeddingStore.open(inputs[0])
         return Corpus(tuple(_store_files(store)), ".parquet", store)
-    found = [file for item in inputs for file in _find(item)]
+    found = [file for item in inputs for file in find_files(item)]
     files = tuple(sorted(found, key=lambda file: file.uri))
     for one, other in pairwise(files):
         if one.uri == other.uri:
@@ -266,31 +265,44 @@ def _require_columns(file: InputFile, names: Sequence[str], columns: Columns) ->
         raise DataError(f"{file.uri}: has no column {missing[0]!r}. It has: {', '.join(names)}.")
 
 
-def _find(item: str) -> list[InputFile]:
+def find_files(item: str, what: str = "input") -> list[InputFile]:
+    """The table files that a file, folder, glob or URI stands for, see `open_corpus`.
+
+    Args:
+        what: names the setting in messages.
+
+    Raises:
+        DataError: nothing is there, or a file of another kind.
+    """
     if "://" in item and urlsplit(item).scheme != "file":
-        return _find_remote(item)
-    path = Path(item.removeprefix("file://")).expanduser().absolute()
-    if path.is_file():
-        return [_local_file(str(path), path.name)]
-    if path.is_dir():
-        names = sorted(
-            posixpath.join(os.path.relpath(folder, path), name).removeprefix("./")
-            for folder, _, files in os.walk(path)
-            for name in files
-        )
-        names = [name for name in names if _is_data(name)]
-        if not names:
-            raise DataError(
-                f"input: the folder {item!r} has no file to read. Allowed: {ALLOWED_FILES}."
+        files = _find_remote(item, what)
+    else:
+        path = Path(item.removeprefix("file://")).expanduser().absolute()
+        if path.is_dir():
+            names = (
+                Path(folder, name).relative_to(path).as_posix()
+                for folder, _, names in os.walk(path)
+                for name in names
             )
-        return [_local_file(str(path / name), name) for name in names]
-    paths = sorted(p for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
-    if not paths:
-        raise DataError(f"input: nothing at {item!r}. Give a file, a folder, a glob or a URI.")
-    return [_local_file(p, Path(p).name) for p in paths]
+            files = [_local_file(path / name, name) for name in sorted(names) if _is_data(name)]
+        else:
+            paths = [path] if path.is_file() else map(Path, glob.glob(str(path), recursive=True))
+            files = [_local_file(path, path.name) for path in sorted(paths) if path.is_file()]
+            if not files:
+                raise DataError(
+                    f"{what}: nothing at {item!r}. Give a file, a folder, a glob or a URI."
+                )
+    if not files:
+        raise DataError(f"{what}: nothing to read at {item!r}. Allowed: {ALLOWED_FILES}.")
+    for file in files:
+        if not file.kind:
+            raise DataError(
+                f"{file.uri}: not a table file that can be read. Allowed: {ALLOWED_FILES}."
+            )
+    return files
 
 
-def _find_remote(uri: str) -> list[InputFile]:
+def _find_remote(uri: str, what: str) -> list[InputFile]:
     pattern = any(c in uri for c in "*?[")
     base = uri[: min(uri.find(c) for c in "*?[" if c in uri)].rpartition("/")[0] if pattern else uri
     filesystem, root = filesystem_of(base)
@@ -302,7 +314,7 @@ def _find_remote(uri: str) -> list[InputFile]:
         else:
             infos = filesystem.get_file_info(pafs.FileSelector(root, recursive=True))
     except (OSError, pa.ArrowException) as error:
-        raise DataError(f"input: {uri!r} cannot be listed ({error}).") from None
+        raise DataError(f"{what}: {uri!r} cannot be listed ({error}).") from None
     files = []
     for info in infos:
         name = info.path[len(root) :].strip("/") or info.base_name
@@ -311,26 +323,15 @@ def _find_remote(uri: str) -> list[InputFile]:
         full = prefix + info.path
         if not pattern or fnmatch(full, uri):
             files.append(InputFile(full, name, info.size, info.mtime_ns or 0))
-    if not files:
-        raise DataError(f"input: nothing to read at {uri!r}. Allowed: {ALLOWED_FILES}.")
-    for file in files:
-        _require_kind(file)
     return files
 
 
-def _local_file(path: str, name: str) -> InputFile:
+def _local_file(path: Path, name: str) -> InputFile:
     try:
-        status = os.stat(path)
+        status = path.stat()
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}).") from None
-    file = InputFile(path, name, status.st_size, status.st_mtime_ns)
-    _require_kind(file)
-    return file
-
-
-def _require_kind(file: InputFile) -> None:
-    if not file.kind:
-        raise DataError(f"{file.uri}: not a table file that can be read. Allowed: {ALLOWED_FILES}.")
+    return InputFile(str(path), name, status.st_size, status.st_mtime_ns)
 
 
 def _is_data(name: str) -> bool:
@@ -368,7 +369,7 @@ def _is_store(item: str) -> bool:
 
 def _store_files(store: EmbeddingStore) -> Iterator[InputFile]:
     if not isinstance(store.folder, RemotePath):
-        yield from (_local_file(path, Path(path).name) for path in store.paths)
+        yield from (_local_file(Path(path), Path(path).name) for path in store.paths)
         return
     for uri in store.paths:
         filesystem, path = filesystem_of(uri)

@@ -1,4 +1,4 @@
-"""What a dry run shows: predictions, labels that the model confuses, expected time and size."""
+"""What a dry run finds: predictions, labels that the model confuses, expected time and size."""
 
 from __future__ import annotations
 
@@ -8,13 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
-SHOWN_ROWS = 10
 SHOWN_PAIRS = 10
-TEXT_CHARS = 80
 
 
 @dataclass(frozen=True)
@@ -63,35 +58,6 @@ class Preview:
             "confused": [[pair.one, pair.other, pair.rows] for pair in self.pairs[:SHOWN_PAIRS]],
         }
 
-    def to_terminal(self, console: Console) -> None:
-        table = Table("text", "label", "score", "second", "score", title="Predictions")
-        step = max(1, self.sample.num_rows // SHOWN_ROWS)
-        for row in self.sample.take(
-            list(range(0, self.sample.num_rows, step))[:SHOWN_ROWS]
-        ).to_pylist():
-            shown = escape(_shorten(row["shown"]))
-            if row["error"]:
-                table.add_row(shown, f"[red]{row['error']}", "", "", "")
-                continue
-            second: dict[str, Any] = {"label": "", "score": None}
-            if len(row["top"]) > 1:
-                second = row["top"][1]
-            label = "-" if row["label"] is None else escape(row["label"])
-            scores = [f"{x:.2f}" if x is not None else "" for x in (row["score"], second["score"])]
-            table.add_row(shown, label, scores[0], escape(second["label"]), scores[1])
-        console.print(table)
-        if self.pairs:
-            table = Table("label", "label", "rows", "mean gap", title="Labels confused most")
-            for pair in self.pairs[:SHOWN_PAIRS]:
-                table.add_row(
-                    escape(pair.one), escape(pair.other), f"{pair.rows:,}", f"{pair.mean_gap:.2f}"
-                )
-            console.print(table)
-        console.print(
-            f"{self.rows:,} rows: about {_duration(self.seconds)}, {_size(self.output_bytes)} of "
-            "output (start-up apart)."
-        )
-
 
 def confused_pairs(top: Sequence[Sequence[dict[str, Any]] | None]) -> list[ConfusedPair]:
     """Pairs that stand first and second, the heaviest first.
@@ -116,22 +82,3 @@ def confused_pairs(top: Sequence[Sequence[dict[str, Any]] | None]) -> list[Confu
         for (one, other), scores in found.items()
     ]
     return sorted(pairs, key=lambda pair: (-pair.weight, pair.one, pair.other))
-
-
-def _shorten(text: str | None) -> str:
-    text = " ".join((text or "").split())
-    return text if len(text) <= TEXT_CHARS else f"{text[: TEXT_CHARS - 1]}…"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-def _size(size: float) -> str:
-    for unit in ("bytes", "KB", "MB", "GB"):
-        if size < 1000 or unit == "GB":
-            break
-        size /= 1000
-    return f"{size:.3g} {unit}"

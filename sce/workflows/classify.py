@@ -16,6 +16,7 @@ from sce.bulk.changes import compare_outputs
 from sce.bulk.classifier import OWN_COLUMNS, AnswerColumns
 from sce.bulk.corpus import Columns, Corpus, column_names, open_corpus
 from sce.bulk.counts import ErrorLimit, MaxErrors
+from sce.bulk.display import comparison_markdown, print_comparison, print_preview
 from sce.bulk.output import OutputFormat, OutputRun, read_run
 from sce.bulk.reading import BLOCK_ROWS, kept_name, read_texts
 from sce.bulk.request import identify_input, identify_labels
@@ -238,7 +239,7 @@ def classify(config: ClassifyConfig) -> dict[str, Any]:
         plan = replace(plan, asked=replace(plan.asked, answer=answer))
     if run is None:
         expected = preview(plan.asked, plan.corpus, plan.text_column, actors)
-        expected.to_terminal(Console(stderr=True))
+        print_preview(expected, Console(stderr=True))
         return expected.summary()
 
     with _tracker(plan, run) as tracker:
@@ -468,18 +469,14 @@ def _compare(plan: ClassifyPlan, run: OutputRun, summary: dict[str, Any]) -> dic
         return summary
     previous, old = plan.previous
     new = summary["label_names"]
-    found = compare_outputs(
-        previous,
-        run.uri,
-        previous_labels=old if old and new else None,
-        current_labels=new if old and new else None,
-        texts_of=partial(_texts_of, plan),
-    )
-    found.to_terminal(Console(stderr=True))
-    write_text(to_place(run.uri) / COMPARISON_FILE, found.to_markdown())
+    label_sets = (old, new) if old and new else None
+    found = compare_outputs(previous, run.uri, label_sets, partial(_texts_of, plan))
+    print_comparison(found, Console(stderr=True))
+    report = comparison_markdown(found)
+    write_text(to_place(run.uri) / COMPARISON_FILE, report)
     with _tracker(plan, run, summary.get("mlflow_run_id")) as tracker:
         tracker.log_metrics(found.to_metrics())
-        tracker.log_text(found.to_markdown(), COMPARISON_FILE.removeprefix("_"))
+        tracker.log_text(report, COMPARISON_FILE.removeprefix("_"))
     return summary | {"comparison": found.to_metrics()}
 
 

@@ -1,0 +1,229 @@
+"""Reads the outputs of two bulk runs and finds the rows that stand in both.
+
+An output is a folder with one row an input row in Parquet or JSONL: an id, `label` (null for no
+answer), `score` and `error` ("" for none). Rows are matched by a 128-bit hash of their id, so
+that fewer than 100 bytes a row are held however long ids are.
+
+Shapes: N rows of an output, P rows that stand in both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+import pyarrow.json as pj
+from numpy.typing import NDArray
+from pandas.util import hash_array
+
+from sce.bulk.corpus import InputFile, find_files
+from sce.datasets.readers import BadRow
+from sce.errors import DataError
+from sce.storage import filesystem_of
+
+MAX_LINE_BYTES = 16 << 20
+"""The longest line of a JSONL output that can be read."""
+NULL, ERROR = -1, -2
+"""In place of a label's number: no answer, and a row with an error."""
+
+_BATCH_ROWS = 16_384
+_HASH_KEYS = ("soft-context-one", "soft-context-two")
+_COLUMNS = ("id", "label", "score", "error")
+
+IntArray = NDArray[np.int64]
+
+
+@dataclass
+class Output:
+    """The rows of an output in the order of its files.
+
+    Attributes:
+        hash_2N: two independent 64-bit hashes of each id, uint64 [2, N].
+        code_N: number of the label, `NULL` or `ERROR`.
+        score_N: float32; NaN for none.
+    """
+
+    folder: str
+    files: list[_File]
+    hash_2N: NDArray[np.uint64]
+    code_N: NDArray[np.int32]
+    score_N: NDArray[np.float32]
+
+    @property
+    def rows(self) -> int:
+        return len(self.code_N)
+
+    @classmethod
+    def read(cls, folder: str, names: dict[str, int]) -> Output:
+        """Stream every `.parquet` and `.jsonl` file below a folder, a path or a URI, but for what
+        begins with "_" or "."; labels that `names` has not get the next numbers in it.
+
+        Raises:
+            DataError: a folder that is not there or has no data file; a file that cannot be read
+                or lacks a column; an id that is null.
+        """
+        files = [
+            opened
+            for file in find_files(folder, "compare_to")
+            if file.uri.endswith((".parquet", ".jsonl")) and (opened := _File.open(file))
+        ]
+        hashes, codes, scores = [np.empty((2, 0), np.uint64)], [], []
+        for file in files:
+            for batch in file.batches(_COLUMNS):
+                if batch["id"].null_count:
+                    raise DataError(f"{file.path}: a row has no id (column 'id' is null).")
+                hashes.append(_hashes(batch["id"]))
+                codes.append(_codes(batch, names))
+                scores.append(pc.fill_null(batch["score"], np.nan).to_numpy())
+        return cls(
+            folder,
+            files,
+            np.concatenate(hashes, axis=1),
+            np.concatenate([*codes, np.empty(0, np.int32)]),
+            np.concatenate([*scores, np.empty(0, np.float32)]),
+        )
+
+    def ids_at(self, rows: IntArray) -> list[str]:
+        """The ids of some rows, in the order asked for: they are not kept, but read again."""
+        wanted, first = np.unique(rows), 0
+        found: dict[int, str] = {}
+        for file in self.files:
+            for batch in file.batches(["id"]):
+                here = wanted[(wanted >= first) & (wanted < first + batch.num_rows)]
+                found.update(
+                    zip(here.tolist(), batch["id"].take(pa.array(here - first)).to_pylist())
+                )
+                first += batch.num_rows
+        return [found[row] for row in rows.tolist()]
+
+    def score(self, row: int) -> float | None:
+        score = float(self.score_N[row])
+        return None if np.isnan(score) else score
+
+    def counts(self, names: Mapping[str, int], labels: Sequence[str] | None) -> dict[str, int]:
+        """Rows of each label of the run, in the order of `labels`, else by count.
+
+        Raises:
+            DataError: a label that is not among `labels`.
+        """
+        counts = np.bincount(self.code_N[self.code_N >= 0], minlength=len(names)).tolist()
+        seen = {name: rows for name, rows in zip(names, counts) if rows}
+        if labels is None:
+            return dict(sorted(seen.items(), key=lambda one: (-one[1], one[0])))
+        strange = sorted(seen.keys() - set(labels))
+        if strange:
+            raise DataError(
+                f"{self.folder}: the label {strange[0]!r} stands in the rows, but not among the "
+                f"{len(labels)} labels that the run is said to have had."
+            )
+        return {name: seen.get(name, 0) for name in labels}
+
+
+def match_rows(before: Output, after: Output) -> tuple[IntArray, IntArray]:
+    """Rows of both outputs with the same id, [P] each, in the order of the hashes.
+
+    Raises:
+        DataError: an id that stands twice in an output; no id that both outputs have.
+    """
+    hash_2N = np.concatenate([before.hash_2N, after.hash_2N], axis=1)
+    before.hash_2N = after.hash_2N = hash_2N[:, :0].copy()  # of no more use: make room to sort
+    order = np.lexsort((hash_2N[1], hash_2N[0]))  # stable: of two equal ids the previous first
+    same = np.ones(max(len(order) - 1, 0), bool)
+    for hash_N in hash_2N:
+        sorted_N = hash_N[order]
+        same &= sorted_N[1:] == sorted_N[:-1]
+    is_before = order < before.rows
+    twice = same & (is_before[1:] == is_before[:-1])
+    if twice.any():
+        row = order[1:][twice].min()
+        output, row = (before, row) if row < before.rows else (after, row - before.rows)
+        (id_,) = output.ids_at(np.array([row]))
+        raise DataError(
+            f"{output.folder}: the id {id_!r:.80} stands twice (column 'id'); ids must be unique "
+            "within an output."
+        )
+    if not same.any():
+        raise DataError(
+            f"{after.folder} and {before.folder} have no id in common ({after.rows:,} and "
+            f"{before.rows:,} rows, column 'id'): are they outputs for the same input?"
+        )
+    return order[:-1][same], order[1:][same] - before.rows
+
+
+@dataclass
+class _File:
+    """A data file of an output; `schema` has the columns that are needed."""
+
+    path: str
+    fragment: Any
+    schema: pa.Schema
+    options: ds.JsonFragmentScanOptions | None
+
+    @classmethod
+    def open(cls, file: InputFile) -> _File | None:
+        """The file with its columns checked; None for a JSONL file without a line."""
+        filesystem, path = filesystem_of(file.uri)
+        id_type, options = pa.string(), None
+        if file.kind == ".parquet":
+            fragment = ds.ParquetFileFormat().make_fragment(path, filesystem)
+            try:
+                names = fragment.physical_schema.names
+            except (OSError, pa.ArrowException) as error:
+                raise DataError(f"{file.uri}: cannot be read ({error}).") from None
+        else:
+            # Arrow takes a type, and a field that is missing for null: look before.
+            first = next(file.records(), None)
+            if first is None:
+                return None
+            if isinstance(first, BadRow):
+                raise DataError(first.message)
+            names = list(first.fields)
+            id_type = pa.int64() if isinstance(first.fields.get("id"), int) else pa.string()
+            fragment = ds.JsonFileFormat().make_fragment(path, filesystem)
+            options = ds.JsonFragmentScanOptions(
+                read_options=pj.ReadOptions(block_size=MAX_LINE_BYTES)
+            )
+        missing = [name for name in _COLUMNS if name not in names]
+        if missing:
+            raise DataError(
+                f"{file.uri}: has no column {', '.join(map(repr, missing))}. It has: "
+                f"{', '.join(names)}."
+            )
+        types = (id_type, pa.string(), pa.float32(), pa.string())
+        return cls(file.uri, fragment, pa.schema(list(zip(_COLUMNS, types))), options)
+
+    def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """The columns in this order, batch by batch; the first, `id`, as strings."""
+        try:
+            for batch in self.fragment.to_batches(
+                schema=self.schema,
+                columns=list(columns),
+                batch_size=_BATCH_ROWS,
+                batch_readahead=4,
+                fragment_scan_options=self.options,
+            ):
+                yield batch.set_column(0, "id", batch["id"].cast(pa.string()))
+        except (OSError, pa.ArrowException) as error:
+            raise DataError(f"{self.path}: cannot be read ({error}).") from None
+
+
+def _codes(batch: pa.RecordBatch, names: dict[str, int]) -> NDArray[np.int32]:
+    encoded = batch["label"].dictionary_encode()
+    numbers = [names.setdefault(name, len(names)) for name in encoded.dictionary.to_pylist()]
+    place_N = pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False)
+    code_N = np.array([*numbers, NULL], np.int32)[place_N]
+    failed_N = pc.fill_null(pc.not_equal(batch["error"], ""), False)
+    code_N[failed_N.to_numpy(zero_copy_only=False)] = ERROR
+    return code_N
+
+
+def _hashes(ids: pa.StringArray) -> NDArray[np.uint64]:
+    """Two 64-bit hashes of each string, [2, N]: one alone would take two of a billion ids for
+    one with a chance of 1 in 40."""
+    texts = ids.to_numpy(zero_copy_only=False)
+    return np.stack([hash_array(texts, hash_key=key, categorize=False) for key in _HASH_KEYS])
