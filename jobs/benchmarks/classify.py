@@ -332,9 +332,9 @@ def _measure_ray(
     def by_ray() -> float:
         run = OutputRun.open(str(scratch / "answers"), {"benchmark": 1})
         limit = ErrorLimit(count=0)
-        tally = run_bulk_stage(run, shards, stage, plan, limit, "benchmark").tally
+        work = run_bulk_stage(run, shards, stage, plan, limit, "benchmark").work
         shutil.rmtree(scratch / "answers")
-        return tally.rows / (tally.finished - tally.started)
+        return work.rows / (work.finished - work.started)
 
     def by_loop() -> float:
         started = time.perf_counter()

@@ -442,8 +442,8 @@ def _answer(plan: ClassifyPlan, run: OutputRun, actors: ActorPlan) -> dict[str, 
         if not isinstance(error, InputError):
             log.error("%s: the rows that are done stay; the same command goes on", run.uri)
         raise
-    counts, tally = found.counts, found.tally
-    seconds = tally.finished - tally.started
+    counts, work = found.counts, found.work
+    seconds = work.finished - work.started
     return {
         "output": run.uri,
         **asked.backend.named,
@@ -458,7 +458,7 @@ def _answer(plan: ClassifyPlan, run: OutputRun, actors: ActorPlan) -> dict[str, 
         "scoring": asked.scoring,
         "rows_this_run": found.new_rows,
         "answer_seconds": round(seconds, 3),
-        "texts_per_second": round(tally.rows / seconds, 1) if tally.rows else 0.0,
+        "texts_per_second": round(work.rows / seconds, 1) if work.rows else 0.0,
     }
 
 
