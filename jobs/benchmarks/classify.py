@@ -334,7 +334,7 @@ def _measure_ray(
         limit = ErrorLimit(count=0)
         work = run_bulk_stage(run, shards, stage, plan, limit, "benchmark").work
         shutil.rmtree(scratch / "answers")
-        return work.rows / (work.finished - work.started)
+        return work.rows_per_second
 
     def by_loop() -> float:
         started = time.perf_counter()

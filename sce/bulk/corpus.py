@@ -8,7 +8,6 @@ from __future__ import annotations
 import glob
 import io
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
@@ -25,7 +24,7 @@ from sce.bulk.output import RUN_FILE, read_run
 from sce.datasets.readers import ALLOWED_FILES, file_format, records_of
 from sce.embedding.store import MANIFEST, EmbeddingStore
 from sce.errors import DataError
-from sce.storage import RemotePath, filesystem_of, to_place
+from sce.storage import filesystem_of, to_place
 
 PARQUET_BUFFER = 1 << 20
 """A column chunk is read by this many bytes rather than whole: vectors of a large row group would
@@ -52,7 +51,9 @@ class InputFile:
 
     @property
     def kind(self) -> str:
-        return file_format(PurePosixPath(self.uri)) or ""
+        """ ".parquet", ".jsonl", ".csv" or ".tsv"; "" for what is no table file."""
+        kind = file_format(PurePosixPath(self.uri)) or ""
+        return ".jsonl" if kind in (".json", ".ndjson") else kind
 
     def open(self) -> BinaryIO:
         """The bytes of the file, gzip undone."""
@@ -98,20 +99,15 @@ class Shard:
 
 @dataclass(frozen=True)
 class Corpus:
-    """The files of an input, all of one kind.
-
-    Attributes:
-        kind: ".parquet", ".jsonl", ".csv" or ".tsv".
-        store: the embedding store that the input is, if it is one.
-    """
+    """The files of an input, all of one kind; `store` is the embedding store that they are of, if
+    they are of one."""
 
     files: tuple[InputFile, ...]
-    kind: str
     store: EmbeddingStore | None = None
 
-    def identity(self) -> list[dict[str, Any]]:
-        """What a resumed run compares: each file's name, size and time of change."""
-        return [{"file": f.uri, "size": f.size, "modified": f.modified} for f in self.files]
+    @property
+    def kind(self) -> str:
+        return self.files[0].kind if self.files else ".parquet"  # an empty store has none
 
 
 @dataclass(frozen=True)
@@ -155,20 +151,20 @@ def open_corpus(inputs: Sequence[str]) -> Corpus:
         raise DataError("input: give a file, a folder, a glob or a URI.")
     for item in inputs:
         _refuse_unfinished(item)
-    if len(inputs) == 1 and _is_store(inputs[0]):
-        store = EmbeddingStore.open(inputs[0])
-        return Corpus(tuple(_store_files(store)), ".parquet", store)
-    found = [file for item in inputs for file in find_files(item)]
+    store = EmbeddingStore.open(inputs[0]) if len(inputs) == 1 and _is_store(inputs[0]) else None
+    found = [file for item in (store.paths if store else inputs) for file in find_files(item)]
+    if store is not None:  # in the order of its manifest
+        return Corpus(tuple(found), store)
     files = tuple(sorted(found, key=lambda file: file.uri))
     for one, other in pairwise(files):
         if one.uri == other.uri:
             raise DataError(f"input: {one.uri} is named twice.")
     if len({file.name for file in files}) < len(files):
         files = tuple(replace(file, name=file.uri) for file in files)
-    kinds = sorted({_kind(file.kind) for file in files})
+    kinds = sorted({file.kind for file in files})
     if len(kinds) > 1:
         raise DataError(f"input: files of several kinds ({', '.join(kinds)}). One job reads one.")
-    return Corpus(files, kinds[0])
+    return Corpus(files)
 
 
 def column_names(corpus: Corpus) -> list[str]:
@@ -279,12 +275,8 @@ def find_files(item: str, what: str = "input") -> list[InputFile]:
     else:
         path = Path(item.removeprefix("file://")).expanduser().absolute()
         if path.is_dir():
-            names = (
-                Path(folder, name).relative_to(path).as_posix()
-                for folder, _, names in os.walk(path)
-                for name in names
-            )
-            files = [_local_file(path / name, name) for name in sorted(names) if _is_data(name)]
+            names = sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file())
+            files = [_local_file(path / name, name) for name in names if _is_data(name)]
         else:
             paths = [path] if path.is_file() else map(Path, glob.glob(str(path), recursive=True))
             files = [_local_file(path, path.name) for path in sorted(paths) if path.is_file()]
@@ -367,24 +359,8 @@ def _is_store(item: str) -> bool:
         return True  # let opening it say what is wrong
 
 
-def _store_files(store: EmbeddingStore) -> Iterator[InputFile]:
-    if not isinstance(store.folder, RemotePath):
-        yield from (_local_file(Path(path), Path(path).name) for path in store.paths)
-        return
-    for uri in store.paths:
-        filesystem, path = filesystem_of(uri)
-        info = filesystem.get_file_info(path)
-        if info.type != pafs.FileType.File:
-            raise DataError(f"{uri}: cannot be read (no such file).")
-        yield InputFile(uri, info.base_name, info.size, info.mtime_ns or 0)
-
-
-def _kind(kind: str) -> str:
-    return ".jsonl" if kind in (".json", ".ndjson") else kind
-
-
 def _count_rows(file: InputFile) -> int:
-    if _kind(file.kind) != ".jsonl":
+    if file.kind != ".jsonl":
         return sum(1 for _ in file.records())
     try:
         with file.open() as lines:
@@ -395,20 +371,16 @@ def _count_rows(file: InputFile) -> int:
 
 
 def _check_types(file: InputFile, schema: pa.Schema, columns: Columns) -> None:
-    def refuse(name: str, what: str) -> None:
-        raise DataError(
-            f"{file.uri}: the column {name!r} is of type {schema.field(name).type}; {what} is "
-            "needed."
-        )
-
-    for name, is_right, what in (
+    for name, is_right, needed in (
         (columns.id, _is_id, "text or whole numbers"),
         (columns.text, is_text, "text"),
         (columns.embedding, _is_vector, "a list of floating-point numbers"),
         (columns.labels, _is_label_column, "a list of texts, or text that holds a JSON list,"),
     ):
-        if name in schema.names and not is_right(schema.field(name).type):
-            refuse(str(name), what)
+        if name is not None and not is_right(kind := schema.field(name).type):
+            raise DataError(
+                f"{file.uri}: the column {name!r} is of type {kind}; {needed} is needed."
+            )
 
 
 def is_text(kind: pa.DataType) -> bool:

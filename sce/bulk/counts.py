@@ -68,6 +68,14 @@ class ActorCounts:
     started: float
     finished: float
 
+    @property
+    def seconds(self) -> float:
+        return self.finished - self.started
+
+    @property
+    def rows_per_second(self) -> float:
+        return self.rows / max(self.seconds, 1e-3)
+
 
 class RowCounter:
     """Adds up what the workers say of themselves, each its own totals: nothing is counted twice
@@ -75,23 +83,24 @@ class RowCounter:
 
     def __init__(self, limit: ErrorLimit) -> None:
         self._limit = limit
-        self._of: dict[str, ActorCounts] = {}
+        self._by_actor: dict[str, ActorCounts] = {}
 
-    def report(self, name: str, work: ActorCounts) -> ActorCounts | None:
+    def report(self, actor: str, work: ActorCounts) -> ActorCounts | None:
         """The totals if they are too many errors, else None."""
-        self._of[name] = work
+        self._by_actor[actor] = work
         total = self.totals()
         return total if self._limit.exceeded(total.rows, sum(total.errors.values())) else None
 
     def totals(self) -> ActorCounts:
+        counts = self._by_actor.values()
         errors: Counter[str] = Counter()
-        for work in self._of.values():
+        for work in counts:
             errors.update(work.errors)
         return ActorCounts(
-            sum(work.rows for work in self._of.values()),
+            sum(work.rows for work in counts),
             dict(errors),
-            min((work.started for work in self._of.values()), default=0.0),
-            max((work.finished for work in self._of.values()), default=0.0),
+            min((work.started for work in counts), default=0.0),
+            max((work.finished for work in counts), default=0.0),
         )
 
 

@@ -77,7 +77,7 @@ def check_labels(column: pa.ChunkedArray, errors: Errors) -> None:
     lengths_N = pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False)
     errors.mark(lengths_N == 0, "labels_missing")
     owner_M = np.repeat(np.arange(len(lengths_N)), lengths_N)
-    key_M, keys = _keys(_flat(array))
+    key_M, keys = _keys(array.flatten())
     for bad_M, code in (
         (key_M < 0, "label_empty"),
         (np.array([len(key) > MAX_NAME_CHARS for key in keys] + [False])[key_M], "label_too_long"),
@@ -102,7 +102,7 @@ def row_labels(
     """
     array = _as_lists(column).filter(pa.array(good_N))
     lengths_G = pc.list_value_length(array).to_numpy(zero_copy_only=False)
-    names = _flat(array)
+    names = array.flatten()
     key_M, keys = _keys(names)
     labels = tuple(known.get(key) or Label(key) for key in keys)
     offsets = np.concatenate([[0], np.cumsum(lengths_G)]).astype(np.int64)
@@ -130,11 +130,6 @@ def _matrix(array: pa.Array, good_N: np.ndarray, dimension: int) -> np.ndarray:
 def _as_lists(column: pa.ChunkedArray) -> pa.Array:
     array = column.cast(pa.list_(pa.string()))
     return array.combine_chunks() if array.num_chunks != 1 else array.chunk(0)
-
-
-def _flat(array: pa.Array) -> pa.Array:
-    """The texts of all lists, one after another."""
-    return array.flatten()
 
 
 def _keys(names: pa.Array) -> tuple[np.ndarray, list[str]]:

@@ -443,7 +443,6 @@ def _answer(plan: ClassifyPlan, run: OutputRun, actors: ActorPlan) -> dict[str, 
             log.error("%s: the rows that are done stay; the same command goes on", run.uri)
         raise
     counts, work = found.counts, found.work
-    seconds = work.finished - work.started
     return {
         "output": run.uri,
         **asked.backend.named,
@@ -457,8 +456,8 @@ def _answer(plan: ClassifyPlan, run: OutputRun, actors: ActorPlan) -> dict[str, 
         "threshold": asked.answer.threshold,
         "scoring": asked.scoring,
         "rows_this_run": found.new_rows,
-        "answer_seconds": round(seconds, 3),
-        "texts_per_second": round(work.rows / seconds, 1) if work.rows else 0.0,
+        "answer_seconds": round(work.seconds, 3),
+        "texts_per_second": round(work.rows_per_second, 1),
     }
 
 

@@ -165,7 +165,7 @@ rows_of = st.dictionaries(
 )
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(rows_of, rows_of, st.sampled_from(["parquet", "jsonl"]), st.integers(1, 3))
 def test_it_says_what_a_dictionary_says(tmp_path_factory, old, new, kind, files):
     shared = "shared id"
