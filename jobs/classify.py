@@ -25,7 +25,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from sce.workflows.classify import ClassifyConfig, classify
+from sce.workflows.bulk_settings import ClassifyConfig
+from sce.workflows.classify import classify
 from sce.workflows.cli import run_job
 
 

@@ -34,7 +34,7 @@ from sce.datasets.schema import embeddings_schema
 from sce.datasets.starter import read_starter
 from sce.distributed.backends import Classification, LocalModel
 from sce.distributed.resources import ActorPlan, ResourcesConfig, embed_actors, use_threads
-from sce.distributed.stage import ACTOR_CPUS, ROWS_PER_FILE, Stage, plan_corpus
+from sce.distributed.stage import ACTOR_CPUS, plan_corpus
 from sce.distributed.stage import run_stage as run_bulk_stage
 from sce.embedding.embedder import EmbedderConfig, EmbedderFingerprint, embedder_fingerprint
 from sce.embedding.store import Manifest, embedding_column, write_manifest, write_part
@@ -43,7 +43,6 @@ from sce.labels import LabelSet
 from sce.predictor import Predictor
 from sce.storage import put, write_text
 from sce.training.fresh_model import ModelConfig, build_model
-from sce.workflows.classify import VECTOR_BLOCK_BYTES
 from sce.workflows.tracking import Tracker, TrackingConfig
 
 log = logging.getLogger(__name__)
@@ -319,15 +318,7 @@ def _measure_ray(
     columns = Columns(text=None, embedding="embedding", id="row_id")
     corpus = open_corpus([str(store)])
     shards = plan_corpus(corpus, columns)
-    stage = Stage(
-        make=partial(
-            Classification(model, labels, columns, AnswerColumns()).classifier, plan.device
-        ),
-        columns=columns,
-        output_format="parquet",
-        rows_per_file=ROWS_PER_FILE,
-        block_bytes=VECTOR_BLOCK_BYTES,
-    )
+    stage = Classification(model, labels, columns, AnswerColumns()).stage(plan, "parquet")
 
     def by_ray() -> float:
         run = OutputRun.open(str(scratch / "answers"), {"benchmark": 1})

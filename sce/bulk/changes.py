@@ -131,7 +131,7 @@ class Comparison:
 
     @property
     def share_moved(self) -> float:
-        """Of the compared rows; NaN if there are none."""
+        """The part of the compared rows that moved; NaN if there are none."""
         return _share(self.rows_moved, self.rows_compared)
 
     def to_metrics(self) -> dict[str, float]:

@@ -21,7 +21,6 @@ MAX_TERMINAL_ROWS = 10
 MAX_MOVES = 20
 """Shown in Markdown."""
 SAMPLE_ROWS = 10
-"""Of a dry run."""
 NO_ANSWER = "(no answer)"
 CUT = " […]"
 NAME_CHARS, TEXT_CHARS, SAMPLE_CHARS = 60, 160, 80

@@ -29,7 +29,7 @@ from sce.storage import filesystem_of
 MAX_LINE_BYTES = 16 << 20
 """The longest line of a JSONL output that can be read."""
 NULL, ERROR = -1, -2
-"""In place of a label's number: no answer, and a row with an error."""
+"""What stands for a label's number where there is no answer, and where there is an error."""
 
 _BATCH_ROWS = 16_384
 _HASH_KEYS = ("soft-context-one", "soft-context-two")

@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sce.bulk.answering import BlockPredictor, Endpoint, ServedModel
-from sce.bulk.classifier import AnswerColumns, BlockClassifier, LocalPredictor
+from sce.bulk.classifier import OWN_COLUMNS, AnswerColumns, BlockClassifier, LocalPredictor
 from sce.bulk.corpus import Columns
 from sce.bulk.endpoint import EndpointPredictor
+from sce.bulk.output import OutputFormat
+from sce.bulk.reading import BLOCK_ROWS, kept_name
 from sce.bulk.request import identify_model
 from sce.distributed.embed_corpus import embedder_of
 from sce.distributed.resources import ActorPlan, ResourcesConfig, embed_actors
-from sce.distributed.stage import ACTOR_CPUS
+from sce.distributed.stage import (
+    ACTOR_CPUS,
+    EMBED_ROWS_PER_FILE,
+    ROWS_PER_FILE,
+    TEXT_BLOCK_BYTES,
+    Stage,
+)
 from sce.embedding.embedder import EmbedderConfig, EmbedderFingerprint
 from sce.labels import LabelSet
 from sce.predictor import EXACT, SHORTLIST_ABOVE, SHORTLIST_SIZE, Predictor
 
+SCORES_PER_BATCH = 1_000_000
+MIN_BATCH_ROWS = 256
+VECTOR_BLOCK_BYTES = 16 * 2**20
 ENDPOINT_CPUS = 0.25
 """That Ray sets aside for an actor that asks an endpoint."""
 FIRST_CONTACT_SECONDS = 20
@@ -171,9 +183,35 @@ class Classification:
         predictor = self.backend.block_predictor(device)
         return BlockClassifier(predictor, self.labels, self.columns, self.answer)
 
+    def stage(
+        self, actors: ActorPlan, output_format: OutputFormat, rows_per_file: int | None = None
+    ) -> Stage:
+        """What the engine does to every block, and how large blocks, batches and files are.
+
+        Args:
+            rows_per_file: None for what suits the device.
+        """
+        from_text = self.columns.text is not None
+        batch_rows = BLOCK_ROWS
+        if self.answer.return_scores and self.labels is not None:
+            # Every label's score is held for a batch: with many labels fewer rows at once.
+            batch_rows = SCORES_PER_BATCH // len(self.labels)
+            batch_rows = min(max(batch_rows, MIN_BATCH_ROWS), BLOCK_ROWS)
+        by_device = EMBED_ROWS_PER_FILE[actors.device] if from_text else ROWS_PER_FILE
+        json_text = self.columns.keep if self.columns.raw_json else ()
+        return Stage(
+            make=partial(self.classifier, actors.device),
+            columns=self.columns,
+            output_format=output_format,
+            rows_per_file=rows_per_file or by_device,
+            block_bytes=TEXT_BLOCK_BYTES if from_text else VECTOR_BLOCK_BYTES,
+            batch_rows=batch_rows,
+            json_columns=tuple(kept_name(name, OWN_COLUMNS) for name in json_text),
+        )
+
     @property
     def label_names(self) -> list[str] | None:
-        """Of the one set for all rows; None where each row brings its own."""
+        """The names of the one set for all rows; None where each row brings its own."""
         return self.labels.names if self.labels and self.columns.labels is None else None
 
     @property
