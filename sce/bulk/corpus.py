@@ -31,6 +31,8 @@ PARQUET_BUFFER = 1 << 20
 be 100 MB."""
 SHARD_ROWS = 65_536
 """Row groups of a Parquet file are read together up to this many rows."""
+HEAD_ROWS = 100
+"""Rows of a JSONL file that are looked at to see which fields it has."""
 
 
 @dataclass(frozen=True)
@@ -173,13 +175,20 @@ def column_names(corpus: Corpus) -> list[str]:
     Raises:
         DataError: JSON lines, whose fields may differ from line to line.
     """
-    first = corpus.files[0]
     if corpus.kind == ".jsonl":
         raise DataError("keep_columns: '*' needs a header, which JSONL has not: name the fields.")
-    if corpus.kind == ".parquet":
-        with first.open_parquet() as parquet:
+    return field_names(corpus.files[0])
+
+
+def field_names(file: InputFile) -> list[str]:
+    """The columns of a file; of a text file those of its first rows, so none where it has none."""
+    if file.kind == ".parquet":
+        with file.open_parquet() as parquet:
             return list(parquet.schema_arrow.names)
-    return list(getattr(next(first.records(), None), "fields", {}))
+    names: dict[str, None] = {}
+    for record, _ in zip(file.records(), range(HEAD_ROWS)):
+        names |= dict.fromkeys(getattr(record, "fields", {}))
+    return list(names)
 
 
 @dataclass(frozen=True)
@@ -207,11 +216,8 @@ def plan_file(file: InputFile, number: int, columns: Columns) -> FilePlan:
         _check_types(file, schema, columns)
         types = {name: schema.field(name).type for name in columns.keep}
         return FilePlan(tuple(_row_group_shards(file, number, sizes)), types)
-    names: dict[str, None] = {}
-    for record, _ in zip(file.records(), range(100)):
-        names |= dict.fromkeys(getattr(record, "fields", {}))
-    if names:
-        _require_columns(file, list(names), columns)
+    if names := field_names(file):
+        _require_columns(file, names, columns)
     rows = _count_rows(file)
     shards = (Shard(file, number, 0, rows),) if rows else ()
     return FilePlan(shards, dict.fromkeys(columns.keep, pa.string()))

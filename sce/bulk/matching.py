@@ -11,27 +11,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
-import pyarrow.json as pj
 from numpy.typing import NDArray
 from pandas.util import hash_array
 
-from sce.bulk.corpus import InputFile, find_files
-from sce.datasets.readers import BadRow
+from sce.bulk.corpus import InputFile, field_names, find_files
+from sce.bulk.output import OutputFormat, read_rows
 from sce.errors import DataError
-from sce.storage import filesystem_of
 
-MAX_LINE_BYTES = 16 << 20
-"""The longest line of a JSONL output that can be read."""
 NULL, ERROR = -1, -2
 """What stands for a label's number where there is no answer, and where there is an error."""
 
-_BATCH_ROWS = 16_384
 _HASH_KEYS = ("soft-context-one", "soft-context-two")
 _COLUMNS = ("id", "label", "score", "error")
 
@@ -49,7 +42,7 @@ class Output:
     """
 
     folder: str
-    files: list[_File]
+    files: list[InputFile]
     hash_2N: NDArray[np.uint64]
     code_N: NDArray[np.int32]
     score_N: NDArray[np.float32]
@@ -67,19 +60,17 @@ class Output:
             DataError: a folder that is not there or has no data file; a file that cannot be read
                 or lacks a column; an id that is null.
         """
-        files = [
-            opened
-            for file in find_files(folder, "compare_to")
-            if file.uri.endswith((".parquet", ".jsonl")) and (opened := _File.open(file))
-        ]
+        found = find_files(folder, "compare_to")
+        files = [file for file in found if file.uri.endswith((".parquet", ".jsonl"))]
+        files = [file for file in files if _has_rows(file)]
         hashes, codes, scores = [np.empty((2, 0), np.uint64)], [], []
         for file in files:
-            for batch in file.batches(_COLUMNS):
+            for batch in _batches(file, _COLUMNS):
                 if batch["id"].null_count:
-                    raise DataError(f"{file.path}: a row has no id (column 'id' is null).")
+                    raise DataError(f"{file.uri}: a row has no id (column 'id' is null).")
                 hashes.append(_hashes(batch["id"]))
                 codes.append(_codes(batch, names))
-                scores.append(pc.fill_null(batch["score"], np.nan).to_numpy())
+                scores.append(pc.fill_null(batch["score"].cast(pa.float32()), np.nan).to_numpy())
         return cls(
             folder,
             files,
@@ -93,11 +84,10 @@ class Output:
         wanted, first = np.unique(rows), 0
         found: dict[int, str] = {}
         for file in self.files:
-            for batch in file.batches(["id"]):
+            for batch in _batches(file, ["id"]):
                 here = wanted[(wanted >= first) & (wanted < first + batch.num_rows)]
-                found.update(
-                    zip(here.tolist(), batch["id"].take(pa.array(here - first)).to_pylist())
-                )
+                ids = batch["id"].take(pa.array(here - first)).cast(pa.string())
+                found.update(zip(here.tolist(), ids.to_pylist()))
                 first += batch.num_rows
         return [found[row] for row in rows.tolist()]
 
@@ -155,61 +145,26 @@ def match_rows(before: Output, after: Output) -> tuple[IntArray, IntArray]:
     return order[:-1][same], order[1:][same] - before.rows
 
 
-@dataclass
-class _File:
-    """A data file of an output; `schema` has the columns that are needed."""
+def _has_rows(file: InputFile) -> bool:
+    """Whether a file has any; Arrow would take a field that no line of it has for null."""
+    names = field_names(file)
+    if not names and next(file.records(), None) is None:
+        return False
+    missing = [name for name in _COLUMNS if name not in names]
+    if missing:
+        raise DataError(
+            f"{file.uri}: has no column {', '.join(map(repr, missing))}. It has: "
+            f"{', '.join(names)}."
+        )
+    return True
 
-    path: str
-    fragment: Any
-    schema: pa.Schema
-    options: ds.JsonFragmentScanOptions | None
 
-    @classmethod
-    def open(cls, file: InputFile) -> _File | None:
-        """The file with its columns checked; None for a JSONL file without a line."""
-        filesystem, path = filesystem_of(file.uri)
-        id_type, options = pa.string(), None
-        if file.kind == ".parquet":
-            fragment = ds.ParquetFileFormat().make_fragment(path, filesystem)
-            try:
-                names = fragment.physical_schema.names
-            except (OSError, pa.ArrowException) as error:
-                raise DataError(f"{file.uri}: cannot be read ({error}).") from None
-        else:
-            # Arrow takes a type, and a field that is missing for null: look before.
-            first = next(file.records(), None)
-            if first is None:
-                return None
-            if isinstance(first, BadRow):
-                raise DataError(first.message)
-            names = list(first.fields)
-            id_type = pa.int64() if isinstance(first.fields.get("id"), int) else pa.string()
-            fragment = ds.JsonFileFormat().make_fragment(path, filesystem)
-            options = ds.JsonFragmentScanOptions(
-                read_options=pj.ReadOptions(block_size=MAX_LINE_BYTES)
-            )
-        missing = [name for name in _COLUMNS if name not in names]
-        if missing:
-            raise DataError(
-                f"{file.uri}: has no column {', '.join(map(repr, missing))}. It has: "
-                f"{', '.join(names)}."
-            )
-        types = (id_type, pa.string(), pa.float32(), pa.string())
-        return cls(file.uri, fragment, pa.schema(list(zip(_COLUMNS, types))), options)
-
-    def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        """The columns in this order, batch by batch; the first, `id`, as strings."""
-        try:
-            for batch in self.fragment.to_batches(
-                schema=self.schema,
-                columns=list(columns),
-                batch_size=_BATCH_ROWS,
-                batch_readahead=4,
-                fragment_scan_options=self.options,
-            ):
-                yield batch.set_column(0, "id", batch["id"].cast(pa.string()))
-        except (OSError, pa.ArrowException) as error:
-            raise DataError(f"{self.path}: cannot be read ({error}).") from None
+def _batches(file: InputFile, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    kind: OutputFormat = "parquet" if file.kind == ".parquet" else "jsonl"
+    try:
+        yield from read_rows(file.uri, kind, columns)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{file.uri}: cannot be read ({error}).") from None
 
 
 def _codes(batch: pa.RecordBatch, names: dict[str, int]) -> NDArray[np.int32]:
@@ -217,13 +172,13 @@ def _codes(batch: pa.RecordBatch, names: dict[str, int]) -> NDArray[np.int32]:
     numbers = [names.setdefault(name, len(names)) for name in encoded.dictionary.to_pylist()]
     place_N = pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False)
     code_N = np.array([*numbers, NULL], np.int32)[place_N]
-    failed_N = pc.fill_null(pc.not_equal(batch["error"], ""), False)
+    failed_N = pc.fill_null(pc.not_equal(batch["error"].cast(pa.string()), ""), False)
     code_N[failed_N.to_numpy(zero_copy_only=False)] = ERROR
     return code_N
 
 
-def _hashes(ids: pa.StringArray) -> NDArray[np.uint64]:
+def _hashes(ids: pa.Array) -> NDArray[np.uint64]:
     """Two 64-bit hashes of each string, [2, N]: one alone would take two of a billion ids for
     one with a chance of 1 in 40."""
-    texts = ids.to_numpy(zero_copy_only=False)
+    texts = ids.cast(pa.string()).to_numpy(zero_copy_only=False)
     return np.stack([hash_array(texts, hash_key=key, categorize=False) for key in _HASH_KEYS])

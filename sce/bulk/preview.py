@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
 SHOWN_PAIRS = 10
 
 
-@dataclass(frozen=True)
-class ConfusedPair:
-    """Two labels that stand first and second in some rows.
+class ConfusedPair(NamedTuple):
+    """Two labels that stand first and second in some rows of a sample.
 
     Attributes:
-        rows: of the sample.
+        rows: how many.
         mean_gap: between their probabilities.
         weight: sum of the second's probability: how many of these rows it might be right in.
     """
@@ -65,20 +64,12 @@ def confused_pairs(top: Sequence[Sequence[dict[str, Any]] | None]) -> list[Confu
     Args:
         top: of each row its two best labels with their scores, or None.
     """
-    found: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
-    for row in top:
-        if row is not None and len(row) > 1:
-            first, second = row[0], row[1]
-            pair = tuple(sorted((first["label"], second["label"])))
-            found[pair].append((first["score"], second["score"]))  # type: ignore[index]
-    pairs = [
-        ConfusedPair(
-            one,
-            other,
-            len(scores),
-            sum(a - b for a, b in scores) / len(scores),
-            sum(b for _, b in scores),
-        )
-        for (one, other), scores in found.items()
-    ]
+    found: dict[tuple[str, ...], list[tuple[float, float]]] = defaultdict(list)
+    for first, second, *_ in (row for row in top if row is not None and len(row) > 1):
+        names = sorted((first["label"], second["label"]))
+        found[tuple(names)].append((first["score"] - second["score"], second["score"]))
+    pairs = []
+    for (one, other), rows in found.items():
+        gaps, seconds = zip(*rows)
+        pairs.append(ConfusedPair(one, other, len(rows), sum(gaps) / len(rows), sum(seconds)))
     return sorted(pairs, key=lambda pair: (-pair.weight, pair.one, pair.other))
