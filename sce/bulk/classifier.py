@@ -122,6 +122,7 @@ class BlockClassifier:
             if vectors_GD is None:
                 truncated_N[asked_N] = found_G.truncated_G
             errors.mark_found(asked_N, found_G.errors_G)
+            # Where each row stands among those that were asked; null gives a row without answer.
             place_N = pa.array(np.cumsum(asked_N) - 1, mask=~errors.good())
             answers_G = self._answers(found_G.answers, names, first_G)
             answers = {name: answers_G[name].take(place_N) for name in self._types}

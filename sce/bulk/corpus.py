@@ -161,7 +161,7 @@ def open_corpus(inputs: Sequence[str]) -> Corpus:
     for one, other in pairwise(files):
         if one.uri == other.uri:
             raise DataError(f"input: {one.uri} is named twice.")
-    if len({file.name for file in files}) < len(files):
+    if len({file.name for file in files}) < len(files):  # ids made from names have to differ
         files = tuple(replace(file, name=file.uri) for file in files)
     kinds = sorted({file.kind for file in files})
     if len(kinds) > 1:
@@ -276,10 +276,10 @@ def find_files(item: str, what: str = "input") -> list[InputFile]:
     Raises:
         DataError: nothing is there, or a file of another kind.
     """
-    if "://" in item and urlsplit(item).scheme != "file":
+    if "://" in item and not item.lower().startswith("file://"):
         files = _find_remote(item, what)
     else:
-        path = Path(item.removeprefix("file://")).expanduser().absolute()
+        path = Path(str(to_place(item))).expanduser().absolute()
         if path.is_dir():
             names = sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file())
             files = [_local_file(path / name, name) for name in names if _is_data(name)]

@@ -63,7 +63,9 @@ class Table:
         return i == 0 if self.left is None else self.columns[i] in self.left
 
     def _styled(self, cell: Cell) -> Text:
-        return cell if isinstance(cell, Text) else Text(cell or self.missing, "" if cell else "i")
+        if cell is None:
+            return Text(self.missing, "italic")
+        return cell if isinstance(cell, Text) else Text(cell)
 
 
 def escape_markdown(text: str) -> str:
@@ -85,14 +87,14 @@ def print_preview(found: Preview, console: Console) -> None:
         second = [(best["label"], _score(best["score"])) for best in row["top"][1:2]]
         rows.append([shown, row["label"] or "-", _score(row["score"]), *(second or [("", "")])[0]])
     columns = ["text", "label", "score", "second", "score"]
-    console.print(Table(columns, rows, "Predictions", _LEFT))
+    console.print(Table(columns, rows, "Predictions", left=_LEFT))
     if found.pairs:
         rows = [
             [pair.one, pair.other, f"{pair.rows:,}", f"{pair.mean_gap:.2f}"]
             for pair in found.pairs[:SHOWN_PAIRS]
         ]
         columns = ["label", "label", "rows", "mean gap"]
-        console.print(Table(columns, rows, "Labels confused most", _LEFT))
+        console.print(Table(columns, rows, "Labels confused most", left=_LEFT))
     console.print(
         f"{found.rows:,} rows: about {_duration(found.seconds)}, {_size(found.output_bytes)} of "
         "output (start-up apart)."
@@ -195,7 +197,7 @@ def _moves(found: Comparison, moves: Sequence[Move]) -> Table:
         for m in moves
     ]
     title = f"Largest moves ({len(moves)} of {len(found.moves)})"
-    return Table(["from", "to", "rows", "of its rows"], rows, title, _LEFT, NO_ANSWER)
+    return Table(["from", "to", "rows", "of its rows"], rows, title, left=_LEFT, missing=NO_ANSWER)
 
 
 def _examples(moves: Sequence[Move]) -> Table:
@@ -212,7 +214,7 @@ def _examples(moves: Sequence[Move]) -> Table:
         for example in move.examples
     ]
     columns = ["from", "to", "id", "score before", "score after", "text"]
-    return Table(columns, rows, "Examples", _LEFT, NO_ANSWER)
+    return Table(columns, rows, "Examples", left=_LEFT, missing=NO_ANSWER)
 
 
 def _labels(found: Comparison, limit: int) -> Table:

@@ -122,7 +122,9 @@ def match_rows(before: Output, after: Output) -> tuple[IntArray, IntArray]:
     """
     hash_2N = np.concatenate([before.hash_2N, after.hash_2N], axis=1)
     before.hash_2N = after.hash_2N = hash_2N[:, :0].copy()  # of no more use: make room to sort
-    order = np.lexsort((hash_2N[1], hash_2N[0]))  # stable: of two equal ids the previous first
+    # Equal ids are neighbours in the order of their hashes. The sort is stable, so of two the
+    # previous output's comes first; two of one output side by side are one id that stands twice.
+    order = np.lexsort((hash_2N[1], hash_2N[0]))
     same = np.ones(max(len(order) - 1, 0), bool)
     for hash_N in hash_2N:
         sorted_N = hash_N[order]

@@ -1,11 +1,12 @@
 """What is wrong with a row, as a word in its `error` column; and what the good rows hold.
 
-Nothing here raises on a bad row, and nothing loops over rows but what turns text into Python.
+Nothing here raises on a bad row.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import pyarrow as pa
@@ -73,23 +74,22 @@ def check_vectors(column: pa.ChunkedArray, dimension: int, errors: Errors) -> np
 
 def check_labels(column: pa.ChunkedArray, errors: Errors) -> None:
     """Refuse lists that are no label sets: missing, with blank, over-long or equal names."""
-    array = _as_lists(column)
-    lengths_N = pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False)
-    errors.mark(lengths_N == 0, "labels_missing")
-    owner_M = np.repeat(np.arange(len(lengths_N)), lengths_N)
-    key_M, keys = _keys(array.flatten())
-    for bad_M, code in (
-        (key_M < 0, "label_empty"),
-        (np.array([len(key) > MAX_NAME_CHARS for key in keys] + [False])[key_M], "label_too_long"),
-    ):
-        bad_N = np.zeros(len(lengths_N), bool)
-        bad_N[owner_M[bad_M]] = True
-        errors.mark(bad_N, code)
-    order_M = np.lexsort((key_M, owner_M))
-    same_M = (np.diff(owner_M[order_M]) == 0) & (np.diff(key_M[order_M]) == 0)
-    twice_N = np.zeros(len(lengths_N), bool)
-    twice_N[owner_M[order_M[1:]][same_M]] = True
-    errors.mark(twice_N, "label_duplicate")
+    good_N = errors.good()
+    lists_G = column.filter(pa.array(good_N)).to_pylist()
+    codes = [_label_list_error(tuple(names or ())) for names in lists_G]
+    errors.mark_found(good_N, np.array(codes, object))
+
+
+@lru_cache(maxsize=65_536)  # many rows have the same list
+def _label_list_error(names: tuple[str | None, ...]) -> str:
+    keys = [normalise_name(name or "") for name in names]
+    if not keys:
+        return "labels_missing"
+    if not all(keys):
+        return "label_empty"
+    if any(len(key) > MAX_NAME_CHARS for key in keys):
+        return "label_too_long"
+    return "label_duplicate" if len(set(keys)) < len(keys) else ""
 
 
 def row_labels(
@@ -100,7 +100,8 @@ def row_labels(
     Args:
         known: labels by key, with what else is known of them; others have only their name.
     """
-    array = _as_lists(column).filter(pa.array(good_N))
+    lists = column.cast(pa.list_(pa.string())).filter(pa.array(good_N))
+    array = lists.combine_chunks() if lists.num_chunks != 1 else lists.chunk(0)
     lengths_G = pc.list_value_length(array).to_numpy(zero_copy_only=False)
     names = array.flatten()
     key_M, keys = _keys(names)
@@ -127,16 +128,10 @@ def _matrix(array: pa.Array, good_N: np.ndarray, dimension: int) -> np.ndarray:
     return vectors.reshape(-1, dimension)
 
 
-def _as_lists(column: pa.ChunkedArray) -> pa.Array:
-    array = column.cast(pa.list_(pa.string()))
-    return array.combine_chunks() if array.num_chunks != 1 else array.chunk(0)
-
-
 def _keys(names: pa.Array) -> tuple[np.ndarray, list[str]]:
-    """For each name the number of its key, -1 for a null or blank one, and the distinct keys."""
+    """For each name the number of its key, and the distinct keys."""
     encoded = names.dictionary_encode()
-    distinct = [normalise_name(name) for name in encoded.dictionary.to_pylist()]
     numbers: dict[str, int] = {}
-    number_of = [numbers.setdefault(key, len(numbers)) if key else -1 for key in distinct]
-    code_M = pc.fill_null(encoded.indices, len(distinct)).to_numpy(zero_copy_only=False)
-    return np.array([*number_of, -1], np.int64)[code_M], list(numbers)
+    keys = [normalise_name(name) for name in encoded.dictionary.to_pylist()]
+    number_of = np.array([numbers.setdefault(key, len(numbers)) for key in keys], np.int64)
+    return number_of[encoded.indices.to_numpy()], list(numbers)
