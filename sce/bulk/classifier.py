@@ -114,17 +114,16 @@ class BlockClassifier:
         truncated_N = block["truncated"].to_numpy().copy()
         if asked_N.any():
             labels: Any = self._labels
-            names, first_G = self._names, np.zeros(int(asked_N.sum()), np.int64)
+            names = self._names
             if self._columns.labels is not None:
                 labels, names = row_labels(block["labels"], asked_N, self._known)
-                first_G = labels.offsets[:-1]
             found_G = self._ask(block, asked_N, vectors_GD, labels)
             if vectors_GD is None:
                 truncated_N[asked_N] = found_G.truncated_G
             errors.mark_found(asked_N, found_G.errors_G)
             # Where each row stands among those that were asked; null gives a row without answer.
             place_N = pa.array(np.cumsum(asked_N) - 1, mask=~errors.good())
-            answers_G = self._answers(found_G.answers, names, first_G)
+            answers_G = self._answers(found_G.answers, names)
             answers = {name: answers_G[name].take(place_N) for name in self._types}
         else:
             answers = {name: pa.nulls(len(block), kind) for name, kind in self._types.items()}
@@ -155,15 +154,14 @@ class BlockClassifier:
         texts_G = block["text"].filter(pa.array(asked_N)).combine_chunks()
         return self._predictor.answer_texts(texts_G, labels, top_k, return_scores)
 
-    def _answers(
-        self, answers: Answers, names: pa.Array, first_G: np.ndarray
-    ) -> dict[str, pa.Array]:
+    def _answers(self, answers: Answers, names: pa.Array) -> dict[str, pa.Array]:
         """The columns `_types` for the rows that were asked for.
 
         Args:
-            names: the labels' names as the user has them, of one set or row after row.
-            first_G: where each row's begin.
+            names: the labels' names as the user has them, of the one set or row after row.
         """
+        one_set = self._columns.labels is None
+        first_G = np.zeros(len(answers), np.int64) if one_set else answers.offsets[:-1]
         # A row that got an error has no best label; what stands there is not read.
         best_G = names.take(pa.array(first_G + np.maximum(answers.top_NT[:, 0], 0)))
         score_G = answers.top_scores_NT[:, 0]
@@ -174,19 +172,11 @@ class BlockClassifier:
         if self._answer.top_k:
             found["top"] = _top(answers, names, first_G)
         if self._answer.return_scores:
-            found["scores"] = self._scores(answers, names, len(first_G))
+            if one_set:
+                names = names.take(pa.array(np.tile(np.arange(len(names)), len(answers))))
+            offsets, scores_M = pa.array(answers.offsets, pa.int32()), answers.scores_M
+            found["scores"] = pa.MapArray.from_arrays(offsets, names, pa.array(scores_M))
         return found
-
-    def _scores(self, answers: Answers, names: pa.Array, rows: int) -> pa.Array:
-        assert answers.scores_M is not None
-        if self._columns.labels is None:
-            offsets = np.arange(rows + 1) * len(names)
-            names = names.take(pa.array(np.tile(np.arange(len(names)), rows)))
-        else:
-            offsets = answers.offsets
-        return pa.MapArray.from_arrays(
-            pa.array(offsets, pa.int32()), names, pa.array(answers.scores_M, pa.float32())
-        )
 
 
 def _top(answers: Answers, names: pa.Array, first_G: np.ndarray) -> pa.Array:
