@@ -58,7 +58,8 @@ MaxErrors = Annotated[str, BeforeValidator(str), AfterValidator(_check_limit)]
 
 @dataclass(frozen=True)
 class ActorCounts:
-    """Rows answered, rows by error, and when the first block began and the last one ended.
+    """Rows answered, rows by error, when the first block began and the last one ended, and how
+    long the slowest model took to load.
 
     A row that a kill undid counts again when it is done again.
     """
@@ -67,6 +68,7 @@ class ActorCounts:
     errors: dict[str, int]
     started: float
     finished: float
+    load_seconds: float = 0.0
 
     @property
     def seconds(self) -> float:
@@ -101,6 +103,7 @@ class RowCounter:
             dict(errors),
             min((work.started for work in counts), default=0.0),
             max((work.finished for work in counts), default=0.0),
+            max((work.load_seconds for work in counts), default=0.0),
         )
 
 
