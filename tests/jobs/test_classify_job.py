@@ -102,8 +102,8 @@ def test_text_store_and_python_give_the_same_answers(run_well, classify, folder,
     unchanged = run_well(*source, *told, "--output", str(home / "plain"))
     assert unchanged["unchanged"] is True
     assert before == sorted(path.stat().st_mtime_ns for path in (home / "plain").rglob("*"))
-    other = ["--labels", json.dumps([*LABELS[:3], "galaxies"])]
-    code, _, said = classify(*source, *told, *other, "--output", str(home / "plain"))
+    other = ["--labels", json.dumps([*LABELS[:3], "galaxies"]), "--id-column", "id", *told]
+    code, _, said = classify(*source[:2], *other, "--output", str(home / "plain"))
     assert code == 2
     assert "labels gone: 'stars'" in said
     assert "labels new: 'galaxies'" in said
