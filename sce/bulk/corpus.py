@@ -212,12 +212,12 @@ def plan_file(file: InputFile, number: int, columns: Columns) -> FilePlan:
         with file.open_parquet() as parquet:
             schema = parquet.schema_arrow
             sizes = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
-        _require_columns(file, schema.names, columns)
+        require_columns(file, schema.names, columns.needed)
         _check_types(file, schema, columns)
         types = {name: schema.field(name).type for name in columns.keep}
         return FilePlan(tuple(_row_group_shards(file, number, sizes)), types)
     if names := field_names(file):
-        _require_columns(file, names, columns)
+        require_columns(file, names, columns.needed)
     rows = _count_rows(file)
     shards = (Shard(file, number, 0, rows),) if rows else ()
     return FilePlan(shards, dict.fromkeys(columns.keep, pa.string()))
@@ -261,10 +261,11 @@ def _row_group_shards(file: InputFile, number: int, sizes: Sequence[int]) -> Ite
             first, rows, groups = first + rows, 0, []
 
 
-def _require_columns(file: InputFile, names: Sequence[str], columns: Columns) -> None:
-    missing = [name for name in columns.needed if name not in names]
-    if missing:
-        raise DataError(f"{file.uri}: has no column {missing[0]!r}. It has: {', '.join(names)}.")
+def require_columns(file: InputFile, names: Sequence[str], needed: Sequence[str]) -> None:
+    """Raises `DataError` where one that is needed is not among the names of a file's columns."""
+    for name in needed:
+        if name not in names:
+            raise DataError(f"{file.uri}: has no column {name!r}. It has: {', '.join(names)}.")
 
 
 def find_files(item: str, what: str = "input") -> list[InputFile]:

@@ -6,9 +6,11 @@ import re
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 
 import numpy as np
 from rich.console import Console
+from rich.filesize import decimal
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -96,8 +98,8 @@ def print_preview(found: Preview, console: Console) -> None:
         columns = ["label", "label", "rows", "mean gap"]
         console.print(Table(columns, rows, "Labels confused most", left=_LEFT))
     console.print(
-        f"{found.rows:,} rows: about {_duration(found.seconds)}, {_size(found.output_bytes)} of "
-        "output (start-up apart)."
+        f"{found.rows:,} rows: about {timedelta(seconds=round(found.seconds))} hours, "
+        f"{decimal(found.output_bytes)} of output (start-up apart)."
     )
 
 
@@ -249,17 +251,3 @@ def _percent(share: float) -> str:
     if np.isnan(share):
         return "–"
     return "<0.1 %" if 0 < share < 0.001 else f"{100 * share:.1f} %"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-def _size(size: float) -> str:
-    for unit in ("bytes", "KB", "MB", "GB"):
-        if size < 1000 or unit == "GB":
-            break
-        size /= 1000
-    return f"{size:.3g} {unit}"

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pandas.util import hash_array
 
-from sce.bulk.corpus import InputFile, field_names, find_files
+from sce.bulk.corpus import InputFile, field_names, find_files, require_columns
 from sce.bulk.output import OutputFormat, read_rows
 from sce.errors import DataError
 
@@ -152,12 +152,7 @@ def _has_rows(file: InputFile) -> bool:
     names = field_names(file)
     if not names and next(file.records(), None) is None:
         return False
-    missing = [name for name in _COLUMNS if name not in names]
-    if missing:
-        raise DataError(
-            f"{file.uri}: has no column {', '.join(map(repr, missing))}. It has: "
-            f"{', '.join(names)}."
-        )
+    require_columns(file, names, _COLUMNS)
     return True
 
 
