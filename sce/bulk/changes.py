@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sce.bulk.matching import ERROR, NULL, Output, match_rows
+from sce.bulk.matching import ERROR, NULL, OutputRows, match_rows
 
 MOVES_WITH_EXAMPLES = 20
 EXAMPLES_OF_A_MOVE = 3
@@ -168,16 +168,16 @@ def compare_outputs(
     either output are counted apart.
 
     Args:
-        previous, current: folders, as paths or URIs, see `Output.read`.
+        previous, current: folders, as paths or URIs, see `OutputRows.read`.
         label_sets: of the two runs, in order, or None where they are not known: what a run's
             labels are is then what its rows say.
         texts_of: the texts of some ids, as far as they are known; called at most once.
 
     Raises:
-        DataError: as `Output.read` and `match_rows`; a label that is not in the set that was given.
+        DataError: as `OutputRows.read` and `match_rows`; a label that is not in its run's set.
     """
     names: dict[str, int] = {}
-    before, after = Output.read(str(previous), names), Output.read(str(current), names)
+    before, after = OutputRows.read(str(previous), names), OutputRows.read(str(current), names)
     at_before_P, at_after_P = match_rows(before, after)
     code_before_P, code_after_P = before.code_N[at_before_P], after.code_N[at_after_P]
     good_P = (code_before_P != ERROR) & (code_after_P != ERROR)

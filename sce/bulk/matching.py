@@ -32,7 +32,7 @@ IntArray = NDArray[np.int64]
 
 
 @dataclass
-class Output:
+class OutputRows:
     """The rows of an output in the order of its files.
 
     Attributes:
@@ -52,7 +52,7 @@ class Output:
         return len(self.code_N)
 
     @classmethod
-    def read(cls, folder: str, names: dict[str, int]) -> Output:
+    def read(cls, folder: str, names: dict[str, int]) -> OutputRows:
         """Stream every `.parquet` and `.jsonl` file below a folder, a path or a URI, but for what
         begins with "_" or "."; labels that `names` has not get the next numbers in it.
 
@@ -114,7 +114,7 @@ class Output:
         return {name: seen.get(name, 0) for name in labels}
 
 
-def match_rows(before: Output, after: Output) -> tuple[IntArray, IntArray]:
+def match_rows(before: OutputRows, after: OutputRows) -> tuple[IntArray, IntArray]:
     """Rows of both outputs with the same id, [P] each, in the order of the hashes.
 
     Raises:
