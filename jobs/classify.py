@@ -24,27 +24,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from functools import partial
-from pathlib import Path
 
-from sce.bulk.answering import Endpoint, RemotePredictor
-from sce.workflows.classify import ClassifyConfig, classify
+from sce.workflows.bulk_settings import ClassifyConfig
+from sce.workflows.classify import classify
 from sce.workflows.cli import run_job
-
-ROOT = str(Path(__file__).resolve().parents[1])
-
-
-def connect(endpoint: Endpoint) -> RemotePredictor:
-    """Runs here and in the actors, which find `serve` beside `jobs`: it is not installed."""
-    if ROOT not in sys.path:
-        sys.path.append(ROOT)
-    from sce.bulk.endpoint import EndpointPredictor
-
-    return EndpointPredictor.connect(endpoint)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_job(ClassifyConfig, partial(classify, connect=connect), __doc__ or "", argv)
+    return run_job(ClassifyConfig, classify, __doc__ or "", argv)
 
 
 if __name__ == "__main__":

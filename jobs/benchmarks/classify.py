@@ -32,9 +32,9 @@ from sce.bulk.reading import read_shard
 from sce.config import JobConfig, resolve_output
 from sce.datasets.schema import embeddings_schema
 from sce.datasets.starter import read_starter
+from sce.distributed.backends import Classification, LocalModel
 from sce.distributed.resources import ActorPlan, ResourcesConfig, embed_actors, use_threads
-from sce.distributed.sources import ModelSettings
-from sce.distributed.stage import ACTOR_CPUS, ROWS_PER_FILE, Stage, plan_corpus
+from sce.distributed.stage import ACTOR_CPUS, plan_corpus
 from sce.distributed.stage import run_stage as run_bulk_stage
 from sce.embedding.embedder import embedder_fingerprint
 from sce.embedding.fingerprint import EmbedderFingerprint
@@ -45,7 +45,6 @@ from sce.labels import LabelSet
 from sce.predictor import Predictor
 from sce.storage import put, write_text
 from sce.training.fresh_model import ModelConfig, build_model
-from sce.workflows.classify import VECTOR_BLOCK_BYTES, make_classifier
 from sce.workflows.tracking import Tracker, TrackingConfig
 
 log = logging.getLogger(__name__)
@@ -95,8 +94,8 @@ def benchmark_classify(config: ClassifyBenchmark) -> dict[str, Any]:
         PeakMemory() as memory,
         Tracker.open(config.tracking, None, "benchmark-classify", {"job": "benchmark"}) as tracker,
     ):
-        settings = _model(config, plan, Path(scratch))
-        predictor = settings.load()
+        model = _model(config, Path(scratch))
+        predictor = model.load(plan.device)
         texts = make_texts(predictor, config.texts, config.text_tokens)
         found: dict[str, Any] = {
             "device": plan.device,
@@ -110,7 +109,7 @@ def benchmark_classify(config: ClassifyBenchmark) -> dict[str, Any]:
         if config.peers:
             found["peers"] = _measure_peers(config, predictor, texts)
         if config.ray:
-            found["ray"] = _measure_ray(config, settings, predictor, plan, Path(scratch))
+            found["ray"] = _measure_ray(config, model, predictor, plan, Path(scratch))
         found["peak_memory_bytes"] = memory.peaks()
         table = _markdown(found)
         figure = rates_figure(_series(found))
@@ -151,15 +150,14 @@ def unit_vectors(rows: int, dimension: int, seed: int = 0) -> np.ndarray:
     return vectors_ND / np.linalg.norm(vectors_ND, axis=1, keepdims=True)
 
 
-def _model(config: ClassifyBenchmark, plan: ActorPlan, scratch: Path) -> ModelSettings:
+def _model(config: ClassifyBenchmark, scratch: Path) -> LocalModel:
     folder = config.model
     if folder is None:
         fingerprint = embedder_fingerprint(config.embedder).to_dict()
         fresh = build_model(ModelConfig(), fingerprint, 0.0, seed=0)
         folder = str(scratch / "model")
         fresh.model.save_pretrained(folder)
-    embedder = config.embedder.model_copy(update={"device": plan.device})
-    return ModelSettings(folder, embedder, plan.device, config.dtype, exact=False)
+    return LocalModel.find(folder, config.embedder, config.dtype, exact=False)
 
 
 class _Salt:
@@ -310,7 +308,7 @@ def _measure_peers(
 
 def _measure_ray(
     config: ClassifyBenchmark,
-    settings: ModelSettings,
+    model: LocalModel,
     predictor: Predictor,
     plan: ActorPlan,
     scratch: Path,
@@ -322,20 +320,14 @@ def _measure_ray(
     columns = Columns(text=None, embedding="embedding", id="row_id")
     corpus = open_corpus([str(store)])
     shards = plan_corpus(corpus, columns)
-    stage = Stage(
-        make=partial(make_classifier, settings, labels, columns, AnswerColumns()),
-        columns=columns,
-        output_format="parquet",
-        rows_per_file=ROWS_PER_FILE,
-        block_bytes=VECTOR_BLOCK_BYTES,
-    )
+    stage = Classification(model, labels, columns, AnswerColumns()).stage(plan, "parquet")
 
     def by_ray() -> float:
         run = OutputRun.open(str(scratch / "answers"), {"benchmark": 1})
         limit = ErrorLimit(count=0)
-        tally = run_bulk_stage(run, shards, stage, plan, limit, "benchmark").tally
+        work = run_bulk_stage(run, shards, stage, plan, limit, "benchmark").work
         shutil.rmtree(scratch / "answers")
-        return tally.rows / (tally.finished - tally.started)
+        return work.rows_per_second
 
     def by_loop() -> float:
         started = time.perf_counter()

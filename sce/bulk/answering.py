@@ -1,11 +1,10 @@
-"""What a block asks its rows' answers of: a model in the same process, or an endpoint elsewhere.
+"""What a block is answered by: a model in the same process, or an endpoint elsewhere.
 
 Shapes: G rows of a block that have no error so far, D the embedder's dimension.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -23,7 +22,7 @@ class BlockAnswers:
 
     Attributes:
         answers: of the rows, in order; of a row with an error nothing in it has a meaning.
-        truncated_G: bool, the text was longer than the embedder reads.
+        truncated_G: bool, whether the text was longer than the embedder reads.
         errors_G: object array of words of `sce.errors.ROW_ERRORS`, "" for none.
     """
 
@@ -108,16 +107,3 @@ class Endpoint:
     concurrency: int
     patience_seconds: float
     served: ServedModel | None = None
-
-
-class RemotePredictor(BlockPredictor, Protocol):
-    """A block's answers from an endpoint."""
-
-    @property
-    def served(self) -> ServedModel:
-        """The model that answers."""
-
-
-Connect = Callable[[Endpoint], RemotePredictor]
-"""Must be picklable. Raises `InputError` where the endpoint has no such model or another than
-`Endpoint.served`, and `SCEError` where nobody answers."""

@@ -95,6 +95,9 @@ class BlockClassifier:
         self._names = pa.array(labels.names, pa.string()) if labels else None
         self._columns = columns
         self._answer = answer
+        self._types = {"label": pa.string(), "score": pa.float32()}
+        self._types |= {"top": TOP} if answer.top_k else {}
+        self._types |= {"scores": SCORES} if answer.return_scores else {}
         if labels is not None and columns.labels is None:
             predictor.warm_up(labels)
 
@@ -109,20 +112,22 @@ class BlockClassifier:
         vectors_GD = self._check(block, errors)
         asked_N = errors.good()
         truncated_N = block["truncated"].to_numpy().copy()
-        answers = names = first_G = None
         if asked_N.any():
             labels: Any = self._labels
-            names, first_G = self._names, np.zeros(int(asked_N.sum()), np.int64)
+            names = self._names
             if self._columns.labels is not None:
                 labels, names = row_labels(block["labels"], asked_N, self._known)
-                first_G = labels.offsets[:-1]
             found_G = self._ask(block, asked_N, vectors_GD, labels)
-            answers = found_G.answers
             if vectors_GD is None:
                 truncated_N[asked_N] = found_G.truncated_G
             errors.mark_found(asked_N, found_G.errors_G)
-        found = {"id": block["id"]} | kept_columns(block, OWN_COLUMNS)
-        found |= self._answers(answers, names, first_G, asked_N, errors.good())
+            # Where each row stands among those that were asked; null gives a row without answer.
+            place_N = pa.array(np.cumsum(asked_N) - 1, mask=~errors.good())
+            answers_G = self._answers(found_G.answers, names)
+            answers = {name: answers_G[name].take(place_N) for name in self._types}
+        else:
+            answers = {name: pa.nulls(len(block), kind) for name, kind in self._types.items()}
+        found = {"id": block["id"]} | kept_columns(block, OWN_COLUMNS) | answers
         found["truncated"] = pa.array(truncated_N)
         found["error"] = pa.array(errors.codes_N, pa.string())
         found["place"] = block["place"]
@@ -149,49 +154,29 @@ class BlockClassifier:
         texts_G = block["text"].filter(pa.array(asked_N)).combine_chunks()
         return self._predictor.answer_texts(texts_G, labels, top_k, return_scores)
 
-    def _answers(
-        self,
-        answers: Answers | None,
-        names: pa.Array | None,
-        first_G: np.ndarray | None,
-        asked_N: np.ndarray,
-        good_N: np.ndarray,
-    ) -> dict[str, pa.Array]:
-        rows = len(good_N)
-        place_N = pa.array(np.cumsum(asked_N) - 1, mask=~good_N)  # among those asked, or null
-        if answers is None or names is None or first_G is None:
-            found = {"label": pa.nulls(rows, pa.string()), "score": pa.nulls(rows, pa.float32())}
-            if self._answer.top_k:
-                found["top"] = pa.nulls(rows, TOP)
-            if self._answer.return_scores:
-                found["scores"] = pa.nulls(rows, SCORES)
-            return found
+    def _answers(self, answers: Answers, names: pa.Array) -> dict[str, pa.Array]:
+        """The columns `_types` for the rows that were asked for.
+
+        Args:
+            names: the labels' names as the user has them, of the one set or row after row.
+        """
+        one_set = self._columns.labels is None
+        first_G = np.zeros(len(answers), np.int64) if one_set else answers.offsets[:-1]
         # A row that got an error has no best label; what stands there is not read.
         best_G = names.take(pa.array(first_G + np.maximum(answers.top_NT[:, 0], 0)))
         score_G = answers.top_scores_NT[:, 0]
         if self._answer.threshold is not None:
             sure_G = score_G >= np.float32(self._answer.threshold)
             best_G = pc.if_else(pa.array(sure_G), best_G, pa.scalar(None, pa.string()))
-        found = {
-            "label": best_G.take(place_N),
-            "score": pa.array(score_G, pa.float32()).take(place_N),
-        }
+        found = {"label": best_G, "score": pa.array(score_G, pa.float32())}
         if self._answer.top_k:
-            found["top"] = _top(answers, names, first_G).take(place_N)
+            found["top"] = _top(answers, names, first_G)
         if self._answer.return_scores:
-            found["scores"] = self._scores(answers, names, len(first_G)).take(place_N)
+            if one_set:
+                names = names.take(pa.array(np.tile(np.arange(len(names)), len(answers))))
+            offsets, scores_M = pa.array(answers.offsets, pa.int32()), answers.scores_M
+            found["scores"] = pa.MapArray.from_arrays(offsets, names, pa.array(scores_M))
         return found
-
-    def _scores(self, answers: Answers, names: pa.Array, rows: int) -> pa.Array:
-        assert answers.scores_M is not None
-        if self._columns.labels is None:
-            offsets = np.arange(rows + 1) * len(names)
-            names = names.take(pa.array(np.tile(np.arange(len(names)), rows)))
-        else:
-            offsets = answers.offsets
-        return pa.MapArray.from_arrays(
-            pa.array(offsets, pa.int32()), names, pa.array(answers.scores_M, pa.float32())
-        )
 
 
 def _top(answers: Answers, names: pa.Array, first_G: np.ndarray) -> pa.Array:

@@ -8,8 +8,6 @@ from __future__ import annotations
 import glob
 import io
 import json
-import os
-import posixpath
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
@@ -26,13 +24,15 @@ from sce.bulk.output import RUN_FILE, read_run
 from sce.datasets.readers import ALLOWED_FILES, file_format, records_of
 from sce.embedding.store import MANIFEST, EmbeddingStore
 from sce.errors import DataError
-from sce.storage import RemotePath, filesystem_of, to_place
+from sce.storage import filesystem_of, to_place
 
 PARQUET_BUFFER = 1 << 20
 """A column chunk is read by this many bytes rather than whole: vectors of a large row group would
 be 100 MB."""
 SHARD_ROWS = 65_536
 """Row groups of a Parquet file are read together up to this many rows."""
+HEAD_ROWS = 100
+"""Rows of a JSONL file that are looked at to see which fields it has."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,9 @@ class InputFile:
 
     @property
     def kind(self) -> str:
-        return file_format(PurePosixPath(self.uri)) or ""
+        """ ".parquet", ".jsonl", ".csv" or ".tsv"; "" for what is no table file."""
+        kind = file_format(PurePosixPath(self.uri)) or ""
+        return ".jsonl" if kind in (".json", ".ndjson") else kind
 
     def open(self) -> BinaryIO:
         """The bytes of the file, gzip undone."""
@@ -99,20 +101,15 @@ class Shard:
 
 @dataclass(frozen=True)
 class Corpus:
-    """The files of an input, all of one kind.
-
-    Attributes:
-        kind: ".parquet", ".jsonl", ".csv" or ".tsv".
-        store: the embedding store that the input is, if it is one.
-    """
+    """The files of an input, all of one kind; `store` is the embedding store that they are of, if
+    they are of one."""
 
     files: tuple[InputFile, ...]
-    kind: str
     store: EmbeddingStore | None = None
 
-    def identity(self) -> list[dict[str, Any]]:
-        """What a resumed run compares: each file's name, size and time of change."""
-        return [{"file": f.uri, "size": f.size, "modified": f.modified} for f in self.files]
+    @property
+    def kind(self) -> str:
+        return self.files[0].kind if self.files else ".parquet"  # an empty store has none
 
 
 @dataclass(frozen=True)
@@ -156,20 +153,20 @@ def open_corpus(inputs: Sequence[str]) -> Corpus:
         raise DataError("input: give a file, a folder, a glob or a URI.")
     for item in inputs:
         _refuse_unfinished(item)
-    if len(inputs) == 1 and _is_store(inputs[0]):
-        store = EmbeddingStore.open(inputs[0])
-        return Corpus(tuple(_store_files(store)), ".parquet", store)
-    found = [file for item in inputs for file in _find(item)]
+    store = EmbeddingStore.open(inputs[0]) if len(inputs) == 1 and _is_store(inputs[0]) else None
+    found = [file for item in (store.paths if store else inputs) for file in find_files(item)]
+    if store is not None:  # in the order of its manifest
+        return Corpus(tuple(found), store)
     files = tuple(sorted(found, key=lambda file: file.uri))
     for one, other in pairwise(files):
         if one.uri == other.uri:
             raise DataError(f"input: {one.uri} is named twice.")
-    if len({file.name for file in files}) < len(files):
+    if len({file.name for file in files}) < len(files):  # ids made from names have to differ
         files = tuple(replace(file, name=file.uri) for file in files)
-    kinds = sorted({_kind(file.kind) for file in files})
+    kinds = sorted({file.kind for file in files})
     if len(kinds) > 1:
         raise DataError(f"input: files of several kinds ({', '.join(kinds)}). One job reads one.")
-    return Corpus(files, kinds[0])
+    return Corpus(files)
 
 
 def column_names(corpus: Corpus) -> list[str]:
@@ -178,13 +175,20 @@ def column_names(corpus: Corpus) -> list[str]:
     Raises:
         DataError: JSON lines, whose fields may differ from line to line.
     """
-    first = corpus.files[0]
     if corpus.kind == ".jsonl":
         raise DataError("keep_columns: '*' needs a header, which JSONL has not: name the fields.")
-    if corpus.kind == ".parquet":
-        with first.open_parquet() as parquet:
+    return field_names(corpus.files[0])
+
+
+def field_names(file: InputFile) -> list[str]:
+    """The columns of a file; of a text file those of its first rows, so none where it has none."""
+    if file.kind == ".parquet":
+        with file.open_parquet() as parquet:
             return list(parquet.schema_arrow.names)
-    return list(getattr(next(first.records(), None), "fields", {}))
+    names: dict[str, None] = {}
+    for record, _ in zip(file.records(), range(HEAD_ROWS)):
+        names |= dict.fromkeys(getattr(record, "fields", {}))
+    return list(names)
 
 
 @dataclass(frozen=True)
@@ -208,15 +212,12 @@ def plan_file(file: InputFile, number: int, columns: Columns) -> FilePlan:
         with file.open_parquet() as parquet:
             schema = parquet.schema_arrow
             sizes = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
-        _require_columns(file, schema.names, columns)
+        require_columns(file, schema.names, columns.needed)
         _check_types(file, schema, columns)
         types = {name: schema.field(name).type for name in columns.keep}
         return FilePlan(tuple(_row_group_shards(file, number, sizes)), types)
-    names: dict[str, None] = {}
-    for record, _ in zip(file.records(), range(100)):
-        names |= dict.fromkeys(getattr(record, "fields", {}))
-    if names:
-        _require_columns(file, list(names), columns)
+    if names := field_names(file):
+        require_columns(file, names, columns.needed)
     rows = _count_rows(file)
     shards = (Shard(file, number, 0, rows),) if rows else ()
     return FilePlan(shards, dict.fromkeys(columns.keep, pa.string()))
@@ -260,37 +261,47 @@ def _row_group_shards(file: InputFile, number: int, sizes: Sequence[int]) -> Ite
             first, rows, groups = first + rows, 0, []
 
 
-def _require_columns(file: InputFile, names: Sequence[str], columns: Columns) -> None:
-    missing = [name for name in columns.needed if name not in names]
-    if missing:
-        raise DataError(f"{file.uri}: has no column {missing[0]!r}. It has: {', '.join(names)}.")
+def require_columns(file: InputFile, names: Sequence[str], needed: Sequence[str]) -> None:
+    """Raises `DataError` where one that is needed is not among the names of a file's columns."""
+    for name in needed:
+        if name not in names:
+            raise DataError(f"{file.uri}: has no column {name!r}. It has: {', '.join(names)}.")
 
 
-def _find(item: str) -> list[InputFile]:
-    if "://" in item and urlsplit(item).scheme != "file":
-        return _find_remote(item)
-    path = Path(item.removeprefix("file://")).expanduser().absolute()
-    if path.is_file():
-        return [_local_file(str(path), path.name)]
-    if path.is_dir():
-        names = sorted(
-            posixpath.join(os.path.relpath(folder, path), name).removeprefix("./")
-            for folder, _, files in os.walk(path)
-            for name in files
-        )
-        names = [name for name in names if _is_data(name)]
-        if not names:
+def find_files(item: str, what: str = "input") -> list[InputFile]:
+    """The table files that a file, folder, glob or URI stands for, see `open_corpus`.
+
+    Args:
+        what: names the setting in messages.
+
+    Raises:
+        DataError: nothing is there, or a file of another kind.
+    """
+    if "://" in item and not item.lower().startswith("file://"):
+        files = _find_remote(item, what)
+    else:
+        path = Path(str(to_place(item))).expanduser().absolute()
+        if path.is_dir():
+            names = sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file())
+            files = [_local_file(path / name, name) for name in names if _is_data(name)]
+        else:
+            paths = [path] if path.is_file() else map(Path, glob.glob(str(path), recursive=True))
+            files = [_local_file(path, path.name) for path in sorted(paths) if path.is_file()]
+            if not files:
+                raise DataError(
+                    f"{what}: nothing at {item!r}. Give a file, a folder, a glob or a URI."
+                )
+    if not files:
+        raise DataError(f"{what}: nothing to read at {item!r}. Allowed: {ALLOWED_FILES}.")
+    for file in files:
+        if not file.kind:
             raise DataError(
-                f"input: the folder {item!r} has no file to read. Allowed: {ALLOWED_FILES}."
+                f"{file.uri}: not a table file that can be read. Allowed: {ALLOWED_FILES}."
             )
-        return [_local_file(str(path / name), name) for name in names]
-    paths = sorted(p for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
-    if not paths:
-        raise DataError(f"input: nothing at {item!r}. Give a file, a folder, a glob or a URI.")
-    return [_local_file(p, Path(p).name) for p in paths]
+    return files
 
 
-def _find_remote(uri: str) -> list[InputFile]:
+def _find_remote(uri: str, what: str) -> list[InputFile]:
     pattern = any(c in uri for c in "*?[")
     base = uri[: min(uri.find(c) for c in "*?[" if c in uri)].rpartition("/")[0] if pattern else uri
     filesystem, root = filesystem_of(base)
@@ -302,7 +313,7 @@ def _find_remote(uri: str) -> list[InputFile]:
         else:
             infos = filesystem.get_file_info(pafs.FileSelector(root, recursive=True))
     except (OSError, pa.ArrowException) as error:
-        raise DataError(f"input: {uri!r} cannot be listed ({error}).") from None
+        raise DataError(f"{what}: {uri!r} cannot be listed ({error}).") from None
     files = []
     for info in infos:
         name = info.path[len(root) :].strip("/") or info.base_name
@@ -311,26 +322,15 @@ def _find_remote(uri: str) -> list[InputFile]:
         full = prefix + info.path
         if not pattern or fnmatch(full, uri):
             files.append(InputFile(full, name, info.size, info.mtime_ns or 0))
-    if not files:
-        raise DataError(f"input: nothing to read at {uri!r}. Allowed: {ALLOWED_FILES}.")
-    for file in files:
-        _require_kind(file)
     return files
 
 
-def _local_file(path: str, name: str) -> InputFile:
+def _local_file(path: Path, name: str) -> InputFile:
     try:
-        status = os.stat(path)
+        status = path.stat()
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}).") from None
-    file = InputFile(path, name, status.st_size, status.st_mtime_ns)
-    _require_kind(file)
-    return file
-
-
-def _require_kind(file: InputFile) -> None:
-    if not file.kind:
-        raise DataError(f"{file.uri}: not a table file that can be read. Allowed: {ALLOWED_FILES}.")
+    return InputFile(str(path), name, status.st_size, status.st_mtime_ns)
 
 
 def _is_data(name: str) -> bool:
@@ -366,24 +366,8 @@ def _is_store(item: str) -> bool:
         return True  # let opening it say what is wrong
 
 
-def _store_files(store: EmbeddingStore) -> Iterator[InputFile]:
-    if not isinstance(store.folder, RemotePath):
-        yield from (_local_file(path, Path(path).name) for path in store.paths)
-        return
-    for uri in store.paths:
-        filesystem, path = filesystem_of(uri)
-        info = filesystem.get_file_info(path)
-        if info.type != pafs.FileType.File:
-            raise DataError(f"{uri}: cannot be read (no such file).")
-        yield InputFile(uri, info.base_name, info.size, info.mtime_ns or 0)
-
-
-def _kind(kind: str) -> str:
-    return ".jsonl" if kind in (".json", ".ndjson") else kind
-
-
 def _count_rows(file: InputFile) -> int:
-    if _kind(file.kind) != ".jsonl":
+    if file.kind != ".jsonl":
         return sum(1 for _ in file.records())
     try:
         with file.open() as lines:
@@ -394,20 +378,16 @@ def _count_rows(file: InputFile) -> int:
 
 
 def _check_types(file: InputFile, schema: pa.Schema, columns: Columns) -> None:
-    def refuse(name: str, what: str) -> None:
-        raise DataError(
-            f"{file.uri}: the column {name!r} is of type {schema.field(name).type}; {what} is "
-            "needed."
-        )
-
-    for name, is_right, what in (
+    for name, is_right, needed in (
         (columns.id, _is_id, "text or whole numbers"),
         (columns.text, is_text, "text"),
         (columns.embedding, _is_vector, "a list of floating-point numbers"),
         (columns.labels, _is_label_column, "a list of texts, or text that holds a JSON list,"),
     ):
-        if name in schema.names and not is_right(schema.field(name).type):
-            refuse(str(name), what)
+        if name is not None and not is_right(kind := schema.field(name).type):
+            raise DataError(
+                f"{file.uri}: the column {name!r} is of type {kind}; {needed} is needed."
+            )
 
 
 def is_text(kind: pa.DataType) -> bool:

@@ -19,7 +19,7 @@ from sce.model.answers import Answers, Prediction
 
 
 class EndpointPredictor:
-    """Answers the blocks of a bulk job by an endpoint: a `RemotePredictor`.
+    """Answers the blocks of a bulk job by an endpoint: a `BlockPredictor`.
 
     After every block the server is asked which model it has: answers of two never get into one
     output.

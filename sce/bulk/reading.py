@@ -106,18 +106,15 @@ def _from_parquet(shard: Shard, first: int, table: pa.Table, columns: Columns) -
     if columns.embedding is not None:
         found["embedding"] = table[columns.embedding]
     if columns.labels is not None:
-        found["labels"] = table[columns.labels]
-    if columns.labels is not None and is_text(table[columns.labels].type):
-        found["labels"] = _label_lists(table[columns.labels].to_pylist(), errors)
-    found["truncated"] = (
-        table["truncated"]
-        if columns.embedding is not None and "truncated" in table.column_names
-        else pa.repeat(pa.scalar(False), rows)
-    )
+        labels = table[columns.labels]
+        found["labels"] = (
+            _label_lists(labels.to_pylist(), errors) if is_text(labels.type) else labels
+        )
+    has_truncated = columns.embedding is not None and "truncated" in table.column_names
+    found["truncated"] = table["truncated"] if has_truncated else pa.repeat(False, rows)
+    has_error = own and "error" in table.column_names
     found["error"] = (
-        table["error"].cast(pa.string())
-        if own and "error" in table.column_names
-        else pa.array(errors, pa.string())
+        table["error"].cast(pa.string()) if has_error else pa.array(errors, pa.string())
     )
     return pa.table(found | {f"{KEEP}{name}": table[name] for name in columns.keep})
 
@@ -149,16 +146,12 @@ def _from_records(shard: Shard, first: int, records: list[Any], columns: Columns
     else:
         found["id"] = pa.array([_as_text(row.get(columns.id)) for row in rows], pa.string())
     if columns.text is not None:
-        texts = [row.get(columns.text) for row in rows]
-        for i, text in enumerate(texts):
-            if text is not None and not errors[i]:
-                errors[i] = "" if isinstance(text, str) else "text_not_string"
-        found["text"] = _strings(texts, errors)
+        found["text"] = _texts([row.get(columns.text) for row in rows], errors)
     if columns.embedding is not None:
         found["embedding"] = _vectors([row.get(columns.embedding) for row in rows], errors)
     if columns.labels is not None:
         found["labels"] = _label_lists([row.get(columns.labels) for row in rows], errors)
-    found["truncated"] = pa.repeat(pa.scalar(False), len(rows))
+    found["truncated"] = pa.repeat(False, len(rows))
     keep = {
         f"{KEEP}{name}": pa.array(
             [_kept(row, name, shard.file.kind, columns.raw_json) for row in rows], pa.string()
@@ -181,15 +174,14 @@ def _ids(shard: Shard, rows: range) -> pa.Array:
     return pc.binary_join_element_wise(shard.file.name, numbers, ":")
 
 
-def _strings(values: list[Any], errors: list[str]) -> pa.Array:
-    """Texts as Arrow has them; what is not a text is null, with an error."""
-    try:
-        return pa.array([v if isinstance(v, str) else None for v in values], pa.string())
-    except UnicodeEncodeError:
-        for i, value in enumerate(values):
-            if isinstance(value, str) and not _is_unicode(value):
-                values[i], errors[i] = None, errors[i] or "text_not_unicode"
-        return pa.array([v if isinstance(v, str) else None for v in values], pa.string())
+def _texts(values: list[Any], errors: list[str]) -> pa.Array:
+    """Texts as Arrow has them; what is none is null, with an error."""
+    for i, value in enumerate(values):
+        if value is not None and not isinstance(value, str):
+            values[i], errors[i] = None, errors[i] or "text_not_string"
+        elif value is not None and not _is_unicode(value):
+            values[i], errors[i] = None, errors[i] or "text_not_unicode"
+    return pa.array(values, pa.string())
 
 
 def _valid_text(column: pa.ChunkedArray, errors: list[str]) -> pa.ChunkedArray | pa.Array:
@@ -243,20 +235,19 @@ def _kept(row: Any, name: str, kind: str, raw_json: bool) -> str | None:
     if name not in row:
         return None
     value = row[name]
-    if raw_json and kind not in (".csv", ".tsv"):
+    if raw_json and kind == ".jsonl":
         return json.dumps(value)
-    if value is None:
-        return None
-    return _as_text(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    if value is not None and not isinstance(value, str):
+        value = json.dumps(value, ensure_ascii=False)
+    return _as_text(value)
 
 
 def _as_text(value: Any) -> str | None:
     """An id or a field as text that Arrow can hold: a lone surrogate is written as in JSON."""
-    if value is None or isinstance(value, str):
-        if value is None or _is_unicode(value):
-            return value
-        return value.encode("utf-8", "backslashreplace").decode()
-    return json.dumps(value)
+    if value is None:
+        return None
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _is_unicode(text: str) -> bool:

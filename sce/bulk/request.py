@@ -55,7 +55,7 @@ def identify_input(corpus: Corpus) -> Any:
             "rows": manifest.rows,
             "embedder": manifest.embedder["id"],
         }
-    return corpus.identity()
+    return [{"file": f.uri, "size": f.size, "modified": f.modified} for f in corpus.files]
 
 
 def _hash(content: Any) -> str:

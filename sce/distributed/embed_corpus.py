@@ -96,9 +96,9 @@ def embed_corpus(
         },
     )
     found = run_stage(run, shards, stage, plan, limit, "embedding", commit_rows)
-    counts, tally = found.counts, found.tally
-    seconds = tally.finished - tally.started
-    rate = round(tally.rows / seconds, 1) if tally.rows else 0.0
+    counts, work = found.counts, found.work
+    seconds = work.finished - work.started
+    rate = round(work.rows / seconds, 1) if work.rows else 0.0
     parts = sorted(
         f"{part.name}/{path.name}"
         for part in (to_place(run.part_uri(number)) for number in run.parts)

@@ -29,13 +29,13 @@ from ray.data.checkpoint import CheckpointConfig
 from ray.exceptions import RayError, RayTaskError
 
 from sce.bulk.corpus import Columns, Corpus, Shard, join_plans, plan_file, plan_files
-from sce.bulk.counts import ErrorLimit, Meter, Tally, too_many_errors
+from sce.bulk.counts import ActorCounts, ErrorLimit, RowCounter, too_many_errors
 from sce.bulk.output import OutputFormat, OutputRun, PartCounts, count_part, rows_done
 from sce.bulk.reading import BLOCK_ROWS
 from sce.distributed.block_io import JSONLinesSink, ShardSource
 from sce.distributed.resources import ActorPlan, TorchThread
 from sce.distributed.watch import Watch
-from sce.errors import InputError
+from sce.errors import SCEError
 from sce.storage import filesystem_of
 
 COMMIT_ROWS = 10_000_000
@@ -136,12 +136,12 @@ class StageResult:
     Attributes:
         counts: of all rows, read back from what was written.
         new_rows: how many of them this run wrote; an earlier one wrote the others.
-        tally: what the actors of this run did, rows that a kill undid counted again.
+        work: what the actors of this run did, rows that a kill undid counted again.
     """
 
     counts: PartCounts
     new_rows: int
-    tally: Tally
+    work: ActorCounts
 
 
 def run_stage(
@@ -165,27 +165,32 @@ def run_stage(
     with run.lock() as lock:
         run.save()
         rows_before = rows_done(run)
-        meter: Any = ray.remote(Meter).options(num_cpus=0, max_restarts=-1).remote(limit)
-        watch = Watch(meter, what, total, rows_before, lock.beat, run)
+        counter: Any = ray.remote(RowCounter).options(num_cpus=0, max_restarts=-1).remote(limit)
+        watch = Watch(counter, what, total, rows_before, lock.beat, run)
         try:
             for number in missing:
-                _run_part(run, number, parts[number], stage, plan, meter)
+                _run_part(run, number, parts[number], stage, plan, counter)
                 counts = _check_part(run, number, parts[number], stage)
                 run.commit_part(number, counts)
-            tally: Tally = ray.get(meter.totals.remote())
+            work: ActorCounts = ray.get(counter.totals.remote())
         except RayTaskError as error:
             raise cause_of(error) from None
         finally:
             watch.stop()
-            ray.kill(meter)
+            ray.kill(counter)
     counts = PartCounts.total(list(run.parts.values()))
     if limit.exceeded(counts.rows, sum(counts.errors.values())):
         raise too_many_errors(counts.rows, counts.errors)
-    return StageResult(counts, counts.rows - rows_before, tally)
+    return StageResult(counts, counts.rows - rows_before, work)
 
 
 def _run_part(
-    run: OutputRun, number: int, shards: Sequence[Shard], stage: Stage, plan: ActorPlan, meter: Any
+    run: OutputRun,
+    number: int,
+    shards: Sequence[Shard],
+    stage: Stage,
+    plan: ActorPlan,
+    counter: Any,
 ) -> None:
     checkpoint = CheckpointConfig(
         id_column="place",
@@ -202,7 +207,7 @@ def _run_part(
             runtime_env=_IO_ENVIRONMENT,
         ).map_batches(
             BlockActor,
-            fn_constructor_args=(stage.make, plan.threads, meter),
+            fn_constructor_args=(stage.make, plan.threads, counter),
             batch_size=stage.batch_rows,
             batch_format="pyarrow",
             compute=ActorPoolStrategy(size=plan.actors),
@@ -252,12 +257,12 @@ def _delete_unconfirmed(run: OutputRun, number: int) -> None:
 
 
 class BlockActor:
-    """One model; works off blocks and tells the meter of it."""
+    """One model; works off blocks and tells the counter of it."""
 
-    def __init__(self, make: Callable[[], BlockFunction], threads: int, meter: Any) -> None:
+    def __init__(self, make: Callable[[], BlockFunction], threads: int, counter: Any) -> None:
         self._torch = TorchThread(threads)
         self._apply = self._torch.run(make)
-        self._meter = meter
+        self._counter = counter
         self._name = uuid.uuid4().hex
         self._rows = 0
         self._errors: Counter[str] = Counter()
@@ -274,9 +279,9 @@ class BlockActor:
             if code:
                 self._errors[code] += count
         try:
-            tally = Tally(self._rows, dict(self._errors), self._started, time.time())
-            over = ray.get(self._meter.report.remote(self._name, tally), timeout=30)
-        except RayError:  # the meter is being restarted: it hears of everything next time
+            work = ActorCounts(self._rows, dict(self._errors), self._started, time.time())
+            over = ray.get(self._counter.report.remote(self._name, work), timeout=30)
+        except RayError:  # the counter is being restarted: it hears of everything next time
             over = None
         if over is not None:
             raise too_many_errors(over.rows, over.errors)
@@ -304,5 +309,5 @@ def _data_context(checkpoint: CheckpointConfig, block_bytes: int) -> Iterator[No
 
 
 def cause_of(error: RayTaskError) -> Exception:
-    """What to raise for it: the user's mistake as such, anything else as it is."""
-    return error.cause if isinstance(error.cause, InputError) else error
+    """What to raise for it: an error that was raised on purpose as such, a bug as Ray tells it."""
+    return error.cause if isinstance(error.cause, SCEError) else error

@@ -278,7 +278,7 @@ def _say_what_is_next(experiment: Experiment, tracker: Tracker) -> None:
         f"The model is in {_relative(experiment.model_dir)} (see README.md there).",
         "",
         "Classify with labels of your own:",
-        "  from sce.predictor import Predictor",
+        "  from sce.predictor import Predictor"
         f'  predictor = Predictor.from_pretrained("{_relative(experiment.model_dir)}")',
         '  predictor.predict(["The parcel never came."], ["late delivery", "billing", "praise"])',
         "How good is it on your data (JSONL or CSV with text and label):",

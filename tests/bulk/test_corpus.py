@@ -169,7 +169,7 @@ def test_kept_json_fields_stay_json_for_json_output(tmp_path):
 @pytest.mark.parametrize(
     ("files", "columns", "message"),
     [
-        ({}, Columns(), "has no file to read"),
+        ({}, Columns(), "nothing to read at"),
         ({"a.jsonl": [{"body": "x"}]}, Columns(), "no column 'text'. It has: body"),
         ({"a.jsonl": [{"text": "x"}]}, Columns(id="key"), "no column 'key'"),
         ({"a.parquet": {"text": [1, 2]}}, Columns(), "type int64; text is needed"),

@@ -1,7 +1,6 @@
 """The same rows through `Predictor`, the bulk job, the bulk job with `--endpoint`, and the client:
 the same answers. Against the real server on a model with random weights."""
 
-import importlib.util
 import json
 import os
 import signal
@@ -14,21 +13,24 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import requests
 import yaml
 
+from jobs import classify as classify_job
 from sce.client.client import Client, EndpointUnavailable, LimitExceeded, RowError
-from sce.datasets.schema import embeddings_schema
-from sce.embedding.embedder import embedder_fingerprint
-from sce.embedding.settings import EmbedderConfig
-from sce.embedding.store import Manifest, embedding_column, write_manifest, write_part
 from sce.model.answers import Prediction
 from sce.predictor import Predictor
-from sce.training.fresh_model import ModelConfig, build_model
-from tests.tiny_models import build_roberta, build_sentence_transformer
+from tests.tiny_bulk import (
+    WORDS,
+    build_models,
+    embedder_of,
+    load_predictor,
+    model_flags,
+    read_output,
+    write_jsonl,
+    write_store,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 SERVER = [sys.executable, "-m", "serve.app"]
@@ -38,7 +40,6 @@ LABELS = [
     {"name": "late parcel", "examples": ["my parcel never came"]},
     "stars",
 ]
-WORDS = ("markets", "rose", "the", "team", "won", "my parcel", "never came", "a galaxy", "light")
 MAX_TEXTS = 40
 ROWS_OF_A_KILL = 40_000
 TOKEN = "let-me-in-0123456789"
@@ -107,24 +108,12 @@ class Server:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """`sce` and `other`, models with random weights, and `embedder`, that they read."""
-    folder = tmp_path_factory.mktemp("served")
-    build_sentence_transformer(folder / "embedder")
-    build_roberta(folder / "roberta")
-    config = ModelConfig(encoder=str(folder / "roberta"), adaptor_init="normal")
-    fingerprint = embedder_fingerprint(embedder_config(folder)).to_dict()
-    for seed, name in enumerate(("sce", "other")):
-        fresh = build_model(config, fingerprint, 0.0, seed=seed)
-        fresh.model.save_pretrained(folder / name)
-    return folder
-
-
-def embedder_config(folder: Path) -> EmbedderConfig:
-    return EmbedderConfig(kind="sentence_transformers", model=str(folder / "embedder"))
+    return build_models(tmp_path_factory.mktemp("served"), "sce", "other")
 
 
 @pytest.fixture(scope="module")
 def predictor(folder) -> Predictor:
-    return Predictor.from_pretrained(folder / "sce", embedder_config(folder))
+    return load_predictor(folder)
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +134,7 @@ def classify(ray_session, capsys, monkeypatch):
     monkeypatch.setenv("SCE_ENDPOINT_TOKEN", TOKEN)
 
     def run(*argv: str):
-        code = job("classify").main([*argv, "--no-tracking.enabled"])
+        code = classify_job.main([*argv, "--no-tracking.enabled"])
         captured = capsys.readouterr()
         lines = captured.out.strip().splitlines()
         return code, json.loads(lines[-1]) if code == 0 else {}, captured.err
@@ -163,49 +152,9 @@ def run_well(classify):
     return run
 
 
-def job(name: str):
-    spec = importlib.util.spec_from_file_location(f"{name}_job", ROOT / "jobs" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def local(folder: Path) -> list[str]:
-    embedder = ["--embedder.kind", "sentence_transformers"]
-    embedder += ["--embedder.model", str(folder / "embedder")]
-    return ["--model", str(folder / "sce"), *embedder, "--dtype", "float32"]
-
-
-def write_jsonl(path: Path, rows: list) -> str:
-    lines = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]
-    path.write_bytes(b"".join(line + b"\n" for line in lines))
-    return str(path)
-
-
 def write_labels(folder: Path) -> list[str]:
     (folder / "labels.yaml").write_text(json.dumps(LABELS))
     return ["--labels-file", str(folder / "labels.yaml")]
-
-
-def read(output: Path) -> list[dict]:
-    """The rows of an output in the order of the input."""
-    paths = sorted(output.glob("part-*/*.parquet"))
-    table = pa.concat_tables([pq.read_table(path) for path in paths])
-    return table.sort_by("place").to_pylist()
-
-
-def write_store(folder: Path, predictor: Predictor, texts: list[str]) -> str:
-    """An embedding store of them, the ids `t0`, `t1` and so on."""
-    folder.mkdir()
-    embedded, fingerprint = predictor.embedder.embed(texts), predictor.embedder.fingerprint
-    ids = pa.array([f"t{i}" for i in range(len(texts))])
-    vectors = embedding_column(embedded.vectors)
-    columns = [ids, ids, vectors, pa.array(embedded.truncated)]
-    schema = embeddings_schema(fingerprint.dimension)
-    write_part(folder / "part.parquet", pa.Table.from_arrays(columns, schema=schema))
-    content = fingerprint.to_dict() | {"id": fingerprint.id}
-    write_manifest(folder, Manifest(content, "test", len(texts), 0, 1, 1, "", ["part.parquet"]))
-    return str(folder)
 
 
 def assert_same(found: Prediction | dict, wanted: Prediction) -> None:
@@ -231,9 +180,9 @@ def test_four_ways_to_the_same_answers(run_well, server, client, predictor, fold
     asked = ["--top-k", "2", "--return-scores", "--threshold", str(threshold)]
     asked += write_labels(tmp_path)
     from_text = ["--input", source, "--id-column", "id", *asked]
-    from_store = ["--input", write_store(tmp_path / "store", predictor, texts), *asked]
+    from_store = ["--input", write_store(tmp_path / "store", embedder_of(folder), texts), *asked]
     endpoint = ["--endpoint", server.url]
-    here = run_well(*from_text, *local(folder), "--output", str(tmp_path / "here"))
+    here = run_well(*from_text, *model_flags(folder), "--output", str(tmp_path / "here"))
     there = run_well(*from_text, *endpoint, "--output", str(tmp_path / "there"))
     stored = run_well(*from_store, *endpoint, "--output", str(tmp_path / "stored"))
     for name in ("rows_in", "rows_out", "errors", "truncated", "null_labels", "labels",
@@ -248,7 +197,7 @@ def test_four_ways_to_the_same_answers(run_well, server, client, predictor, fold
     vectors = predictor.embedder.embed(texts).vectors
     np.testing.assert_allclose(embedded.vectors, vectors, atol=1e-5)
     python = predictor.predict(texts, LABELS, **settings)
-    ways = [read(tmp_path / name) for name in ("here", "there", "stored")]
+    ways = [read_output(tmp_path / name) for name in ("here", "there", "stored")]
     ways.append(client.predict(texts, LABELS, **settings))
     for way in ways:
         for found, wanted in zip(way, python, strict=True):
@@ -296,7 +245,7 @@ def test_sets_a_row_and_broken_rows(run_well, server, client, predictor, tmp_pat
     texts, settings = [row["text"] for row in good], {"top_k": 3, "return_scores": True}
     sets = [[known.get(name, name) for name in row["classes"]] for row in good]
     python = predictor.predict(texts, sets, **settings)
-    found = read(tmp_path / "out")
+    found = read_output(tmp_path / "out")
     assert [row["error"] for row in found if row["error"]] == list(BROKEN)
     assert all(row["label"] is row["score"] is row["top"] is None for row in found if row["error"])
     answered = [row for row in found if not row["error"]]

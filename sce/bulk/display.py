@@ -1,0 +1,205 @@
+"""Shows what a dry run and a comparison of two outputs found: in a terminal, and in Markdown."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from datetime import timedelta
+
+import numpy as np
+from rich.console import Console
+from rich.filesize import decimal
+from rich.text import Text
+
+from sce.bulk.changes import Comparison, Move
+from sce.bulk.preview import SHOWN_PAIRS, Preview
+from sce.evaluation.tables import Cell, Table, escape_markdown
+
+MAX_MATRIX_LABELS = 15
+MAX_SHOWN_LABELS = 40
+MAX_TERMINAL_ROWS = 10
+MAX_MOVES = 20
+"""Shown in Markdown."""
+SAMPLE_ROWS = 10
+NO_ANSWER = "(no answer)"
+CUT = " […]"
+NAME_CHARS, TEXT_CHARS, SAMPLE_CHARS = 60, 160, 80
+
+_LEFT = {"", "from", "to", "id", "text", "label", "second"}
+
+
+def print_preview(found: Preview, console: Console) -> None:
+    """Print predictions of the sample, the labels confused most, and what the whole takes."""
+    sample = found.sample
+    step = max(1, sample.num_rows // SAMPLE_ROWS)
+    rows: list[list[Cell]] = []
+    for row in sample.take(list(range(0, sample.num_rows, step))[:SAMPLE_ROWS]).to_pylist():
+        shown = one_line(row["shown"] or "", SAMPLE_CHARS)
+        if row["error"]:
+            rows.append([shown, Text(row["error"], "red"), "", "", ""])
+            continue
+        second = [(best["label"], _score(best["score"])) for best in row["top"][1:2]]
+        rows.append([shown, row["label"] or "-", _score(row["score"]), *(second or [("", "")])[0]])
+    columns = ["text", "label", "score", "second", "score"]
+    console.print(Table(columns, rows, "Predictions", left=_LEFT))
+    if found.pairs:
+        rows = [
+            [pair.one, pair.other, f"{pair.rows:,}", f"{pair.mean_gap:.2f}"]
+            for pair in found.pairs[:SHOWN_PAIRS]
+        ]
+        columns = ["label", "label", "rows", "mean gap"]
+        console.print(Table(columns, rows, "Labels confused most", left=_LEFT))
+    console.print(
+        f"{found.rows:,} rows: about {timedelta(seconds=round(found.seconds))} hours, "
+        f"{decimal(found.output_bytes)} of output (start-up apart)."
+    )
+
+
+def print_comparison(found: Comparison, console: Console) -> None:
+    """Print the figures, the labels that came and went, and the largest moves."""
+    console.print(Text(headline(found), style="bold"))
+    console.print(_figures(found))
+    for line in _label_changes(found):
+        console.print(Text(line))
+    if found.moves:
+        console.print(_moves(found, found.moves[:MAX_TERMINAL_ROWS]))
+    if found.labels:
+        console.print(_labels(found, MAX_TERMINAL_ROWS))
+
+
+def comparison_markdown(found: Comparison) -> str:
+    """The whole report in GitHub Markdown: figures, labels, moves with examples, counts, and a
+    from-to matrix of at most 15 labels. Ends in a line break."""
+    parts = [
+        f"# Compared with {escape_markdown(found.previous.folder)}",
+        escape_markdown(headline(found)),
+        _figures(found).to_markdown(literal=True),
+    ]
+    changes = _label_changes(found)
+    if changes:
+        parts.append("\n".join(f"- {escape_markdown(line)}" for line in changes))
+    if not found.exact_labels:
+        parts.append(
+            "The label sets of the two runs were not both given: a label without rows cannot "
+            "be told from one that is not in the set."
+        )
+    moves = found.moves[:MAX_MOVES]
+    tables = []
+    if moves:
+        tables.append(_moves(found, moves))
+        tables.append(_examples(moves))
+    if found.labels:
+        tables.append(_labels(found, MAX_SHOWN_LABELS))
+    if len(found.labels) <= MAX_MATRIX_LABELS:
+        tables.append(_matrix(found))
+    for table in tables:
+        parts += [f"## {table.title}", table.to_markdown(literal=True)]
+    return "\n\n".join(parts) + "\n"
+
+
+def headline(found: Comparison) -> str:
+    """In a sentence or three: how many rows moved, and how many of them had to."""
+    said = (
+        f"{found.rows_moved:,} of {found.rows_compared:,} rows in both outputs moved "
+        f"({_percent(found.share_moved)})."
+    )
+    if found.rows_moved and found.gone:
+        said += f" {found.rows_moved_from_gone:,} of them had a label that is gone."
+    if found.rows_moved and found.new:
+        said += f" {found.rows_moved_to_new:,} of them went to a new label."
+    return said
+
+
+def one_line(text: str, chars: int = NAME_CHARS) -> str:
+    """One printable line; what is left out leaves a mark."""
+    line = " ".join(text.split())
+    line = "".join(c if c.isprintable() or c in "\u200c\u200d" else "�" for c in line)
+    return line if len(line) <= chars else line[:chars].rstrip() + CUT
+
+
+def _figures(found: Comparison) -> Table:
+    before, after = found.previous, found.current
+    rows = [
+        ["rows", f"{before.rows:,}", f"{after.rows:,}"],
+        ["rows that the other has not", f"{before.rows_only_here:,}", f"{after.rows_only_here:,}"],
+        ["rows with an error", f"{before.errors:,}", f"{after.errors:,}"],
+        ["share without an answer", _percent(before.null_share), _percent(after.null_share)],
+        ["labels", f"{len(before.counts):,}", f"{len(after.counts):,}"],
+    ]
+    return Table(["", "previous", "current"], rows)
+
+
+def _label_changes(found: Comparison) -> list[str]:
+    """A line for each kind of change that there is, with the names."""
+    gone = "Gone" if found.exact_labels else "Gone or empty"
+    lines = []
+    for title, names in (("New", found.new), (gone, found.gone), ("Now empty", found.now_empty)):
+        if names:
+            quoted = [f'"{one_line(name)}"' for name in names[:MAX_SHOWN_LABELS]]
+            left = len(names) - len(quoted)
+            rest = f" and {left} more" if left else ""
+            lines.append(f"{title} ({len(names)}): {', '.join(quoted)}{rest}")
+    return lines
+
+
+def _moves(found: Comparison, moves: Sequence[Move]) -> Table:
+    had: Counter[str | None] = Counter()
+    for move in found.from_to:
+        had[move.before] += move.rows
+    rows = [
+        [_answer(m.before), _answer(m.after), f"{m.rows:,}", _percent(m.rows / had[m.before])]
+        for m in moves
+    ]
+    title = f"Largest moves ({len(moves)} of {len(found.moves)})"
+    return Table(["from", "to", "rows", "of its rows"], rows, title, left=_LEFT, missing=NO_ANSWER)
+
+
+def _examples(moves: Sequence[Move]) -> Table:
+    rows = [
+        [
+            _answer(move.before),
+            _answer(move.after),
+            one_line(example.id),
+            _score(example.score_before, 3),
+            _score(example.score_after, 3),
+            "–" if example.text is None else one_line(example.text, TEXT_CHARS),
+        ]
+        for move in moves
+        for example in move.examples
+    ]
+    columns = ["from", "to", "id", "score before", "score after", "text"]
+    return Table(columns, rows, "Examples", left=_LEFT, missing=NO_ANSWER)
+
+
+def _labels(found: Comparison, limit: int) -> Table:
+    """The labels whose number of rows changed most, at most `limit`."""
+    before, after, total = found.previous.counts, found.current.counts, len(found.labels)
+    counts = [(name, before.get(name, 0), after.get(name, 0)) for name in found.labels]
+    counts = sorted(counts, key=lambda row: -abs(row[2] - row[1]))[:limit]
+    rows = [[one_line(name), f"{b:,}", f"{a:,}", f"{a - b:+,}"] for name, b, a in counts]
+    title = f"Rows of each label ({total})"
+    if len(rows) < total:
+        title = f"Rows of a label: the {len(rows)} of {total} that changed most"
+    return Table(["label", "before", "after", "change"], rows, title)
+
+
+def _matrix(found: Comparison) -> Table:
+    answers = [*found.labels, None]
+    rows_of = {(move.before, move.after): f"{move.rows:,}" for move in found.from_to}
+    rows = [[_answer(old), *(rows_of.get((old, new), "") for new in answers)] for old in answers]
+    columns = ["from \\ to", *map(_answer, answers)]
+    return Table(columns, rows, "From (rows) to (columns)", missing=NO_ANSWER)
+
+
+def _answer(label: str | None) -> str | None:
+    return None if label is None else one_line(label)
+
+
+def _score(score: float | None, digits: int = 2) -> str:
+    return "–" if score is None else f"{score:.{digits}f}"
+
+
+def _percent(share: float) -> str:
+    if np.isnan(share):
+        return "–"
+    return "<0.1 %" if 0 < share < 0.001 else f"{100 * share:.1f} %"

@@ -1,0 +1,181 @@
+"""Reads the outputs of two bulk runs and finds the rows that stand in both.
+
+An output is a folder with one row an input row in Parquet or JSONL: an id, `label` (null for no
+answer), `score` and `error` ("" for none). Rows are matched by a 128-bit hash of their id, so
+that fewer than 100 bytes a row are held however long ids are.
+
+Shapes: N rows of an output, P rows that stand in both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+from pandas.util import hash_array
+
+from sce.bulk.corpus import InputFile, field_names, find_files, require_columns
+from sce.bulk.output import OutputFormat, read_rows
+from sce.errors import DataError
+
+NULL, ERROR = -1, -2
+"""What stands for a label's number where there is no answer, and where there is an error."""
+
+_HASH_KEYS = ("soft-context-one", "soft-context-two")
+_COLUMNS = ("id", "label", "score", "error")
+
+IntArray = NDArray[np.int64]
+
+
+@dataclass
+class OutputRows:
+    """The rows of an output in the order of its files.
+
+    Attributes:
+        hash_2N: two independent 64-bit hashes of each id, uint64 [2, N].
+        code_N: number of the label, `NULL` or `ERROR`.
+        score_N: float32; NaN for none.
+    """
+
+    folder: str
+    files: list[InputFile]
+    hash_2N: NDArray[np.uint64]
+    code_N: NDArray[np.int32]
+    score_N: NDArray[np.float32]
+
+    @property
+    def rows(self) -> int:
+        return len(self.code_N)
+
+    @classmethod
+    def read(cls, folder: str, names: dict[str, int]) -> OutputRows:
+        """Stream every `.parquet` and `.jsonl` file below a folder, a path or a URI, but for what
+        begins with "_" or "."; labels that `names` has not get the next numbers in it.
+
+        Raises:
+            DataError: a folder that is not there or has no data file; a file that cannot be read
+                or lacks a column; an id that is null.
+        """
+        found = find_files(folder, "compare_to")
+        files = [file for file in found if file.uri.endswith((".parquet", ".jsonl"))]
+        files = [file for file in files if _has_rows(file)]
+        hashes, codes, scores = [np.empty((2, 0), np.uint64)], [], []
+        for file in files:
+            for batch in _batches(file, _COLUMNS):
+                if batch["id"].null_count:
+                    raise DataError(f"{file.uri}: a row has no id (column 'id' is null).")
+                hashes.append(_hashes(batch["id"]))
+                codes.append(_codes(batch, names))
+                scores.append(pc.fill_null(batch["score"].cast(pa.float32()), np.nan).to_numpy())
+        return cls(
+            folder,
+            files,
+            np.concatenate(hashes, axis=1),
+            np.concatenate([*codes, np.empty(0, np.int32)]),
+            np.concatenate([*scores, np.empty(0, np.float32)]),
+        )
+
+    def ids_at(self, rows: IntArray) -> list[str]:
+        """The ids of some rows, in the order asked for: they are not kept, but read again."""
+        wanted, first = np.unique(rows), 0
+        found: dict[int, str] = {}
+        for file in self.files:
+            for batch in _batches(file, ["id"]):
+                here = wanted[(wanted >= first) & (wanted < first + batch.num_rows)]
+                ids = batch["id"].take(pa.array(here - first)).cast(pa.string())
+                found.update(zip(here.tolist(), ids.to_pylist()))
+                first += batch.num_rows
+        return [found[row] for row in rows.tolist()]
+
+    def score(self, row: int) -> float | None:
+        score = float(self.score_N[row])
+        return None if np.isnan(score) else score
+
+    def counts(self, names: Mapping[str, int], labels: Sequence[str] | None) -> dict[str, int]:
+        """Rows of each label of the run, in the order of `labels`, else by count.
+
+        Raises:
+            DataError: a label that is not among `labels`.
+        """
+        counts = np.bincount(self.code_N[self.code_N >= 0], minlength=len(names)).tolist()
+        seen = {name: rows for name, rows in zip(names, counts) if rows}
+        if labels is None:
+            return dict(sorted(seen.items(), key=lambda one: (-one[1], one[0])))
+        strange = sorted(seen.keys() - set(labels))
+        if strange:
+            raise DataError(
+                f"{self.folder}: the label {strange[0]!r} stands in the rows, but not among the "
+                f"{len(labels)} labels that the run is said to have had."
+            )
+        return {name: seen.get(name, 0) for name in labels}
+
+
+def match_rows(before: OutputRows, after: OutputRows) -> tuple[IntArray, IntArray]:
+    """Rows of both outputs with the same id, [P] each, in the order of the hashes.
+
+    Raises:
+        DataError: an id that stands twice in an output; no id that both outputs have.
+    """
+    hash_2N = np.concatenate([before.hash_2N, after.hash_2N], axis=1)
+    before.hash_2N = after.hash_2N = hash_2N[:, :0].copy()  # of no more use: make room to sort
+    # Equal ids are neighbours in the order of their hashes. The sort is stable, so of two the
+    # previous output's comes first; two of one output side by side are one id that stands twice.
+    order = np.lexsort((hash_2N[1], hash_2N[0]))
+    same = np.ones(max(len(order) - 1, 0), bool)
+    for hash_N in hash_2N:
+        sorted_N = hash_N[order]
+        same &= sorted_N[1:] == sorted_N[:-1]
+    is_before = order < before.rows
+    twice = same & (is_before[1:] == is_before[:-1])
+    if twice.any():
+        row = order[1:][twice].min()
+        output, row = (before, row) if row < before.rows else (after, row - before.rows)
+        (id_,) = output.ids_at(np.array([row]))
+        raise DataError(
+            f"{output.folder}: the id {id_!r:.80} stands twice (column 'id'); ids must be unique "
+            "within an output."
+        )
+    if not same.any():
+        raise DataError(
+            f"{after.folder} and {before.folder} have no id in common ({after.rows:,} and "
+            f"{before.rows:,} rows, column 'id'): are they outputs for the same input?"
+        )
+    return order[:-1][same], order[1:][same] - before.rows
+
+
+def _has_rows(file: InputFile) -> bool:
+    """Whether a file has any; Arrow would take a field that no line of it has for null."""
+    names = field_names(file)
+    if not names and next(file.records(), None) is None:
+        return False
+    require_columns(file, names, _COLUMNS)
+    return True
+
+
+def _batches(file: InputFile, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    kind: OutputFormat = "parquet" if file.kind == ".parquet" else "jsonl"
+    try:
+        yield from read_rows(file.uri, kind, columns)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{file.uri}: cannot be read ({error}).") from None
+
+
+def _codes(batch: pa.RecordBatch, names: dict[str, int]) -> NDArray[np.int32]:
+    encoded = batch["label"].dictionary_encode()
+    numbers = [names.setdefault(name, len(names)) for name in encoded.dictionary.to_pylist()]
+    place_N = pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False)
+    code_N = np.array([*numbers, NULL], np.int32)[place_N]
+    failed_N = pc.fill_null(pc.not_equal(batch["error"].cast(pa.string()), ""), False)
+    code_N[failed_N.to_numpy(zero_copy_only=False)] = ERROR
+    return code_N
+
+
+def _hashes(ids: pa.Array) -> NDArray[np.uint64]:
+    """Two 64-bit hashes of each string, [2, N]: one alone would take two of a billion ids for
+    one with a chance of 1 in 40."""
+    texts = ids.cast(pa.string()).to_numpy(zero_copy_only=False)
+    return np.stack([hash_array(texts, hash_key=key, categorize=False) for key in _HASH_KEYS])

@@ -1,0 +1,228 @@
+"""What answers the rows of a bulk job: a model that its actors load, or one behind an endpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from sce.bulk.answering import BlockPredictor, Endpoint, ServedModel
+from sce.bulk.classifier import OWN_COLUMNS, AnswerColumns, BlockClassifier, LocalPredictor
+from sce.bulk.corpus import Columns
+from sce.bulk.endpoint import EndpointPredictor
+from sce.bulk.output import OutputFormat
+from sce.bulk.reading import BLOCK_ROWS, kept_name
+from sce.bulk.request import identify_model
+from sce.distributed.embed_corpus import embedder_of
+from sce.distributed.resources import ActorPlan, ResourcesConfig, embed_actors
+from sce.distributed.stage import (
+    ACTOR_CPUS,
+    EMBED_ROWS_PER_FILE,
+    ROWS_PER_FILE,
+    TEXT_BLOCK_BYTES,
+    Stage,
+)
+from sce.embedding.fingerprint import EmbedderFingerprint
+from sce.embedding.settings import EmbedderConfig
+from sce.labels import LabelSet
+from sce.model.scoring import EXACT, SHORTLIST_ABOVE, SHORTLIST_SIZE
+from sce.predictor import Predictor
+
+SCORES_PER_BATCH = 1_000_000
+MIN_BATCH_ROWS = 256
+VECTOR_BLOCK_BYTES = 16 * 2**20
+ENDPOINT_CPUS = 0.25
+"""That Ray sets aside for an actor that asks an endpoint."""
+FIRST_CONTACT_SECONDS = 20
+"""How long an endpoint is waited for before anything was answered: the URL may be wrong."""
+
+
+@dataclass(frozen=True)
+class LocalModel:
+    """A model that every actor loads. Build it with `LocalModel.find`.
+
+    Attributes:
+        model: as the user named it.
+        path: where the actors, which run in another folder, find it.
+        model_id: says which weights they are.
+        embedder: the embedder that its vectors are of.
+        embedder_config: where to find that.
+        dtype: of the encoder.
+        exact: every label is contextualised also of a large set.
+    """
+
+    model: str
+    path: str
+    model_id: str
+    embedder: EmbedderFingerprint
+    embedder_config: EmbedderConfig
+    dtype: str
+    exact: bool
+
+    @classmethod
+    def find(
+        cls, model: str, embedder: EmbedderConfig | None, dtype: str, exact: bool
+    ) -> LocalModel:
+        """A model of this machine, of a store or of a hub.
+
+        Args:
+            embedder: where the model's is; None for where the model says.
+
+        Raises:
+            InputError: there is no such model, or the embedder is another than the model's.
+        """
+        model_config, model_id = identify_model(model)
+        trained_with = EmbedderFingerprint.from_dict(model_config.embedder or {})
+        path = str(Path(model).resolve()) if Path(model).is_dir() else model
+        embedder = embedder_of(embedder, trained_with)
+        return cls(model, path, model_id, trained_with, embedder, dtype, exact)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All of the model and of how it is used that decides an answer."""
+        return {
+            "model": self.model_id,
+            "embedder": self.embedder.id,
+            "dtype": self.dtype,
+            "exact": self.exact,
+        }
+
+    @property
+    def named(self) -> dict[str, Any]:
+        """How the summary names it."""
+        return {"model": self.model}
+
+    @property
+    def shortlist(self) -> tuple[int | None, int | None]:
+        """Sets of more labels than the first are scored by the second many; None: none are."""
+        return (None, None) if self.exact else (SHORTLIST_ABOVE, SHORTLIST_SIZE)
+
+    def actor_plan(self, resources: ResourcesConfig) -> ActorPlan:
+        return embed_actors(resources, default_cpus=ACTOR_CPUS)
+
+    def load(self, device: str) -> Predictor:
+        return Predictor.from_pretrained(
+            self.path,
+            self.embedder_config.model_copy(update={"device": device}),
+            device,
+            self.dtype,
+            shortlist_above=EXACT if self.exact else None,
+        )
+
+    def block_predictor(self, device: str) -> BlockPredictor:
+        return LocalPredictor(self.load(device))
+
+
+@dataclass(frozen=True)
+class ServedByEndpoint:
+    """A model that the actors ask at an endpoint. Build it with `ServedByEndpoint.find`.
+
+    Attributes:
+        endpoint: refuses to answer by another model than `served`.
+        served: the model that answers.
+    """
+
+    endpoint: Endpoint
+    served: ServedModel
+
+    @classmethod
+    def find(cls, endpoint: Endpoint) -> ServedByEndpoint:
+        """Ask the endpoint which model it has.
+
+        Raises:
+            InputError, EndpointError: see `EndpointPredictor.connect`.
+        """
+        patience = min(FIRST_CONTACT_SECONDS, endpoint.patience_seconds)
+        asked = replace(endpoint, patience_seconds=patience)
+        served = EndpointPredictor.connect(asked).served
+        return cls(replace(endpoint, model=served.name, served=served), served)
+
+    @property
+    def embedder(self) -> EmbedderFingerprint:
+        return self.served.embedder
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return self.served.identity()
+
+    @property
+    def named(self) -> dict[str, Any]:
+        return {"model": self.served.name, "endpoint": self.endpoint.url}
+
+    @property
+    def shortlist(self) -> tuple[int | None, int | None]:
+        above = self.served.shortlist_above
+        return None if above == EXACT else above, self.served.shortlist_size
+
+    def actor_plan(self, resources: ResourcesConfig) -> ActorPlan:
+        asked = {"use_gpu": False, "embed_actors": resources.embed_actors or 1}
+        plan = embed_actors(resources.model_copy(update=asked), default_cpus=ENDPOINT_CPUS)
+        return replace(plan, threads=1)
+
+    def block_predictor(self, device: str) -> BlockPredictor:
+        """The device is the server's affair."""
+        return EndpointPredictor.connect(self.endpoint)
+
+
+@dataclass(frozen=True)
+class Classification:
+    """What is asked of every block; pickled into each actor.
+
+    Attributes:
+        labels: the label set; with a column of labels, what is known of some, or None.
+        columns: of the input.
+        answer: columns of the output.
+    """
+
+    backend: LocalModel | ServedByEndpoint
+    labels: LabelSet | None
+    columns: Columns
+    answer: AnswerColumns
+
+    def classifier(self, device: str) -> BlockClassifier:
+        """Runs in the actor: loads the model, or connects to the endpoint."""
+        predictor = self.backend.block_predictor(device)
+        return BlockClassifier(predictor, self.labels, self.columns, self.answer)
+
+    def stage(
+        self, actors: ActorPlan, output_format: OutputFormat, rows_per_file: int | None = None
+    ) -> Stage:
+        """What the engine does to every block, and how large blocks, batches and files are.
+
+        Args:
+            rows_per_file: None for what suits the device.
+        """
+        from_text = self.columns.text is not None
+        batch_rows = BLOCK_ROWS
+        if self.answer.return_scores and self.labels is not None:
+            # Every label's score is held for a batch: with many labels fewer rows at once.
+            batch_rows = SCORES_PER_BATCH // len(self.labels)
+            batch_rows = min(max(batch_rows, MIN_BATCH_ROWS), BLOCK_ROWS)
+        by_device = EMBED_ROWS_PER_FILE[actors.device] if from_text else ROWS_PER_FILE
+        json_text = self.columns.keep if self.columns.raw_json else ()
+        return Stage(
+            make=partial(self.classifier, actors.device),
+            columns=self.columns,
+            output_format=output_format,
+            rows_per_file=rows_per_file or by_device,
+            block_bytes=TEXT_BLOCK_BYTES if from_text else VECTOR_BLOCK_BYTES,
+            batch_rows=batch_rows,
+            json_columns=tuple(kept_name(name, OWN_COLUMNS) for name in json_text),
+        )
+
+    @property
+    def label_names(self) -> list[str] | None:
+        """The names of the one set for all rows; None where each row brings its own."""
+        return self.labels.names if self.labels and self.columns.labels is None else None
+
+    @property
+    def scoring(self) -> str:
+        """How the labels are scored, in words."""
+        above, size = self.backend.shortlist
+        if above is None:
+            return "exact"
+        if self.labels is None:
+            return f"exact up to {above} labels in a row, else shortlist of {size}"
+        count = len(self.labels)
+        return f"shortlist of {size} of {count}" if count > above else "exact"

@@ -1,0 +1,126 @@
+"""What a few rows say before a bulk job begins, classified on the hardware that it will run on: the
+threshold that labelled rows ask for, and what to expect of the whole."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+from ray.exceptions import RayTaskError
+
+from sce.bulk.classifier import AnswerColumns
+from sce.bulk.corpus import Columns, Corpus, Shard
+from sce.bulk.preview import Preview, confused_pairs
+from sce.bulk.reading import read_shard
+from sce.distributed.backends import Classification
+from sce.distributed.resources import ActorPlan, TorchThread
+from sce.distributed.stage import BlockFunction, cause_of, plan_corpus
+from sce.evaluation import thresholds
+
+SAMPLE_ROWS = 1000
+SAMPLE_SHARDS = 8
+
+
+def find_threshold(
+    asked: Classification,
+    texts: Sequence[str],
+    names: Sequence[str],
+    target_precision: float,
+    plan: ActorPlan,
+) -> tuple[thresholds.Curve, thresholds.Choice]:
+    """Classify labelled rows, and choose the threshold that reaches a precision on them.
+
+    Args:
+        names: the right label of each text.
+    """
+    rows = len(texts)
+    block = pa.table(
+        {
+            "place": pa.array(range(rows), pa.int64()),
+            "id": pa.array([str(i) for i in range(rows)], pa.string()),
+            "text": pa.array(texts, pa.string()),
+            "truncated": pa.repeat(pa.scalar(False), rows),
+            "error": pa.repeat(pa.scalar(""), rows),
+        }
+    )
+    ((answered, _),) = _classified(
+        replace(asked, columns=Columns(), answer=AnswerColumns()), [block], plan
+    )
+    right_N = np.array(answered["label"].to_pylist(), object) == np.array(names, object)
+    curve = thresholds.precision_coverage(answered["score"].to_numpy(), right_N)
+    return curve, thresholds.choose_threshold(curve, target_precision)
+
+
+def preview(
+    asked: Classification, corpus: Corpus, text_column: str | None, plan: ActorPlan
+) -> Preview:
+    """Classify a sample of the input.
+
+    Args:
+        text_column: what to show of a row; None for its id.
+    """
+    columns, shown = asked.columns, "text" if asked.columns.text is not None else "id"
+    shards = plan_corpus(corpus, columns)
+    if shown == "id" and text_column is not None:
+        columns = replace(columns, keep=(*columns.keep, text_column))
+        shown = f"keep.{text_column}"
+    block = _sample(shards, columns)
+    two_best = replace(asked.answer, top_k=max(2, asked.answer.top_k or 0))
+    # The first time the labels are embedded as well; the second is what a block takes.
+    _, (answered, seconds) = _classified(
+        replace(asked, columns=columns, answer=two_best), [block, block], plan
+    )
+    file = io.BytesIO()
+    pq.write_table(answered if asked.answer.top_k else answered.drop_columns("top"), file)
+    rows = sum(shard.rows for shard in shards)
+    return Preview(
+        answered.append_column("shown", block[shown]),
+        confused_pairs(answered["top"].to_pylist()),
+        rows,
+        seconds / block.num_rows * rows / plan.actors,
+        int(file.tell() / block.num_rows * rows),
+    )
+
+
+def _sample(shards: Sequence[Shard], columns: Columns) -> pa.Table:
+    """The first rows of some shards, spread over the input."""
+    step = max(1, len(shards) // SAMPLE_SHARDS)
+    chosen = shards[::step][:SAMPLE_SHARDS]
+    each = max(1, SAMPLE_ROWS // len(chosen))
+    return pa.concat_tables(
+        [next(read_shard(shard, columns)).slice(0, each) for shard in chosen]
+    ).combine_chunks()
+
+
+class TrialActor:
+    """Classifies blocks and says how long each took."""
+
+    def __init__(self, make: partial[BlockFunction], threads: int) -> None:
+        self._torch = TorchThread(threads)
+        self._classify = self._torch.run(make)
+
+    def classify(self, block: pa.Table) -> tuple[pa.Table, float]:
+        started = time.perf_counter()
+        return self._torch.run(self._classify, block), time.perf_counter() - started
+
+
+def _classified(
+    asked: Classification, blocks: Sequence[pa.Table], plan: ActorPlan
+) -> list[tuple[pa.Table, float]]:
+    """The blocks one after another in one actor: their answers, and the seconds that each took."""
+    make = partial(asked.classifier, plan.device)
+    actor: Any = ray.remote(TrialActor).options(**plan.ray_arguments()).remote(make, plan.threads)
+    try:
+        return [ray.get(actor.classify.remote(block)) for block in blocks]
+    except RayTaskError as error:
+        raise cause_of(error) from None
+    finally:
+        ray.kill(actor)

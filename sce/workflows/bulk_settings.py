@@ -1,0 +1,129 @@
+"""Settings of `jobs/classify.py`, and which of them go together."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, SecretStr
+
+from sce.bulk.counts import MaxErrors
+from sce.config import JobConfig
+from sce.distributed.resources import ResourcesConfig
+from sce.distributed.stage import COMMIT_ROWS
+from sce.embedding.settings import EmbedderConfig
+from sce.errors import ConfigError
+from sce.storage import Place
+from sce.workflows.tracking import TrackingConfig
+
+
+class ClassifyConfig(JobConfig):
+    """Settings of `jobs/classify.py`."""
+
+    input: list[str] = []
+    """Files, folders, globs or URIs of Parquet, JSONL or CSV (.gz too); or an embedding store."""
+    text_column: str = "text"
+    id_column: str | None = None
+    """Default: ids made from places, `tickets.jsonl:17`; of an embedding store, `row_id`."""
+    keep_columns: list[str] = []
+    """Columns to carry into the output, untouched; `["*"]` for all that serve for nothing else. Of
+    JSONL: texts as they are, else as JSON."""
+    max_errors: MaxErrors = "50%"
+    """Stop when more rows than this have errors: a count (`100`) or a share (`1%`). A share
+    counts from 1,000 rows on."""
+    commit_rows: int = Field(default=COMMIT_ROWS, ge=1)
+    """Inputs of more rows are committed in parts of whole files or row groups."""
+    rows_per_file: int | None = Field(default=None, ge=1)
+    """At least this many rows in a file of the output; what is not yet in a file is done again
+    after a kill. Default: 65,536, or 8,192 where a CPU embeds the texts."""
+    embedder: EmbedderConfig | None = None
+    """Default: the model's. Give it where its checkpoint lies elsewhere on this machine."""
+    resources: ResourcesConfig = ResourcesConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    model: str | None = None
+    """Folder, URI or hub id of a model that jobs/train_sce.py wrote."""
+    endpoint: str | None = None
+    """Instead of `model`: URL of a server (serve/app.py) that answers the rows."""
+    endpoint_model: str | None = None
+    """One of the endpoint's models. Default: its own default."""
+    endpoint_token: SecretStr = SecretStr("")
+    """Bearer token of the endpoint: best as the environment variable SCE_ENDPOINT_TOKEN."""
+    endpoint_concurrency: int = Field(default=4, ge=1, le=256)
+    """Requests at a time of each actor (`resources.embed_actors`, by default one)."""
+    endpoint_patience_seconds: float = Field(default=600.0, gt=0)
+    """How long to wait for an endpoint that is overloaded or away, before the job fails."""
+    output: Place | None = None
+    """Folder or URI for the answers; needed but for `--dry_run`."""
+    labels: list[str] = []
+    """Names, each as `--labels NAME`, or one JSON list."""
+    labels_file: Place | None = None
+    """Labels as a list, or with description, synonyms and examples: YAML, JSON, JSONL, or .txt
+    with a name a line."""
+    labels_column: str | None = None
+    """A column with one list of labels a row. `labels_file` may tell more about them."""
+    embedding_column: str | None = None
+    """Read unit vectors of the model's embedder from this column of a Parquet or JSONL input."""
+    output_format: Literal["parquet", "jsonl"] = "parquet"
+    threshold: float | None = Field(default=None, ge=0, le=1)
+    """Below this calibrated probability a label is null; its score stays."""
+    target_precision: float | None = Field(default=None, gt=0, le=1)
+    """Find the threshold that reaches this precision on the rows of `labelled`."""
+    labelled: Place | None = None
+    """Labelled rows for `target_precision`: JSONL, CSV or Parquet with `text_column` and
+    `label_column`."""
+    label_column: str = "label"
+    top_k: int | None = Field(default=None, ge=1)
+    """Also the best labels with their scores, in a column `top`."""
+    return_scores: bool = False
+    """Also every label's score, in a column `scores`."""
+    save_embeddings: Place | None = None
+    """Embed the texts into this store (a folder or URI) first and classify from it; the next
+    labels need only the store."""
+    compare_to: Place | None = None
+    """An earlier output, a folder or URI: report what has changed since."""
+    dry_run: bool = False
+    """Read a sample; show predictions, confused labels, expected time and size; write nothing."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the encoder. `auto`: half precision where the device computes in it."""
+    exact: bool = False
+    """Contextualise every label also of a large set, rather than a shortlist."""
+
+
+def check_model(config: ClassifyConfig) -> None:
+    """Refuse settings that name no model, or both a model and an endpoint's."""
+    if config.endpoint is None:
+        if config.model is None:
+            raise ConfigError("give a model with --model, or a server that has one: --endpoint.")
+        if config.endpoint_model is not None:
+            raise ConfigError("endpoint_model: it names a model of an endpoint; give --endpoint.")
+        return
+    resources = config.resources
+    given = {
+        "model": config.model is not None,
+        "embedder": config.embedder is not None,
+        "dtype": config.dtype != "auto",
+        "exact": config.exact,
+        "save_embeddings": config.save_embeddings is not None,
+        "resources.use_gpu": resources.use_gpu is True,
+        "resources.gpus_per_embed_actor": bool(resources.gpus_per_embed_actor),
+        "resources.accelerator_type": resources.accelerator_type is not None,
+    }
+    for name in (name for name, is_given in given.items() if is_given):
+        raise ConfigError(
+            f"{name}: with --endpoint the model is the server's, and so is what decides how it "
+            f"is used. Leave {name} out, or give --model rather than --endpoint."
+        )
+
+
+def check_together(config: ClassifyConfig) -> None:
+    """Refuse settings that need or exclude another."""
+    if config.output is None and not config.dry_run:
+        raise ConfigError("output: give a folder for the answers (or --dry_run).")
+    if (config.target_precision is None) != (config.labelled is None):
+        raise ConfigError("target_precision and labelled go together.")
+    if config.target_precision is not None and config.threshold is not None:
+        raise ConfigError("give either threshold or target_precision.")
+    if config.labelled is not None and config.labels_column is not None:
+        raise ConfigError("labelled: a threshold needs one label set for all rows.")
+    if config.embedding_column is not None and config.save_embeddings is not None:
+        raise ConfigError("save_embeddings: the input has embeddings already.")

@@ -1,0 +1,100 @@
+"""Blocks of rows through `read_shard` and `BlockClassifier`, without Ray: the same answers as
+`Predictor`, and an error in place of an answer for every bad row."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from sce.bulk.classifier import AnswerColumns, BlockClassifier, LocalPredictor
+from sce.bulk.corpus import Columns, join_plans, open_corpus, plan_file
+from sce.bulk.reading import read_shard
+from sce.labels import LabelSet
+from sce.predictor import Predictor
+from tests.tiny_bulk import LABELS, WORDS, build_models, load_predictor, text, write_jsonl
+
+
+@pytest.fixture(scope="module")
+def predictor(tmp_path_factory) -> Predictor:
+    return load_predictor(build_models(tmp_path_factory.mktemp("model"), "sce"))
+
+
+def classify(
+    predictor: Predictor, path: str | Path, labels, columns: Columns, **answer
+) -> list[dict]:
+    corpus = open_corpus([str(path)])
+    shards = join_plans([plan_file(corpus.files[0], 0, columns)])
+    known = None if labels is None else LabelSet.parse(labels)
+    classifier = BlockClassifier(LocalPredictor(predictor), known, columns, AnswerColumns(**answer))
+    tables = [classifier(block) for shard in shards for block in read_shard(shard, columns)]
+    return pa.concat_tables(tables).to_pylist()
+
+
+@pytest.mark.parametrize("count", [1, 1000])
+def test_label_sets_of_any_size(predictor, tmp_path, count):
+    source = write_jsonl(tmp_path / "in.jsonl", [{"text": text(i)} for i in range(20)])
+    names = [f"{WORDS[i % len(WORDS)]} {i}" for i in range(count)]
+    rows = classify(predictor, source, names, Columns(), return_scores=True)
+    assert all([name for name, _ in row["scores"]] == names for row in rows)
+    assert all(abs(sum(p for _, p in row["scores"]) - 1) < 1e-3 for row in rows)
+
+
+def test_embeddings_of_ones_own_and_broken_ones(predictor, tmp_path):
+    vectors = predictor.embedder.embed([text(i) for i in range(40)]).vectors
+    lists: list = vectors.tolist()
+    lists += [None, lists[0][:-1], [float("nan"), *lists[0][1:]], [2 * x for x in lists[0]]]
+    table = pa.table({"key": range(44), "vector": pa.array(lists, pa.list_(pa.float32()))})
+    pq.write_table(table, tmp_path / "in.parquet")
+    sport = {"name": "sport", "description": "games", "synonyms": ["team"]}
+    labels = [sport, "markets", "stars"]
+    columns = Columns(text=None, embedding="vector", id="key")
+    scores = np.sort([one.score for one in predictor.predict(vectors, labels)])
+    below = 10 + int(np.argmax(np.diff(scores[9:30])))  # the widest gap, for rounding's sake
+    threshold = float(scores[below - 1] + scores[below]) / 2
+    rows = classify(predictor, tmp_path / "in.parquet", labels, columns, threshold=threshold)
+    assert [row["id"] for row in rows] == [str(i) for i in range(44)]
+    expected = predictor.predict(vectors, labels, threshold=threshold)
+    for row, wanted in zip(rows, expected):
+        assert (row["label"], row["error"]) == (wanted.label, "")
+        assert row["score"] == pytest.approx(wanted.score, abs=1e-5)
+    assert sum(row["label"] is None for row in rows[:40]) == below
+    assert [row["error"] for row in rows[40:]] == [
+        "embedding_missing",
+        "embedding_wrong_size",
+        "embedding_not_finite",
+        "embedding_not_unit",
+    ]
+    assert all(row["label"] is row["score"] is None for row in rows[40:])
+
+
+def test_a_block_of_bad_rows_alone_has_every_column(predictor, tmp_path):
+    source = write_jsonl(
+        tmp_path / "in.jsonl", [{"text": None, "x": 1, "label": "y"}, {"text": " "}]
+    )
+    columns = Columns(keep=("x", "label"))
+    rows = classify(predictor, source, LABELS, columns, top_k=2, return_scores=True)
+    assert [row["error"] for row in rows] == ["text_null", "text_empty"]
+    assert all(row["label"] is row["score"] is row["top"] is row["scores"] is None for row in rows)
+    assert [row["x"] for row in rows] == ["1", None]
+    assert "input_label" in rows[0]
+
+
+def test_sets_a_row_are_answered_in_the_words_of_the_row(predictor, tmp_path):
+    known = [{"name": "sport", "description": "games and teams"}]
+    sets = [[*LABELS, "sport "][i % 3 :: 2] for i in range(30)]
+    source = write_jsonl(
+        tmp_path / "in.jsonl", [{"text": text(i), "classes": s} for i, s in enumerate(sets)]
+    )
+    columns = Columns(labels="classes")
+    rows = classify(predictor, source, known, columns, top_k=2, return_scores=True)
+    told = [[known[0] | {"name": n} if n.strip() == "sport" else n for n in s] for s in sets]
+    expected = predictor.predict([text(i) for i in range(30)], told, top_k=2, return_scores=True)
+    for row, names, wanted in zip(rows, sets, expected, strict=True):
+        assert [name for name, _ in row["scores"]] == names
+        np.testing.assert_allclose(
+            [p for _, p in row["scores"]], list(wanted.scores.values()), atol=1e-5
+        )
+        assert row["top"][0] == {"label": row["label"], "score": row["score"]}
+        assert [pair["label"] for pair in row["top"]] == [name for name, _ in wanted.top]
