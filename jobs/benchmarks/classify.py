@@ -30,14 +30,19 @@ from sce.bulk.counts import ErrorLimit
 from sce.bulk.output import OutputRun
 from sce.bulk.reading import read_shard
 from sce.config import JobConfig, resolve_output
-from sce.datasets.schema import embeddings_schema
 from sce.datasets.starter import read_starter
 from sce.distributed.resources import ActorPlan, ResourcesConfig, embed_actors, use_threads
 from sce.distributed.sources import ModelSettings
 from sce.distributed.stage import ACTOR_CPUS, ROWS_PER_FILE, Stage, plan_corpus
 from sce.distributed.stage import run_stage as run_bulk_stage
 from sce.embedding.embedder import EmbedderConfig, EmbedderFingerprint, embedder_fingerprint
-from sce.embedding.store import Manifest, embedding_column, write_manifest, write_part
+from sce.embedding.store import (
+    Manifest,
+    embedding_column,
+    embeddings_schema,
+    write_manifest,
+    write_part,
+)
 from sce.evaluation.plots import rates_figure, save
 from sce.labels import LabelSet
 from sce.predictor import Predictor
@@ -331,9 +336,9 @@ def _measure_ray(
     def by_ray() -> float:
         run = OutputRun.open(str(scratch / "answers"), {"benchmark": 1})
         limit = ErrorLimit(count=0)
-        tally = run_bulk_stage(run, shards, stage, plan, limit, "benchmark").tally
+        work = run_bulk_stage(run, shards, stage, plan, limit, "benchmark").work
         shutil.rmtree(scratch / "answers")
-        return tally.rows / (tally.finished - tally.started)
+        return work.rows / (work.finished - work.started)
 
     def by_loop() -> float:
         started = time.perf_counter()

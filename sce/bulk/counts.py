@@ -1,6 +1,6 @@
 """What has been answered so far, added up over the workers of a job, and when to stop it.
 
-Ray keeps a `Meter` in an actor; this module loads nothing heavy, so that the actor stays small.
+Ray keeps a `RowCounter` in an actor; this module loads nothing heavy, so that it stays small.
 """
 
 from __future__ import annotations
@@ -57,8 +57,9 @@ MaxErrors = Annotated[str, BeforeValidator(str), AfterValidator(_check_limit)]
 
 
 @dataclass(frozen=True)
-class Tally:
-    """Rows answered, rows by error, and when the first block began and the last one ended.
+class ActorCounts:
+    """Rows answered, rows by error, when the first block began and the last one ended, and how
+    long the slowest model took to load.
 
     A row that a kill undid counts again when it is done again.
     """
@@ -67,31 +68,42 @@ class Tally:
     errors: dict[str, int]
     started: float
     finished: float
+    load_seconds: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        return self.finished - self.started
+
+    @property
+    def rows_per_second(self) -> float:
+        return self.rows / max(self.seconds, 1e-3)
 
 
-class Meter:
+class RowCounter:
     """Adds up what the workers say of themselves, each its own totals: nothing is counted twice
-    when one asks again, and nothing is lost when the meter is started anew."""
+    when one asks again, and nothing is lost when the counter is started anew."""
 
     def __init__(self, limit: ErrorLimit) -> None:
         self._limit = limit
-        self._of: dict[str, Tally] = {}
+        self._by_actor: dict[str, ActorCounts] = {}
 
-    def report(self, name: str, tally: Tally) -> Tally | None:
+    def report(self, actor: str, work: ActorCounts) -> ActorCounts | None:
         """The totals if they are too many errors, else None."""
-        self._of[name] = tally
+        self._by_actor[actor] = work
         total = self.totals()
         return total if self._limit.exceeded(total.rows, sum(total.errors.values())) else None
 
-    def totals(self) -> Tally:
+    def totals(self) -> ActorCounts:
+        counts = self._by_actor.values()
         errors: Counter[str] = Counter()
-        for tally in self._of.values():
-            errors.update(tally.errors)
-        return Tally(
-            sum(tally.rows for tally in self._of.values()),
+        for work in counts:
+            errors.update(work.errors)
+        return ActorCounts(
+            sum(work.rows for work in counts),
             dict(errors),
-            min((tally.started for tally in self._of.values()), default=0.0),
-            max((tally.finished for tally in self._of.values()), default=0.0),
+            min((work.started for work in counts), default=0.0),
+            max((work.finished for work in counts), default=0.0),
+            max((work.load_seconds for work in counts), default=0.0),
         )
 
 

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from sce.bulk.corpus import Columns
+from sce.bulk.pending import RowFacts
 from sce.bulk.reading import kept_columns
-from sce.bulk.rows import Errors, check_ids, check_texts
 from sce.embedding.embedder import TextEmbedder
-from sce.embedding.store import embedding_column, text_hash
-
-STORE_COLUMNS = ("row_id", "text_hash", "embedding", "truncated", "error", "place")
+from sce.embedding.store import STORE_COLUMNS, embedding_column
 
 
 class BlockEmbedder:
@@ -27,22 +24,18 @@ class BlockEmbedder:
         self._columns = columns
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        errors = Errors.of(block["error"])
-        if self._columns.id is not None:
-            check_ids(block["id"], errors)
-        check_texts(block["text"], errors)
-        good_N = errors.good()
+        facts = RowFacts.of(block, self._columns)
+        good_N = facts.errors.good()
         vectors_GD, truncated_N = embed_good(self._embedder, block["text"], good_N)
         vectors_ND = np.zeros((len(good_N), self._embedder.dimension), np.float32)
         vectors_ND[good_N] = vectors_GD
-        hashes = [text_hash(text or "") for text in block["text"].to_pylist()]
         return pa.table(
             {
-                "row_id": pc.coalesce(block["id"], pc.cast(block["place"], pa.string())),
-                "text_hash": pa.array(hashes, pa.string()),
+                "row_id": facts.row_id,
+                "text_hash": facts.text_hash,
                 "embedding": embedding_column(vectors_ND),
                 "truncated": pa.array(truncated_N),
-                "error": pa.array(errors.codes_N, pa.string()),
+                "error": pa.array(facts.errors.codes_N, pa.string()),
                 "place": block["place"],
             }
             | kept_columns(block, STORE_COLUMNS)

@@ -9,7 +9,7 @@ from typing import Any
 from sce.bulk.answering import BlockPredictor, Connect, Endpoint, ServedModel
 from sce.bulk.classifier import LocalPredictor
 from sce.bulk.request import identify_model
-from sce.distributed.embed_corpus import embedder_of
+from sce.distributed.embed import embedder_of
 from sce.distributed.resources import ActorPlan, ResourcesConfig, embed_actors
 from sce.distributed.stage import ACTOR_CPUS
 from sce.embedding.embedder import EmbedderConfig, EmbedderFingerprint

@@ -6,7 +6,6 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -32,16 +31,10 @@ class Watch:
     keeps the output's lock and clock going."""
 
     def __init__(
-        self,
-        meter: Any,
-        what: str,
-        total: int,
-        rows_before: int,
-        beat: Callable[[], None],
-        run: OutputRun,
+        self, counter: Any, what: str, total: int, rows_before: int, run: OutputRun
     ) -> None:
-        self._meter, self._what, self._total, self._before = meter, what, total, rows_before
-        self._beat, self._run = beat, run
+        self._counter, self._what, self._total, self._before = counter, what, total, rows_before
+        self._run = run
         self._stop = threading.Event()
         self._bar: Progress | None = None
         if sys.stderr.isatty():
@@ -72,14 +65,14 @@ class Watch:
             now = time.monotonic()
             self._run.seconds, ticked = self._run.seconds + now - ticked, now
             try:
-                self._beat()
-                tally = ray.get(self._meter.totals.remote(), timeout=10)
+                self._run.lock.beat()
+                work = ray.get(self._counter.totals.remote(), timeout=10)
             except (RayError, OSError):
                 continue
-            if not tally.rows:
+            if not work.rows:
                 continue
-            done = min(self._before + tally.rows, self._total)  # a killed actor's rows count twice
-            rate = tally.rows / max(tally.finished - tally.started, 1e-3)
+            done = min(self._before + work.rows, self._total)  # a killed actor's rows count twice
+            rate = work.rows / max(work.finished - work.started, 1e-3)
             if self._bar is not None:
                 self._bar.update(self._task, completed=done, rate=f"{rate:,.0f}")
             elif now - logged >= PROGRESS_SECONDS:
@@ -91,5 +84,5 @@ class Watch:
                     self._total,
                     rate,
                     max(0, self._total - done) / rate,
-                    sum(tally.errors.values()),
+                    sum(work.errors.values()),
                 )

@@ -27,11 +27,10 @@ from sce.bulk.output import OutputRun, read_run
 from sce.bulk.preview import Preview, confused_pairs
 from sce.bulk.reading import BLOCK_ROWS, kept_name, read_shard, read_texts
 from sce.bulk.request import identify_input, identify_labels
-from sce.bulk.vectors import STORE_COLUMNS
 from sce.config import JobConfig, resolve_output
 from sce.datasets.custom import read_label_file
 from sce.datasets.labelled import read_labelled
-from sce.distributed.embed_corpus import embed_corpus
+from sce.distributed.embed import embed_corpus
 from sce.distributed.resources import ActorPlan, ResourcesConfig, TorchThread
 from sce.distributed.sources import (
     ActorSettings,
@@ -50,7 +49,7 @@ from sce.distributed.stage import (
     run_stage,
 )
 from sce.embedding.embedder import EmbedderConfig
-from sce.embedding.store import EmbeddingStore
+from sce.embedding.store import STORE_COLUMNS, EmbeddingStore
 from sce.errors import ConfigError, SCEError
 from sce.evaluation import thresholds
 from sce.evaluation.plots import precision_coverage_figure
@@ -317,8 +316,8 @@ def _answer(
         log.error("%s: the rows that are done stay; the same command goes on", run.uri)
         raise _cause(error) from None
     rows_in = sum(shard.rows for shard in shards)
-    counts, tally = found.counts, found.tally
-    seconds = tally.finished - tally.started
+    counts, work = found.counts, found.work
+    seconds = work.finished - work.started
     return {
         "output": run.uri,
         **source.named(),
@@ -333,7 +332,7 @@ def _answer(
         "scoring": _scoring(source, labels),
         "rows_this_run": found.new_rows,
         "answer_seconds": round(seconds, 3),
-        "texts_per_second": round(tally.rows / seconds, 1) if tally.rows else 0.0,
+        "texts_per_second": round(work.rows / seconds, 1) if work.rows else 0.0,
     }
 
 

@@ -21,9 +21,14 @@ import requests
 import yaml
 
 from sce.client.client import Client, EndpointUnavailable, LimitExceeded, RowError
-from sce.datasets.schema import embeddings_schema
 from sce.embedding.embedder import EmbedderConfig, embedder_fingerprint
-from sce.embedding.store import Manifest, embedding_column, write_manifest, write_part
+from sce.embedding.store import (
+    Manifest,
+    embedding_column,
+    embeddings_schema,
+    write_manifest,
+    write_part,
+)
 from sce.model.answers import Prediction
 from sce.predictor import Predictor
 from sce.training.fresh_model import ModelConfig, build_model
