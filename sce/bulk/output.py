@@ -146,13 +146,7 @@ class OutputRun:
     @property
     def is_empty(self) -> bool:
         """No row was ever confirmed."""
-        filesystem, path = filesystem_of(f"{self.uri.rstrip('/')}/{CHECKPOINT}")
-        selector = pafs.FileSelector(path, allow_not_found=True, recursive=True)
-        confirmed = any(
-            info.type == pafs.FileType.File and not info.base_name.endswith(".pending.parquet")
-            for info in filesystem.get_file_info(selector)
-        )
-        return not self.parts and not confirmed
+        return rows_done(self) == 0
 
     @property
     def done(self) -> bool:

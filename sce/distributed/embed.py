@@ -127,6 +127,7 @@ def embed_corpus(
         work = ActorCounts(0, {}, 0.0, 0.0)
         if old is not None:
             if not change.pending and not change.removed:
+                discard_unnamed(folder)
                 run.finish(_summary(run, old, change, _count(old, old.manifest.parts), work))
                 return _unchanged(old, run)
             _clear(folder, request)
@@ -134,16 +135,17 @@ def embed_corpus(
         if change.pending:
             actors = plan if isinstance(plan, ActorPlan) else plan()
             stage = _stage(embedder, columns, change.pending, actors)
-            what = "embedding"
-            work = run_stage(run, change.pending, stage, actors, limit, what, commit_rows).work
+            work = run_stage(
+                run, change.pending, stage, actors, limit, "embedding", commit_rows
+            ).work
         new, counts = _commit(run, old, fingerprint, shards, change, work)
         summary = _summary(run, new, change, counts, work)
         run.finish(summary)
-    named = ("rows_out", "embedded", "reused", "removed", "truncated", "texts_per_second")
+    named = ("rows_out", "embedded", "reused", "removed", "truncated", "embed_seconds")
     log.info(
-        "%s: %d rows, %d embedded, %d reused, %d removed, %d truncated (%.0f texts/s)",
+        "%s: %d rows, %d embedded, %d reused, %d removed, %d truncated in %.1f s (%.0f texts/s)",
         folder,
-        *(summary[name] for name in named),
+        *(summary[name] for name in (*named, "texts_per_second")),
     )
     return new, summary
 
