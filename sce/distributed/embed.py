@@ -3,9 +3,9 @@
 The first time, the corpus runs through a stage (`sce.distributed.stage`): shards to blocks, blocks
 through actors that have the embedder, vectors to Parquet, written by the workers and resumed where
 a kill cut it short. Where the store holds vectors already, the corpus is compared with it first
-(`sce.bulk.pending`); only rows that are new or changed run through the stage, as parts beside the
-old ones, and parts of which rows have gone are written anew (`sce.embedding.compaction`). The
-manifest comes last: until then, the store is what it was.
+(`sce.distributed.store_diff`): only rows that are new or changed run through the stage, as parts
+beside the old ones, and parts of which rows have gone are written anew
+(`sce.embedding.compaction`). The manifest comes last: until then, the store is what it was.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cache, partial
 from itertools import chain
@@ -28,8 +28,7 @@ import pyarrow.compute as pc
 from sce.bulk.corpus import Columns, Corpus, Shard, open_corpus
 from sce.bulk.counts import ActorCounts, ErrorLimit
 from sce.bulk.output import RUN_FILE, FolderLock, OutputRun, PartCounts, read_run
-from sce.bulk.pending import KnownRows, pending_shard, read_part_keys, scan_shard
-from sce.bulk.reading import BLOCK_ROWS, PLACE_BITS, read_shard
+from sce.bulk.reading import BLOCK_ROWS
 from sce.bulk.request import identify_input
 from sce.bulk.vectors import BlockEmbedder
 from sce.config import resolve_output
@@ -45,6 +44,7 @@ from sce.distributed.stage import (
     plan_corpus,
     run_stage,
 )
+from sce.distributed.store_diff import Change, compare
 from sce.embedding.compaction import discard_unnamed, rewrite_part
 from sce.embedding.embedder import (
     EmbedderConfig,
@@ -60,7 +60,6 @@ from sce.embedding.store import (
     text_hash,
     write_manifest,
 )
-from sce.errors import DataError
 from sce.storage import Place, RemotePath, absolute_model, to_place, write_text
 
 MIN_BATCH_ROWS = 512
@@ -123,7 +122,7 @@ def embed_corpus(
         return _unchanged(old, run)
     shards = plan_corpus(corpus, columns)
     with run.lock:
-        change = _compare(old, shards, columns, prepared)
+        change = compare(old, shards, columns, prepared)
         work = ActorCounts(0, {}, 0.0, 0.0)
         if old is not None:
             if not change.pending and not change.removed:
@@ -200,26 +199,6 @@ def embed_prepared(
     return found
 
 
-@dataclass(frozen=True)
-class Change:
-    """What is to be done so that a store holds a corpus.
-
-    Attributes:
-        pending: rows that are to be embedded.
-        reused: number of rows whose vectors the store has.
-        removed: number of rows of the store that the corpus no longer has.
-        kept: parts that stay as they are.
-        rewritten: parts of which some rows stay: which, and the place of the first row in a part
-            that has no places yet.
-    """
-
-    pending: Sequence[Shard]
-    reused: int = 0
-    removed: int = 0
-    kept: Sequence[str] = ()
-    rewritten: Sequence[tuple[str, np.ndarray, int]] = ()
-
-
 def embedder_of(given: EmbedderConfig | None, trained_with: EmbedderFingerprint) -> EmbedderConfig:
     """The embedder to load: the one given, else the one that the model was trained with.
 
@@ -262,60 +241,6 @@ def _stage(
             "row_group_size": 8192,
         },
     )
-
-
-def _compare(
-    old: EmbeddingStore | None, shards: Sequence[Shard], columns: Columns, prepared: bool
-) -> Change:
-    """Look every row of a corpus up in a store."""
-    if old is None and not prepared:
-        return Change(shards)
-    names = [] if old is None else old.manifest.parts
-    parts = list(in_tasks(read_part_keys, [(name,) for name in names], old, columns))
-    known = KnownRows(parts)
-    # Rows that are new get places behind those that the store has, as if of files after its own.
-    next_file = max((part.files for part in parts), default=0)
-    first_places: dict[str, int] = {}
-    for part in parts:
-        if not part.files:
-            first_places[part.name] = next_file << PLACE_BITS
-            next_file += 1
-    file_numbers: dict[int, int] = {}
-    pending: list[Shard] = []
-    id_hashes = []
-    items = [(shard,) for shard in shards]
-    scans = in_tasks(scan_shard, items, columns, known.keys_K, prepared)
-    for shard, (found_N, id_hashes_N) in zip(shards, scans, strict=True):
-        pending_N = known.claim(found_N)
-        if old is None:
-            pending.append(shard)
-        elif pending_N.any():
-            number = file_numbers.setdefault(shard.file_number, next_file + len(file_numbers))
-            pending.append(pending_shard(shard, pending_N, number))
-        if prepared:
-            id_hashes.append(id_hashes_N)
-    if prepared:
-        _refuse_equal_ids(np.concatenate(id_hashes), shards, columns)
-    kept, rewritten, reused, removed = [], [], 0, 0
-    for part, live_N in known.live():
-        live = int(live_N.sum())
-        reused, removed = reused + live, removed + len(live_N) - live
-        if live == len(live_N) and part.files:
-            kept.append(part.name)
-        elif live:
-            rewritten.append((part.name, live_N, first_places.get(part.name, 0)))
-    return Change(pending, reused, removed, kept, rewritten)
-
-
-def _refuse_equal_ids(hashes: np.ndarray, shards: Sequence[Shard], columns: Columns) -> None:
-    """Raises `DataError` with an id that stands twice, which is looked for where a hash does."""
-    hashes.sort()
-    twice = hashes[1:][hashes[1:] == hashes[:-1]]
-    for shard in shards if len(twice) else ():
-        for block in read_shard(shard, columns):
-            for one in block["id"].to_pylist():
-                if int(text_hash(one), 16) == twice[0]:
-                    raise DataError(f"the id {one!r} stands more than once; ids are unique.")
 
 
 def _clear(folder: Place, request: dict[str, Any]) -> None:
