@@ -73,6 +73,12 @@ class RowFacts:
         hashes = [text_hash(text or "") for text in block["text"].to_pylist()]
         return cls(row_id, pa.array(hashes, pa.string()), errors)
 
+    def keys(self, block: pa.Table, columns: Columns) -> np.ndarray:
+        """The keys of its rows, S16 [N]."""
+        others = block.select([f"{KEEP}{name}" for name in _others(columns)])
+        codes = pa.array(self.errors.codes_N, pa.string())
+        return _keys(self.row_id, self.text_hash, codes, others)
+
 
 @dataclass(frozen=True)
 class StorePart:
@@ -80,13 +86,13 @@ class StorePart:
 
     Attributes:
         keys_N: of the rows.
-        files: above the number of every file in its places; 0 where it has no places, as the
+        next_file: behind the number of every file in its places; 0 where it has no places, as the
             stores of prepared data once had none.
     """
 
     name: str
     keys_N: np.ndarray
-    files: int
+    next_file: int
 
 
 def read_part_keys(name: str, store: EmbeddingStore, columns: Columns) -> StorePart:
@@ -97,8 +103,8 @@ def read_part_keys(name: str, store: EmbeddingStore, columns: Columns) -> StoreP
     table = store.read_part(name, [*own, *(["error", "place"] if has_places else []), *others])
     errors = table["error"] if has_places else pa.repeat("", table.num_rows)
     keys_N = _keys(table["row_id"], table["text_hash"], errors, table.select(others))
-    files = (pc.max(table["place"]).as_py() >> PLACE_BITS) + 1 if has_places else 0
-    return StorePart(name, keys_N, files)
+    next_file = (pc.max(table["place"]).as_py() >> PLACE_BITS) + 1 if has_places else 0
+    return StorePart(name, keys_N, next_file)
 
 
 def scan_shard(
@@ -123,8 +129,7 @@ def scan_shard(
                 f"{shard.file.uri}: row {row + bad[0]} ({ids[bad[0]]!r}) {complaint}; {len(bad)} "
                 f"row(s) of {len(ids)} have errors."
             )
-        others = block.select([f"{KEEP}{name}" for name in _others(columns)])
-        keys_N = _keys(facts.row_id, facts.text_hash, pa.array(codes_N, pa.string()), others)
+        keys_N = facts.keys(block, columns)
         place_N = np.searchsorted(keys_K, keys_N)
         known_N = place_N < len(keys_K)
         known_N[known_N] = keys_K[place_N[known_N]] == keys_N[known_N]

@@ -53,10 +53,10 @@ def compare(
     parts = list(in_tasks(read_part_keys, [(name,) for name in names], old, columns))
     known = KnownRows(parts)
     # Rows that are new get places behind those that the store has, as if of files after its own.
-    next_file = max((part.files for part in parts), default=0)
+    next_file = max((part.next_file for part in parts), default=0)
     first_places: dict[str, int] = {}
     for part in parts:
-        if not part.files:
+        if not part.next_file:
             first_places[part.name] = next_file << PLACE_BITS
             next_file += 1
     file_numbers: dict[int, int] = {}
@@ -79,7 +79,7 @@ def compare(
     for part, live_N in known.live():
         live = int(live_N.sum())
         reused, removed = reused + live, removed + len(live_N) - live
-        if live == len(live_N) and part.files:
+        if live == len(live_N) and part.next_file:
             kept.append(part.name)
         elif live:
             rewritten.append((part.name, live_N, first_places.get(part.name, 0)))

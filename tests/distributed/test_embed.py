@@ -10,7 +10,7 @@ import pytest
 
 from sce.bulk.corpus import Columns, open_corpus
 from sce.bulk.counts import ErrorLimit
-from sce.bulk.output import OutputRun
+from sce.bulk.output import OutputRun, PartCounts
 from sce.distributed import embed as embed_module
 from sce.distributed.embed import embed_corpus
 from sce.distributed.resources import ResourcesConfig, embed_actors, training_workers
@@ -71,10 +71,15 @@ def figures(summary):
 
 
 def test_incremental(model, tmp_path, monkeypatch):
+    """Interrupted and resumed at first, unchanged, less, then grown, interrupted and resumed."""
     rows, store = tmp_path / "rows", tmp_path / "store"
     ids = [f"r{i}" for i in range(len(TEXTS))]
-    write_rows(rows, TEXTS)
-    opened, done = fill(rows, store, model)
+    write_rows(rows, TEXTS[:100])
+    write_rows(rows, TEXTS[100:], 100)
+    interrupt(monkeypatch, rows, store, model)
+    with pytest.raises(DataError, match="unfinished"):
+        EmbeddingStore.open(store)
+    opened, done = fill(rows, store, model, commit_rows=50)
     assert figures(done) == (200, 200, 0, 0)
     assert done["model_load_seconds"] > 0
     assert done["embedder"] == opened.manifest.embedder["id"]
@@ -85,20 +90,30 @@ def test_incremental(model, tmp_path, monkeypatch):
         patch.setattr(embed_module, "run_stage", refuse_to_start)
         manifest = (store / "manifest.json").read_text()
         assert fill(rows, store, model)[1]["unchanged"]
-        write_rows(rows, TEXTS)  # the same rows, written later
+        write_rows(rows, TEXTS[:100])  # the same rows, written later
         assert figures(fill(rows, store, model)[1]) == (200, 0, 200, 0)
         assert (store / "manifest.json").read_text() == manifest
-        write_rows(rows, TEXTS[:150])
+        write_rows(rows, TEXTS[100:150], 100)
         opened, less = fill(rows, store, model)
         assert figures(less) == (150, 0, 150, 50)
         expect(opened, model, ids[:150], TEXTS[:150])
 
-    changed = ["refund the order", *TEXTS[1:150], "a new galaxy"]
-    write_rows(rows, changed)
-    opened, grown = fill(rows, store, model)
-    assert figures(grown) == (151, 2, 149, 1)
-    expect(opened, model, ids[:151], changed)
-    assert len(opened.read(["place"])["place"].unique()) == 151
+    changed = ["refund the order", *TEXTS[1:150], *TEXTS[:50]]
+    write_rows(rows, changed[:100])
+    write_rows(rows, changed[150:], 150)
+    interrupt(monkeypatch, rows, store, model, commit_rows=1)
+    assert EmbeddingStore.open(store).read(["row_id"]).num_rows == 150
+    with monkeypatch.context() as patch:
+        patch.setattr(embed_module, "write_manifest", interrupted_after(0))
+        with pytest.raises(KeyboardInterrupt):
+            fill(rows, store, model, commit_rows=1)
+    with monkeypatch.context() as patch:  # all is embedded
+        patch.setattr("sce.distributed.stage._run_part", refuse_to_start)
+        opened, grown = fill(rows, store, model, commit_rows=1)
+    assert figures(grown) == (200, 51, 149, 1)
+    expect(opened, model, ids, changed)
+    assert len(opened.read(["place"])["place"].unique()) == 200
+    assert not (store / "_lock.json").exists()
 
     other = model.model_copy(update={"max_tokens": 16})
     with pytest.raises(FingerprintMismatch, match="max_tokens: 64 there, 16 here"):
@@ -133,47 +148,15 @@ def test_a_new_week_in_the_folder_of_a_user(model, tmp_path):
         fill(rows, store, model, Columns(), prepared=False)
 
 
-@pytest.mark.parametrize("grown", [False, True])
-def test_what_was_cut_short_goes_on(model, tmp_path, monkeypatch, grown):
+def test_prepared_rows_that_changed_meanwhile_are_begun_anew(model, tmp_path):
     rows, store = tmp_path / "rows", tmp_path / "store"
-    before = 0
-    if grown:
-        write_rows(rows, TEXTS[:50])
-        fill(rows, store, model)
-        before = 50
-    for first in range(before, 200, 50):
-        write_rows(rows, TEXTS[first : first + 50], first)
-    with monkeypatch.context() as patch:
-        patch.setattr(OutputRun, "commit_part", interrupted_after(OutputRun.commit_part, 1))
-        with pytest.raises(KeyboardInterrupt):
-            fill(rows, store, model, commit_rows=50)
-    if grown:
-        assert EmbeddingStore.open(store).read(["row_id"]).num_rows == 50
-    else:
-        with pytest.raises(DataError, match="unfinished"):
-            EmbeddingStore.open(store)
-    assert not (store / "_lock.json").exists()
-    with monkeypatch.context() as patch:
-        patch.setattr(embed_module, "write_manifest", interrupted_after(None, 0))
-        with pytest.raises(KeyboardInterrupt):
-            fill(rows, store, model, commit_rows=50)
-    with monkeypatch.context() as patch:  # all is embedded
-        patch.setattr("sce.distributed.stage._run_part", refuse_to_start)
-        opened, done = fill(rows, store, model, commit_rows=50)
-    assert figures(done) == (200, 200 - before, before, 0)
-    expect(opened, model, [f"r{i}" for i in range(200)], TEXTS)
-
-
-def test_prepared_rows_that_changed_meanwhile_are_begun_anew(model, tmp_path, monkeypatch):
-    rows, store = tmp_path / "rows", tmp_path / "store"
-    write_rows(rows, TEXTS)
-    with monkeypatch.context() as patch:
-        patch.setattr(embed_module, "write_manifest", interrupted_after(None, 0))
-        with pytest.raises(KeyboardInterrupt):
-            fill(rows, store, model)
-    (store / "part-of-an-earlier-version.parquet").write_bytes(b"")
     write_rows(rows, TEXTS[:20])
-    with pytest.raises(ConfigError, match="input: changed"):
+    asked = {"job": "embed", "embedder": "another", "input": [], "columns": {}}
+    OutputRun(str(store), asked).commit_part(0, PartCounts(rows=30))
+    (store / "part-00000").mkdir()
+    (store / "part-00000" / "x.parquet").write_bytes(b"")
+    (store / "part-of-an-earlier-version.parquet").write_bytes(b"")
+    with pytest.raises(ConfigError, match="input: new"):
         fill(rows, store, model, prepared=False)
     opened, done = fill(rows, store, model)
     assert figures(done) == (20, 20, 0, 0)
@@ -238,8 +221,17 @@ def refuse_to_start(*_args, **_kwargs):
     raise AssertionError("an actor would start")
 
 
-def interrupted_after(function, calls):
-    """`function` that is stopped from the keyboard behind so many calls."""
+def interrupt(monkeypatch, rows, store, model, commit_rows=50):
+    """Stop a run from the keyboard when one part of it is committed."""
+    with monkeypatch.context() as patch:
+        again = interrupted_after(1, OutputRun.commit_part)
+        patch.setattr(OutputRun, "commit_part", again)
+        with pytest.raises(KeyboardInterrupt):
+            fill(rows, store, model, commit_rows=commit_rows)
+
+
+def interrupted_after(calls, function=None):
+    """`function`, interrupted when it is called once more than so many times."""
     left = iter(range(calls))
 
     def run(*args, **kwargs):
