@@ -6,11 +6,11 @@
         --input s3://bucket/texts/ --store s3://bucket/texts-embedded
 
 With --input: Parquet, JSONL or CSV (.gz too) becomes an embedding store for jobs/classify.py.
-Killed, the same command goes on where it was. The embedder is that of --config, or the default.
+Without: reads <run_dir>/data and writes the stores <run_dir>/embeddings/rows and .../labels.
 
-Without: reads <run_dir>/data and writes the stores <run_dir>/embeddings/rows and .../labels. Run
-again, it embeds what is new or changed, and says so where nothing is. Another embedder needs
-another run_dir.
+Killed, the same command goes on where it was. Run again, it embeds what is new or changed, removes
+what is gone, and says so where nothing is. The embedder is that of --config, or the default;
+another one needs another store.
 
 The last line of standard output is JSON. Exit code 0: done, 1: failed, 2: wrong input.
 """
@@ -20,8 +20,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from sce.distributed.embed_corpus import EmbedJob, embed
 from sce.workflows.cli import run_job
+from sce.workflows.embed import EmbedJob, embed
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -17,7 +17,7 @@ def test_the_predictor_loads_without_ray_and_mlflow():
 
 def test_jobs_that_ask_no_language_model_do_not_load_what_it_needs():
     code = (
-        "import sys, sce.workflows.train, sce.workflows.classify, sce.distributed.embed_corpus\n"
+        "import sys, sce.workflows.train, sce.workflows.classify, sce.distributed.embed\n"
         "assert not {'peft', 'bitsandbytes'} & set(sys.modules), 'seconds, and a warning'"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -1,5 +1,6 @@
 """Places by URI, on a real S3 server (moto's): what is whole, what is refused, what is fetched."""
 
+import dataclasses
 import json
 import pickle
 import threading
@@ -16,9 +17,15 @@ from moto.server import ThreadedMotoServer
 from sce import storage
 from sce.config import JobConfig
 from sce.datasets.prepare import DataConfig, PreparedData, prepare_data
-from sce.datasets.schema import embeddings_schema
-from sce.embedding.store import EmbeddingStore, Manifest, embedding_column, write_part
-from sce.embedding.store_update import commit, open_staging, part_name, plan_update, read_source
+from sce.embedding.compaction import discard_unnamed, rewrite_part
+from sce.embedding.store import (
+    EmbeddingStore,
+    Manifest,
+    embedding_column,
+    embeddings_schema,
+    write_manifest,
+    write_part,
+)
 from sce.errors import ConfigError, DataError, InputError
 from sce.storage import Place, RemotePath, fetch, replace_folder, to_place, write_text
 from sce.workflows.cli import run_job
@@ -247,32 +254,27 @@ def test_the_state_of_a_run(home):
     assert names(home / "c") == ["run.json"]
 
 
-def update(folder: RemotePath, texts: list[str]) -> EmbeddingStore:
-    """What `embed_to_store` does, with vectors that say which text they are of."""
-    table = pa.table({"row_id": [f"r{i}" for i in range(len(texts))], "text": texts})
-    source = read_source(table, "row_id", "text", ())
-    old = EmbeddingStore.open(folder) if (folder / "manifest.json").is_file() else None
-    planned = plan_update(old, source)
-    staging, part = open_staging(folder), part_name()
-    vectors = np.array([[float(text)] * 4 for text in planned.pending["_text"].to_pylist()])
-    columns = [
-        planned.pending["row_id"], planned.pending["text_hash"],
-        embedding_column(vectors.astype(np.float32)), pa.array([False] * len(vectors)),
-    ]  # fmt: skip
-    schema = embeddings_schema(4, pa.schema([]))
-    write_part(staging / part, pa.Table.from_arrays(columns, schema=schema))
-    manifest = Manifest({"id": "x"}, source.fingerprint, 0, 0, 0.0, 0.0, "", [])
-    return commit(folder, old, source, planned, [part], manifest)
-
-
 def test_an_embedding_store(home):
+    """Parts that a new manifest no longer names, or none ever did, are gone; a part in their place
+    has the rows that stayed."""
     folder = home / "store"
-    update(folder, ["1", "2", "3"])
+    vectors = np.arange(12, dtype=np.float32).reshape(3, 4)
+    ids = pa.array(["r0", "r1", "r2"])
+    columns = [ids, ids, embedding_column(vectors), pa.array([False] * 3)]
+    write_part(folder / "part-0.parquet", pa.table(columns, schema=embeddings_schema(4)))
+    manifest = Manifest({"id": "x"}, "y", 3, 0, 0.0, 0.0, "", ["part-0.parquet"])
+    write_manifest(folder, manifest)
     write_text(folder / "part-of-a-run-that-was-stopped.parquet", "")
+    write_text(folder / "part-00000" / "x.parquet", "")
     assert EmbeddingStore.open(folder).read().num_rows == 3
-    store = update(folder, ["1", "7", "3", "4"])
-    vectors = store.vectors_for(["r0", "r1", "r2", "r3"])
-    np.testing.assert_array_equal(vectors[:, 0], [1, 7, 3, 4])
-    assert names(folder) == sorted(["manifest.json", *store.manifest.parts])
+
+    part = "part-00001/00000.parquet"
+    live_N = np.array([True, False, True])
+    rewrite_part(folder / "part-0.parquet", folder / "part-00001" / "00000.parquet", live_N, 0)
+    write_manifest(folder, dataclasses.replace(manifest, rows=2, parts=[part]))
+    discard_unnamed(folder)
+    assert names(folder) == ["manifest.json", part]
+    store = EmbeddingStore.open(folder)
+    np.testing.assert_array_equal(store.vectors_for(["r2", "r0"]), vectors[[2, 0]])
     with pytest.raises(DataError, match="no embedding store"):
         EmbeddingStore.open(home / "none")

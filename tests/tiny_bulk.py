@@ -6,10 +6,15 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sce.datasets.schema import embeddings_schema
 from sce.embedding.embedder import embedder_fingerprint, load_embedder
 from sce.embedding.settings import EmbedderConfig
-from sce.embedding.store import Manifest, embedding_column, write_manifest, write_part
+from sce.embedding.store import (
+    Manifest,
+    embedding_column,
+    embeddings_schema,
+    write_manifest,
+    write_part,
+)
 from sce.predictor import Predictor
 from sce.training.fresh_model import ModelConfig, build_model
 from tests.tiny_models import build_roberta, build_sentence_transformer

@@ -30,7 +30,6 @@ from sce.bulk.counts import ErrorLimit
 from sce.bulk.output import OutputRun
 from sce.bulk.reading import read_shard
 from sce.config import JobConfig, resolve_output
-from sce.datasets.schema import embeddings_schema
 from sce.datasets.starter import read_starter
 from sce.distributed.backends import Classification, LocalModel
 from sce.distributed.resources import ActorPlan, ResourcesConfig, embed_actors, use_threads
@@ -39,7 +38,13 @@ from sce.distributed.stage import run_stage as run_bulk_stage
 from sce.embedding.embedder import embedder_fingerprint
 from sce.embedding.fingerprint import EmbedderFingerprint
 from sce.embedding.settings import EmbedderConfig
-from sce.embedding.store import Manifest, embedding_column, write_manifest, write_part
+from sce.embedding.store import (
+    Manifest,
+    embedding_column,
+    embeddings_schema,
+    write_manifest,
+    write_part,
+)
 from sce.evaluation.plots import rates_figure, save
 from sce.labels import LabelSet
 from sce.predictor import Predictor

@@ -10,15 +10,19 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.json as paj
+import pyarrow.parquet as pq
 from pydantic import Field
 
+from sce.bulk.corpus import Columns, open_corpus
+from sce.bulk.counts import ErrorLimit
+from sce.bulk.reading import BLOCK_ROWS
 from sce.config import JobConfig
 from sce.datasets.starter import read_starter
-from sce.distributed.embed import embed_to_store, split_blocks
-from sce.distributed.resources import ResourcesConfig, embed_actors, use_threads
+from sce.distributed.embed import embed_corpus
+from sce.distributed.resources import ActorPlan, ResourcesConfig, embed_actors, use_threads
+from sce.distributed.stage import ACTOR_CPUS
 from sce.embedding.embedder import load_embedder
 from sce.embedding.settings import EmbedderConfig
-from sce.embedding.store_update import TEXT, plan_update, read_source
 from sce.errors import ConfigError
 from sce.storage import Place, fetch
 
@@ -26,7 +30,7 @@ from sce.storage import Place, fetch
 class EmbedBenchmark(JobConfig):
     """Settings of `benchmark.py embed`."""
 
-    rows: int = Field(default=8000, ge=1)
+    rows: int = Field(default=2 * BLOCK_ROWS, ge=1)
     """Distinct texts to embed."""
     rounds: int = Field(default=3, ge=1)
     """Both sides run this often, one after the other; the report has every round."""
@@ -37,30 +41,27 @@ class EmbedBenchmark(JobConfig):
 
 
 def benchmark_embed(config: EmbedBenchmark) -> dict[str, Any]:
-    """Texts a second of `embed_to_store` and of `TextEmbedder.embed`, side by side.
+    """Texts a second of `embed_corpus` and of `TextEmbedder.embed`, side by side.
 
     Both embed the same texts in the same blocks with the same number of threads. Start-up is
     left out on both sides: Ray's time goes from the start of the first block to the end of
-    the last one, writing the store's parts included, which the bare embedder does not do.
+    the last one; meanwhile blocks are read and written, which the bare embedder does not do.
 
     Returns:
         texts, ray_texts_per_second and bare_texts_per_second of each round, and `ratio`, the
         median over the rounds of Ray's rate to the mean of the bare rates before and after it.
     """
     texts = _texts(config)
-    plan = embed_actors(config.resources)
+    plan = embed_actors(config.resources, default_cpus=ACTOR_CPUS)
     use_threads(plan.threads * plan.actors)
     bare = load_embedder(config.embedder.model_copy(update={"device": plan.device}))
-    table = pa.table({"row_id": [str(i) for i in range(len(texts))], "text": texts})
-    pending = plan_update(None, read_source(table, "row_id", "text", ())).pending
-    blocks = split_blocks(pending, plan.actors)
     bare.embed(texts[:64])
-    _ray_rate(table.slice(0, 64), config)  # starts Ray Data's own actors, once a cluster
+    _ray_rate(texts[:64], config, plan)  # starts Ray Data's own actors, once a cluster
 
-    ray_rates, bare_rates = [], [_bare_rate(bare, blocks)]
+    ray_rates, bare_rates = [], [_bare_rate(bare, texts)]
     for _ in range(config.rounds):
-        ray_rates.append(_ray_rate(table, config))
-        bare_rates.append(_bare_rate(bare, blocks))
+        ray_rates.append(_ray_rate(texts, config, plan))
+        bare_rates.append(_bare_rate(bare, texts))
     ratios = [
         2 * rate / (before + after)
         for rate, before, after in zip(ray_rates, bare_rates, bare_rates[1:])
@@ -78,18 +79,19 @@ def benchmark_embed(config: EmbedBenchmark) -> dict[str, Any]:
     }
 
 
-def _ray_rate(table: pa.Table, config: EmbedBenchmark) -> float:
+def _ray_rate(texts: list[str], config: EmbedBenchmark, plan: ActorPlan) -> float:
     with tempfile.TemporaryDirectory() as folder:
-        done = embed_to_store(table, folder, config.embedder, config.resources)
+        pq.write_table(pa.table({"text": texts}), f"{folder}/texts.parquet")
+        corpus, limit = open_corpus([folder]), ErrorLimit(count=0)
+        _, done = embed_corpus(corpus, Columns(), f"{folder}/store", config.embedder, plan, limit)
     return done["texts_per_second"]
 
 
-def _bare_rate(embedder: Any, blocks: list[pa.Table]) -> float:
+def _bare_rate(embedder: Any, texts: list[str]) -> float:
     started = time.perf_counter()
-    for block in blocks:
-        embedder.embed(block[TEXT].to_pylist())
-    rows = sum(block.num_rows for block in blocks)
-    return round(rows / (time.perf_counter() - started), 1)
+    for first in range(0, len(texts), BLOCK_ROWS):
+        embedder.embed(texts[first : first + BLOCK_ROWS])
+    return round(len(texts) / (time.perf_counter() - started), 1)
 
 
 def _texts(config: EmbedBenchmark) -> list[str]:

@@ -1,4 +1,4 @@
-"""The output folder of a bulk job: what was asked, what is done, and who is writing.
+"""The state of a bulk job's output folder: what was asked, what is done, and who is writing.
 
     OUTPUT/part-00000/*.parquet   the rows; a part is what was committed together
     OUTPUT/_run.json              the request, the finished parts, the summary
@@ -18,7 +18,6 @@ import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any, Literal
 
 import numpy as np
@@ -88,6 +87,8 @@ class OutputRun:
         parts: finished parts by number.
         summary: of the finished job, else None.
         seconds: of work on it, over all attempts.
+        first_part: folder number of the part 0; before it stands what an earlier request wrote.
+        lock: to be held while anything is written.
     """
 
     uri: str
@@ -95,11 +96,22 @@ class OutputRun:
     parts: dict[int, PartCounts] = field(default_factory=dict)
     summary: dict[str, Any] | None = None
     seconds: float = 0.0
+    first_part: int = 0
+    lock: FolderLock = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        self.lock = FolderLock(self.uri)
 
     @classmethod
-    def open(cls, uri: str, request: Mapping[str, Any], what: str = "output") -> OutputRun:
+    def open(
+        cls, uri: str, request: Mapping[str, Any], what: str = "output", update: bool = False
+    ) -> OutputRun:
         """Begin in an empty or absent folder, or go on where a job with the same request was.
         Nothing is written yet, so a mistake that comes out later leaves no trace.
+
+        Args:
+            what: setting that names the folder, for messages.
+            update: the folder is whole, and a request for another input begins anew in it.
 
         Raises:
             InputError: a URI that cannot be used; other files are there, or the job in it was
@@ -114,33 +126,27 @@ class OutputRun:
             filesystem, path = filesystem_of(uri)
             found = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
             files = sorted(f.base_name for f in found if f.base_name != LOCK_FILE)
-            if files:
+            if files and not update:
                 raise ConfigError(
                     f"{what}: {uri} holds files that no such job wrote ({files[0]!r}). "
                     "Give a new folder."
                 )
             return cls(uri, plain)
+        if update and old.request["input"] != plain["input"]:
+            old = cls(uri, old.request | {"input": plain["input"]})
         differences = list(_differences(old.request, plain))
-        if differences and old.is_empty:
-            return cls(uri, plain)
-        if differences:
+        if differences and (update or not old.is_empty):
             raise ConfigError(
                 f"{what}: the job in {uri} was asked for something else:\n"
                 + "\n".join(f"  {line}" for line in differences)
                 + f"\nGive the same, or a new folder with --{what.replace('_', '-')}."
             )
-        return old
+        return cls(uri, plain) if differences else old
 
     @property
     def is_empty(self) -> bool:
         """No row was ever confirmed."""
-        filesystem, path = filesystem_of(f"{self.uri.rstrip('/')}/{CHECKPOINT}")
-        selector = pafs.FileSelector(path, allow_not_found=True, recursive=True)
-        confirmed = any(
-            info.type == pafs.FileType.File and not info.base_name.endswith(".pending.parquet")
-            for info in filesystem.get_file_info(selector)
-        )
-        return not self.parts and not confirmed
+        return rows_done(self) == 0
 
     @property
     def done(self) -> bool:
@@ -148,10 +154,10 @@ class OutputRun:
 
     def part_uri(self, number: int) -> str:
         """Folder of a part's rows."""
-        return f"{self.uri.rstrip('/')}/part-{number:05d}"
+        return f"{self.uri.rstrip('/')}/part-{self.first_part + number:05d}"
 
     def checkpoint_uri(self, number: int) -> str:
-        return f"{self.uri.rstrip('/')}/{CHECKPOINT}/part-{number:05d}"
+        return f"{self.uri.rstrip('/')}/{CHECKPOINT}/part-{self.first_part + number:05d}"
 
     def save(self) -> None:
         """Write the state; never half of it."""
@@ -175,10 +181,11 @@ class OutputRun:
         """Mark the whole as done."""
         self.summary = summary
         self.save()
-        remove(to_place(f"{self.uri.rstrip('/')}/{CHECKPOINT}"))
+        self.remove_checkpoint()
 
-    def lock(self) -> FolderLock:
-        return FolderLock(self.uri)
+    def remove_checkpoint(self) -> None:
+        """Forget which rows of unfinished parts were written."""
+        remove(to_place(f"{self.uri.rstrip('/')}/{CHECKPOINT}"))
 
 
 def read_run(uri: str) -> OutputRun | None:
@@ -275,12 +282,13 @@ class FolderLock:
     """Keeps two jobs from writing to one folder; the lock of a job that died is taken over.
 
     `beat` says that the job is alive. On the machine of the holder its process decides, else
-    the age of its last beat.
+    the age of its last beat. The holder may enter again: only the last exit gives the lock back.
     """
 
     def __init__(self, uri: str) -> None:
         self._uri = f"{uri.rstrip('/')}/{LOCK_FILE}"
         self._last = 0.0
+        self._depth = 0
         started = psutil.Process().create_time()
         self._me = {
             "host": socket.gethostname(),
@@ -291,24 +299,23 @@ class FolderLock:
 
     def __enter__(self) -> FolderLock:
         """Raises `ConfigError` where another job is at work."""
-        holder = self._read()
+        holder = None if self._depth else self._read()
         if holder and self._is_alive(holder):
             raise ConfigError(
                 f"output: another job writes to {self._uri.rpartition('/')[0]} (process "
                 f"{holder['pid']} on {holder['host']}, alive {time.time() - holder['time']:.0f} s "
                 "ago). Wait for it, stop it, or give a new folder."
             )
+        if not self._depth:
+            self._last = 0.0
+        self._depth += 1
         self.beat()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        filesystem, path = filesystem_of(self._uri)
-        if (self._read() or {}).get("nonce") == self._me["nonce"]:
+    def __exit__(self, *_: object) -> None:
+        self._depth -= 1
+        if not self._depth and (self._read() or {}).get("nonce") == self._me["nonce"]:
+            filesystem, path = filesystem_of(self._uri)
             filesystem.delete_file(path)
 
     def beat(self) -> None:

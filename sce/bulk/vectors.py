@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from sce.bulk.corpus import Columns
-from sce.bulk.reading import kept_columns
-from sce.bulk.rows import Errors, check_ids, check_texts
+from sce.bulk.pending import RowFacts
+from sce.bulk.reading import BLOCK_ROWS, kept_columns
 from sce.embedding.embedder import TextEmbedder
-from sce.embedding.store import embedding_column, text_hash
+from sce.embedding.store import STORE_COLUMNS, embedding_column
 
-STORE_COLUMNS = ("row_id", "text_hash", "embedding", "truncated", "error", "place")
+PIECE_ROWS = {"cpu": 512}
+"""A vector's last bits depend on the batch it was in. The pieces of a corpus of one block are those
+that stores were made of from the beginning, so that its vectors are the same in every bit."""
 
 
 class BlockEmbedder:
@@ -27,36 +31,32 @@ class BlockEmbedder:
         self._columns = columns
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        errors = Errors.of(block["error"])
-        if self._columns.id is not None:
-            check_ids(block["id"], errors)
-        check_texts(block["text"], errors)
-        good_N = errors.good()
-        vectors_GD, truncated_N = embed_good(self._embedder, block["text"], good_N)
-        vectors_ND = np.zeros((len(good_N), self._embedder.dimension), np.float32)
-        vectors_ND[good_N] = vectors_GD
-        hashes = [text_hash(text or "") for text in block["text"].to_pylist()]
+        facts = RowFacts.of(block, self._columns)
+        vectors_ND = np.zeros((block.num_rows, self._embedder.dimension), np.float32)
+        truncated_N = np.zeros(block.num_rows, bool)
+        for rows_P in self._pieces(block["text"], facts):
+            texts_P = block["text"].take(pa.array(rows_P)).combine_chunks()
+            vectors_ND[rows_P], truncated_N[rows_P] = embed_distinct(self._embedder, texts_P)
         return pa.table(
             {
-                "row_id": pc.coalesce(block["id"], pc.cast(block["place"], pa.string())),
-                "text_hash": pa.array(hashes, pa.string()),
+                "row_id": facts.row_id,
+                "text_hash": facts.text_hash,
                 "embedding": embedding_column(vectors_ND),
                 "truncated": pa.array(truncated_N),
-                "error": pa.array(errors.codes_N, pa.string()),
+                "error": pa.array(facts.errors.codes_N, pa.string()),
                 "place": block["place"],
             }
             | kept_columns(block, STORE_COLUMNS)
         )
 
-
-def embed_good(
-    embedder: TextEmbedder, texts: pa.ChunkedArray, good_N: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Vectors of the good rows [G, D], and of every row whether its text was cut [N]."""
-    truncated_N = np.zeros(len(good_N), bool)
-    good_texts = texts.filter(pa.array(good_N)).combine_chunks()
-    vectors_GD, truncated_N[good_N] = embed_distinct(embedder, good_texts)
-    return vectors_GD, truncated_N
+    def _pieces(self, texts: pa.ChunkedArray, facts: RowFacts) -> Iterator[np.ndarray]:
+        """Rows without errors that are embedded together: the longest texts first, so that little
+        is padded, and equal ones side by side."""
+        sizes = pa.table({"length": pc.utf8_length(texts), "hash": facts.text_hash})
+        order_N = pc.sort_indices(sizes, [("length", "descending"), ("hash", "ascending")])
+        rows_G = order_N.filter(pa.array(facts.errors.good()).take(order_N)).to_numpy()
+        size = PIECE_ROWS.get(self._embedder.device.type, BLOCK_ROWS)
+        yield from (rows_G[first : first + size] for first in range(0, len(rows_G), size))
 
 
 def embed_distinct(embedder: TextEmbedder, texts_G: pa.Array) -> tuple[np.ndarray, np.ndarray]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -48,24 +49,13 @@ class PreparedData:
             DataError: it is not such a folder, or one of its files is damaged.
         """
         folder = to_place(folder)
-        missing = [name for name in FILES if not (folder / name).is_file()]
-        if missing:
-            raise DataError(
-                f"{folder}: not a prepared data folder (no {', '.join(missing)}). Make one with "
-                "jobs/prepare_data.py."
-            )
-        try:
+        with _whole(folder):
             rows = pq.read_table(parquet_source(folder / ROWS_FILE), schema=ROWS)
             sets = _read_label_sets(folder).to_pylist()
             manifest = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
-        except (OSError, ValueError, pa.ArrowException) as error:
-            raise DataError(
-                f"{folder}: a damaged prepared data folder ({error}). Remove it and run "
-                "jobs/prepare_data.py again."
-            ) from None
         return cls(
             rows=rows,
-            label_sets={s["label_set"]: LabelSet.parse(s["labels"]) for s in sets},
+            label_sets=_parse(sets),
             domains={s["label_set"]: s["domain"] for s in sets},
             manifest=manifest,
         )
@@ -117,6 +107,35 @@ class PreparedData:
 
 def _where_in(table: pa.Table, column: str, values: Collection[str]) -> pa.Table:
     return table.filter(pc.is_in(table[column], value_set=pa.array(list(values), pa.string())))
+
+
+def read_label_sets(folder: str | Place) -> dict[str, LabelSet]:
+    """The label sets of a prepared data folder alone, by id. Raises like `PreparedData.load`."""
+    folder = to_place(folder)
+    with _whole(folder):
+        return _parse(_read_label_sets(folder).to_pylist())
+
+
+def _parse(sets: Sequence[Mapping[str, Any]]) -> dict[str, LabelSet]:
+    return {one["label_set"]: LabelSet.parse(one["labels"]) for one in sets}
+
+
+@contextmanager
+def _whole(folder: Place) -> Iterator[None]:
+    """What is not there, or cannot be read in the block, is a `DataError`."""
+    missing = [name for name in FILES if not (folder / name).is_file()]
+    if missing:
+        raise DataError(
+            f"{folder}: not a prepared data folder (no {', '.join(missing)}). Make one with "
+            "jobs/prepare_data.py."
+        )
+    try:
+        yield
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise DataError(
+            f"{folder}: a damaged prepared data folder ({error}). Remove it and run "
+            "jobs/prepare_data.py again."
+        ) from None
 
 
 def _read_label_sets(folder: Place) -> pa.Table:

@@ -37,15 +37,3 @@ LABEL_SETS = pa.schema(
         pa.field("labels", pa.list_(LABEL), nullable=False),
     ]
 )
-
-
-def embeddings_schema(dimension: int, passthrough: pa.Schema | None = None) -> pa.Schema:
-    """Schema of an embedding store: `row_id`, `text_hash`, `embedding` [dimension] float32,
-    `truncated`, then the passthrough columns."""
-    fields = [
-        pa.field("row_id", pa.string(), nullable=False),
-        pa.field("text_hash", pa.string(), nullable=False),
-        pa.field("embedding", pa.list_(pa.float32(), dimension), nullable=False),
-        pa.field("truncated", pa.bool_(), nullable=False),
-    ]
-    return pa.schema(fields + list(passthrough or []))

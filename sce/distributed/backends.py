@@ -14,7 +14,7 @@ from sce.bulk.endpoint import EndpointPredictor
 from sce.bulk.output import OutputFormat
 from sce.bulk.reading import BLOCK_ROWS, kept_name
 from sce.bulk.request import identify_model
-from sce.distributed.embed_corpus import embedder_of
+from sce.distributed.embed import embedder_of
 from sce.distributed.resources import ActorPlan, ResourcesConfig, embed_actors
 from sce.distributed.stage import (
     ACTOR_CPUS,

@@ -1,144 +1,148 @@
-"""Embeds a corpus once, on Ray Data, into an embedding store.
+"""Embeds a corpus once, into a store: the one engine, for prepared data and for users' corpora.
 
-Ray Data reads ids and texts; the driver drops what the store has already and sorts the rest by
-length; a pool of actors, one model each, embeds blocks of it. An actor writes its vectors
-itself, so that they never pass through the object store, and answers with one row of figures.
-Only parts that were reported are committed: a task that Ray runs twice adds nothing.
+The first time, the corpus runs through a stage (`sce.distributed.stage`): shards to blocks, blocks
+through actors that have the embedder, vectors to Parquet, written by the workers and resumed where
+a kill cut it short. Where the store holds vectors already, the corpus is compared with it first
+(`sce.distributed.store_diff`): only rows that are new or changed run through the stage, as parts
+beside the old ones, and parts of which rows have gone are written anew
+(`sce.embedding.compaction`). The manifest comes last: until then, the store is what it was.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
+from functools import cache, partial
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
-import ray
-import ray.data
-from ray.data import ActorPoolStrategy, DataContext
-from ray.exceptions import RayError
 
-from sce.datasets.prepared import ROWS_FILE, PreparedData
-from sce.datasets.schema import embeddings_schema
-from sce.distributed.resources import ResourcesConfig, TorchThread, embed_actors, ensure_ray
+from sce.bulk.corpus import Columns, Corpus, Shard, open_corpus
+from sce.bulk.counts import ActorCounts, ErrorLimit
+from sce.bulk.output import RUN_FILE, FolderLock, OutputRun, PartCounts, read_run
+from sce.bulk.reading import BLOCK_ROWS
+from sce.bulk.request import identify_input
+from sce.bulk.vectors import BlockEmbedder
+from sce.config import resolve_output
+from sce.datasets.prepared import ROWS_FILE, read_label_sets
+from sce.distributed.resources import ActorPlan, ResourcesConfig, embed_actors
+from sce.distributed.stage import (
+    ACTOR_CPUS,
+    COMMIT_ROWS,
+    EMBED_ROWS_PER_FILE,
+    TEXT_BLOCK_BYTES,
+    Stage,
+    in_tasks,
+    plan_corpus,
+    run_stage,
+)
+from sce.distributed.store_diff import Change, compare
+from sce.embedding.compaction import discard_unnamed, rewrite_part
 from sce.embedding.embedder import embedder_fingerprint, load_embedder
+from sce.embedding.fingerprint import EmbedderFingerprint, check_fingerprint
 from sce.embedding.settings import EmbedderConfig
 from sce.embedding.store import (
     MANIFEST,
     EmbeddingStore,
     Manifest,
-    embedding_column,
     text_hash,
-    write_part,
+    write_manifest,
 )
-from sce.embedding.store_update import (
-    TEXT,
-    Update,
-    commit,
-    open_staging,
-    part_name,
-    plan_update,
-    read_source,
-)
-from sce.errors import DataError, InputError
-from sce.storage import Place, to_place
+from sce.storage import Place, RemotePath, absolute_model, to_place, write_text
 
-BLOCK_ROWS = (512, 8192)
-BLOCKS_PER_ACTOR = 16
-PROGRESS_SECONDS = 10
+MIN_BATCH_ROWS = 512
+"""An actor gets fewer texts at once only where there are no more."""
 
 log = logging.getLogger(__name__)
 
 
-def embed_to_store(
-    source: pa.Table | Sequence[str | Path],
+def embed_corpus(
+    corpus: Corpus,
+    columns: Columns,
     store: str | Place,
     embedder: EmbedderConfig,
-    resources: ResourcesConfig,
-    id_column: str = "row_id",
-    text_column: str = "text",
-    passthrough: Sequence[str] = (),
-) -> dict[str, Any]:
-    """Make `store` hold the vectors of exactly the rows of `source`.
+    plan: ActorPlan | Callable[[], ActorPlan],
+    limit: ErrorLimit,
+    commit_rows: int = COMMIT_ROWS,
+    prepared: bool = False,
+) -> tuple[EmbeddingStore, dict[str, Any]]:
+    """Make `store` hold one vector for each row of `corpus`, and no other.
 
-    Only rows that are new or whose text changed are embedded; where nothing changed, no model
-    is loaded and no actor starts. Rows that share a text are embedded together, as one.
+    Only rows that are new, or of which the text or what `columns.keep` names has changed, are
+    embedded; where none is, no model is loaded and no actor starts. Rows with errors are in the
+    store as well, with their error and a vector of zeros. The store has the columns
+    `STORE_COLUMNS` and those to be kept. Rows that come later have places behind the others.
 
     Args:
-        source: a table, or paths of Parquet files. Ids and texts pass through the driver's
-            memory.
-        store: folder that every node reaches, or a URI.
-        id_column: unique ids, "row_id" in the store.
-        passthrough: further columns that the store repeats.
+        store: a folder that every node reaches, or a URI.
+        plan: the actors, or what works them out once they are needed.
+        limit: of rows with errors among those that are embedded.
+        prepared: rows with errors, and ids that stand twice, are refused; and an unfinished store
+            of other rows is begun anew rather than refused.
 
     Returns:
-        rows, embedded, reused, removed, truncated, seconds, embed_seconds, texts_per_second
-        (start-up left out), model_load_seconds, path, fingerprint.
+        The store, and the summary: store, embedder, rows_in, rows_out, embedded, reused, removed,
+        errors, truncated, seconds (over all attempts), embed_seconds and texts_per_second
+        (start-up left out), model_load_seconds; and `unchanged` where nothing was to be done.
 
     Raises:
-        DataError: as `sce.embedding.store_update.read_source`.
-        EmbedderError: the embedder cannot be loaded.
         FingerprintMismatch: the store was made by another embedder; give a new folder.
-        ConfigError: the cluster cannot give what `resources` asks for.
+        InputError: the store has other columns; too many rows with errors; the input.
     """
-    started = time.perf_counter()
-    folder = to_place(store).absolute()
+    folder = resolve_output(store)
+    if isinstance(folder, RemotePath):
+        folder.check("store")
     fingerprint = embedder_fingerprint(embedder)
-    if not isinstance(source, pa.Table):
-        source = _read_parquet(source, list(dict.fromkeys((id_column, text_column, *passthrough))))
-    rows = read_source(source, id_column, text_column, passthrough)
     old = EmbeddingStore.open(folder) if (folder / MANIFEST).is_file() else None
+    request = {
+        "job": "embed",
+        "embedder": fingerprint.id,
+        "input": identify_input(corpus),
+        "columns": {"text": columns.text, "id": columns.id, "keep": list(columns.keep)},
+    }
     if old is not None:
         old.require(fingerprint)
-    update = plan_update(old, rows)
-    embedded = update.pending.num_rows
-    figures = {"embed_seconds": 0.0, "texts_per_second": 0.0, "model_load_seconds": 0.0}
-    if update.is_empty:
-        assert old is not None
-        new = old
-        log.info("%s: unchanged, %d rows; nothing to embed", folder, old.manifest.rows)
-    else:
-        staging = open_staging(folder)
-        parts: list[str] = []
-        if embedded:
-            parts, figures = _embed_pending(update, staging, embedder, resources, rows.passthrough)
-        last = old.manifest if old is not None and not embedded else None
-        manifest = Manifest(
-            embedder=fingerprint.to_dict() | {"id": fingerprint.id},
-            source=rows.fingerprint,
-            rows=0,
-            truncated=0,
-            embed_seconds=last.embed_seconds if last else figures["embed_seconds"],
-            texts_per_second=last.texts_per_second if last else figures["texts_per_second"],
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-            parts=[],
-        )
-        new = commit(folder, old, rows, update, parts, manifest)
-    seconds = time.perf_counter() - started
-    summary = {
-        "rows": new.manifest.rows,
-        "embedded": embedded,
-        "reused": new.manifest.rows - embedded,
-        "removed": update.dropped,
-        "truncated": new.manifest.truncated,
-        "seconds": round(seconds, 3),
-        **figures,
-        "path": str(folder),
-        "fingerprint": fingerprint.id,
-    }
+    elif prepared:
+        with FolderLock(str(folder)):
+            _clear(folder, request)
+    run = OutputRun.open(str(folder), request, "save_embeddings", update=old is not None)
+    if old is not None and run.done:
+        return _unchanged(old, run)
+    shards = plan_corpus(corpus, columns)
+    with run.lock:
+        change = compare(old, shards, columns, prepared)
+        work = ActorCounts(0, {}, 0.0, 0.0)
+        if old is not None:
+            if not change.pending and not change.removed:
+                discard_unnamed(folder)
+                run.finish(_summary(run, old, change, _count(old, old.manifest.parts), work))
+                return _unchanged(old, run)
+            _clear(folder, request)
+            run.first_part = _next_number(old)
+        if change.pending:
+            actors = plan if isinstance(plan, ActorPlan) else plan()
+            stage = _stage(embedder, columns, change.pending, actors)
+            work = run_stage(
+                run, change.pending, stage, actors, limit, "embedding", commit_rows
+            ).work
+        new, counts = _commit(run, old, fingerprint, shards, change, work)
+        summary = _summary(run, new, change, counts, work)
+        run.finish(summary)
+    named = ("rows_out", "embedded", "reused", "removed", "truncated", "embed_seconds")
     log.info(
         "%s: %d rows, %d embedded, %d reused, %d removed, %d truncated in %.1f s (%.0f texts/s)",
         folder,
-        *(summary[k] for k in ("rows", "embedded", "reused", "removed", "truncated", "seconds")),
-        figures["texts_per_second"],
+        *(summary[name] for name in (*named, "texts_per_second")),
     )
-    return summary
+    return new, summary
 
 
 def embed_prepared(
@@ -154,151 +158,190 @@ def embed_prepared(
     `row_id` is its `text_hash`, and the column `text` has the text).
 
     Returns:
-        The summaries of `embed_to_store` as "rows" and "labels".
+        The summaries of `embed_corpus` as "rows" and "labels", `seconds` those of this call; also
+        as they were once named: rows, path, fingerprint.
 
     Raises:
-        As `embed_to_store`; `DataError` also where `data_dir` is not prepared.
+        EmbedderError: the embedder cannot be loaded.
+        FingerprintMismatch, InputError: as `embed_corpus`; `DataError` also where `data_dir` is
+            not prepared, a text is empty, or an id is missing or stands twice.
+        ConfigError: the cluster cannot give what `resources` asks for.
     """
-    data = PreparedData.load(data_dir)
-    labels = [label for labels in data.label_sets.values() for label in labels.labels]
-    texts = sorted(set(chain.from_iterable((*lb.info_texts, *lb.examples) for lb in labels)))
-    table = pa.table({"row_id": pa.array(map(text_hash, texts), pa.string()), "text": texts})
-    folder = to_place(embeddings_dir)
-    return {
-        "rows": embed_to_store(
-            [str(to_place(data_dir).absolute() / ROWS_FILE)], folder / "rows", embedder, resources
-        ),
-        "labels": embed_to_store(
-            table, folder / "labels", embedder, resources, passthrough=("text",)
-        ),
-    }
-
-
-def _read_parquet(paths: Sequence[str | Path], columns: list[str]) -> pa.Table:
-    """Columns of Parquet files, read by Ray Data; the order of the rows is of no account.
-
-    Raises:
-        DataError: a file cannot be read, or lacks a column.
-    """
-    ensure_ray()
-    try:
-        dataset = ray.data.read_parquet([str(path) for path in paths])
-        schema = dataset.schema()
-        missing = [name for name in columns if schema is None or name not in schema.names]
-        if missing:
-            raise DataError(f"the rows to embed have no column {missing[0]!r}.")
-        return pa.concat_tables(ray.get(dataset.select_columns(columns).to_arrow_refs()))
-    except (OSError, pa.ArrowException, RayError) as error:
-        raise DataError(f"the rows to embed cannot be read: {error}") from None
-
-
-class EmbedActor:
-    """One loaded embedder; turns a block of rows into one part of a store."""
-
-    def __init__(
-        self, config: EmbedderConfig, threads: int, staging: Place, passthrough: Sequence[str]
-    ) -> None:
+    folder = resolve_output(embeddings_dir)
+    labels = [one for labels in read_label_sets(data_dir).values() for one in labels.labels]
+    texts = sorted(set(chain.from_iterable((*one.info_texts, *one.examples) for one in labels)))
+    lines = [json.dumps({"row_id": text_hash(text), "text": text}) + "\n" for text in texts]
+    label_texts = folder / "label_texts.jsonl"
+    if not label_texts.is_file() or label_texts.read_text("utf-8") != "".join(lines):
+        write_text(label_texts, "".join(lines))
+    plan = cache(partial(embed_actors, resources, default_cpus=ACTOR_CPUS))
+    limit = ErrorLimit(count=0)
+    found = {}
+    for name, file, columns in (
+        ("rows", to_place(data_dir).absolute() / ROWS_FILE, Columns(id="row_id")),
+        ("labels", label_texts, Columns(id="row_id", keep=("text",))),
+    ):
         started = time.perf_counter()
-        self._torch = TorchThread(threads)
-        self._embedder = self._torch.run(load_embedder, config)
-        self._staging = staging
-        self._passthrough = list(passthrough)
-        self._load_seconds = time.perf_counter() - started
-
-    def __call__(self, block: pa.Table) -> pa.Table:
-        """Columns row_id, `TEXT`, text_hash and passthrough in; one row of figures out."""
-        started = time.time()
-        codes_N = block["text_hash"].combine_chunks().dictionary_encode().indices.to_numpy()
-        _, first_M, text_of_N = np.unique(codes_N, return_index=True, return_inverse=True)
-        texts = block[TEXT].take(pa.array(first_M)).to_pylist()
-        embedded = self._torch.run(self._embedder.embed, texts)
-        others = block.select(self._passthrough)
-        part = part_name()
-        write_part(
-            self._staging / part,
-            pa.Table.from_arrays(
-                [
-                    block["row_id"],
-                    block["text_hash"],
-                    embedding_column(embedded.vectors[text_of_N]),
-                    pa.array(embedded.truncated[text_of_N]),
-                    *others.columns,
-                ],
-                schema=embeddings_schema(self._embedder.dimension, others.schema),
-            ),
+        corpus = open_corpus([str(file)])
+        _, summary = embed_corpus(
+            corpus, columns, folder / name, embedder, plan, limit, prepared=True
         )
-        return pa.table(
-            {
-                "part": [part],
-                "rows": [block.num_rows],
-                "started": [started],
-                "finished": [time.time()],
-                "load_seconds": [self._load_seconds],
-            }
-        )
+        found[name] = summary | {
+            "rows": summary["rows_out"],
+            "path": summary["store"],
+            "fingerprint": summary["embedder"],
+            "seconds": round(time.perf_counter() - started, 3),
+        }
+    return found
 
 
-def split_blocks(table: pa.Table, actors: int) -> list[pa.Table]:
-    """Consecutive slices of equal size: enough for progress and to share among the actors."""
-    size = int(np.clip(table.num_rows // (actors * BLOCKS_PER_ACTOR), *BLOCK_ROWS))
-    return [table.slice(i, size) for i in range(0, table.num_rows, size)]
+def embedder_of(given: EmbedderConfig | None, trained_with: EmbedderFingerprint) -> EmbedderConfig:
+    """The embedder to load: the one given, else the one that the model was trained with.
+
+    Raises:
+        FingerprintMismatch: it is another.
+        EmbedderError: it is not to be found. Better said here than by an actor.
+    """
+    settings = _local_model(given or EmbedderConfig.from_fingerprint(trained_with.to_dict()))
+    check_fingerprint(trained_with, embedder_fingerprint(settings), "the model")
+    return settings
 
 
-def _embed_pending(
-    update: Update,
-    staging: Place,
-    embedder: EmbedderConfig,
-    resources: ResourcesConfig,
-    passthrough: Sequence[str],
-) -> tuple[list[str], dict[str, float]]:
-    """Embed `update.pending` into `staging`; names of the parts, and figures."""
-    plan = embed_actors(resources)
-    rows = update.pending.num_rows
-    blocks = split_blocks(update.pending, plan.actors)
-    settings = embedder.model_copy(update={"device": plan.device})
-    if settings.model and Path(settings.model).is_dir():
-        settings = settings.model_copy(update={"model": str(Path(settings.model).resolve())})
+def _local_model(settings: EmbedderConfig) -> EmbedderConfig:
+    """Workers run in another folder: a checkpoint's path is made absolute."""
+    model = settings.model and absolute_model(settings.model)
+    return settings.model_copy(update={"model": model})
 
-    context = DataContext.get_current()
-    progress_bars, context.enable_progress_bars = context.enable_progress_bars, False
-    started = logged = time.perf_counter()
-    reports, done = [], 0
-    try:
-        dataset = ray.data.from_arrow(blocks).map_batches(
-            EmbedActor,
-            fn_constructor_args=(settings, plan.threads, staging, tuple(passthrough)),
-            batch_size=blocks[0].num_rows,
-            batch_format="pyarrow",
-            compute=ActorPoolStrategy(size=min(plan.actors, len(blocks))),
-            **plan.ray_arguments(),
-        )
-        for report in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-            reports.append(report)
-            done += pc.sum(report["rows"]).as_py()
-            now = time.perf_counter()
-            if now - logged >= PROGRESS_SECONDS and done < rows:
-                logged, rate = now, done / (now - started)
-                left = (rows - done) / rate
-                log.info(
-                    "embedded %d of %d rows, %.0f a second, %.0f s left", done, rows, rate, left
-                )
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, InputError):
-            raise error.cause from None
-        raise
-    finally:
-        context.enable_progress_bars = progress_bars
-    report = pa.concat_tables(reports)
-    seconds = pc.max(report["finished"]).as_py() - pc.min(report["started"]).as_py()
-    return report["part"].to_pylist(), {
-        "embed_seconds": round(seconds, 3),
-        "texts_per_second": round(rows / seconds, 1),
-        "model_load_seconds": round(pc.max(report["load_seconds"]).as_py(), 3),
+
+def _make_embedder(settings: EmbedderConfig, columns: Columns) -> BlockEmbedder:
+    """Runs in the actor."""
+    return BlockEmbedder(load_embedder(settings), columns)
+
+
+def _stage(
+    embedder: EmbedderConfig, columns: Columns, shards: Sequence[Shard], plan: ActorPlan
+) -> Stage:
+    settings = _local_model(embedder).model_copy(update={"device": plan.device})
+    rows_each = -(-sum(shard.rows for shard in shards) // plan.actors)
+    return Stage(
+        make=partial(_make_embedder, settings, columns),
+        columns=columns,
+        output_format="parquet",
+        rows_per_file=EMBED_ROWS_PER_FILE[plan.device],
+        block_bytes=TEXT_BLOCK_BYTES,
+        batch_rows=int(np.clip(rows_each, MIN_BATCH_ROWS, BLOCK_ROWS)),
+        classified=False,
+        write_options={
+            "compression": "none",
+            "use_dictionary": ["error", *columns.keep],
+            "row_group_size": 8192,
+        },
+    )
+
+
+def _clear(folder: Place, request: dict[str, Any]) -> None:
+    """Remove what a job with another request left unfinished; the store stays as it is."""
+    found = read_run(str(folder))
+    if found is None or found.request != request:
+        OutputRun(str(folder), request).remove_checkpoint()
+        (folder / RUN_FILE).unlink(missing_ok=True)
+        discard_unnamed(folder)
+
+
+def _next_number(store: EmbeddingStore) -> int:
+    """Behind the folders of parts that the store has; some old parts lie in none."""
+    folders = {name.partition("/")[0] for name in store.manifest.parts if "/" in name}
+    return 1 + max((int(name.removeprefix("part-")) for name in folders), default=-1)
+
+
+def _commit(
+    run: OutputRun,
+    old: EmbeddingStore | None,
+    fingerprint: EmbedderFingerprint,
+    shards: Sequence[Shard],
+    change: Change,
+    work: ActorCounts,
+) -> tuple[EmbeddingStore, PartCounts]:
+    """Put the parts together, old, compacted and new; then write the manifest, and clear up.
+
+    Raises:
+        RuntimeError: rows would be missing; the store stays as it was.
+    """
+    folder = to_place(run.uri)
+    new_parts = [
+        f"{part.name}/{path.name}"
+        for part in (to_place(run.part_uri(number)) for number in run.parts)
+        for path in part.iterdir()
+        if path.suffix == ".parquet"
+    ]
+    compacted = to_place(run.part_uri(len(run.parts)))
+    items = [
+        (folder / name, compacted / f"{i:05d}.parquet", live_N, first_place)
+        for i, (name, live_N, first_place) in enumerate(change.rewritten)
+    ]
+    for _ in in_tasks(rewrite_part, items):
+        run.lock.beat()
+    old_parts = [*change.kept, *(f"{compacted.name}/{target.name}" for _, target, *_ in items)]
+    last = old.manifest if old is not None and not change.pending else None
+    manifest = Manifest(
+        embedder=fingerprint.to_dict() | {"id": fingerprint.id},
+        source=hashlib.sha256(json.dumps(run.request, sort_keys=True).encode()).hexdigest(),
+        rows=0,
+        truncated=0,
+        embed_seconds=last.embed_seconds if last else round(work.seconds, 3),
+        texts_per_second=last.texts_per_second if last else round(work.rows_per_second, 1),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        parts=sorted([*old_parts, *new_parts]),
+    )
+    counts = PartCounts.total(
+        [*run.parts.values(), _count(EmbeddingStore(folder, manifest), old_parts)]
+    )
+    expected = sum(shard.rows for shard in shards)
+    if counts.rows != expected:
+        raise RuntimeError(f"{folder}: {counts.rows} rows would be in the store, not {expected}.")
+    manifest = replace(manifest, rows=counts.rows, truncated=counts.truncated)
+    write_manifest(folder, manifest)
+    discard_unnamed(folder)
+    return EmbeddingStore(folder, manifest), counts
+
+
+def _count(store: EmbeddingStore, parts: Sequence[str]) -> PartCounts:
+    """What stands in parts of a store, one at a time."""
+    found = []
+    for part in parts:
+        names = [name for name in ("truncated", "error") if name in store.column_names(part)]
+        table = store.read_part(part, names)
+        errors = Counter(table["error"].to_pylist() if "error" in names else ())
+        del errors[""]
+        found.append(PartCounts(table.num_rows, dict(errors), pc.sum(table["truncated"]).as_py()))
+    return PartCounts.total(found)
+
+
+def _summary(
+    run: OutputRun, store: EmbeddingStore, change: Change, counts: PartCounts, work: ActorCounts
+) -> dict[str, Any]:
+    return {
+        "store": str(store.folder),
+        "embedder": store.manifest.embedder["id"],
+        "rows_in": counts.rows,
+        "rows_out": counts.rows,
+        "embedded": counts.rows - change.reused,
+        "reused": change.reused,
+        "removed": change.removed,
+        "errors": counts.errors,
+        "truncated": counts.truncated,
+        "seconds": round(run.seconds, 1),
+        "embed_seconds": round(work.seconds, 3),
+        "texts_per_second": round(work.rows_per_second, 1),
+        "model_load_seconds": round(work.load_seconds, 3),
     }
 
 
-def _log_progress(done: int, rows: int, seconds: float) -> None:
-    rate = done / seconds
-    log.info(
-        "embedded %d of %d rows, %.0f a second, %.0f s left", done, rows, rate, (rows - done) / rate
-    )
+def _unchanged(store: EmbeddingStore, run: OutputRun) -> tuple[EmbeddingStore, dict[str, Any]]:
+    """What a job answers that had nothing to do, which an earlier version's job may have left."""
+    assert run.summary is not None
+    rows = store.manifest.rows
+    log.info("%s: unchanged, %d rows; nothing to embed", store.folder, rows)
+    figures = dict.fromkeys(("embed_seconds", "texts_per_second", "model_load_seconds"), 0.0)
+    now = {"embedded": 0, "reused": rows, "removed": 0, "unchanged": True}
+    return store, run.summary | figures | now

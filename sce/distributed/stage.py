@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -33,7 +33,7 @@ from sce.bulk.counts import ActorCounts, ErrorLimit, RowCounter, too_many_errors
 from sce.bulk.output import OutputFormat, OutputRun, PartCounts, count_part, rows_done
 from sce.bulk.reading import BLOCK_ROWS
 from sce.distributed.block_io import JSONLinesSink, ShardSource
-from sce.distributed.resources import ActorPlan, TorchThread
+from sce.distributed.resources import ActorPlan, TorchThread, ensure_ray
 from sce.distributed.watch import Watch
 from sce.errors import SCEError
 from sce.storage import filesystem_of
@@ -50,8 +50,8 @@ ACTOR_CPUS = 0.5
 cores when a job resumes. Its threads use the cores all the same."""
 FILTER_MEMORY_BYTES = 256 * 2**20
 FOOTERS_AT_ONCE = 16
-FILES_COUNTED_HERE = 8
-"""Text files whose lines the driver counts itself; of more, tasks do."""
+ITEMS_DONE_HERE = 8
+"""Files or shards that the driver goes through itself, sooner than a worker has started."""
 _IO_CPUS = 0.25
 _IO_ENVIRONMENT = {
     "env_vars": {
@@ -64,6 +64,7 @@ that has read two: Arrow's own pool, and glibc's with a threshold that grows, ke
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 BlockFunction = Callable[[pa.Table], pa.Table]
 
 
@@ -103,17 +104,31 @@ def plan_corpus(corpus: Corpus, columns: Columns) -> list[Shard]:
     if corpus.kind == ".parquet":  # footers: the driver has them sooner than a worker starts
         with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
             return join_plans(list(pool.map(lambda one: plan_file(one[0], one[1], columns), files)))
-    if len(files) <= FILES_COUNTED_HERE:
-        return join_plans(plan_files(files, columns))
-    task = ray.remote(num_cpus=_IO_CPUS)(plan_files)
-    step = max(1, min(64, len(files) // 8))
+    step = max(1, min(64, len(files) // ITEMS_DONE_HERE))
+    chunks = [files[i : i + step] for i in range(0, len(files), step)]
+    plans = in_tasks(plan_files, [(chunk,) for chunk in chunks], columns)
+    return join_plans([plan for found in plans for plan in found])
+
+
+def in_tasks(
+    function: Callable[..., T], items: Sequence[tuple[Any, ...]], *shared: Any
+) -> Iterator[T]:
+    """`function(*item, *shared)` of each item, in order; of more than a few items in tasks, for
+    which `shared` is stored once.
+
+    Raises:
+        InputError: the function did.
+    """
+    if len(items) <= ITEMS_DONE_HERE:
+        yield from (function(*item, *shared) for item in items)
+        return
+    ensure_ray()
+    task = ray.remote(num_cpus=_IO_CPUS, runtime_env=_IO_ENVIRONMENT)(function)
+    held = [ray.put(one) for one in shared]
     try:
-        found = ray.get(
-            [task.remote(files[i : i + step], columns) for i in range(0, len(files), step)]
-        )
+        yield from map(ray.get, [task.remote(*item, *held) for item in items])
     except RayTaskError as error:
         raise cause_of(error) from None
-    return join_plans([plan for plans in found for plan in plans])
 
 
 def split_parts(shards: Sequence[Shard], rows: int = COMMIT_ROWS) -> list[list[Shard]]:
@@ -162,11 +177,11 @@ def run_stage(
     parts = split_parts(shards, commit_rows)
     missing = [number for number in range(len(parts)) if number not in run.parts]
     total = sum(shard.rows for shard in shards)
-    with run.lock() as lock:
+    with run.lock:
         run.save()
         rows_before = rows_done(run)
         counter: Any = ray.remote(RowCounter).options(num_cpus=0, max_restarts=-1).remote(limit)
-        watch = Watch(counter, what, total, rows_before, lock.beat, run)
+        watch = Watch(counter, what, total, rows_before, run)
         try:
             for number in missing:
                 _run_part(run, number, parts[number], stage, plan, counter)
@@ -260,8 +275,10 @@ class BlockActor:
     """One model; works off blocks and tells the counter of it."""
 
     def __init__(self, make: Callable[[], BlockFunction], threads: int, counter: Any) -> None:
+        started = time.time()
         self._torch = TorchThread(threads)
         self._apply = self._torch.run(make)
+        self._load_seconds = time.time() - started
         self._counter = counter
         self._name = uuid.uuid4().hex
         self._rows = 0
@@ -279,7 +296,8 @@ class BlockActor:
             if code:
                 self._errors[code] += count
         try:
-            work = ActorCounts(self._rows, dict(self._errors), self._started, time.time())
+            errors, now = dict(self._errors), time.time()
+            work = ActorCounts(self._rows, errors, self._started, now, self._load_seconds)
             over = ray.get(self._counter.report.remote(self._name, work), timeout=30)
         except RayError:  # the counter is being restarted: it hears of everything next time
             over = None

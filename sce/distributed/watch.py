@@ -6,7 +6,6 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -32,16 +31,10 @@ class Watch:
     keeps the output's lock and clock going."""
 
     def __init__(
-        self,
-        counter: Any,
-        what: str,
-        total: int,
-        rows_before: int,
-        beat: Callable[[], None],
-        run: OutputRun,
+        self, counter: Any, what: str, total: int, rows_before: int, run: OutputRun
     ) -> None:
         self._counter, self._what, self._total, self._before = counter, what, total, rows_before
-        self._beat, self._run = beat, run
+        self._run = run
         self._stop = threading.Event()
         self._bar: Progress | None = None
         if sys.stderr.isatty():
@@ -72,7 +65,7 @@ class Watch:
             now = time.monotonic()
             self._run.seconds, ticked = self._run.seconds + now - ticked, now
             try:
-                self._beat()
+                self._run.lock.beat()
                 work = ray.get(self._counter.totals.remote(), timeout=10)
             except (RayError, OSError):
                 continue

@@ -24,6 +24,8 @@ from sce.storage import Place, RemotePath, parquet_source, to_place, write_text
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+STORE_COLUMNS = ("row_id", "text_hash", "embedding", "truncated", "error", "place")
+"""Columns that are a store's own; those that the user keeps follow them."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ class EmbeddingStore:
         return self
 
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """All rows, in no particular order; schema `sce.datasets.schema.embeddings_schema`.
+        """All rows, in no particular order; the columns of `embeddings_schema` and others.
 
         Raises:
             DataError: a part is missing or unreadable, or lacks one of `columns`.
@@ -125,9 +127,9 @@ class EmbeddingStore:
         except (OSError, pa.ArrowException) as error:
             raise DataError(f"{path}: cannot be read ({error}). Embed again.") from None
 
-    def column_names(self) -> list[str]:
-        """Columns of the first part, which every part has."""
-        path = self.folder / self.manifest.parts[0]
+    def column_names(self, part: str | None = None) -> list[str]:
+        """Columns of a part, by default of the first. Raises `DataError` like `read`."""
+        path = self.folder / (part or self.manifest.parts[0])
         try:
             return list(pq.read_schema(parquet_source(path)).names)
         except (OSError, pa.ArrowException) as error:
@@ -158,6 +160,18 @@ class EmbeddingStore:
         return table["row_id"].combine_chunks(), embedding_matrix(table["embedding"])
 
 
+def embeddings_schema(dimension: int, passthrough: pa.Schema | None = None) -> pa.Schema:
+    """The columns that every store has: `row_id`, `text_hash`, `embedding` [dimension] float32,
+    `truncated`; then the passthrough columns."""
+    fields = [
+        pa.field("row_id", pa.string(), nullable=False),
+        pa.field("text_hash", pa.string(), nullable=False),
+        pa.field("embedding", pa.list_(pa.float32(), dimension), nullable=False),
+        pa.field("truncated", pa.bool_(), nullable=False),
+    ]
+    return pa.schema(fields + list(passthrough or []))
+
+
 def embedding_matrix(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
     """A fixed-size-list column of float32 as a matrix [N, D]; a view where it is one chunk."""
     if isinstance(column, pa.ChunkedArray):
@@ -175,10 +189,15 @@ def text_hash(text: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
+def part_options(columns: Sequence[str]) -> dict[str, Any]:
+    """How a part is written: vectors do not compress, so only the others have dictionaries."""
+    others = [name for name in columns if name != "embedding"]
+    return {"use_dictionary": others, "write_statistics": others, "compression": "none"}
+
+
 def write_part(path: Place, table: pa.Table) -> None:
-    """Write one part. Vectors do not compress, so only the other columns have dictionaries."""
-    others = [name for name in table.column_names if name != "embedding"]
-    options = {"use_dictionary": others, "write_statistics": others, "compression": "none"}
+    """Write one part."""
+    options = part_options(table.column_names)
     if isinstance(path, RemotePath):
         with path.open_output() as file:
             pq.write_table(table, file, **options)

@@ -19,16 +19,15 @@ from sce.bulk.display import comparison_markdown, print_comparison, print_previe
 from sce.bulk.output import OutputFormat, OutputRun, read_run
 from sce.bulk.reading import read_texts
 from sce.bulk.request import identify_input, identify_labels
-from sce.bulk.vectors import STORE_COLUMNS
 from sce.config import resolve_output
 from sce.datasets.custom import read_label_file
 from sce.datasets.labelled import read_labelled
 from sce.distributed.backends import Classification, LocalModel, ServedByEndpoint
-from sce.distributed.embed_corpus import embed_corpus
+from sce.distributed.embed import embed_corpus
 from sce.distributed.resources import ActorPlan, ResourcesConfig
 from sce.distributed.stage import plan_corpus, run_stage
 from sce.distributed.trial import find_threshold, preview
-from sce.embedding.store import EmbeddingStore
+from sce.embedding.store import STORE_COLUMNS, EmbeddingStore
 from sce.errors import ConfigError, InputError
 from sce.evaluation import thresholds
 from sce.evaluation.plots import precision_coverage_figure

@@ -65,7 +65,7 @@ def test_a_request_that_answered_no_row_may_be_corrected(tmp_path):
     assert read_run(uri).request["model"] == "m2"
     checkpoint = tmp_path / "out" / "_checkpoint" / "part-00000"
     checkpoint.mkdir(parents=True)
-    (checkpoint / "x.parquet").touch()
+    pq.write_table(pa.table({"place": [1]}), checkpoint / "x.parquet")
     with pytest.raises(ConfigError):
         OutputRun.open(uri, REQUEST)
 

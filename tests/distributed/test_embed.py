@@ -1,101 +1,246 @@
 """Embedding on Ray Data: complete, incremental, and never with another embedder's vectors."""
 
+import json
+from dataclasses import asdict
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from sce.bulk.corpus import Columns, open_corpus
+from sce.bulk.counts import ErrorLimit
+from sce.bulk.output import OutputRun, PartCounts
 from sce.distributed import embed as embed_module
-from sce.distributed.embed import embed_to_store
+from sce.distributed.embed import embed_corpus
 from sce.distributed.resources import ResourcesConfig, embed_actors, training_workers
-from sce.embedding.embedder import load_embedder
+from sce.embedding.embedder import embedder_fingerprint, load_embedder
 from sce.embedding.settings import EmbedderConfig
-from sce.embedding.store import EmbeddingStore
+from sce.embedding.store import (
+    EmbeddingStore,
+    Manifest,
+    embedding_column,
+    embeddings_schema,
+    text_hash,
+    write_manifest,
+    write_part,
+)
 from sce.errors import ConfigError, DataError, FingerprintMismatch
 from tests.tiny_models import build_sentence_transformer
 
-RESOURCES = ResourcesConfig(use_gpu=False)
+PREPARED = Columns(id="row_id")
+TEXTS = [" ".join(["the dog thanked"] * (i % 9 + 1)) + f" {i % 100}" for i in range(200)]
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
 
 @pytest.fixture(scope="module")
-def embedder(tmp_path_factory):
+def model(tmp_path_factory):
     folder = build_sentence_transformer(tmp_path_factory.mktemp("model"))
     return EmbedderConfig(kind="sentence_transformers", model=str(folder), device="cpu")
 
 
-def rows(texts):
-    return pa.table({"row_id": [f"r{i}" for i in range(len(texts))], "text": texts})
+def write_rows(folder, texts, first=0):
+    folder.mkdir(exist_ok=True)
+    ids = [f"r{i}" for i in range(first, first + len(texts))]
+    pq.write_table(pa.table({"row_id": ids, "text": texts}), folder / f"rows-{first:05d}.parquet")
 
 
-def texts(count):
-    return [
-        " ".join(["the dog thanked"] * (i % 9 + 1)) + f" {i % (count // 2)}" for i in range(count)
+def fill(folder, store, model, columns=PREPARED, prepared=True, **settings):
+    def plan():
+        return embed_actors(ResourcesConfig(use_gpu=False), default_cpus=0.5)
+
+    corpus = open_corpus([str(folder)])
+    limit = ErrorLimit(share=1.0)
+    return embed_corpus(corpus, columns, store, model, plan, limit, prepared=prepared, **settings)
+
+
+def expect(store, model, ids, texts):
+    """The store holds these rows and no other, and the vectors are those of the bare embedder."""
+    assert sorted(store.read(["row_id"])["row_id"].to_pylist()) == sorted(ids)
+    assert len(store.read().schema) >= 4, "the parts have one schema"
+    embedded = load_embedder(model).embed(texts)
+    np.testing.assert_allclose(store.vectors_for(ids), embedded.vectors, atol=1e-5)
+    assert store.manifest.rows == len(ids)
+    assert store.manifest.truncated == embedded.truncated.sum()
+    on_disk = {str(path.relative_to(store.folder)) for path in store.folder.glob("**/*.parquet")}
+    assert on_disk == set(store.manifest.parts)
+
+
+def figures(summary):
+    return tuple(summary[name] for name in ("rows_out", "embedded", "reused", "removed"))
+
+
+def test_incremental(model, tmp_path, monkeypatch):
+    """Interrupted and resumed at first, unchanged, less, then grown, interrupted and resumed."""
+    rows, store = tmp_path / "rows", tmp_path / "store"
+    ids = [f"r{i}" for i in range(len(TEXTS))]
+    write_rows(rows, TEXTS[:100])
+    write_rows(rows, TEXTS[100:], 100)
+    interrupt(monkeypatch, rows, store, model)
+    with pytest.raises(DataError, match="unfinished"):
+        EmbeddingStore.open(store)
+    opened, done = fill(rows, store, model, commit_rows=50)
+    assert figures(done) == (200, 200, 0, 0)
+    assert done["model_load_seconds"] > 0
+    assert done["embedder"] == opened.manifest.embedder["id"]
+    expect(opened, model, ids, TEXTS)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(embed_module, "embed_actors", refuse_to_start)
+        patch.setattr(embed_module, "run_stage", refuse_to_start)
+        manifest = (store / "manifest.json").read_text()
+        assert fill(rows, store, model)[1]["unchanged"]
+        write_rows(rows, TEXTS[:100])  # the same rows, written later
+        assert figures(fill(rows, store, model)[1]) == (200, 0, 200, 0)
+        assert (store / "manifest.json").read_text() == manifest
+        write_rows(rows, TEXTS[100:150], 100)
+        opened, less = fill(rows, store, model)
+        assert figures(less) == (150, 0, 150, 50)
+        expect(opened, model, ids[:150], TEXTS[:150])
+
+    changed = ["refund the order", *TEXTS[1:150], *TEXTS[:50]]
+    write_rows(rows, changed[:100])
+    write_rows(rows, changed[150:], 150)
+    interrupt(monkeypatch, rows, store, model, commit_rows=1)
+    assert EmbeddingStore.open(store).read(["row_id"]).num_rows == 150
+    with monkeypatch.context() as patch:
+        patch.setattr(embed_module, "write_manifest", interrupted_after(0))
+        with pytest.raises(KeyboardInterrupt):
+            fill(rows, store, model, commit_rows=1)
+    with monkeypatch.context() as patch:  # all is embedded
+        patch.setattr("sce.distributed.stage._run_part", refuse_to_start)
+        opened, grown = fill(rows, store, model, commit_rows=1)
+    assert figures(grown) == (200, 51, 149, 1)
+    expect(opened, model, ids, changed)
+    assert len(opened.read(["place"])["place"].unique()) == 200
+    assert not (store / "_lock.json").exists()
+
+    other = model.model_copy(update={"max_tokens": 16})
+    with pytest.raises(FingerprintMismatch, match="max_tokens: 64 there, 16 here"):
+        fill(rows, store, other)
+
+
+def test_a_new_week_in_the_folder_of_a_user(model, tmp_path):
+    """Rows with errors stay rows with errors, and a file that comes first moves no other."""
+    rows, store = tmp_path / "rows", tmp_path / "store"
+    columns = Columns(keep=("topic", "text"))
+    rows.mkdir()
+    lines = [{"text": text, "topic": "a"} for text in [*TEXTS[:20], "", "the same", "the same"]]
+    second = rows / "week-02.jsonl"
+    second.write_text("".join(json.dumps(line) + "\n" for line in lines) + "{\n")
+    _, done = fill(rows, store, model, columns, prepared=False)
+    assert figures(done) == (24, 24, 0, 0)
+    assert done["errors"] == {"text_empty": 1, "line_unreadable": 1}
+
+    (rows / "week-01.jsonl").write_text('{"text": "a new galaxy", "topic": "b"}\n')
+    lines[0]["topic"] = "changed"
+    second.write_text("".join(json.dumps(line) + "\n" for line in lines) + "{\n")
+    opened, grown = fill(rows, store, model, columns, prepared=False)
+    assert figures(grown) == (25, 2, 23, 1)
+    assert grown["errors"] == done["errors"]
+    table = opened.read().to_pydict()
+    assert sorted(zip(table["row_id"], table["topic"]))[:2] == [
+        ("week-01.jsonl:1", "b"),
+        ("week-02.jsonl:1", "changed"),
     ]
+    assert len(set(table["place"])) == len(set(table["row_id"])) == 25
+    with pytest.raises(ConfigError, match=r"asked for something else:\n  columns\.keep"):
+        fill(rows, store, model, Columns(), prepared=False)
+
+
+def test_prepared_rows_that_changed_meanwhile_are_begun_anew(model, tmp_path):
+    rows, store = tmp_path / "rows", tmp_path / "store"
+    write_rows(rows, TEXTS[:20])
+    asked = {"job": "embed", "embedder": "another", "input": [], "columns": {}}
+    OutputRun(str(store), asked).commit_part(0, PartCounts(rows=30))
+    (store / "part-00000").mkdir()
+    (store / "part-00000" / "x.parquet").write_bytes(b"")
+    (store / "part-of-an-earlier-version.parquet").write_bytes(b"")
+    with pytest.raises(ConfigError, match="input: new"):
+        fill(rows, store, model, prepared=False)
+    opened, done = fill(rows, store, model)
+    assert figures(done) == (20, 20, 0, 0)
+    expect(opened, model, [f"r{i}" for i in range(20)], TEXTS[:20])
+
+
+def test_a_store_of_the_first_version_goes_on(model, tmp_path, monkeypatch):
+    """Its parts lay in the folder itself, without places and errors."""
+    rows, store = tmp_path / "rows", tmp_path / "store"
+    write_rows(rows, TEXTS[:60])
+    store.mkdir()
+    schema = embeddings_schema(load_embedder(model).dimension)
+    for first in range(0, 60, 30):
+        texts = TEXTS[first : first + 30]
+        vectors = load_embedder(model).embed(texts).vectors
+        ids = pa.array([f"r{i}" for i in range(first, first + 30)])
+        hashes = pa.array(map(text_hash, texts), pa.string())
+        columns = [ids, hashes, embedding_column(vectors), pa.repeat(False, 30)]
+        write_part(store / f"part-{first:032x}.parquet", pa.table(columns, schema=schema))
+    fingerprint = embedder_fingerprint(model)
+    parts = sorted(path.name for path in store.glob("*.parquet"))
+    manifest = Manifest(
+        fingerprint.to_dict() | {"id": fingerprint.id}, "x", 60, 0, 2.0, 30.0, "", parts
+    )
+    write_manifest(store, manifest)
+    with monkeypatch.context() as patch:
+        patch.setattr(embed_module, "embed_actors", refuse_to_start)
+        opened, done = fill(rows, store, model)
+    assert figures(done) == (60, 0, 60, 0)
+    assert asdict(opened.manifest) == asdict(manifest)
+
+    write_rows(rows, [*TEXTS[:10], *TEXTS[20:60], "a new galaxy"])
+    texts = {f"r{i}": text for i, text in enumerate([*TEXTS[:10], *TEXTS[20:60], "a new galaxy"])}
+    opened, done = fill(rows, store, model)
+    assert done["rows_out"] == 51
+    expect(opened, model, list(texts), list(texts.values()))
+    assert len(opened.read(["place"])["place"].unique()) == 51
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"row_id": [], "text": []}, "no rows"),
+        (
+            {"row_id": ["a", "b"], "text": ["x", " "]},
+            r"row 1 \('b'\) has an empty text; 1 row\(s\) of 2",
+        ),
+        ({"row_id": ["a", None], "text": ["x", "y"]}, r"row 1 .* has no id; 1 row"),
+        ({"row_id": ["a", "a"], "text": ["x", "y"]}, r"'a' stands more than once"),
+        ({"row_id": ["a"]}, "no column 'text'"),
+    ],
+)
+def test_prepared_rows_that_break_the_contract_are_refused(model, tmp_path, table, message):
+    schema = pa.schema([(name, pa.string()) for name in table])
+    pq.write_table(pa.table(table, schema=schema), tmp_path / "rows.parquet")
+    with pytest.raises(DataError, match=message):
+        fill(tmp_path / "rows.parquet", tmp_path / "store", model)
+    assert not (tmp_path / "store" / "manifest.json").exists()
 
 
 def refuse_to_start(*_args, **_kwargs):
     raise AssertionError("an actor would start")
 
 
-def test_incremental(embedder, tmp_path, monkeypatch):
-    written = texts(600)
-    pq.write_table(rows(written), tmp_path / "rows.parquet")
-    store = tmp_path / "store"
-    done = embed_to_store([tmp_path / "rows.parquet"], store, embedder, RESOURCES)
-    assert (done["rows"], done["embedded"], done["reused"]) == (600, 600, 0)
-    opened = EmbeddingStore.open(store)
-    assert sorted(opened.read(["row_id"])["row_id"].to_pylist()) == sorted(
-        rows(written)["row_id"].to_pylist()
-    )
-    expected = load_embedder(embedder).embed(written)
-    ids = rows(written)["row_id"]
-    np.testing.assert_allclose(opened.vectors_for(ids), expected.vectors, atol=1e-5)
-    assert opened.manifest.truncated == done["truncated"] == expected.truncated.sum()
-    assert opened.manifest.embedder["id"] == done["fingerprint"]
-
+def interrupt(monkeypatch, rows, store, model, commit_rows=50):
+    """Stop a run from the keyboard when one part of it is committed."""
     with monkeypatch.context() as patch:
-        patch.setattr(embed_module, "embed_actors", refuse_to_start)
-        manifest = (store / "manifest.json").read_text()
-        again = embed_to_store(rows(written), store, embedder, RESOURCES)
-        assert (again["rows"], again["embedded"], again["reused"]) == (600, 0, 600)
-        assert (store / "manifest.json").read_text() == manifest
-        less = embed_to_store(rows(written[:500]), store, embedder, RESOURCES)
-        assert (less["rows"], less["embedded"], less["removed"]) == (500, 0, 100)
-
-    changed = ["refund the order", *written[1:500], "a new galaxy"]
-    grown = embed_to_store(rows(changed), store, embedder, RESOURCES)
-    assert (grown["rows"], grown["embedded"], grown["reused"]) == (501, 2, 499)
-    opened = EmbeddingStore.open(store)
-    assert opened.read().num_rows == 501
-    expected = load_embedder(embedder).embed(changed).vectors
-    found = opened.vectors_for(rows(changed)["row_id"])
-    np.testing.assert_allclose(found, expected, atol=1e-5)
-
-    other = embedder.model_copy(update={"max_tokens": 16})
-    with pytest.raises(FingerprintMismatch, match="max_tokens: 64 there, 16 here"):
-        embed_to_store(rows(changed), store, other, RESOURCES)
-
-
-def test_what_an_interrupted_run_left_is_not_in_the_store(embedder, tmp_path, monkeypatch):
-    store = tmp_path / "store"
-    with monkeypatch.context() as patch:
-
-        def die(*_args, **_kwargs):
-            raise KeyboardInterrupt
-
-        patch.setattr(embed_module, "commit", die)
+        again = interrupted_after(1, OutputRun.commit_part)
+        patch.setattr(OutputRun, "commit_part", again)
         with pytest.raises(KeyboardInterrupt):
-            embed_to_store(rows(texts(20)), store, embedder, RESOURCES)
-    assert list(store.glob("_staging/part-*"))
-    with pytest.raises(DataError, match="unfinished"):
-        EmbeddingStore.open(store)
-    (store / "part-of-a-commit-cut-short.parquet").write_bytes(b"")
-    done = embed_to_store(rows(texts(20)), store, embedder, RESOURCES)
-    opened = EmbeddingStore.open(store)
-    assert done["embedded"] == opened.read().num_rows == 20
-    assert sorted(str(p) for p in store.glob("**/*.parquet")) == sorted(opened.paths)
+            fill(rows, store, model, commit_rows=commit_rows)
+
+
+def interrupted_after(calls, function=None):
+    """`function`, interrupted when it is called once more than so many times."""
+    left = iter(range(calls))
+
+    def run(*args, **kwargs):
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return function(*args, **kwargs)
+
+    return run
 
 
 @pytest.mark.parametrize(

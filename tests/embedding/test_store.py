@@ -1,22 +1,27 @@
 """The embedding store: reading, looking up, refusing, and the Arrow columns without copies."""
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from sce.datasets.schema import embeddings_schema
+from sce.embedding.compaction import discard_unnamed, rewrite_part
 from sce.embedding.fingerprint import EmbedderFingerprint
 from sce.embedding.store import (
+    STORE_COLUMNS,
     EmbeddingStore,
     Manifest,
     embedding_column,
     embedding_matrix,
+    embeddings_schema,
     text_hash,
+    write_manifest,
     write_part,
 )
-from sce.embedding.store_update import commit, open_staging, part_name, plan_update, read_source
 from sce.errors import DataError, FingerprintMismatch
 
 FINGERPRINT = EmbedderFingerprint(
@@ -24,34 +29,29 @@ FINGERPRINT = EmbedderFingerprint(
 )
 
 
-def rows(texts, **columns):
-    return pa.table({"row_id": list(texts), "text": list(texts.values()), **columns})
-
-
-def write(folder, table, passthrough=()):
+def write(folder, texts, tag=None):
     """Write a store of made-up vectors, two rows a part."""
-    source = read_source(table, "row_id", "text", passthrough)
-    old = EmbeddingStore.open(folder) if (folder / "manifest.json").exists() else None
-    update = plan_update(old, source)
-    staging, parts = open_staging(folder), []
-    for first in range(0, update.pending.num_rows, 2):
-        block = update.pending.slice(first, 2)
-        seeds = [int(h, 16) % 2**32 for h in block["text_hash"].to_pylist()]
+    ids, tags = list(texts), pa.array(tag or [], pa.int64())
+    folder.mkdir(exist_ok=True)
+    parts = []
+    for first in range(0, len(ids), 2):
+        block = ids[first : first + 2]
+        hashes = [text_hash(texts[row_id]) for row_id in block]
+        seeds = [int(one, 16) % 2**32 for one in hashes]
         vectors = np.stack([np.random.default_rng(s).random(4, np.float32) for s in seeds])
-        others = block.select(passthrough)
-        columns = [block["row_id"], block["text_hash"], embedding_column(vectors)]
-        columns += [pa.array([False] * len(block)), *others.columns]
-        parts.append(part_name())
-        schema = embeddings_schema(4, others.schema)
-        write_part(staging / parts[-1], pa.Table.from_arrays(columns, schema=schema))
-    manifest = Manifest(
-        FINGERPRINT.to_dict() | {"id": FINGERPRINT.id}, source.fingerprint, 0, 0, 1.0, 1.0, "", []
-    )
-    return commit(folder, old, source, update, parts, manifest), update
+        columns = [pa.array(block), pa.array(hashes), embedding_column(vectors)]
+        columns += [pa.repeat(False, len(block)), *([tags[first : first + 2]] if tag else [])]
+        others = pa.schema([("tag", pa.int64())] if tag else [])
+        parts.append(f"part-{first:032x}.parquet")
+        table = pa.Table.from_arrays(columns, schema=embeddings_schema(4, others))
+        write_part(folder / parts[-1], table)
+    made_by = FINGERPRINT.to_dict() | {"id": FINGERPRINT.id}
+    write_manifest(folder, Manifest(made_by, "x", len(ids), 0, 1.0, 1.0, "", parts))
+    return EmbeddingStore.open(folder)
 
 
 def test_a_store_reads_back(tmp_path):
-    store, _ = write(tmp_path, rows({"a": "x", "b": "yy", "c": "zzz"}, tag=[1, 2, 3]), ("tag",))
+    store = write(tmp_path, {"a": "x", "b": "yy", "c": "zzz"}, tag=[1, 2, 3])
     table = store.read().sort_by("row_id")
     assert table.schema == embeddings_schema(4, pa.schema([("tag", pa.int64())]))
     assert table["tag"].to_pylist() == [1, 2, 3]
@@ -64,7 +64,7 @@ def test_a_store_reads_back(tmp_path):
 
 
 def test_vectors_come_in_the_order_asked_for(tmp_path):
-    store, _ = write(tmp_path, rows({"a": "x", "b": "yy", "c": "zzz"}))
+    store = write(tmp_path, {"a": "x", "b": "yy", "c": "zzz"})
     by_id = dict(zip(store.read()["row_id"].to_pylist(), store.read()["embedding"].to_pylist()))
     vectors = store.vectors_for(["c", "a", "c"])
     np.testing.assert_array_equal(vectors, [by_id["c"], by_id["a"], by_id["c"]])
@@ -84,14 +84,14 @@ def test_columns_are_views():
 def test_an_unfinished_or_missing_store_says_so(tmp_path):
     with pytest.raises(DataError, match="no embedding store"):
         EmbeddingStore.open(tmp_path / "nothing")
-    store, _ = write(tmp_path / "s", rows({"a": "x"}))
+    store = write(tmp_path / "s", {"a": "x"})
     (store.folder / "manifest.json").unlink()
     with pytest.raises(DataError, match=r"unfinished.*again"):
         EmbeddingStore.open(store.folder)
 
 
 def test_another_version_or_embedder_is_refused(tmp_path):
-    store, _ = write(tmp_path, rows({"a": "x"}))
+    store = write(tmp_path, {"a": "x"})
     assert store.require(FINGERPRINT) is store
     other = FINGERPRINT.to_dict() | {"max_tokens": 32}
     with pytest.raises(FingerprintMismatch, match="max_tokens: 64 there, 32 here"):
@@ -102,31 +102,29 @@ def test_another_version_or_embedder_is_refused(tmp_path):
         EmbeddingStore.open(tmp_path)
 
 
-def test_rows_that_go_or_change_leave_the_store(tmp_path):
-    texts = {"a": "aaaa", "b": "bbb", "c": "cc", "d": "d"}
-    before, _ = write(tmp_path, rows(texts, tag=[1, 2, 3, 4]), ("tag",))
-    vector_a = before.vectors_for(["a"])
-    changed = rows({"a": "aaaa", "c": "CC", "d": "d"}, tag=[1, 3, 40])
-    store, update = write(tmp_path, changed, ("tag",))
-    assert update.pending["row_id"].to_pylist() == ["c"]
-    assert update.dropped == 2
-    table = store.read().sort_by("row_id")
-    assert table["row_id"].to_pylist() == ["a", "c", "d"]
-    assert table["tag"].to_pylist() == [1, 3, 40]
-    np.testing.assert_array_equal(store.vectors_for(["a"]), vector_a)
-    assert {p.name for p in tmp_path.glob("part-*")} == set(store.manifest.parts)
-    assert plan_update(store, read_source(changed, "row_id", "text", ("tag",))).is_empty
+def test_a_part_is_rewritten_without_the_rows_that_went(tmp_path):
+    """Row group by row group; a part of the first version gets errors and places."""
+    store = write(tmp_path, {f"r{i}": str(i) for i in range(2)}, tag=[1, 2])
+    source, target = Path(store.paths[0]), tmp_path / "part-00003" / "00000.parquet"
+    pq.write_table(pq.read_table(source), source, row_group_size=1)
+    rewrite_part(source, target, np.array([False, True]), first_place=7 << 40)
+    table = pq.read_table(target)
+    assert table.column_names == [*STORE_COLUMNS, "tag"]
+    assert table.select(["row_id", "error", "place", "tag"]).to_pylist() == [
+        {"row_id": "r1", "error": "", "place": (7 << 40) + 1, "tag": 2}
+    ]
+    np.testing.assert_array_equal(embedding_matrix(table["embedding"]), store.vectors_for(["r1"]))
 
 
-@pytest.mark.parametrize(
-    ("table", "message"),
-    [
-        (rows({}), "no rows"),
-        (rows({"a": "x", "b": "  "}), r"row 1 \('b'\) has an empty text; 1 row"),
-        (pa.table({"row_id": ["a", "a"], "text": ["x", "y"]}), "'a' .* more than once"),
-        (pa.table({"row_id": ["a"]}), "text"),
-    ],
-)
-def test_a_source_that_breaks_the_contract_is_refused(table, message):
-    with pytest.raises(DataError, match=message):
-        read_source(table, "row_id", "text", ())
+def test_what_the_manifest_does_not_name_is_discarded(tmp_path):
+    store = write(tmp_path, {"a": "x", "b": "y", "c": "z"})
+    named = "part-00000/a.parquet"
+    for name in (named, "part-00000/b.parquet", "part-00001/c.parquet", "_staging/d.parquet"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "part-cut-short.parquet").write_bytes(b"")
+    parts = [*store.manifest.parts, named]
+    write_manifest(tmp_path, replace(store.manifest, parts=parts))
+    discard_unnamed(tmp_path)
+    assert {str(p.relative_to(tmp_path)) for p in tmp_path.glob("**/*.parquet")} == set(parts)
+    assert not (tmp_path / "_staging").exists()

@@ -1,0 +1,64 @@
+"""The embedding job: any corpus into a store, or the prepared data of an experiment."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from sce.bulk.corpus import Columns, open_corpus
+from sce.bulk.counts import ErrorLimit, MaxErrors
+from sce.distributed.embed import embed_corpus, embed_prepared
+from sce.distributed.resources import embed_actors
+from sce.distributed.stage import ACTOR_CPUS, COMMIT_ROWS
+from sce.errors import ConfigError
+from sce.workflows.experiment import Experiment
+
+
+class EmbedJob(Experiment):
+    """Settings of `jobs/embed.py`: an experiment, or with `input` any corpus."""
+
+    input: list[str] = []
+    """Files, folders, globs or URIs of Parquet, JSONL or CSV (.gz too), to embed into `store`.
+    Without it, the data of the experiment is embedded."""
+    store: str | None = None
+    """Folder or URI of the embedding store."""
+    text_column: str = "text"
+    id_column: str | None = None
+    """Default: ids made from places, `tickets.jsonl:17`."""
+    keep_columns: list[str] = []
+    """Columns to carry into the store, beside the text."""
+    max_errors: MaxErrors = "50%"
+    """Stop when more rows than this have errors: a count (`100`) or a share (`1%`). A share
+    counts from 1,000 rows on."""
+    commit_rows: int = Field(default=COMMIT_ROWS, ge=1)
+    """Inputs of more rows are committed in parts of whole files or row groups."""
+
+
+def embed(config: EmbedJob) -> dict[str, Any]:
+    """What `jobs/embed.py` does; the summary of the stores that it wrote.
+
+    Raises:
+        InputError: as `embed_prepared` and `embed_corpus`.
+    """
+    if bool(config.input) != (config.store is not None):
+        raise ConfigError("input and store go together: texts to embed, and where to.")
+    if config.store is None:
+        return embed_prepared(
+            config.data_dir, config.embeddings_dir, config.embedder, config.resources
+        )
+    columns = Columns(
+        text=config.text_column,
+        id=config.id_column,
+        keep=tuple(dict.fromkeys([*config.keep_columns, config.text_column])),
+    )
+    _, summary = embed_corpus(
+        open_corpus(config.input),
+        columns,
+        config.store,
+        config.embedder,
+        embed_actors(config.resources, default_cpus=ACTOR_CPUS),
+        ErrorLimit.parse(config.max_errors),
+        config.commit_rows,
+    )
+    return summary
