@@ -32,7 +32,7 @@ from requests.adapters import HTTPAdapter
 
 from sce.bulk.answering import ServedModel
 from sce.embedding.fingerprint import EmbedderFingerprint
-from sce.embedding.tokenising import check_texts, check_unicode
+from sce.embedding.row_checks import check_texts, check_unicode
 from sce.errors import ROW_ERRORS, ConfigError, DataError, InputError, SCEError
 from sce.labels import Label, LabelSet, RaggedLabels, is_set_a_row
 from sce.model.answers import Prediction

@@ -34,13 +34,12 @@ from sce.embedding.checkpoint import (
 )
 from sce.embedding.fingerprint import EmbedderFingerprint, check_fingerprint
 from sce.embedding.forward import BATCH_TOKENS, embed_batch
+from sce.embedding.row_checks import check_texts, check_unicode
 from sce.embedding.settings import EmbedderConfig
 from sce.embedding.tokenising import (
     Batch,
     TokenisedTexts,
     batches,
-    check_texts,
-    check_unicode,
     pieces_by_length,
     tokenise,
 )
