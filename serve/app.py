@@ -28,7 +28,7 @@ from sce.config import load_config
 from sce.distributed.resources import ClusterSize, check_fits, cluster_size, ensure_ray
 from sce.errors import ConfigError, InputError
 from serve.auth import Guard, read_tokens
-from serve.deployment import Gateway
+from serve.gateway import Gateway
 from serve.model import ModelReplica
 from serve.settings import ModelSettings, Scaling, ServeConfig
 

@@ -25,38 +25,38 @@ import yaml
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from sce.bulk.output import read_run, rows_done
+from sce.client.wire import Batch, BatchRequest, RequestCounts
 from sce.errors import InputError
-from serve.api import ApiError, Batch, BatchRequest, RequestCounts
+from serve.refusals import ApiError
 from serve.settings import BatchSettings, ModelSettings
 
 ROOT = Path(__file__).resolve().parents[1]
 CODE = ("sce", "jobs", "serve")
 PREFIX = "batch_"
 _RUNNING = (JobStatus.PENDING, JobStatus.RUNNING)
-_CLASSIFY = ("text_column", "id_column", "keep_columns", "threshold", "top_k", "return_scores",
-             "output_format", "max_errors", "labels_column")  # fmt: skip
+_ENDED = {
+    JobStatus.SUCCEEDED: "completed",
+    JobStatus.STOPPED: "cancelled",
+    JobStatus.FAILED: "failed",
+}
+_OTHERS = {"input", "output", "model", "labels", "metadata"}
+"""Fields that are no settings of `jobs/classify.py` as they stand."""
 
 log = logging.getLogger("ray.serve")
 T = TypeVar("T")
 
 
-class BatchDesk:
+class BatchJobs:
     """Starts, finds and stops batches.
 
-    Args:
+    Attributes:
+        settings: none are allowed before there are others.
         models: settings of the models, by name.
-        client: makes the client of the job server at an address.
     """
 
-    def __init__(
-        self,
-        settings: BatchSettings,
-        models: Mapping[str, ModelSettings],
-        client: Callable[[str], JobSubmissionClient] = JobSubmissionClient,
-    ) -> None:
-        self.settings = settings
-        self.models = models
-        self._make_client = client
+    def __init__(self) -> None:
+        self.settings = BatchSettings()
+        self.models: Mapping[str, ModelSettings] = {}
         self._client: JobSubmissionClient | None = None
         self._stopped: set[str] = set()
         self._starting = asyncio.Lock()
@@ -133,7 +133,7 @@ class BatchDesk:
         self, request: BatchRequest, source: str, target: str, model: ModelSettings
     ) -> dict[str, Any]:
         """Settings of `jobs/classify.py`."""
-        content = request.model_dump(include=set(_CLASSIFY), exclude_none=True)
+        content = request.model_dump(exclude=_OTHERS, exclude_none=True)
         content |= {"input": [source], "output": target, "model": model.path}
         content |= {"dtype": model.dtype, "exact": model.exact}
         if model.embedder is not None:
@@ -193,25 +193,17 @@ class BatchDesk:
         )
 
     def _status(self, job: JobDetails) -> str:
-        if job.status == JobStatus.SUCCEEDED:
-            return "completed"
-        if job.status == JobStatus.STOPPED:
-            return "cancelled"
-        if job.status == JobStatus.FAILED:
-            return "failed"
-        return "cancelling" if job.submission_id in self._stopped else "in_progress"
+        running = "cancelling" if job.submission_id in self._stopped else "in_progress"
+        return _ENDED.get(job.status, running)
 
     async def _jobs(self) -> list[JobDetails]:
-        found = await self._call(self._jobs_client_list)
+        found = await self._call(lambda: self._jobs_client().list_jobs())
         return [job for job in found if (job.submission_id or "").startswith(PREFIX)]
-
-    def _jobs_client_list(self) -> list[JobDetails]:
-        return self._jobs_client().list_jobs()
 
     def _jobs_client(self) -> JobSubmissionClient:
         if self._client is None:
             address = self.settings.dashboard or ray.get_runtime_context().gcs_address
-            self._client = self._make_client(address)
+            self._client = JobSubmissionClient(address)
         return self._client
 
     async def _call(self, work: Callable[..., T], *arguments: Any) -> T:

@@ -7,12 +7,13 @@ nodes, so that any gateway tells of the whole endpoint.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import aiohttp
 import ray
 from ray.serve import metrics as ray_metrics
 
+from sce.client.wire import Classification
 from serve.batching import BatchReport
 
 PREFIX = "ray_sce_"
@@ -32,7 +33,7 @@ def _histogram(name: str, text: str, bounds: list[float], *tags: str) -> ray_met
 
 
 class GatewayMetrics:
-    """Of requests."""
+    """What the gateway counts: requests and their answers."""
 
     def __init__(self) -> None:
         self.requests = _counter(
@@ -56,9 +57,28 @@ class GatewayMetrics:
             "sce_retries", "Requests sent to another replica because theirs died.", "model"
         )
 
+    def request(self, route: str, status: int, model: str, seconds: float) -> None:
+        """Count a request that was answered."""
+        self.requests.inc(1, {"route": route, "status": str(status), "model": model})
+        self.request_seconds.observe(seconds, {"route": route})
+
+    def classified(self, model: str, labels: int, rows: Sequence[Classification]) -> None:
+        """Count an answer; `labels` are those of its largest set."""
+        if not rows:
+            return
+        tags = {"model": model}
+        self.texts.inc(len(rows), tags)
+        self.labels.observe(labels, tags)
+        nulls = sum(row["label"] is None and row["error"] is None for row in rows)
+        if nulls:
+            self.null_answers.inc(nulls, tags)
+        for row in rows:
+            if row["error"] is not None:
+                self.row_errors.inc(1, {**tags, "error": row["error"]})
+
 
 class ModelMetrics:
-    """Of a model's replica.
+    """What a model's replica counts.
 
     Args:
         model: its name.

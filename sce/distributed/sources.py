@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sce.bulk.answering import BlockPredictor, Connect, Endpoint, ServedModel
+from sce.bulk.answering import BlockPredictor, Connect, Endpoint
 from sce.bulk.classifier import LocalPredictor
 from sce.bulk.request import identify_model
+from sce.client import ServedModel
 from sce.distributed.embed_corpus import embedder_of
 from sce.distributed.resources import ActorPlan, ResourcesConfig, embed_actors
 from sce.distributed.stage import ACTOR_CPUS

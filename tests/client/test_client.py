@@ -1,4 +1,4 @@
-"""`sce/client/client.py` against a small server that says what a test wants: splitting, order,
+"""`sce.client` against a small server that says what a test wants: splitting, order,
 repetition, errors. The answers of the real server are in `tests/serve/test_app.py`.
 """
 
@@ -21,10 +21,10 @@ import pyarrow as pa
 import pytest
 from pydantic import SecretStr
 
-import sce.client.client
+import sce.client.connection
 from sce.bulk.answering import Endpoint
 from sce.bulk.endpoint import EndpointPredictor
-from sce.client.client import (
+from sce.client import (
     Client,
     EndpointError,
     EndpointUnavailable,
@@ -33,10 +33,10 @@ from sce.client.client import (
     RequestRefused,
     RowError,
 )
+from sce.client.wire import ClassifyRequest, EmbeddingsRequest
 from sce.errors import ConfigError, DataError, InputError, LabelError
 from sce.labels import LabelSet, RaggedLabels
 from sce.model.answers import Prediction
-from serve.api import ClassifyRequest, EmbeddingsRequest
 
 ROOT = Path(__file__).resolve().parents[2]
 DIMENSION = 4
@@ -45,6 +45,7 @@ FINGERPRINT = {
     "adapter": None, "pooling": "mean", "normalised": True, "dimension": DIMENSION,
     "max_tokens": 64, "dtype": "float32", "weights_sha256": "1", "tokenizer_sha256": "2",
 }  # fmt: skip
+USAGE = dict.fromkeys(("prompt_tokens", "total_tokens", "embedded_texts", "cached_texts"), 0)
 LABELS = ["zero", "one", "two"]
 
 pytestmark = pytest.mark.timeout(60)
@@ -64,7 +65,7 @@ class Said:
     def content(self) -> bytes:
         if self.body is not None:
             return self.body
-        error = {"message": f"said {self.code}", "type": "x", "param": self.param}
+        error = {"message": f"said {self.code}", "type": "server_error", "param": self.param}
         return json.dumps({"error": error | {"code": self.code}}).encode()
 
 
@@ -126,7 +127,7 @@ class FakeServer:
             if value > self.limits[name]:
                 return Said(413, "too_large", name)
         data = [self.row(i, *item, request) for i, item in enumerate(zip(rows, sets, strict=True))]
-        return {"object": "list", "data": data, "model": "tiny"}
+        return {"id": "cls-1", "created": 0, "data": data, "model": "tiny", "usage": USAGE}
 
     def row(self, index: int, item: str, labels: list, request: ClassifyRequest) -> dict[str, Any]:
         found: dict[str, Any] = {"index": index, "label": None, "score": None, "scores": None,
@@ -159,7 +160,7 @@ class FakeServer:
             vector = np.full(DIMENSION, int(text.split()[0]), "<f4")
             encoded = base64.b64encode(vector.tobytes()).decode()
             data.append({"index": index, "embedding": encoded, "truncated": text.endswith("long")})
-        return {"object": "list", "data": data, "model": "tiny"}
+        return {"data": data, "model": "tiny", "usage": USAGE}
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -217,7 +218,7 @@ def server():
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
-    monkeypatch.setattr(sce.client.client, "BACKOFF_SECONDS", (0.01, 0.05))
+    monkeypatch.setattr(sce.client.connection, "BACKOFF_SECONDS", (0.01, 0.05))
 
 
 @pytest.fixture
@@ -239,8 +240,8 @@ def names(predictions: list) -> list:
 
 def test_it_needs_no_torch():
     code = (
-        "import sce.client.client, sys\n"
-        "assert not {'torch', 'ray', 'transformers'} & set(sys.modules)"
+        "import sce.client, sys\n"
+        "assert not {'torch', 'ray', 'transformers', 'tokenizers', 'fastapi'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 

@@ -20,7 +20,7 @@ import pytest
 import requests
 import yaml
 
-from sce.client.client import Client, EndpointUnavailable, LimitExceeded, RowError
+from sce.client import Client, EndpointUnavailable, LimitExceeded, RowError
 from sce.datasets.schema import embeddings_schema
 from sce.embedding.embedder import EmbedderConfig, embedder_fingerprint
 from sce.embedding.store import Manifest, embedding_column, write_manifest, write_part
