@@ -16,6 +16,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -31,7 +32,7 @@ from serve.refusals import ApiError
 from serve.settings import BatchSettings, ModelSettings
 
 ROOT = Path(__file__).resolve().parents[1]
-CODE = ("sce", "jobs", "serve")
+CODE = ("sce", "jobs")
 PREFIX = "batch_"
 _RUNNING = (JobStatus.PENDING, JobStatus.RUNNING)
 _ENDED = {
@@ -57,7 +58,6 @@ class BatchJobs:
     def __init__(self) -> None:
         self.settings = BatchSettings()
         self.models: Mapping[str, ModelSettings] = {}
-        self._client: JobSubmissionClient | None = None
         self._stopped: set[str] = set()
         self._starting = asyncio.Lock()
 
@@ -105,7 +105,7 @@ class BatchJobs:
         batch = await self.get(name)
         if batch.status == "in_progress":
             self._stopped.add(name)
-            await self._call(self._jobs_client().stop_job, name)
+            await self._call(lambda: self._client.stop_job(name))
             batch = await self.get(name)
         return batch
 
@@ -152,7 +152,7 @@ class BatchJobs:
             (Path(scratch) / "batch.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
             if labels is not None:
                 (Path(scratch) / "labels.json").write_text(json.dumps(labels), encoding="utf-8")
-            self._jobs_client().submit_job(
+            self._client.submit_job(
                 entrypoint=f"{sys.executable} jobs/classify.py --config batch.yaml",
                 submission_id=name,
                 runtime_env={"working_dir": scratch},
@@ -162,7 +162,8 @@ class BatchJobs:
 
     def _describe(self, job: JobDetails) -> Batch:
         about = _about(job)
-        status, error = self._status(job), None
+        running = "cancelling" if job.submission_id in self._stopped else "in_progress"
+        status, error = _ENDED.get(job.status, running), None
         counts = RequestCounts()
         try:
             run = read_run(about["output"])
@@ -177,7 +178,7 @@ class BatchJobs:
         except (InputError, OSError) as problem:
             error = str(problem)
         if status == "failed":
-            error = _last_words(self._jobs_client().get_job_logs(job.submission_id or ""))
+            error = _last_words(self._client.get_job_logs(job.submission_id or ""))
         ended = job.end_time if job.status.is_terminal() else None
         return Batch(
             id=job.submission_id or "",
@@ -192,19 +193,14 @@ class BatchJobs:
             metadata=about["metadata"],
         )
 
-    def _status(self, job: JobDetails) -> str:
-        running = "cancelling" if job.submission_id in self._stopped else "in_progress"
-        return _ENDED.get(job.status, running)
-
     async def _jobs(self) -> list[JobDetails]:
-        found = await self._call(lambda: self._jobs_client().list_jobs())
+        found = await self._call(lambda: self._client.list_jobs())
         return [job for job in found if (job.submission_id or "").startswith(PREFIX)]
 
-    def _jobs_client(self) -> JobSubmissionClient:
-        if self._client is None:
-            address = self.settings.dashboard or ray.get_runtime_context().gcs_address
-            self._client = JobSubmissionClient(address)
-        return self._client
+    @cached_property
+    def _client(self) -> JobSubmissionClient:
+        """Made by the first call, in its thread: it asks the server at once."""
+        return JobSubmissionClient(self.settings.dashboard or ray.get_runtime_context().gcs_address)
 
     async def _call(self, work: Callable[..., T], *arguments: Any) -> T:
         try:
