@@ -8,21 +8,17 @@ Shapes: N rows, D the embedder's dimension.
 
 from __future__ import annotations
 
-import logging
-import time
-from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
-from threading import Event
 from typing import Any
 
 import numpy as np
 from pydantic import TypeAdapter
 
-from sce.client.connection import Connection, LimitExceeded, TimedOut
+from sce.client.connection import Connection
 from sce.client.info import EndpointInfo, RequestLimits, ServedModel
 from sce.client.packing import PackedRow, Rows, to_json
+from sce.client.sending import Sender
 from sce.client.wire import (
     Classification,
     ClassifyResponse,
@@ -39,17 +35,9 @@ from sce.model.answers import Prediction
 
 REQUEST_ROWS = 256
 """Of a request at most: its answer comes within the server's timeout also from a few CPU cores."""
-MIN_REQUEST_ROWS = 16
-"""What timeouts can bring that down to."""
-DIVISIBLE = ("max_texts", "max_body_bytes", "max_label_texts", "max_label_tokens", None)
-"""Limits that half a request may keep; None is that of a proxy."""
 
 _CLASSIFIED = TypeAdapter(ClassifyResponse)
 _EMBEDDED = TypeAdapter(EmbeddingsResponse)
-_Parse = Callable[[bytes, int], list[Any]]
-"""From the content of an answer to as many items as rows were sent."""
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -93,11 +81,10 @@ class Client:
         request_rows: int = REQUEST_ROWS,
     ) -> None:
         self.model = model
-        self._concurrency = max(1, concurrency)
-        self._request_rows = max(1, request_rows)
         self._connection = Connection(
-            url, token or "", timeout, patience_seconds, max(16, self._concurrency)
+            url, token or "", timeout, patience_seconds, max(16, concurrency)
         )
+        self._sender = Sender(self._connection, max(1, concurrency), max(1, request_rows))
         self._info: EndpointInfo | None = None
 
     @property
@@ -214,7 +201,8 @@ class Client:
         if texts is not None:
             refused |= dict.fromkeys(rows.too_long(self._limits()), RowError("text_too_long"))
             refused |= dict.fromkeys(_not_unicode(items), RowError("text_not_unicode"))
-        found = iter(self._answer(rows.without(refused) if refused else rows, _classified))
+        left = rows.without(refused) if refused else rows
+        found = iter(self._sender.answer(left, self._limits(), _classified))
         return [refused[i] if i in refused else next(found) for i in range(len(items))]
 
     def embed(self, texts: Sequence[str]) -> EmbeddedTexts:
@@ -229,7 +217,7 @@ class Client:
         rows = self._rows("/v1/embeddings", "input", texts, {"encoding_format": "base64"})
         for row in rows.too_long(self._limits()):
             raise DataError(f"texts[{row}]: {RowError('text_too_long')}.")
-        found = self._answer(rows, _embedded)
+        found = self._sender.answer(rows, self._limits(), _embedded)
         vectors_ND = np.empty((len(found), self._dimension()), np.float32)
         for row, (vector_D, _) in enumerate(found):
             vectors_ND[row] = vector_D
@@ -255,65 +243,6 @@ class Client:
         if len(bad):
             raise InputError(f"embeddings[{bad[0]}]: holds NaN or infinity ({len(bad)} such rows).")
         return queries_ND
-
-    def _answer(self, rows: Rows, parse: _Parse) -> list[Any]:
-        """One item a row, in order; the first request that fails ends all."""
-        limits, stop = self._limits(), Event()
-        waiting: deque[Future[list[Any]]] = deque()
-        found: list[Any] = []
-        start = 0
-        threads = ThreadPoolExecutor(self._concurrency, "sce-client")
-        try:
-            while start < len(rows) or waiting:
-                if start < len(rows) and len(waiting) < 2 * self._concurrency:
-                    end = rows.request_end(start, self._request_rows, limits)
-                    waiting.append(threads.submit(self._send, rows, start, end, parse, stop))
-                    start = end
-                else:
-                    found += waiting.popleft().result()
-        finally:
-            stop.set()
-            threads.shutdown(wait=False, cancel_futures=True)
-        return found
-
-    def _send(
-        self,
-        rows: Rows,
-        start: int,
-        end: int,
-        parse: _Parse,
-        stop: Event,
-        since: float | None = None,
-    ) -> list[Any]:
-        """Rows `start` to `end` in one request, or in halves where that is too much for it.
-
-        Args:
-            since: when the rows that these are a part of were sent first.
-        """
-        size, began = end - start, time.monotonic()
-        try:
-            return self._connection.ask(
-                rows.path,
-                lambda content: parse(content, size),
-                rows.body(start, end),
-                stop,
-                divisible=size > 1,
-            )
-        except LimitExceeded as error:
-            if size == 1 or error.param not in DIVISIBLE:
-                raise
-            reason = error.param or "a limit on its way"
-        except TimedOut as error:
-            if since is not None:
-                since = max(since, self._connection.last_answer)
-                self._connection.check_patience(since, 0.0, str(error))
-            reason = "a timeout"
-        half = size // 2
-        self._request_rows = min(self._request_rows, max(MIN_REQUEST_ROWS, half))
-        log.info("%s: %d rows in halves for %s", self.url, size, reason)
-        since = began if since is None else since
-        one = self._send(rows, start, start + half, parse, stop, since)
-        return one + self._send(rows, start + half, end, parse, stop, since)
 
 
 def _is_numeric_array(value: Any) -> bool:

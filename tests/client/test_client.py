@@ -165,6 +165,7 @@ class FakeServer:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else each answer waits 40 ms for an acknowledgement
     fake: FakeServer
 
     def log_message(self, *_: object) -> None:
@@ -261,7 +262,7 @@ def test_a_prediction_is_that_of_the_predictor(client):
 
 
 def test_many_rows_keep_their_order_and_a_bound_on_requests(server):
-    server.seconds = 0.1
+    server.seconds = 0.03
     client = Client(server.url, concurrency=3)
     assert names(client.predict(numbers(1234), LABELS)) == expected(1234)
     assert server.sizes.count(100) == 12
@@ -335,12 +336,12 @@ def test_an_overloaded_server_is_asked_again(server, client):
 
 
 def test_a_busy_server_is_not_one_that_is_away(server):
-    until = time.monotonic() + 1.5
+    until = time.monotonic() + 0.6
     server.judge = lambda rows: Said(429) if rows == 1 and time.monotonic() < until else None
-    client = Client(server.url, patience_seconds=0.6)
+    client = Client(server.url, patience_seconds=0.3)
 
     def ask_meanwhile() -> None:
-        while time.monotonic() < until + 0.2:
+        while time.monotonic() < until + 0.1:
             client.predict(["1", "2"], LABELS)
 
     others = threading.Thread(target=ask_meanwhile)
@@ -356,7 +357,7 @@ def test_a_server_that_goes_away_in_the_middle(server, client):
 
 def test_patience_ends(server):
     server.judge = lambda rows: Said(503, "starting")
-    client = Client(server.url, patience_seconds=0.5)
+    client = Client(server.url, patience_seconds=0.3)
     started = time.monotonic()
     with pytest.raises(EndpointUnavailable, match=r"HTTP 503: .*said starting"):
         client.predict(numbers(1000), LABELS)
