@@ -67,7 +67,7 @@ class Gateway:
 
     Args:
         models: by name, the default first.
-        digests: of the tokens (`Guard.digest`).
+        digests: the tokens' hashes (`Guard.digest`).
     """
 
     def __init__(self, models: Mapping[str, DeploymentHandle], digests: Sequence[bytes]) -> None:

@@ -20,7 +20,7 @@ from serve.settings import Limits
 from serve.work import ModelAnswer, ModelRequest
 
 DRAIN = 4
-"""Of a body that is too large, this many times the limit is read and thrown away, so that the
+"""A body that is too large: this many times the limit is read and thrown away, so that the
 sender comes to read why; then the connection is closed."""
 
 

@@ -34,7 +34,7 @@ from sce.errors import ConfigError, DataError, InputError
 from sce.model.answers import Prediction
 
 REQUEST_ROWS = 256
-"""Of a request at most: its answer comes within the server's timeout also from a few CPU cores."""
+"""Rows of a request at most: the answer comes within the server's timeout also from few cores."""
 
 _CLASSIFIED = TypeAdapter(ClassifyResponse)
 _EMBEDDED = TypeAdapter(EmbeddingsResponse)

@@ -20,8 +20,8 @@ class PackedLabels:
     Attributes:
         content: the set.
         count: labels in it.
-        ids: of its labels, the same for the same label of another row; none where one set is for
-            all rows, whose texts the server counts once.
+        ids: its labels, as places in `Rows.label_texts`; none where one set is for all rows,
+            which the server judges as a whole.
     """
 
     content: bytes

@@ -244,9 +244,11 @@ def from_prediction(
 
 
 def to_prediction(row: Classification) -> Prediction | RowError:
-    """Inverse of `from_prediction`."""
-    if row["error"] is not None or row["score"] is None:
-        return RowError(str(row["error"]))
+    """Inverse of `from_prediction`. Raises `ValueError` where neither score nor error is given."""
+    if row["error"] is not None:
+        return RowError(row["error"])
+    if row["score"] is None:
+        raise ValueError("a row without a score and without an error")
     top = row["top"]
     return Prediction(
         label=row["label"],
