@@ -140,7 +140,7 @@ class BatchJobs:
             content["embedder"] = model.embedder.model_dump(exclude_none=True)
         if request.labels is not None:
             content["labels_file"] = "labels.json"
-        return content | {"labels": request.label_form()}
+        return content | {"labels": request.labels}
 
     def _submit(self, name: str, content: dict[str, Any], about: dict[str, Any]) -> None:
         """With the code of this server, so that it runs on any node."""

@@ -116,7 +116,7 @@ def classify_request(request: ClassifyRequest, limits: Limits, dimension: int) -
 
 def batch_labels(request: BatchRequest, limits: Limits) -> None:
     """Refuse labels that the job would refuse, as `classify_request`."""
-    _labels(request.label_form(), 0, "labels", limits)
+    _labels(request.labels, 0, "labels", limits)
 
 
 def embeddings_request(request: EmbeddingsRequest, limits: Limits, dimension: int) -> ModelRequest:

@@ -46,13 +46,19 @@ class Wire(BaseModel):
     model_config = _CLOSED
 
 
-class LabelObject(Wire):
+def _default(value: Any, description: str | None = None) -> Any:
+    """A field of a typed dictionary that the document describes as a model's with a default."""
+    return Field(description=description, json_schema_extra={"default": value})
+
+
+@with_config(_CLOSED)
+class LabelObject(TypedDict):
     """A label and what is known of it; all of it goes into its vector."""
 
     name: StrictStr
-    description: StrictStr | None = None
-    synonyms: Texts | None = None
-    examples: Texts | None = Field(None, description="Texts that carry this label.")
+    description: NotRequired[Annotated[StrictStr | None, _default(None)]]
+    synonyms: NotRequired[Annotated[Texts | None, _default(None)]]
+    examples: NotRequired[Annotated[Texts | None, _default(None, "Texts that carry this label.")]]
 
 
 LabelListForm = Annotated[list[StrictStr | LabelObject], Field(fail_fast=True)]
@@ -123,9 +129,8 @@ class ClassifyRequest(Wire):
         return self
 
     def label_form(self) -> Any:
-        """The labels as plain lists, mappings and texts."""
-        form = self.labels if self.labels is not None else self.candidate_labels
-        return _plain(form)
+        """The labels, under whichever of their names they were given."""
+        return self.labels if self.labels is not None else self.candidate_labels
 
 
 class EmbeddingsRequest(Wire):
@@ -142,11 +147,6 @@ class EmbeddingsRequest(Wire):
     truncate: StrictBool = True
     dimensions: int | None = Field(None, description="Only the embedder's own number.")
     user: StrictStr | None = Field(None, description="Accepted and not used.")
-
-
-def _default(value: Any, description: str | None = None) -> Any:
-    """A field of a typed dictionary that the document describes as a model's with a default."""
-    return Field(description=description, json_schema_extra={"default": value})
 
 
 @with_config(_CLOSED)
@@ -307,10 +307,6 @@ class BatchRequest(Wire):
             raise ValueError("give either labels or labels_column")
         return self
 
-    def label_form(self) -> Any:
-        """The labels as plain lists, mappings and texts; None where they are in a column."""
-        return _plain(self.labels)
-
 
 class RequestCounts(Wire):
     total: int | None = None
@@ -354,11 +350,3 @@ class ErrorBody(Wire):
 
 class ErrorResponse(Wire):
     error: ErrorBody
-
-
-def _plain(form: Any) -> Any:
-    if isinstance(form, LabelObject):
-        return form.model_dump(exclude_none=True)
-    if isinstance(form, list):
-        return [_plain(item) for item in form]
-    return form
