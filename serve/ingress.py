@@ -101,11 +101,13 @@ class Ingress:
             )
         if self._requests >= limits.max_concurrent_requests:
             raise self._overloaded("max_concurrent_requests")
+        # Everything up to the first `await` happens at once, so no two requests take one place.
         self._count(1)
         body = bytearray()
         try:
             async with asyncio.timeout(limits.request_timeout_seconds) as timeout:
                 try:
+                    # Counted as they come: what a sender announces may be wrong, or missing.
                     async for chunk in self._chunks(request):
                         if self._bytes + len(chunk) > limits.max_concurrent_bytes:
                             raise self._overloaded("max_concurrent_bytes")
@@ -115,7 +117,7 @@ class Ingress:
                     raise ApiError(408, "body_timeout", "the body did not come in time.") from None
                 yield bytes(body)
         except TimeoutError:
-            if not timeout.expired():
+            if not timeout.expired():  # not ours, but of something that was awaited
                 raise
             raise ApiError(
                 504,

@@ -71,6 +71,7 @@ class Sender:
                 else:
                     found += waiting.popleft().result()
         finally:
+            # Requests in flight cannot be recalled, but none is repeated and none begins.
             call.stop.set()
             threads.shutdown(wait=False, cancel_futures=True)
         return found
@@ -96,6 +97,7 @@ class Sender:
                 connection.check_patience(max(since, connection.last_answer), 0.0, str(error))
             reason = "a timeout"
         half = size // 2
+        # For every later request too: two threads may write this at once, and either is right.
         self._request_rows = min(self._request_rows, max(MIN_REQUEST_ROWS, half))
         log.info("%s: %d rows in halves for %s", connection.url, size, reason)
         part = replace(call, since=began if since is None else since)

@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from pydantic import SecretStr
+from pydantic import SecretStr, TypeAdapter
+from pydantic_core import to_json
 
 import sce.client.connection
 from sce.bulk.answering import Endpoint
@@ -33,7 +34,13 @@ from sce.client import (
     RequestRefused,
     RowError,
 )
-from sce.client.wire import ClassifyRequest, EmbeddingsRequest
+from sce.client.wire import (
+    Classification,
+    ClassifyRequest,
+    EmbeddingsRequest,
+    from_prediction,
+    to_prediction,
+)
 from sce.errors import ConfigError, DataError, InputError, LabelError
 from sce.labels import LabelSet, RaggedLabels
 from sce.model.answers import Prediction
@@ -245,6 +252,22 @@ def test_it_needs_no_torch():
         "assert not {'torch', 'ray', 'transformers', 'tokenizers', 'fastapi'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        Prediction("a", 0.75, {"a": 0.75, "b": 0.25}, [("a", 0.75), ("b", 0.25)], True),
+        Prediction(None, 0.5),
+        RowError("text_empty"),
+    ],
+)
+def test_a_row_comes_back_as_it_was_sent(found):
+    error = found.code if isinstance(found, RowError) else None
+    row = from_prediction(3, None if error else found, getattr(found, "truncated", False), error)
+    sent = TypeAdapter(Classification).validate_json(to_json(row))
+    assert sent == row
+    assert to_prediction(sent) == found
 
 
 def test_a_prediction_is_that_of_the_predictor(client):
