@@ -33,9 +33,6 @@ from sce.embedding.row_checks import check_texts, check_unicode
 from sce.errors import ConfigError, DataError, InputError
 from sce.model.answers import Prediction
 
-REQUEST_ROWS = 256
-"""Rows of a request at most: the answer comes within the server's timeout also from few cores."""
-
 _CLASSIFIED = TypeAdapter(ClassifyResponse)
 _EMBEDDED = TypeAdapter(EmbeddingsResponse)
 
@@ -64,7 +61,6 @@ class Client:
         patience_seconds: how long one that gets no answer (overloaded, restarting, unreachable)
             is repeated while no other of this client gets one either.
         concurrency: requests of one call at a time.
-        request_rows: rows of one request at most.
 
     Raises:
         InputError: `url` is none.
@@ -78,13 +74,12 @@ class Client:
         timeout: float = 120.0,
         patience_seconds: float = 30.0,
         concurrency: int = 4,
-        request_rows: int = REQUEST_ROWS,
     ) -> None:
         self.model = model
         self._connection = Connection(
             url, token or "", timeout, patience_seconds, max(16, concurrency)
         )
-        self._sender = Sender(self._connection, max(1, concurrency), max(1, request_rows))
+        self._sender = Sender(self._connection, max(1, concurrency))
         self._info: EndpointInfo | None = None
 
     @property

@@ -15,6 +15,8 @@ from sce.client.connection import Connection, LimitExceeded, TimedOut
 from sce.client.info import RequestLimits
 from sce.client.packing import Rows
 
+REQUEST_ROWS = 256
+"""Rows of a request at most: the answer comes within the server's timeout also from few cores."""
 MIN_REQUEST_ROWS = 16
 """What timeouts can bring a request's rows down to."""
 DIVISIBLE = ("max_texts", "max_body_bytes", "max_label_texts", "max_label_tokens", None)
@@ -46,13 +48,12 @@ class Sender:
 
     Args:
         concurrency: requests of one call at a time.
-        request_rows: rows of one request at most; becomes less where the server wants less.
     """
 
-    def __init__(self, connection: Connection, concurrency: int, request_rows: int) -> None:
+    def __init__(self, connection: Connection, concurrency: int) -> None:
         self._connection = connection
         self._concurrency = concurrency
-        self._request_rows = request_rows
+        self._request_rows = REQUEST_ROWS
 
     def answer(self, rows: Rows, limits: RequestLimits, parse: Parse) -> list[Any]:
         """One item a row, in order; the first request that fails ends all."""
