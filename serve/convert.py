@@ -38,6 +38,7 @@ LABELS_FORM = (
     "a list of names, a list of objects {name, description, synonyms, examples}, a mapping "
     "{name: description}, or one such list for each text"
 )
+TOO_LONG = "the text is longer than the embedder reads, and truncate is false"
 FORMS = {
     "texts": "a text or a list of texts",
     "input": "a text or a list of texts",
@@ -163,7 +164,8 @@ def embeddings_response(
         ApiError: 422, a text has no vector; this answer has no place to say so for one alone.
     """
     for row, code in sorted(answer.errors.items()):
-        raise ApiError(422, code, f"input[{row}]: {TEXT_ERRORS[code]}.", f"input[{row}]")
+        message = TOO_LONG if code == "text_too_long" else ROW_ERRORS[code]
+        raise ApiError(422, code, f"input[{row}]: {message}.", f"input[{row}]")
     assert answer.vectors_GD is not None
     vectors: Iterable[Any] = answer.vectors_GD.tolist()
     if request.encoding_format == "base64":
@@ -174,11 +176,6 @@ def embeddings_response(
         for i, vector in enumerate(vectors)
     ]
     return {"object": "list", "model": model, "data": data, "usage": _usage(answer)}
-
-
-TEXT_ERRORS = ROW_ERRORS | {
-    "text_too_long": "the text is longer than the embedder reads, and truncate is false",
-}
 
 
 def _usage(answer: ModelAnswer) -> Usage:
