@@ -167,9 +167,10 @@ def embeddings_response(
         message = TOO_LONG if code == "text_too_long" else ROW_ERRORS[code]
         raise ApiError(422, code, f"input[{row}]: {message}.", f"input[{row}]")
     assert answer.vectors_GD is not None
-    vectors: Iterable[Any] = answer.vectors_GD.tolist()
-    if request.encoding_format == "base64":
-        vectors = encode_vectors(answer.vectors_GD)
+    coded = request.encoding_format == "base64"
+    vectors: Iterable[Any] = (
+        encode_vectors(answer.vectors_GD) if coded else answer.vectors_GD.tolist()
+    )
     truncated = answer.truncated_N.tolist()
     data: list[Embedding] = [
         {"object": "embedding", "index": i, "embedding": vector, "truncated": truncated[i]}
