@@ -28,7 +28,7 @@ from sce.config import load_config
 from sce.distributed.resources import ClusterSize, check_fits, cluster_size, ensure_ray
 from sce.errors import ConfigError, InputError
 from serve.auth import Guard, read_tokens
-from serve.deployment import Gateway
+from serve.gateway import Gateway
 from serve.model import ModelReplica
 from serve.settings import ModelSettings, Scaling, ServeConfig
 
@@ -98,19 +98,14 @@ def _options(scaling: Scaling, timeout: float, gpus: float) -> dict[str, Any]:
         "graceful_shutdown_wait_loop_s": 0.5,
         "health_check_period_s": HEALTH_SECONDS,
     }
-    if scaling.max_replicas > scaling.min_replicas:
-        options["autoscaling_config"] = {
-            "min_replicas": scaling.min_replicas,
-            "max_replicas": scaling.max_replicas,
-            "target_ongoing_requests": scaling.target_ongoing_requests,
-        }
-    else:
-        options["num_replicas"] = scaling.min_replicas
-    return options
+    if scaling.max_replicas == scaling.min_replicas:
+        return options | {"num_replicas": scaling.min_replicas}
+    sizes = {"min_replicas", "max_replicas", "target_ongoing_requests"}
+    return options | {"autoscaling_config": scaling.model_dump(include=sizes)}
 
 
 def _gpus(name: str, settings: ModelSettings, size: ClusterSize | None) -> float:
-    """Of a replica. Raises `ConfigError` where it must have one and the cluster has none."""
+    """A replica's GPUs. Raises `ConfigError` where it must have one and the cluster has none."""
     if settings.device == "cpu":
         return 0.0
     if settings.scaling.num_gpus is not None:
@@ -191,11 +186,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = load_config(ServeConfig, arguments, prog, __doc__ or "")
         check(config)
-    except InputError as error:
-        print(f"{prog}: {error}", file=sys.stderr)
-        return 2
-    ensure_ray()
-    try:
+        ensure_ray()
         application = build(config)
     except InputError as error:
         print(f"{prog}: {error}", file=sys.stderr)

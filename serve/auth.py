@@ -6,9 +6,10 @@ import hashlib
 import hmac
 import ipaddress
 from collections.abc import Iterable
+from urllib.parse import urlsplit
 
 from sce.errors import ConfigError
-from serve.api import ApiError
+from serve.refusals import ApiError
 from serve.settings import ServeConfig
 
 MIN_TOKEN_CHARS = 16
@@ -83,7 +84,11 @@ class Guard:
 
     def _check_local(self, peer: str | None, host: str | None) -> None:
         """Also by the name in `Host`: a page elsewhere may have a name that leads here."""
-        if not (_is_loopback(peer) and _is_loopback(_without_port(host))):
+        try:
+            host_name = urlsplit(f"//{host or ''}").hostname
+        except ValueError:
+            host_name = None
+        if not (_is_loopback(peer) and _is_loopback(host_name)):
             raise ApiError(
                 403,
                 "loopback_only",
@@ -97,14 +102,8 @@ def _is_loopback(host: str | None) -> bool:
     if host == "localhost":
         return True
     try:
-        address = ipaddress.ip_address((host or "").strip("[]"))
+        address = ipaddress.ip_address(host or "")
     except ValueError:
         return False
     mapped = getattr(address, "ipv4_mapped", None)
     return (mapped or address).is_loopback
-
-
-def _without_port(host: str | None) -> str | None:
-    if host is None or host.endswith("]"):
-        return host
-    return host.rpartition(":")[0] or host

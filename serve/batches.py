@@ -16,6 +16,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -25,39 +26,38 @@ import yaml
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from sce.bulk.output import read_run, rows_done
+from sce.client.wire import Batch, BatchRequest, RequestCounts
 from sce.errors import InputError
-from serve.api import ApiError, Batch, BatchRequest, RequestCounts
+from serve.refusals import ApiError
 from serve.settings import BatchSettings, ModelSettings
 
 ROOT = Path(__file__).resolve().parents[1]
-CODE = ("sce", "jobs", "serve")
+CODE = ("sce", "jobs")
 PREFIX = "batch_"
 _RUNNING = (JobStatus.PENDING, JobStatus.RUNNING)
-_CLASSIFY = ("text_column", "id_column", "keep_columns", "threshold", "top_k", "return_scores",
-             "output_format", "max_errors", "labels_column")  # fmt: skip
+_ENDED = {
+    JobStatus.SUCCEEDED: "completed",
+    JobStatus.STOPPED: "cancelled",
+    JobStatus.FAILED: "failed",
+}
+_OTHERS = {"input", "output", "model", "labels", "metadata"}
+"""Fields that are no settings of `jobs/classify.py` as they stand."""
 
 log = logging.getLogger("ray.serve")
 T = TypeVar("T")
 
 
-class BatchDesk:
+class BatchJobs:
     """Starts, finds and stops batches.
 
-    Args:
+    Attributes:
+        settings: none are allowed before there are others.
         models: settings of the models, by name.
-        client: makes the client of the job server at an address.
     """
 
-    def __init__(
-        self,
-        settings: BatchSettings,
-        models: Mapping[str, ModelSettings],
-        client: Callable[[str], JobSubmissionClient] = JobSubmissionClient,
-    ) -> None:
-        self.settings = settings
-        self.models = models
-        self._make_client = client
-        self._client: JobSubmissionClient | None = None
+    def __init__(self) -> None:
+        self.settings = BatchSettings()
+        self.models: Mapping[str, ModelSettings] = {}
         self._stopped: set[str] = set()
         self._starting = asyncio.Lock()
 
@@ -105,7 +105,7 @@ class BatchDesk:
         batch = await self.get(name)
         if batch.status == "in_progress":
             self._stopped.add(name)
-            await self._call(self._jobs_client().stop_job, name)
+            await self._call(lambda: self._client.stop_job(name))
             batch = await self.get(name)
         return batch
 
@@ -133,14 +133,14 @@ class BatchDesk:
         self, request: BatchRequest, source: str, target: str, model: ModelSettings
     ) -> dict[str, Any]:
         """Settings of `jobs/classify.py`."""
-        content = request.model_dump(include=set(_CLASSIFY), exclude_none=True)
+        content = request.model_dump(exclude=_OTHERS, exclude_none=True)
         content |= {"input": [source], "output": target, "model": model.path}
         content |= {"dtype": model.dtype, "exact": model.exact}
         if model.embedder is not None:
             content["embedder"] = model.embedder.model_dump(exclude_none=True)
         if request.labels is not None:
             content["labels_file"] = "labels.json"
-        return content | {"labels": request.label_form()}
+        return content | {"labels": request.labels}
 
     def _submit(self, name: str, content: dict[str, Any], about: dict[str, Any]) -> None:
         """With the code of this server, so that it runs on any node."""
@@ -152,7 +152,7 @@ class BatchDesk:
             (Path(scratch) / "batch.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
             if labels is not None:
                 (Path(scratch) / "labels.json").write_text(json.dumps(labels), encoding="utf-8")
-            self._jobs_client().submit_job(
+            self._client.submit_job(
                 entrypoint=f"{sys.executable} jobs/classify.py --config batch.yaml",
                 submission_id=name,
                 runtime_env={"working_dir": scratch},
@@ -162,7 +162,8 @@ class BatchDesk:
 
     def _describe(self, job: JobDetails) -> Batch:
         about = _about(job)
-        status, error = self._status(job), None
+        running = "cancelling" if job.submission_id in self._stopped else "in_progress"
+        status, error = _ENDED.get(job.status, running), None
         counts = RequestCounts()
         try:
             run = read_run(about["output"])
@@ -177,7 +178,7 @@ class BatchDesk:
         except (InputError, OSError) as problem:
             error = str(problem)
         if status == "failed":
-            error = _last_words(self._jobs_client().get_job_logs(job.submission_id or ""))
+            error = _last_words(self._client.get_job_logs(job.submission_id or ""))
         ended = job.end_time if job.status.is_terminal() else None
         return Batch(
             id=job.submission_id or "",
@@ -192,27 +193,14 @@ class BatchDesk:
             metadata=about["metadata"],
         )
 
-    def _status(self, job: JobDetails) -> str:
-        if job.status == JobStatus.SUCCEEDED:
-            return "completed"
-        if job.status == JobStatus.STOPPED:
-            return "cancelled"
-        if job.status == JobStatus.FAILED:
-            return "failed"
-        return "cancelling" if job.submission_id in self._stopped else "in_progress"
-
     async def _jobs(self) -> list[JobDetails]:
-        found = await self._call(self._jobs_client_list)
+        found = await self._call(lambda: self._client.list_jobs())
         return [job for job in found if (job.submission_id or "").startswith(PREFIX)]
 
-    def _jobs_client_list(self) -> list[JobDetails]:
-        return self._jobs_client().list_jobs()
-
-    def _jobs_client(self) -> JobSubmissionClient:
-        if self._client is None:
-            address = self.settings.dashboard or ray.get_runtime_context().gcs_address
-            self._client = self._make_client(address)
-        return self._client
+    @cached_property
+    def _client(self) -> JobSubmissionClient:
+        """Made by the first call, in its thread: it asks the server at once."""
+        return JobSubmissionClient(self.settings.dashboard or ray.get_runtime_context().gcs_address)
 
     async def _call(self, work: Callable[..., T], *arguments: Any) -> T:
         try:

@@ -5,20 +5,32 @@ Here every limit is checked. Shapes: N rows, D the embedder's dimension.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from pydantic import ValidationError
 
+from sce.client.wire import (
+    BatchRequest,
+    ClassifyRequest,
+    ClassifyResponse,
+    Embedding,
+    EmbeddingsRequest,
+    EmbeddingsResponse,
+    Usage,
+    Wire,
+    decode_vector,
+    encode_vectors,
+    from_prediction,
+)
 from sce.errors import ROW_ERRORS, LabelError
 from sce.labels import Label, LabelSet, RaggedLabels, is_set_a_row, parse_labels
-from serve.api import ApiError, BatchRequest, ClassifyRequest, EmbeddingsRequest, Wire
+from sce.model.answers import Prediction
+from serve.refusals import ApiError
 from serve.settings import Limits
 from serve.work import ModelAnswer, ModelRequest
 
@@ -101,7 +113,7 @@ def classify_request(request: ClassifyRequest, limits: Limits, dimension: int) -
 
 def batch_labels(request: BatchRequest, limits: Limits) -> None:
     """Refuse labels that the job would refuse, as `classify_request`."""
-    _labels(request.label_form(), 0, "labels", limits)
+    _labels(request.labels, 0, "labels", limits)
 
 
 def embeddings_request(request: EmbeddingsRequest, limits: Limits, dimension: int) -> ModelRequest:
@@ -118,47 +130,31 @@ def embeddings_request(request: EmbeddingsRequest, limits: Limits, dimension: in
     return ModelRequest(texts, None, truncate=request.truncate)
 
 
-def classify_response(request: Classify, answer: ModelAnswer, model: str) -> dict[str, Any]:
-    """The body of `ClassifyResponse`."""
-    good = np.flatnonzero(answer.good_N).tolist()
-    truncated = answer.truncated_N.tolist()
-    data: list[dict[str, Any]] = [
-        {
-            "object": "classification",
-            "index": row,
-            "label": None,
-            "score": None,
-            "scores": None,
-            "top": None,
-            "truncated": truncated[row],
-            "error": answer.errors.get(row),
-        }
-        for row in range(len(request.names))
-    ]
+def classify_response(request: Classify, answer: ModelAnswer, model: str) -> ClassifyResponse:
+    """The body of an answer."""
+    truncated, good = answer.truncated_N.tolist(), np.flatnonzero(answer.good_N).tolist()
+    found: dict[int, Prediction] = {}
     if answer.answers is not None:
-        names = [request.names[row] for row in good]
-        found = answer.answers.predictions(
-            names, request.threshold, request.with_top, [truncated[row] for row in good]
-        )
-        for row, one in zip(good, found, strict=True):
-            data[row]["label"], data[row]["score"] = one.label, one.score
-            data[row]["scores"] = one.scores
-            if one.top is not None:
-                data[row]["top"] = [{"label": name, "score": p} for name, p in one.top]
+        names, cut = [request.names[row] for row in good], [truncated[row] for row in good]
+        predictions = answer.answers.predictions(names, request.threshold, request.with_top, cut)
+        found = dict(zip(good, predictions, strict=True))
     return {
         "id": f"cls-{uuid.uuid4().hex}",
         "object": "list",
         "created": int(time.time()),
         "model": model,
-        "data": data,
+        "data": [
+            from_prediction(row, found.get(row), truncated[row], answer.errors.get(row))
+            for row in range(len(request.names))
+        ],
         "usage": _usage(answer),
     }
 
 
 def embeddings_response(
     request: EmbeddingsRequest, answer: ModelAnswer, model: str
-) -> dict[str, Any]:
-    """The body of `EmbeddingsResponse`.
+) -> EmbeddingsResponse:
+    """The body of an answer.
 
     Raises:
         ApiError: 422, a text has no vector; this answer has no place to say so for one alone.
@@ -167,20 +163,19 @@ def embeddings_response(
         message = TOO_LONG if code == "text_too_long" else ROW_ERRORS[code]
         raise ApiError(422, code, f"input[{row}]: {message}.", f"input[{row}]")
     assert answer.vectors_GD is not None
-    if request.encoding_format == "base64":
-        little = np.ascontiguousarray(answer.vectors_GD, "<f4")
-        vectors: list[Any] = [base64.b64encode(v.tobytes()).decode() for v in little]
-    else:
-        vectors = answer.vectors_GD.tolist()
+    coded = request.encoding_format == "base64"
+    vectors: Iterable[Any] = (
+        encode_vectors(answer.vectors_GD) if coded else answer.vectors_GD.tolist()
+    )
     truncated = answer.truncated_N.tolist()
-    data = [
+    data: list[Embedding] = [
         {"object": "embedding", "index": i, "embedding": vector, "truncated": truncated[i]}
         for i, vector in enumerate(vectors)
     ]
     return {"object": "list", "model": model, "data": data, "usage": _usage(answer)}
 
 
-def _usage(answer: ModelAnswer) -> dict[str, int]:
+def _usage(answer: ModelAnswer) -> Usage:
     return {
         "prompt_tokens": answer.tokens,
         "total_tokens": answer.tokens + answer.label_tokens,
@@ -234,10 +229,10 @@ def _vectors(items: list[Any], dimension: int) -> tuple[np.ndarray, dict[int, st
         try:
             with np.errstate(over="ignore"):
                 if isinstance(item, str):
-                    vector = np.frombuffer(base64.b64decode(item, validate=True), "<f4")
+                    vector = decode_vector(item)
                 else:
                     vector = np.array(item, np.float64).astype(np.float32)
-        except (binascii.Error, ValueError):
+        except ValueError:
             errors[row] = "embedding_not_numbers"
             continue
         if len(vector) != dimension:

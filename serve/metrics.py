@@ -7,12 +7,13 @@ nodes, so that any gateway tells of the whole endpoint.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import aiohttp
 import ray
 from ray.serve import metrics as ray_metrics
 
+from sce.client.wire import Classification
 from serve.batching import BatchReport
 
 PREFIX = "ray_sce_"
@@ -24,71 +25,79 @@ _TOKENS: list[float] = [16, 64, 256, 1024, 4096, 16_384, 65_536, 262_144, 1_048_
 
 
 def _counter(name: str, text: str, *tags: str) -> ray_metrics.Counter:
-    return ray_metrics.Counter(name, text, tags)  # type: ignore[arg-type]  # Tuple[str], they say
+    return ray_metrics.Counter(f"sce_{name}", text, tags)  # type: ignore[arg-type]  # Tuple[str]?
 
 
 def _histogram(name: str, text: str, bounds: list[float], *tags: str) -> ray_metrics.Histogram:
-    return ray_metrics.Histogram(name, text, bounds, tags)  # type: ignore[arg-type]
+    return ray_metrics.Histogram(f"sce_{name}", text, bounds, tags)  # type: ignore[arg-type]
 
 
 class GatewayMetrics:
-    """Of requests."""
+    """What the gateway counts: requests and their answers."""
 
     def __init__(self) -> None:
         self.requests = _counter(
-            "sce_requests", "Requests by route, status and model.", "route", "status", "model"
+            "requests", "Requests by route, status and model.", "route", "status", "model"
         )
         self.request_seconds = _histogram(
-            "sce_request_seconds", "From the first byte to the answer.", _SECONDS, "route"
+            "request_seconds", "From the first byte to the answer.", _SECONDS, "route"
         )
         self.open_requests = ray_metrics.Gauge("sce_open_requests", "Requests being worked on.")
-        self.labels = _histogram(
-            "sce_labels", "Labels of a request's largest set.", _SIZES, "model"
-        )
-        self.texts = _counter("sce_texts", "Texts and embeddings asked.", "model")
+        self.labels = _histogram("labels", "Labels of a request's largest set.", _SIZES, "model")
+        self.texts = _counter("texts", "Texts and embeddings asked.", "model")
         self.null_answers = _counter(
-            "sce_null_answers", "Rows whose best label was below the threshold.", "model"
+            "null_answers", "Rows whose best label was below the threshold.", "model"
         )
         self.row_errors = _counter(
-            "sce_row_errors", "Rows without an answer, by error.", "model", "error"
+            "row_errors", "Rows without an answer, by error.", "model", "error"
         )
         self.retries = _counter(
-            "sce_retries", "Requests sent to another replica because theirs died.", "model"
+            "retries", "Requests sent to another replica because theirs died.", "model"
         )
+
+    def request(self, route: str, status: int, model: str, seconds: float) -> None:
+        """Count a request that was answered."""
+        self.requests.inc(1, {"route": route, "status": str(status), "model": model})
+        self.request_seconds.observe(seconds, {"route": route})
+
+    def classified(self, model: str, labels: int, rows: Sequence[Classification]) -> None:
+        """Count an answer; `labels` are those of its largest set."""
+        if not rows:
+            return
+        tags = {"model": model}
+        self.texts.inc(len(rows), tags)
+        self.labels.observe(labels, tags)
+        nulls = sum(row["label"] is None and row["error"] is None for row in rows)
+        if nulls:
+            self.null_answers.inc(nulls, tags)
+        for row in rows:
+            if row["error"] is not None:
+                self.row_errors.inc(1, {**tags, "error": row["error"]})
 
 
 class ModelMetrics:
-    """Of a model's replica.
+    """What a model's replica counts.
 
     Args:
         model: its name.
     """
 
     def __init__(self, model: str) -> None:
-        self._tags = {"model": model}
-        tags = ("model", "lane")
+        self._tags, lane = {"model": model}, ("model", "lane")
         self._tokens = _counter(
-            "sce_text_tokens", "Tokens of texts, as the embedder counts them.", "model"
+            "text_tokens", "Tokens of texts, as the embedder counts them.", "model"
         )
-        self._label_tokens = _counter("sce_label_tokens", "Tokens that the encoder read.", "model")
-        self._hits = _counter("sce_cache_hits", "Texts whose vectors were known.", "model")
-        self._misses = _counter("sce_cache_misses", "Texts, also of labels, embedded.", "model")
-        self._queue = _histogram(
-            "sce_queue_seconds", "Waiting for the device.", _SECONDS, "model", "lane"
-        )
+        self._label_tokens = _counter("label_tokens", "Tokens that the encoder read.", "model")
+        self._hits = _counter("cache_hits", "Texts whose vectors were known.", "model")
+        self._misses = _counter("cache_misses", "Texts, also of labels, embedded.", "model")
+        self._queue = _histogram("queue_seconds", "Waiting for the device.", _SECONDS, *lane)
         self._work = {
-            "embed": _histogram(
-                "sce_embed_seconds", "Of a batch of texts.", _SECONDS, "model", "lane"
-            ),
-            "classify": _histogram(
-                "sce_classify_seconds", "Of a batch of rows.", _SECONDS, "model", "lane"
-            ),
+            "embed": _histogram("embed_seconds", "Of a batch of texts.", _SECONDS, *lane),
+            "classify": _histogram("classify_seconds", "Of a batch of rows.", _SECONDS, *lane),
         }
-        self._items = _histogram(
-            "sce_batch_requests", "Requests in a batch.", _SIZES, "model", "lane"
-        )
+        self._items = _histogram("batch_requests", "Requests in a batch.", _SIZES, *lane)
         self._batch_tokens = _histogram(
-            "sce_batch_tokens", "Tokens, or label tokens, of a batch.", _TOKENS, *tags
+            "batch_tokens", "Tokens, or label tokens, of a batch.", _TOKENS, *lane
         )
 
     def batch(self, report: BatchReport) -> None:

@@ -16,7 +16,7 @@ class Limits(Section):
     refusal of a request that exceeds it, and in `/info`."""
 
     max_body_bytes: int = Field(default=16 * 2**20, ge=1024)
-    """Of a request, 413 above."""
+    """A request's size, 413 above."""
     max_texts: int = Field(default=1024, ge=1)
     """Texts or embeddings of a request, 413 above."""
     max_labels: int = Field(default=1000, ge=1)
@@ -70,14 +70,14 @@ class ModelSettings(Section):
     exact: bool = False
     """Contextualise every label also of a large set, rather than a shortlist."""
     threads: int | None = Field(default=None, ge=1)
-    """Of a replica on a CPU. Default: all cores."""
+    """Threads of a replica on a CPU. Default: all cores."""
     embed_batch_tokens: int | None = Field(default=None, ge=64)
     """Tokens of texts that are embedded together. Default: 2,048 on a CPU, 65,536 on a GPU."""
     classify_batch_tokens: int | None = Field(default=None, ge=64)
     """Label tokens (labels + 1 for each text) that are classified together. Default: 8,192 on a
     CPU, 262,144 on a GPU."""
     cache_bytes: int = Field(default=256 * 2**20, ge=0)
-    """Of the vectors of texts and labels that a replica keeps."""
+    """Size of the vectors of texts and labels that a replica keeps."""
     scaling: Scaling = Scaling()
 
 
@@ -116,7 +116,7 @@ class ServeConfig(JobConfig):
     batches: BatchSettings = BatchSettings()
     gateway: Scaling = Scaling(num_cpus=0.1, target_ongoing_requests=64)
     host: str = "127.0.0.1"
-    """Of `make serve`; a cluster's is in the YAML of `serve deploy`."""
+    """Address for `make serve`; a cluster's is in the YAML of `serve deploy`."""
     port: int = Field(default=8000, ge=1, le=65535)
 
     def named_models(self) -> dict[str, ModelSettings]:

@@ -29,7 +29,7 @@ from transformers.cache_utils import DynamicLayer
 
 from sce.baselines.lora import LoraSettings, load_base, load_chat_tokenizer, read_adapters
 from sce.baselines.settings import PromptedConfig, PromptName
-from sce.embedding.tokenising import check_texts
+from sce.embedding.row_checks import check_texts
 from sce.errors import ConfigError, InputError
 from sce.labels import LabelSet
 from sce.storage import fetch_model

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import SecretStr
 
-from sce.embedding.fingerprint import EmbedderFingerprint
+from sce.client import ServedModel
 from sce.model.answers import Answers
 
 
@@ -50,42 +50,6 @@ class BlockPredictor(Protocol):
         self, vectors_GD: np.ndarray, labels: Any, top_k: int, return_scores: bool
     ) -> BlockAnswers:
         """Answer unit vectors of the model's embedder, float32."""
-
-
-@dataclass(frozen=True)
-class ServedModel:
-    """What an endpoint says of one of its models.
-
-    Attributes:
-        name: by which requests choose it.
-        embedder: that its vectors are of.
-        model_fingerprint: of its weights.
-        dtype: of the encoder.
-        shortlist_above: sets of more labels are scored by a shortlist; None: none is.
-        shortlist_size: labels of a shortlist.
-    """
-
-    name: str
-    embedder: EmbedderFingerprint
-    model_fingerprint: str
-    dtype: str
-    shortlist_above: int | None
-    shortlist_size: int | None
-
-    @property
-    def dimension(self) -> int:
-        """D."""
-        return self.embedder.dimension
-
-    def identity(self) -> dict[str, Any]:
-        """All that decides an answer: equal for a server that was moved or started again."""
-        return {
-            "model": self.model_fingerprint,
-            "embedder": self.embedder.id,
-            "dtype": self.dtype,
-            "shortlist_above": self.shortlist_above,
-            "shortlist_size": self.shortlist_size,
-        }
 
 
 @dataclass(frozen=True)

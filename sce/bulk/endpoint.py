@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from sce.bulk.answering import BlockAnswers, Endpoint, ServedModel
-from sce.client.client import Client, EndpointError, RowError, label_ids
+from sce.bulk.answering import BlockAnswers, Endpoint
+from sce.client import Client, EndpointError, RowError, ServedModel
+from sce.client.packing import label_ids
 from sce.errors import ROW_ERRORS, ConfigError
 from sce.labels import LabelSet, RaggedLabels
 from sce.model.answers import Answers, Prediction

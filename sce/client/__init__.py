@@ -1,0 +1,32 @@
+"""The HTTP client: answers as `Predictor` does, and needs neither torch nor a model.
+
+from sce.client import Client
+
+client = Client("http://localhost:8000", token="...")
+client.predict(["The parcel never came."], ["late delivery", "billing"])
+"""
+
+from sce.client.client import Client, EmbeddedTexts
+from sce.client.connection import (
+    EndpointError,
+    EndpointUnavailable,
+    LimitExceeded,
+    NotAuthorised,
+    RequestRefused,
+)
+from sce.client.info import EndpointInfo, RequestLimits, ServedModel
+from sce.client.wire import RowError
+
+__all__ = [
+    "Client",
+    "EmbeddedTexts",
+    "EndpointError",
+    "EndpointInfo",
+    "EndpointUnavailable",
+    "LimitExceeded",
+    "NotAuthorised",
+    "RequestLimits",
+    "RequestRefused",
+    "RowError",
+    "ServedModel",
+]

@@ -34,7 +34,7 @@ from sce.baselines.prompted import (
 )
 from sce.baselines.settings import PromptedConfig
 from sce.distributed.resources import ActorPlan, ResourcesConfig, TorchThread, embed_actors
-from sce.embedding.tokenising import check_texts
+from sce.embedding.row_checks import check_texts
 from sce.errors import DataError, InputError
 from sce.evaluation.costs import peak_bytes
 from sce.evaluation.evaluate import Request

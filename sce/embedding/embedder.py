@@ -27,13 +27,12 @@ from transformers.utils import logging as transformers_logging
 
 from sce.embedding.checkpoint import Checkpoint, resolve_checkpoint
 from sce.embedding.fingerprint import EmbedderFingerprint
+from sce.embedding.row_checks import check_texts, check_unicode
 from sce.embedding.settings import EmbedderConfig
 from sce.embedding.tokenising import (
     Batch,
     TokenisedTexts,
     batches,
-    check_texts,
-    check_unicode,
     pieces_by_length,
     tokenise,
 )

@@ -5,9 +5,11 @@ Shapes: N rows, D the embedder's dimension.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from sce.errors import MAX_NORM_ERROR
+from sce.errors import MAX_NORM_ERROR, DataError
 
 
 def text_is_empty(text: str) -> bool:
@@ -23,6 +25,22 @@ def is_unicode(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def check_texts(texts: Sequence[str]) -> None:
+    """Raises `DataError` with the position of the first that is empty or not a text."""
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise DataError(f"texts[{i}]: a text is needed, not {type(text).__name__}.")
+        if text_is_empty(text):
+            raise DataError(f"texts[{i}]: the text is empty.")
+
+
+def check_unicode(texts: Sequence[str]) -> None:
+    """Raises `DataError` with the position of the first text that is not Unicode."""
+    for i, text in enumerate(texts):
+        if not is_unicode(text):
+            raise DataError(f"texts[{i}]: the text has a lone surrogate, not Unicode.")
 
 
 def vector_errors(vectors_ND: np.ndarray) -> np.ndarray:

@@ -9,8 +9,7 @@ from itertools import chain
 import numpy as np
 from tokenizers import Tokenizer
 
-from sce.embedding.row_checks import is_unicode, text_is_empty
-from sce.errors import DataError
+from sce.embedding.row_checks import check_texts, check_unicode
 
 
 @dataclass(frozen=True)
@@ -117,19 +116,3 @@ def pieces_by_length(texts: Sequence[str], piece_texts: int) -> list[np.ndarray]
     lengths_N = np.fromiter(map(len, texts), np.int64, len(texts))
     order_N = np.argsort(-lengths_N, kind="stable")
     return [order_N[i : i + piece_texts] for i in range(0, len(order_N), piece_texts)]
-
-
-def check_texts(texts: Sequence[str]) -> None:
-    """Raises `DataError` with the position of the first that is empty or not a text."""
-    for i, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise DataError(f"texts[{i}]: a text is needed, not {type(text).__name__}.")
-        if text_is_empty(text):
-            raise DataError(f"texts[{i}]: the text is empty.")
-
-
-def check_unicode(texts: Sequence[str]) -> None:
-    """Raises `DataError` with the position of the first text that is not Unicode."""
-    for i, text in enumerate(texts):
-        if not is_unicode(text):
-            raise DataError(f"texts[{i}]: the text has a lone surrogate, not Unicode.")

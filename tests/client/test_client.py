@@ -1,4 +1,4 @@
-"""`sce/client/client.py` against a small server that says what a test wants: splitting, order,
+"""`sce.client` against a small server that says what a test wants: splitting, order,
 repetition, errors. The answers of the real server are in `tests/serve/test_app.py`.
 """
 
@@ -19,12 +19,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from pydantic import SecretStr
+from pydantic import SecretStr, TypeAdapter
+from pydantic_core import to_json
 
-import sce.client.client
+import sce.client.connection
 from sce.bulk.answering import Endpoint
 from sce.bulk.endpoint import EndpointPredictor
-from sce.client.client import (
+from sce.client import (
     Client,
     EndpointError,
     EndpointUnavailable,
@@ -33,10 +34,16 @@ from sce.client.client import (
     RequestRefused,
     RowError,
 )
+from sce.client.wire import (
+    Classification,
+    ClassifyRequest,
+    EmbeddingsRequest,
+    from_prediction,
+    to_prediction,
+)
 from sce.errors import ConfigError, DataError, InputError, LabelError
 from sce.labels import LabelSet, RaggedLabels
 from sce.model.answers import Prediction
-from serve.api import ClassifyRequest, EmbeddingsRequest
 
 ROOT = Path(__file__).resolve().parents[2]
 DIMENSION = 4
@@ -45,6 +52,7 @@ FINGERPRINT = {
     "adapter": None, "pooling": "mean", "normalised": True, "dimension": DIMENSION,
     "max_tokens": 64, "dtype": "float32", "weights_sha256": "1", "tokenizer_sha256": "2",
 }  # fmt: skip
+USAGE = dict.fromkeys(("prompt_tokens", "total_tokens", "embedded_texts", "cached_texts"), 0)
 LABELS = ["zero", "one", "two"]
 
 pytestmark = pytest.mark.timeout(60)
@@ -64,7 +72,7 @@ class Said:
     def content(self) -> bytes:
         if self.body is not None:
             return self.body
-        error = {"message": f"said {self.code}", "type": "x", "param": self.param}
+        error = {"message": f"said {self.code}", "type": "server_error", "param": self.param}
         return json.dumps({"error": error | {"code": self.code}}).encode()
 
 
@@ -126,7 +134,7 @@ class FakeServer:
             if value > self.limits[name]:
                 return Said(413, "too_large", name)
         data = [self.row(i, *item, request) for i, item in enumerate(zip(rows, sets, strict=True))]
-        return {"object": "list", "data": data, "model": "tiny"}
+        return {"id": "cls-1", "created": 0, "data": data, "model": "tiny", "usage": USAGE}
 
     def row(self, index: int, item: str, labels: list, request: ClassifyRequest) -> dict[str, Any]:
         found: dict[str, Any] = {"index": index, "label": None, "score": None, "scores": None,
@@ -159,11 +167,12 @@ class FakeServer:
             vector = np.full(DIMENSION, int(text.split()[0]), "<f4")
             encoded = base64.b64encode(vector.tobytes()).decode()
             data.append({"index": index, "embedding": encoded, "truncated": text.endswith("long")})
-        return {"object": "list", "data": data, "model": "tiny"}
+        return {"data": data, "model": "tiny", "usage": USAGE}
 
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else each answer waits 40 ms for an acknowledgement
     fake: FakeServer
 
     def log_message(self, *_: object) -> None:
@@ -217,7 +226,7 @@ def server():
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
-    monkeypatch.setattr(sce.client.client, "BACKOFF_SECONDS", (0.01, 0.05))
+    monkeypatch.setattr(sce.client.connection, "BACKOFF_SECONDS", (0.01, 0.05))
 
 
 @pytest.fixture
@@ -239,10 +248,26 @@ def names(predictions: list) -> list:
 
 def test_it_needs_no_torch():
     code = (
-        "import sce.client.client, sys\n"
-        "assert not {'torch', 'ray', 'transformers'} & set(sys.modules)"
+        "import sce.client, sys\n"
+        "assert not {'torch', 'ray', 'transformers', 'tokenizers', 'fastapi'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        Prediction("a", 0.75, {"a": 0.75, "b": 0.25}, [("a", 0.75), ("b", 0.25)], True),
+        Prediction(None, 0.5),
+        RowError("text_empty"),
+    ],
+)
+def test_a_row_comes_back_as_it_was_sent(found):
+    error = found.code if isinstance(found, RowError) else None
+    row = from_prediction(3, None if error else found, getattr(found, "truncated", False), error)
+    sent = TypeAdapter(Classification).validate_json(to_json(row))
+    assert sent == row
+    assert to_prediction(sent) == found
 
 
 def test_a_prediction_is_that_of_the_predictor(client):
@@ -260,7 +285,7 @@ def test_a_prediction_is_that_of_the_predictor(client):
 
 
 def test_many_rows_keep_their_order_and_a_bound_on_requests(server):
-    server.seconds = 0.1
+    server.seconds = 0.03
     client = Client(server.url, concurrency=3)
     assert names(client.predict(numbers(1234), LABELS)) == expected(1234)
     assert server.sizes.count(100) == 12
@@ -334,12 +359,12 @@ def test_an_overloaded_server_is_asked_again(server, client):
 
 
 def test_a_busy_server_is_not_one_that_is_away(server):
-    until = time.monotonic() + 1.5
+    until = time.monotonic() + 0.6
     server.judge = lambda rows: Said(429) if rows == 1 and time.monotonic() < until else None
-    client = Client(server.url, patience_seconds=0.6)
+    client = Client(server.url, patience_seconds=0.3)
 
     def ask_meanwhile() -> None:
-        while time.monotonic() < until + 0.2:
+        while time.monotonic() < until + 0.1:
             client.predict(["1", "2"], LABELS)
 
     others = threading.Thread(target=ask_meanwhile)
@@ -355,7 +380,7 @@ def test_a_server_that_goes_away_in_the_middle(server, client):
 
 def test_patience_ends(server):
     server.judge = lambda rows: Said(503, "starting")
-    client = Client(server.url, patience_seconds=0.5)
+    client = Client(server.url, patience_seconds=0.3)
     started = time.monotonic()
     with pytest.raises(EndpointUnavailable, match=r"HTTP 503: .*said starting"):
         client.predict(numbers(1000), LABELS)

@@ -18,7 +18,7 @@ import requests
 import yaml
 
 from jobs import classify as classify_job
-from sce.client.client import Client, EndpointUnavailable, LimitExceeded, RowError
+from sce.client import Client, EndpointUnavailable, LimitExceeded, RowError
 from sce.model.answers import Prediction
 from sce.predictor import Predictor
 from tests.tiny_bulk import (

@@ -10,7 +10,7 @@ import pytest
 import requests
 
 from jobs.benchmarks.serve import serve_app
-from sce.client.client import Client
+from sce.client import Client
 from serve.app import main
 from tests.serve.conftest import settings_of
 

@@ -28,8 +28,8 @@ import pytest
 import requests
 import yaml
 
+from sce.client.wire import ErrorResponse
 from sce.predictor import Predictor
-from serve.api import ErrorResponse
 from tests.serve.conftest import settings_of
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
+from pydantic import TypeAdapter
 
-from serve.api import (
+from sce.client.wire import (
     CLASSIFY_EXAMPLES,
     ClassifyResponse,
     EmbeddingsResponse,
@@ -20,7 +21,8 @@ from serve.api import (
 )
 from serve.auth import Guard
 from serve.engine import Engine
-from serve.gateway import Desk, make_app
+from serve.ingress import Ingress
+from serve.routes import make_app
 from serve.settings import Limits
 from serve.work import ModelAnswer, ModelRequest
 from tests.serve.conftest import make_engine
@@ -64,14 +66,14 @@ def port(loaded) -> LocalPort:
 
 
 @pytest.fixture
-def desk(port) -> Desk:
-    return Desk({"tiny": port, "second": port}, LIMITS, Guard([Guard.digest(TOKEN)]))
+def ingress(port) -> Ingress:
+    return Ingress({"tiny": port, "second": port}, Guard([Guard.digest(TOKEN)]), LIMITS)
 
 
 @pytest.fixture
-def client(desk):
+def client(ingress):
     headers = {"Authorization": f"Bearer {TOKEN}"}
-    with TestClient(make_app(desk), headers=headers, raise_server_exceptions=False) as client:
+    with TestClient(make_app(ingress), headers=headers, raise_server_exceptions=False) as client:
         yield client
 
 
@@ -84,10 +86,10 @@ def refusal(response, status: int) -> dict[str, Any]:
 def test_every_example_of_the_document_is_answered(client, example):
     response = client.post("/v1/classify", json=example)
     assert response.status_code == 200, response.text
-    found = ClassifyResponse.model_validate(response.json())
+    found = TypeAdapter(ClassifyResponse).validate_python(response.json())
     texts = example["texts"] if isinstance(example["texts"], list) else [example["texts"]]
-    assert [row.index for row in found.data] == list(range(len(texts)))
-    assert all(row.error is None and row.score is not None for row in found.data)
+    assert [row["index"] for row in found["data"]] == list(range(len(texts)))
+    assert all(row["error"] is None and row["score"] is not None for row in found["data"])
 
 
 def test_the_answers_are_the_predictors(client, predictor):
@@ -108,7 +110,7 @@ def test_embeddings_in_both_encodings_give_the_answer_of_their_texts(client):
     numbers = client.post("/v1/embeddings", json={"input": TEXTS}).json()
     coded = client.post("/v1/embeddings", json={"input": TEXTS, "encoding_format": "base64"}).json()
     for found in (numbers, coded):
-        EmbeddingsResponse.model_validate(found)
+        TypeAdapter(EmbeddingsResponse).validate_python(found)
         vectors = [row["embedding"] for row in found["data"]]
         body = {"embeddings": vectors, "labels": LABELS}
         of_vectors = client.post("/v1/classify", json=body).json()
@@ -230,8 +232,8 @@ def test_models_info_and_health(client):
     assert client.get("/health").json() == {"status": "ok"}
 
 
-def test_tokens(desk):
-    with TestClient(make_app(desk)) as client:
+def test_tokens(ingress):
+    with TestClient(make_app(ingress)) as client:
         for path in ("/", "/health", "/docs", "/openapi.json"):
             assert client.get(path).status_code == 200, path
         for path in ("/info", "/v1/models", "/metrics"):
@@ -254,8 +256,8 @@ def test_tokens(desk):
     ],
 )
 def test_without_tokens_only_this_machine_is_answered(port, peer, host, status):
-    desk = Desk({"tiny": port}, LIMITS, Guard([]))
-    with TestClient(make_app(desk), client=(peer, 5000), headers={"Host": host}) as client:
+    ingress = Ingress({"tiny": port}, Guard([]), LIMITS)
+    with TestClient(make_app(ingress), client=(peer, 5000), headers={"Host": host}) as client:
         response = client.get("/info")
         assert response.status_code == status
         assert client.get("/health").status_code == 200
@@ -263,8 +265,8 @@ def test_without_tokens_only_this_machine_is_answered(port, peer, host, status):
         assert refusal(response, 403)["code"] == "loopback_only"
 
 
-def test_overload_is_refused_at_once_and_passes(port, client, desk):
-    desk.limits = LIMITS.model_copy(update={"max_concurrent_requests": 2})
+def test_overload_is_refused_at_once_and_passes(port, client, ingress):
+    ingress.limits = LIMITS.model_copy(update={"max_concurrent_requests": 2})
     port.hold = threading.Event()
     body = {"texts": TEXTS, "labels": LABELS}
     statuses: list[int] = []
@@ -276,7 +278,7 @@ def test_overload_is_refused_at_once_and_passes(port, client, desk):
     try:
         for thread in threads:
             thread.start()
-        while desk._requests < 2:
+        while ingress._requests < 2:
             pass
         refused = client.post("/v1/classify", json=body)
         error = refusal(refused, 429)
@@ -290,19 +292,19 @@ def test_overload_is_refused_at_once_and_passes(port, client, desk):
         port.hold = None
     assert statuses == [200, 200]
     assert client.post("/v1/classify", json=body).status_code == 200
-    assert (desk._requests, desk._bytes) == (0, 0)
+    assert (ingress._requests, ingress._bytes) == (0, 0)
 
 
-def test_bytes_being_worked_on_are_bounded(client, desk):
-    desk.limits = LIMITS.model_copy(update={"max_concurrent_bytes": 1024})
+def test_bytes_being_worked_on_are_bounded(client, ingress):
+    ingress.limits = LIMITS.model_copy(update={"max_concurrent_bytes": 1024})
     body = {"texts": ["a" * 2000], "labels": LABELS}
     error = refusal(client.post("/v1/classify", json=body), 429)
     assert error["param"] == "max_concurrent_bytes"
-    assert (desk._requests, desk._bytes) == (0, 0)
+    assert (ingress._requests, ingress._bytes) == (0, 0)
 
 
-def test_a_request_that_takes_too_long(port, client, desk):
-    desk.limits = LIMITS.model_copy(update={"request_timeout_seconds": 0.2})
+def test_a_request_that_takes_too_long(port, client, ingress):
+    ingress.limits = LIMITS.model_copy(update={"request_timeout_seconds": 0.2})
     port.hold = threading.Event()
     try:
         response = client.post("/v1/classify", json={"texts": TEXTS, "labels": LABELS})
@@ -310,26 +312,26 @@ def test_a_request_that_takes_too_long(port, client, desk):
         port.hold.set()
         port.hold = None
     assert refusal(response, 504)["code"] == "timeout"
-    assert (desk._requests, desk._bytes) == (0, 0)
+    assert (ingress._requests, ingress._bytes) == (0, 0)
 
 
-def test_a_fault_of_the_server_tells_nothing_of_it(client, desk, monkeypatch):
+def test_a_fault_of_the_server_tells_nothing_of_it(client, ingress, monkeypatch):
     async def broken(request):
         raise RuntimeError("secret path")
 
-    monkeypatch.setattr(desk.models["tiny"], "answer", broken)
+    monkeypatch.setattr(ingress.models["tiny"], "answer", broken)
     response = client.post("/v1/classify", json={"texts": TEXTS, "labels": LABELS})
     assert refusal(response, 500)["code"] == "internal_error"
     assert "secret" not in response.text
 
 
-def test_texts_are_logged_only_where_asked(client, desk, caplog):
+def test_texts_are_logged_only_where_asked(client, ingress, caplog):
     caplog.set_level("INFO", "ray.serve")
     body = {"texts": ["a private text"], "labels": LABELS}
     client.post("/v1/classify", json=body)
     client.post("/v1/classify", json=body | {"top_k": 0})
     assert "private" not in caplog.text
-    desk.log_texts = True
+    ingress.log_texts = True
     client.post("/v1/classify", json=body)
     assert "private" in caplog.text
 

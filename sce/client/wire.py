@@ -1,10 +1,33 @@
-"""The wire: what requests and answers look like, and every error."""
+"""The wire: what requests, answers and errors look like. The one place that says so, for the
+gateway, the client and the OpenAPI document.
+
+Requests are pydantic models. Answers with a row for each text are typed dictionaries, which the
+gateway writes in half the time of models.
+
+Shapes: D the embedder's dimension.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import base64
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, NotRequired
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictStr, model_validator
+import numpy as np
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictStr,
+    model_validator,
+    with_config,
+)
+from typing_extensions import TypedDict
+
+from sce.errors import ROW_ERRORS
+from sce.model.answers import Prediction
 
 Text = StrictStr
 Texts = Annotated[list[Text], Field(fail_fast=True)]
@@ -14,23 +37,33 @@ Vector = Annotated[
 ]
 
 
+_CLOSED = ConfigDict(extra="forbid")
+
+
 class Wire(BaseModel):
     """Unknown fields are refused: a setting with a typing error must not pass for none."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = _CLOSED
 
 
-class LabelObject(Wire):
+def _default(value: Any, description: str | None = None) -> Any:
+    """A field of a typed dictionary that the document describes as a model's with a default."""
+    return Field(description=description, json_schema_extra={"default": value})
+
+
+@with_config(_CLOSED)
+class LabelObject(TypedDict):
     """A label and what is known of it; all of it goes into its vector."""
 
     name: StrictStr
-    description: StrictStr | None = None
-    synonyms: Texts | None = None
-    examples: Texts | None = Field(None, description="Texts that carry this label.")
+    description: NotRequired[Annotated[StrictStr | None, _default(None)]]
+    synonyms: NotRequired[Annotated[Texts | None, _default(None)]]
+    examples: NotRequired[Annotated[Texts | None, _default(None, "Texts that carry this label.")]]
 
 
 LabelListForm = Annotated[list[StrictStr | LabelObject], Field(fail_fast=True)]
 LabelSetForm = LabelListForm | dict[str, StrictStr]
+LabelSetsForm = LabelSetForm | Annotated[list[LabelListForm], Field(fail_fast=True)]
 """Lists end at their first bad item (fail_fast): the errors of a million would fill the memory."""
 
 CLASSIFY_EXAMPLES: list[Any] = [
@@ -71,13 +104,11 @@ class ClassifyRequest(Wire):
     embeddings: Annotated[list[Vector], Field(fail_fast=True)] | None = Field(
         None, description="Instead of texts: unit vectors of the model's embedder."
     )
-    labels: LabelSetForm | Annotated[list[LabelListForm], Field(fail_fast=True)] | None = Field(
+    labels: LabelSetsForm | None = Field(
         None,
         description="Names, `{name: description}`, objects; or one such list a text.",
     )
-    candidate_labels: (
-        LabelSetForm | Annotated[list[LabelListForm], Field(fail_fast=True)] | None
-    ) = Field(None, description="Another name of `labels`.")
+    candidate_labels: LabelSetsForm | None = Field(None, description="Another name of `labels`.")
     threshold: float | None = Field(
         None, ge=0, le=1, description="Below this probability `label` is null; the score stays."
     )
@@ -98,9 +129,8 @@ class ClassifyRequest(Wire):
         return self
 
     def label_form(self) -> Any:
-        """The labels as plain lists, mappings and texts."""
-        form = self.labels if self.labels is not None else self.candidate_labels
-        return _plain(form)
+        """The labels, under whichever of their names they were given."""
+        return self.labels if self.labels is not None else self.candidate_labels
 
 
 class EmbeddingsRequest(Wire):
@@ -119,56 +149,125 @@ class EmbeddingsRequest(Wire):
     user: StrictStr | None = Field(None, description="Accepted and not used.")
 
 
-class TopLabel(Wire):
+@with_config(_CLOSED)
+class TopLabel(TypedDict):
     label: str
     score: float
 
 
-class Classification(Wire):
+@with_config(_CLOSED)
+class Classification(TypedDict):
     """The answer for one text."""
 
-    object: Literal["classification"] = "classification"
+    object: NotRequired[Annotated[Literal["classification"], _default("classification")]]
     index: int
-    label: str | None = Field(description="Null below the threshold, or with an error.")
-    score: float | None = Field(description="Calibrated probability of the best label.")
-    scores: dict[str, float] | None = Field(description="In the order of the labels.")
-    top: list[TopLabel] | None = Field(description="Best first.")
+    label: Annotated[str | None, Field(description="Null below the threshold, or with an error.")]
+    score: Annotated[float | None, Field(description="Calibrated probability of the best label.")]
+    scores: Annotated[dict[str, float] | None, Field(description="In the order of the labels.")]
+    top: Annotated[list[TopLabel] | None, Field(description="Best first.")]
     truncated: bool
-    error: str | None = Field(
-        description="Why this text has no answer: text_empty, text_not_unicode, text_too_long, "
-        "embedding_wrong_size, embedding_not_finite, embedding_not_unit, embedding_not_numbers."
-    )
+    error: Annotated[
+        str | None,
+        Field(
+            description="Why this text has no answer: text_empty, text_not_unicode, text_too_long, "
+            "embedding_wrong_size, embedding_not_finite, embedding_not_unit, embedding_not_numbers."
+        ),
+    ]
 
 
-class Usage(Wire):
-    prompt_tokens: int = Field(description="Of the texts, as the embedder counts them.")
-    total_tokens: int = Field(description="With those of the labels' texts.")
-    embedded_texts: int = Field(description="Texts and label texts that were embedded anew.")
-    cached_texts: int = Field(description="Of which the vectors were known.")
-    label_tokens: int = Field(0, description="Read by the encoder: labels + 1 for each text.")
+@with_config(_CLOSED)
+class Usage(TypedDict):
+    prompt_tokens: Annotated[int, Field(description="Of the texts, as the embedder counts them.")]
+    total_tokens: Annotated[int, Field(description="With those of the labels' texts.")]
+    embedded_texts: Annotated[
+        int, Field(description="Texts and label texts that were embedded anew.")
+    ]
+    cached_texts: Annotated[int, Field(description="Of which the vectors were known.")]
+    label_tokens: NotRequired[
+        Annotated[int, _default(0, "Read by the encoder: labels + 1 for each text.")]
+    ]
 
 
-class ClassifyResponse(Wire):
+@with_config(_CLOSED)
+class ClassifyResponse(TypedDict):
     id: str
-    object: Literal["list"] = "list"
-    created: int = Field(description="Seconds since 1970.")
+    object: NotRequired[Annotated[Literal["list"], _default("list")]]
+    created: Annotated[int, Field(description="Seconds since 1970.")]
     model: str
     data: list[Classification]
     usage: Usage
 
 
-class Embedding(Wire):
-    object: Literal["embedding"] = "embedding"
+@with_config(_CLOSED)
+class Embedding(TypedDict):
+    object: NotRequired[Annotated[Literal["embedding"], _default("embedding")]]
     index: int
     embedding: list[float] | str
     truncated: bool
 
 
-class EmbeddingsResponse(Wire):
-    object: Literal["list"] = "list"
+@with_config(_CLOSED)
+class EmbeddingsResponse(TypedDict):
+    object: NotRequired[Annotated[Literal["list"], _default("list")]]
     model: str
     data: list[Embedding]
     usage: Usage
+
+
+@dataclass(frozen=True)
+class RowError:
+    """Why a row has no answer: a word of `sce.errors.ROW_ERRORS`."""
+
+    code: str
+
+    def __str__(self) -> str:
+        return f"{self.code} ({ROW_ERRORS[self.code]})" if self.code in ROW_ERRORS else self.code
+
+
+def from_prediction(
+    index: int, found: Prediction | None, truncated: bool, error: str | None
+) -> Classification:
+    """A row as it is sent; `found` is None for a row with an error."""
+    if found is None:
+        found = Prediction(None, None)  # type: ignore[arg-type]
+    top = found.top
+    return {
+        "object": "classification",
+        "index": index,
+        "label": found.label,
+        "score": found.score,
+        "scores": found.scores,
+        "top": None if top is None else [{"label": name, "score": p} for name, p in top],
+        "truncated": truncated,
+        "error": error,
+    }
+
+
+def to_prediction(row: Classification) -> Prediction | RowError:
+    """Inverse of `from_prediction`. Raises `ValueError` where neither score nor error is given."""
+    if row["error"] is not None:
+        return RowError(row["error"])
+    if row["score"] is None:
+        raise ValueError("a row without a score and without an error")
+    top = row["top"]
+    return Prediction(
+        label=row["label"],
+        score=row["score"],
+        scores=row["scores"],
+        top=None if top is None else [(best["label"], best["score"]) for best in top],
+        truncated=row["truncated"],
+    )
+
+
+def encode_vectors(vectors_ND: np.ndarray) -> Iterator[str]:
+    """Each row in base64 of little-endian float32."""
+    little = np.ascontiguousarray(vectors_ND, "<f4")
+    return (base64.b64encode(vector_D.tobytes()).decode() for vector_D in little)
+
+
+def decode_vector(text: str) -> np.ndarray:
+    """Inverse of `encode_vectors`: float32 [D]. Raises `ValueError` where it is none."""
+    return np.frombuffer(base64.b64decode(text, validate=True), "<f4")
 
 
 class BatchRequest(Wire):
@@ -207,10 +306,6 @@ class BatchRequest(Wire):
         if (self.labels is None) == (self.labels_column is None):
             raise ValueError("give either labels or labels_column")
         return self
-
-    def label_form(self) -> Any:
-        """The labels as plain lists, mappings and texts; None where they are in a column."""
-        return _plain(self.labels)
 
 
 class RequestCounts(Wire):
@@ -255,54 +350,3 @@ class ErrorBody(Wire):
 
 class ErrorResponse(Wire):
     error: ErrorBody
-
-
-class ApiError(Exception):
-    """An answer that is an error.
-
-    Attributes:
-        status: of HTTP.
-        retry_after: seconds.
-        allow: methods of the route.
-    """
-
-    def __init__(
-        self,
-        status: int,
-        code: str,
-        message: str,
-        param: str | None = None,
-        retry_after: int | None = None,
-        allow: str | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.status, self.code, self.message, self.param = status, code, message, param
-        self.retry_after, self.allow = retry_after, allow
-
-    def body(self) -> dict[str, Any]:
-        kinds = {401: "authentication_error", 403: "permission_error", 404: "not_found_error"}
-        kinds |= {413: "limit_error", 429: "overloaded_error", 503: "overloaded_error"}
-        kind = kinds.get(self.status)
-        if kind is None:
-            kind = "server_error" if self.status >= 500 else "invalid_request_error"
-        return {
-            "error": {
-                "message": self.message,
-                "type": kind,
-                "param": self.param,
-                "code": self.code,
-            }
-        }
-
-    def headers(self) -> dict[str, str]:
-        found = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
-        found |= {} if self.allow is None else {"Allow": self.allow}
-        return found | ({"WWW-Authenticate": "Bearer"} if self.status == 401 else {})
-
-
-def _plain(form: Any) -> Any:
-    if isinstance(form, LabelObject):
-        return form.model_dump(exclude_none=True)
-    if isinstance(form, list):
-        return [_plain(item) for item in form]
-    return form

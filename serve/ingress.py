@@ -1,0 +1,163 @@
+"""What stands before the models: which requests are let in, how much is worked on at a time, and
+which model is asked. Holds no weights, computes nothing and runs without Ray too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, Protocol
+
+from fastapi import Request
+
+from serve.auth import Guard
+from serve.batches import BatchJobs
+from serve.metrics import GatewayMetrics
+from serve.refusals import ApiError
+from serve.settings import Limits
+from serve.work import ModelAnswer, ModelRequest
+
+DRAIN = 4
+"""A body that is too large: this many times the limit is read and thrown away, so that the
+sender comes to read why; then the connection is closed."""
+
+
+class ModelPort(Protocol):
+    """How a model is reached."""
+
+    async def answer(self, request: ModelRequest) -> ModelAnswer:
+        """Raises `ApiError` 503 where no replica answers."""
+
+    async def info(self) -> Mapping[str, Any]:
+        """Raises `ApiError` 503 where no replica answers."""
+
+
+class Ingress:
+    """What requests share: models, limits, tokens, and how much is being worked on.
+
+    Args:
+        models: by name, the default first.
+        metrics: None to record nothing.
+
+    Attributes:
+        limits, log_texts, batches: may change at any time, for the requests that come after.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, ModelPort],
+        guard: Guard,
+        limits: Limits | None = None,
+        metrics: GatewayMetrics | None = None,
+    ) -> None:
+        self.models = dict(models)
+        self.guard = guard
+        self.limits = limits or Limits()
+        self.metrics = metrics
+        self.batches = BatchJobs()
+        self.log_texts = False
+        self._requests = 0
+        self._bytes = 0
+        self._infos: dict[str, tuple[float, Mapping[str, Any]]] = {}
+
+    def choose(self, name: str | None) -> str:
+        """The name of the model that is asked.
+
+        Raises:
+            ApiError: 404, there is none of the name.
+        """
+        if name is None:
+            return next(iter(self.models))
+        if name not in self.models:
+            known = ", ".join(self.models)
+            raise ApiError(
+                404, "model_not_found", f"no model {name!r}; there are: {known}.", "model"
+            )
+        return name
+
+    async def info(self, name: str, seconds: float = 1.0) -> Mapping[str, Any]:
+        """What a model says of itself, at most so old."""
+        known = self._infos.get(name)
+        if known is None or time.monotonic() - known[0] > seconds:
+            known = (time.monotonic(), await self.models[name].info())
+            self._infos[name] = known
+        return known[1]
+
+    @asynccontextmanager
+    async def admitted(self, request: Request) -> AsyncIterator[bytes]:
+        """The body of a request that there is room for.
+
+        Raises:
+            ApiError: 408, it does not come in time; 413, it is too large; 415, it is no JSON; 429,
+                too much is being worked on; 504, the work takes too long.
+        """
+        limits = self.limits
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/json":
+            raise ApiError(
+                415, "not_json", "send the header Content-Type: application/json.", "Content-Type"
+            )
+        if self._requests >= limits.max_concurrent_requests:
+            raise self._overloaded("max_concurrent_requests")
+        # Everything up to the first `await` happens at once, so no two requests take one place.
+        self._count(1)
+        body = bytearray()
+        try:
+            async with asyncio.timeout(limits.request_timeout_seconds) as timeout:
+                try:
+                    # Counted as they come: what a sender announces may be wrong, or missing.
+                    async for chunk in self._chunks(request):
+                        if self._bytes + len(chunk) > limits.max_concurrent_bytes:
+                            raise self._overloaded("max_concurrent_bytes")
+                        self._bytes += len(chunk)
+                        body += chunk
+                except TimeoutError:
+                    raise ApiError(408, "body_timeout", "the body did not come in time.") from None
+                yield bytes(body)
+        except TimeoutError:
+            if not timeout.expired():  # not ours, but of something that was awaited
+                raise
+            raise ApiError(
+                504,
+                "timeout",
+                f"no answer within request_timeout_seconds ({limits.request_timeout_seconds:g}); "
+                "send fewer texts, or try again later.",
+                "request_timeout_seconds",
+            ) from None
+        finally:
+            self._bytes -= len(body)
+            self._count(-1)
+
+    async def _chunks(self, request: Request) -> AsyncIterator[bytes]:
+        """The body's parts, up to the limit; what is beyond is drained before the refusal."""
+        limit = self.limits.max_body_bytes
+        header = request.headers.get("content-length", "")
+        announced, size = int(header) if header.isdigit() else 0, 0
+        if announced <= DRAIN * limit:
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size > DRAIN * limit:
+                    break
+                if max(announced, size) <= limit:
+                    yield chunk
+        size = max(announced, size)
+        if size > limit:
+            message = f"the body has {size} bytes or more, but max_body_bytes is {limit}."
+            raise ApiError(413, "limit_exceeded", message, "max_body_bytes")
+
+    def _overloaded(self, limit: str) -> ApiError:
+        return ApiError(
+            429,
+            "overloaded",
+            f"the server works on as much as it may ({limit}: {getattr(self.limits, limit)}); "
+            "try again.",
+            limit,
+            retry_after=1,
+        )
+
+    def _count(self, more: int) -> None:
+        self._requests += more
+        if self.metrics is not None:
+            self.metrics.open_requests.set(self._requests)

@@ -1,0 +1,52 @@
+"""The one way in which every route says no."""
+
+from __future__ import annotations
+
+from typing import Any
+
+TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "limit_error",
+    429: "overloaded_error",
+    503: "overloaded_error",
+}
+
+
+class ApiError(Exception):
+    """An answer that is an error.
+
+    Attributes:
+        status: HTTP's.
+        code: what is wrong, in a word.
+        param: the field that is wrong, or the limit exceeded.
+        retry_after: seconds.
+        allow: methods of the route.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        param: str | None = None,
+        retry_after: int | None = None,
+        allow: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.code, self.message, self.param = status, code, message, param
+        self.retry_after, self.allow = retry_after, allow
+
+    def body(self) -> dict[str, Any]:
+        """As `sce.client.wire.ErrorResponse`."""
+        other = "server_error" if self.status >= 500 else "invalid_request_error"
+        kind = TYPES.get(self.status, other)
+        error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
+        return {"error": error}
+
+    def headers(self) -> dict[str, str]:
+        """What the status obliges to say."""
+        found = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+        found |= {} if self.allow is None else {"Allow": self.allow}
+        return found | ({"WWW-Authenticate": "Bearer"} if self.status == 401 else {})

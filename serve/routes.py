@@ -1,0 +1,324 @@
+"""Every route of the interface, and one form for whatever happens, as an ASGI application around an
+`Ingress`.
+
+FastAPI reads no body here: `Ingress.admitted` does, within the limits, and pydantic parses it once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.responses import HTMLResponse, PlainTextResponse, Response
+from fastapi.staticfiles import StaticFiles
+from pydantic import BaseModel
+from pydantic_core import to_json
+from starlette.exceptions import HTTPException
+
+from sce.client.wire import (
+    Batch,
+    BatchList,
+    BatchRequest,
+    ClassifyRequest,
+    ClassifyResponse,
+    EmbeddingsRequest,
+    EmbeddingsResponse,
+    ErrorResponse,
+)
+from sce.config import VERSION
+from serve.convert import (
+    batch_labels,
+    classify_request,
+    classify_response,
+    embeddings_request,
+    embeddings_response,
+    parse,
+)
+from serve.ingress import Ingress
+from serve.metrics import gather_metrics
+from serve.refusals import ApiError
+
+SWAGGER = Path(str(files("fastapi_swagger"))) / "resources"
+PAGE = Path(__file__).with_name("page.html")
+PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'self' 'unsafe-inline' data:; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
+OPEN_PATHS = ("/", "/health", "/docs", "/openapi.json", "/docs-assets")
+"""Answered without a token: they tell nothing of texts, labels or models."""
+SMALL_BYTES = 64 * 2**10
+"""Bodies up to this are read on the event loop: milliseconds."""
+BODIES = (ClassifyRequest, EmbeddingsRequest, BatchRequest)
+
+log = logging.getLogger("ray.serve")
+
+
+def make_app(ingress: Ingress) -> FastAPI:
+    """The interface of the models behind `ingress`."""
+    app = FastAPI(
+        title="Soft Contextualized Encoder",
+        description="Classify texts with labels that come with the request.",
+        version=VERSION,
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.state.ingress = ingress
+    app.mount("/docs-assets", StaticFiles(directory=SWAGGER), name="docs-assets")
+    app.middleware("http")(_watch)
+    app.exception_handler(ApiError)(_refuse)
+    app.exception_handler(HTTPException)(_refuse_http)
+    app.include_router(pages)
+    app.include_router(router)
+    original = app.openapi
+    app.openapi = lambda: app.openapi_schema or _document(app, original())  # type: ignore[method-assign]
+    return app
+
+
+def _ingress(request: Request) -> Ingress:
+    found: Ingress = request.app.state.ingress
+    return found
+
+
+def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    return {status: {"model": ErrorResponse} for status in statuses}
+
+
+def _body(kind: type[BaseModel], *more_statuses: int) -> dict[str, Any]:
+    """How a route with a body is described."""
+    schema = {"$ref": f"#/components/schemas/{kind.__name__}"}
+    content = {"required": True, "content": {"application/json": {"schema": schema}}}
+    statuses = (400, 404, 408, 413, 415, 422, 429, 503, 504, *more_statuses)
+    return {"responses": _errors(*statuses), "openapi_extra": {"requestBody": content}}
+
+
+pages = APIRouter()
+"""Routes that need no token."""
+router = APIRouter(responses=_errors(401, 403))
+
+
+@pages.get("/", include_in_schema=False)
+async def page() -> Response:
+    return HTMLResponse(PAGE.read_text(encoding="utf-8"), headers=PAGE_HEADERS)
+
+
+@pages.get("/docs", include_in_schema=False)
+async def docs(request: Request) -> Response:
+    root = request.scope.get("root_path", "").rstrip("/")
+    return get_swagger_ui_html(
+        openapi_url=f"{root}/openapi.json",
+        title=request.app.title,
+        swagger_js_url=f"{root}/docs-assets/swagger-ui-bundle.js",
+        swagger_css_url=f"{root}/docs-assets/swagger-ui.css",
+        swagger_favicon_url=f"{root}/docs-assets/favicon-32x32.png",
+    )
+
+
+@pages.get("/health", summary="503 until every model answers.", responses=_errors(503))
+async def health(request: Request) -> dict[str, str]:
+    ingress = _ingress(request)
+    await asyncio.gather(*(ingress.info(name) for name in ingress.models))
+    return {"status": "ok"}
+
+
+@router.get("/info", summary="Models, and every limit.", responses=_errors(503))
+async def info(request: Request) -> dict[str, Any]:
+    ingress = _ingress(request)
+    return {
+        "models": await asyncio.gather(*(ingress.info(name, 0.0) for name in ingress.models)),
+        "default_model": next(iter(ingress.models)),
+        "limits": ingress.limits.model_dump(),
+        "version": VERSION,
+        "authentication": "bearer" if ingress.guard.has_tokens else "loopback",
+        "batches": ingress.batches.settings.allowed,
+    }
+
+
+@router.get("/v1/models", summary="In OpenAI's form.", responses=_errors(503))
+async def models(request: Request) -> dict[str, Any]:
+    return {"object": "list", "data": [_openai_model(name) for name in _ingress(request).models]}
+
+
+@router.get("/v1/models/{model}", responses=_errors(404, 503))
+async def model(request: Request, model: str) -> dict[str, Any]:
+    return _openai_model(_ingress(request).choose(model))
+
+
+def _openai_model(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "owned_by": "sce"}
+
+
+@router.get("/metrics", response_class=PlainTextResponse)
+async def metrics() -> Response:
+    media_type = "text/plain; version=0.0.4; charset=utf-8"
+    return PlainTextResponse(await gather_metrics(), media_type=media_type)
+
+
+@router.post(
+    "/v1/classify",
+    summary="Classify texts or embeddings.",
+    response_model=ClassifyResponse,
+    **_body(ClassifyRequest),
+)
+async def classify(request: Request) -> Response:
+    ingress = _ingress(request)
+    async with _asked(request, ClassifyRequest) as (asked, name, size):
+        dimension = (await ingress.info(name, 60.0))["dimension"]
+        checked = await _off_loop(size, classify_request, asked, ingress.limits, dimension)
+        answer = await ingress.models[name].answer(checked.work)
+        numbers = sum(map(len, checked.names)) if checked.work.return_scores else 0
+        # Bytes of the answer, a quarter: writing takes less time than parsing as many.
+        size = (200 * len(checked.names) + 30 * numbers) // 4
+        found = await _off_loop(size, classify_response, checked, answer, name)
+        if ingress.metrics is not None:
+            ingress.metrics.classified(name, checked.labels, found["data"])
+        return await _json_response(size, found, answer.seconds)
+
+
+@router.post(
+    "/v1/embeddings",
+    summary="Vectors of texts, in OpenAI's form.",
+    response_model=EmbeddingsResponse,
+    **_body(EmbeddingsRequest),
+)
+async def embeddings(request: Request) -> Response:
+    ingress = _ingress(request)
+    async with _asked(request, EmbeddingsRequest) as (asked, name, _):
+        dimension = (await ingress.info(name, 60.0))["dimension"]
+        work = embeddings_request(asked, ingress.limits, dimension)
+        answer = await ingress.models[name].answer(work)
+        size = 4 * dimension * len(work.queries)
+        found = await _off_loop(size, embeddings_response, asked, answer, name)
+        return await _json_response(size, found, answer.seconds)
+
+
+@router.post(
+    "/v1/batches",
+    summary="Classify files: starts a bulk job.",
+    response_model=Batch,
+    **_body(BatchRequest, 409),
+)
+async def create(request: Request) -> Batch:
+    ingress = _ingress(request)
+    async with _asked(request, BatchRequest) as (asked, name, _):
+        if asked.labels is not None:
+            batch_labels(asked, ingress.limits)
+        return await ingress.batches.create(asked, name)
+
+
+@router.get("/v1/batches", response_model=BatchList, responses=_errors(503))
+async def every(request: Request) -> BatchList:
+    return BatchList(data=await _ingress(request).batches.every())
+
+
+@router.get("/v1/batches/{batch_id}", response_model=Batch, responses=_errors(404, 503))
+async def one(request: Request, batch_id: str) -> Batch:
+    return await _ingress(request).batches.get(batch_id)
+
+
+@router.post("/v1/batches/{batch_id}/cancel", response_model=Batch, responses=_errors(404, 503))
+async def cancel(request: Request, batch_id: str) -> Batch:
+    return await _ingress(request).batches.cancel(batch_id)
+
+
+@asynccontextmanager
+async def _asked(request: Request, kind: type[BaseModel]) -> AsyncIterator[tuple[Any, str, int]]:
+    """A request that there is room for: parsed, the name of its model, and its size in bytes."""
+    ingress = _ingress(request)
+    async with ingress.admitted(request) as body:
+        asked = await _off_loop(len(body), parse, kind, body)
+        name = request.state.model = ingress.choose(asked.model)
+        if ingress.log_texts:
+            log.info("%s: %s", request.url.path, body.decode("utf-8", "replace"))
+        yield asked, name, len(body)
+
+
+async def _off_loop(size: int, work: Callable[..., Any], *arguments: Any) -> Any:
+    """Large things in a thread: other requests' answers go on meanwhile."""
+    if size <= SMALL_BYTES:
+        return work(*arguments)
+    return await asyncio.to_thread(work, *arguments)
+
+
+async def _json_response(size: int, content: Any, seconds: Mapping[str, float]) -> Response:
+    """With the header `Server-Timing`: milliseconds of each step, as browsers show them."""
+    timing = ", ".join(f"{step};dur={1000 * spent:.1f}" for step, spent in seconds.items())
+    body = await _off_loop(size, to_json, content)
+    return Response(body, headers={"Server-Timing": timing}, media_type="application/json")
+
+
+async def _watch(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+    """Let those in who may ask, record what was answered and how long it took."""
+    ingress = _ingress(request)
+    started = time.perf_counter()
+    request.state.model = ""
+    response = await _guarded(ingress, request, call_next)
+    seconds = time.perf_counter() - started
+    if "server-timing" in response.headers:
+        response.headers["server-timing"] += f", gateway;dur={1000 * seconds:.1f}"
+    if ingress.metrics is not None:
+        path = getattr(request.scope.get("route"), "path", "unknown")
+        ingress.metrics.request(path, response.status_code, request.state.model, seconds)
+    return response
+
+
+async def _guarded(
+    ingress: Ingress, request: Request, call_next: Callable[[Request], Awaitable[Response]]
+) -> Response:
+    """Whatever happens, the answer has the form of this interface."""
+    path = request.scope["path"].removeprefix(request.scope.get("root_path", "").rstrip("/"))
+    try:
+        if path not in OPEN_PATHS and not path.startswith("/docs-assets/"):
+            peer = request.client.host if request.client else None
+            headers = request.headers
+            ingress.guard.check(headers.get("authorization"), peer, headers.get("host"))
+        return await call_next(request)
+    except ApiError as error:
+        return await _refuse(request, error)
+    except Exception:
+        log.exception("%s %s failed", request.method, path)
+        hidden = ApiError(500, "internal_error", "the server failed; its log says where.")
+        return await _refuse(request, hidden)
+
+
+async def _refuse(_: Request, error: ApiError) -> Response:
+    return Response(
+        to_json(error.body()), error.status, error.headers(), media_type="application/json"
+    )
+
+
+async def _refuse_http(request: Request, error: HTTPException) -> Response:
+    """What FastAPI itself refuses."""
+    refusal = ApiError(error.status_code, "invalid_request", str(error.detail))
+    if error.status_code == 404:
+        message = f"no route {request.url.path!r}; see /docs."
+        refusal = ApiError(404, "route_not_found", message)
+    elif error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "another")
+        message = f"{request.method} is not allowed here, but {allowed} is."
+        refusal = ApiError(405, "method_not_allowed", message, allow=allowed)
+    return await _refuse(request, refusal)
+
+
+def _document(app: FastAPI, found: dict[str, Any]) -> dict[str, Any]:
+    """OpenAPI with tokens and the requests' bodies, which FastAPI does not know of."""
+    schemas = found["components"]["schemas"]
+    for kind in BODIES:
+        own = kind.model_json_schema(ref_template="#/components/schemas/{model}")
+        schemas |= own.pop("$defs", {}) | {kind.__name__: own}
+    found["components"]["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer"}}
+    for path, methods in found["paths"].items():
+        if path not in OPEN_PATHS:
+            for operation in methods.values():
+                operation["security"] = [{"bearer": []}, {}]
+    app.openapi_schema = json.loads(json.dumps(found))
+    return app.openapi_schema
