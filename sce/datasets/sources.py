@@ -19,7 +19,7 @@ from sce.datasets.starter import LICENCE, choose_validation_sets, read_starter, 
 from sce.datasets.synonyms import label_set_for
 from sce.errors import ConfigError, DataError
 from sce.labels import LabelSet
-from sce.storage import fetch
+from sce.storage import fetch, to_place
 
 OTHER_LABEL = "label not used"
 DEFAULT_CUSTOM_SIZES: dict[str, Size] = {"train": 0.8, "validation": 0.1, "test": 0.1}
@@ -57,6 +57,7 @@ def read_source(source: SourceConfig, config: DataConfig, seed: int) -> Source:
     """
     if source.dataset == STARTER:
         return _starter(source, config, seed)
+    source = _in_folder(source, config.folder)
     result = _custom(source) if source.dataset == CUSTOM else _known(source, config)
     if not result.rows:
         raise DataError(
@@ -68,6 +69,20 @@ def read_source(source: SourceConfig, config: DataConfig, seed: int) -> Source:
     if source.sizes is not None:
         result.sizes = _own_sizes(source)
     return result
+
+
+def _in_folder(source: SourceConfig, folder: str | None) -> SourceConfig:
+    """The source with its relative paths below `DataConfig.folder`."""
+    if folder is None:
+        return source
+    found = {}
+    for name in ("path", "validation_path", "test_path", "labels"):
+        value = getattr(source, name)
+        if isinstance(value, str) and not value.startswith("~"):
+            place = to_place(value)
+            if isinstance(place, Path) and not place.is_absolute():
+                found[name] = str(to_place(folder) / value)
+    return source.model_copy(update=found)
 
 
 def _starter(source: SourceConfig, config: DataConfig, seed: int) -> Source:
