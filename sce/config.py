@@ -52,7 +52,7 @@ Gpus = Annotated[float, Field(ge=0), AfterValidator(_whole_above_one)]
 class _YamlSource(YamlConfigSettingsSource):
     """The files that `_yaml_files` found, without the key that made it find them."""
 
-    def _read_file(self, path: Path) -> dict[str, Any]:
+    def _read_file(self, path: Any) -> dict[str, Any]:
         return {key: value for key, value in super()._read_file(path).items() if key != INCLUDE}
 
 
