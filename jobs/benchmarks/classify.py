@@ -150,7 +150,8 @@ def _measure_ours(
     vectors_ND = predictor.embedder.embed(texts).vectors
     same = _agreement(predictor, texts, vectors_ND, counts)
     embed: list[float] = []
-    text, store, labels, ratios = ({k: [] for k in counts} for _ in range(4))
+    empty: list[dict[int, list[float]]] = [{k: [] for k in counts} for _ in range(4)]
+    text, store, labels, ratios = empty
     for _ in range(config.rounds):
         embed.append(len(texts) / seconds_of(lambda: predictor.embedder.embed(texts)))
         for k in counts:

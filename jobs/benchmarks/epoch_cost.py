@@ -160,19 +160,24 @@ def ratios(rows: dict[str, Row]) -> list[Ratio]:
     section 3.3's upper bound has it."""
     if "sce" not in rows or "llama" not in rows:
         return []
-    costs = [
-        {name: row.epoch_seconds for name, row in rows.items()},
-        {name: row.paper_operations_per_sample for name, row in rows.items()},
-    ]
-    alone = [cost["sce"] / cost["llama"] for cost in costs]
     paper = f"{TIME_RATIO} of seconds, {FLOPS_RATIO} of operations"
-    found = [Ratio("an epoch", *alone, paper)]
+    found = [_ratio("an epoch", rows, 1, False, paper)]
     if "jina" in rows:
         for epochs, theory in FLOPS_BOUND.items():
             what = f"{epochs} epoch{'s' * (epochs > 1)} and the embedding"
-            embedded = [(epochs * c["sce"] + c["jina"]) / (epochs * c["llama"]) for c in costs]
-            found.append(Ratio(what, *embedded, f"{theory} of operations"))
+            found.append(_ratio(what, rows, epochs, True, f"{theory} of operations"))
     return found
+
+
+def _ratio(what: str, rows: dict[str, Row], epochs: int, embedded: bool, paper: str) -> Ratio:
+    def over_llama(cost: str) -> float:
+        once = getattr(rows["jina"], cost) if embedded else 0.0
+        return (epochs * getattr(rows["sce"], cost) + once) / (
+            epochs * getattr(rows["llama"], cost)
+        )
+
+    seconds, operations = map(over_llama, ("epoch_seconds", "paper_operations_per_sample"))
+    return Ratio(what, seconds, operations, paper)
 
 
 def benchmark_epoch(settings: EpochCost) -> dict[str, Any]:
