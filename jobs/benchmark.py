@@ -12,31 +12,20 @@ new label set from a store and from text, the Ray job beside a bare loop, and wh
 take instead: GLiClass, an NLI pipeline, cosine similarity), `memory` (peaks of the job at two sizes
 of input and of a resume half-way), `serve` (the endpoint under load beside the bare predictor and
 GLiClass's server, latencies, bulk work through it), `shortlist` (its cost in accuracy on labelled
-rows of yours).
+rows of yours). jobs/benchmarks/README.md says how to read the figures.
 The last line of standard output is JSON. Exit code 0: done, 1: failed, 2: wrong input.
 """
 
 from __future__ import annotations
 
+import importlib
+import os
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from pathlib import Path
 
-from jobs.benchmarks.classify import ClassifyBenchmark, benchmark_classify
-from jobs.benchmarks.embed import EmbedBenchmark, benchmark_embed
-from jobs.benchmarks.memory import MemoryBenchmark, benchmark_memory
-from jobs.benchmarks.serve import ServeBenchmark, benchmark_serve
-from jobs.benchmarks.shortlist import ShortlistBenchmark, benchmark_shortlist
-from sce.config import JobConfig
-from sce.workflows.cli import run_job
-
-SECTIONS: dict[str, tuple[type[JobConfig], Callable[[Any], dict[str, Any]]]] = {
-    "embed": (EmbedBenchmark, benchmark_embed),
-    "classify": (ClassifyBenchmark, benchmark_classify),
-    "memory": (MemoryBenchmark, benchmark_memory),
-    "serve": (ServeBenchmark, benchmark_serve),
-    "shortlist": (ShortlistBenchmark, benchmark_shortlist),
-}
+SECTIONS = ("embed", "classify", "memory", "serve", "shortlist")
+"""Each a module of `jobs.benchmarks` with a class `XBenchmark` and a function `benchmark_x`."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,8 +33,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments or arguments[0] not in SECTIONS:
         print(f"usage: benchmark.py {{{','.join(SECTIONS)}}} [settings]", file=sys.stderr)
         return 0 if arguments[:1] in (["-h"], ["--help"]) else 2
-    config_class, measure = SECTIONS[arguments[0]]
+    _find_checkout()
+    from sce.workflows.cli import run_job
+
+    section = arguments[0]
+    module = importlib.import_module(f"jobs.benchmarks.{section}")
+    config_class = getattr(module, f"{section.capitalize()}Benchmark")
+    measure = getattr(module, f"benchmark_{section}")
     return run_job(config_class, measure, __doc__ or "", arguments[1:])
+
+
+def _find_checkout() -> None:
+    """`jobs` and `serve` are not installed: this process and Ray's workers find them in the
+    checkout."""
+    checkout = str(Path(__file__).resolve().parents[1])
+    if checkout not in sys.path:
+        sys.path.insert(0, checkout)
+    known = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if checkout not in known:
+        os.environ["PYTHONPATH"] = os.pathsep.join([checkout, *filter(None, known)])
 
 
 if __name__ == "__main__":

@@ -9,42 +9,30 @@ the real architectures with random weights: seconds an epoch of 16,000 samples, 
 operations and the share of the chip's matrix rate, and the ratio beside the paper's 0.006. The
 table goes to standard output, and to --output FILE.
 
-Needs torch, transformers and peft; no Ray, no MLflow, no data, no network. Where this package is
-not installed: `python -m jobs.epoch_cost` in the checkout. For Llama's 4-bit weights it needs
-bitsandbytes; without it they stay as they are, and the table says so. A step is one batch forward
-and backward; Llama's optimiser takes one every 32.
+Needs torch, transformers, peft, pyarrow and pydantic-settings, and no installation of this package;
+no Ray, no MLflow, no data, no network. To a machine that lacks some of them and has no network:
+`pip download pydantic-settings pyarrow pyyaml`, and there `pip install --no-index --find-links`.
+For Llama's 4-bit weights it needs bitsandbytes; without it they stay as they are, and the table
+says so. A step is one batch forward and backward; Llama's optimiser takes one every 32.
 The last line of standard output is JSON. Exit code 0: done, 1: failed, 2: wrong settings.
 """
 
 from __future__ import annotations
 
-import json
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from jobs.benchmarks.epoch_cost import measure, read_settings
-from sce.errors import InputError
-
 
 def main(argv: Sequence[str] | None = None) -> int:
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S"
-    )
-    prog = sys.argv[0]
-    try:
-        arguments = sys.argv[1:] if argv is None else list(argv)
-        settings = read_settings(arguments, prog, __doc__ or "")
-        report, summary = measure(settings)
-    except InputError as error:
-        print(f"{prog}: {error}", file=sys.stderr)
-        return 2
-    print(report)
-    if settings.output is not None:
-        Path(settings.output).write_text(report + "\n", encoding="utf-8")
-    print(json.dumps(summary), flush=True)
-    return 0
+    checkout = str(Path(__file__).resolve().parents[1])
+    if checkout not in sys.path:
+        sys.path.insert(0, checkout)
+    from jobs.benchmarks.epoch_cost import benchmark_epoch
+    from jobs.benchmarks.epoch_models import EpochCost
+    from sce.workflows.cli import run_job
+
+    return run_job(EpochCost, benchmark_epoch, __doc__ or "", argv)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,9 @@
 A setting `train.batch_size` is the YAML key `train: {batch_size: 3}`, the environment variable
 `SCE_TRAIN__BATCH_SIZE=3` and the flag `--train.batch-size 3`; the later of the three wins. Unknown
 keys are refused wherever they stand.
+
+What several files share stands in one, which the others name at their top: `include: [data.yaml]`.
+An included file lies beside the one that names it, and the including one wins, key by key.
 """
 
 from __future__ import annotations
@@ -24,6 +27,8 @@ from sce.storage import Place, RemotePath, fetch, to_place
 VERSION = "0.1.0"
 """The version of this software."""
 ENV_PREFIX = "SCE_"
+INCLUDE = "include"
+"""Top-level key of a YAML file: a list of files that lie beside it, whose settings it takes."""
 SECRETS = ("SCE_TOKENS", "SCE_TOKENS_FILE", "SCE_ENDPOINT_TOKEN")
 """They belong into a machine's environment, where others' programs find them as well."""
 
@@ -42,6 +47,13 @@ def _whole_above_one(gpus: float) -> float:
 
 Gpus = Annotated[float, Field(ge=0), AfterValidator(_whole_above_one)]
 """How many GPUs one actor has."""
+
+
+class _YamlSource(YamlConfigSettingsSource):
+    """The files that `_yaml_files` found, without the key that made it find them."""
+
+    def _read_file(self, path: Any) -> dict[str, Any]:
+        return {key: value for key, value in super()._read_file(path).items() if key != INCLUDE}
 
 
 class JobConfig(BaseSettings):
@@ -68,7 +80,7 @@ class JobConfig(BaseSettings):
         dotenv_settings: Any,
         file_secret_settings: Any,
     ) -> tuple[Any, ...]:
-        return init_settings, env_settings, YamlConfigSettingsSource(settings_cls)
+        return init_settings, env_settings, _YamlSource(settings_cls, deep_merge=True)
 
 
 ConfigT = TypeVar("ConfigT", bound=JobConfig)
@@ -84,9 +96,7 @@ def load_config(config_class: type[ConfigT], argv: Sequence[str], prog: str, doc
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--config", metavar="FILE")
     known, rest = parser.parse_known_args(list(argv))
-    file = None if known.config is None else fetch(known.config)
-    if file is not None:
-        _check_yaml(file, known.config)
+    files = [] if known.config is None else _yaml_files(to_place(known.config), known.config)
     _check_environment(config_class)
     _check_spelling(rest)
 
@@ -99,7 +109,7 @@ def load_config(config_class: type[ConfigT], argv: Sequence[str], prog: str, doc
             "model_config": SettingsConfigDict(
                 **{
                     **config_class.model_config,
-                    "yaml_file": file,
+                    "yaml_file": files,
                     "cli_prog_name": prog,
                     "cli_parse_args": rest,
                 }
@@ -142,8 +152,17 @@ def resolve_output(path: str | Place) -> Place:
     return path.absolute()
 
 
-def _check_yaml(path: Path, name: str) -> None:
+def _yaml_files(place: Place, name: str, above: tuple[Place, ...] = ()) -> list[Path]:
+    """The files that a configuration is made of, as local ones; a later one wins.
+
+    Args:
+        name: of the file, as the user or the including file wrote it.
+        above: the files that include this one.
+    """
+    if place.resolve() in above:
+        raise ConfigError(f"--config: {name!r} includes itself, by way of {above[-1]}.")
     try:
+        path = fetch(place)
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"--config: no file {name!r}.") from None
@@ -151,6 +170,11 @@ def _check_yaml(path: Path, name: str) -> None:
         raise ConfigError(f"--config: cannot read {name!r}: {error}") from None
     if content is not None and not isinstance(content, dict):
         raise ConfigError(f"--config: {name!r} must hold a mapping of settings.")
+    included = (content or {}).get(INCLUDE, [])
+    if not isinstance(included, list) or not all(isinstance(item, str) for item in included):
+        raise ConfigError(f"--config: {name!r}: {INCLUDE} must be a list of files beside it.")
+    files = [_yaml_files(place.parent / item, item, (*above, place.resolve())) for item in included]
+    return [*(file for found in files for file in found), path]
 
 
 def _check_environment(config_class: type[JobConfig]) -> None:

@@ -91,3 +91,33 @@ def test_flags_are_spelt_with_hyphens():
 def test_the_spelling_with_underscores_is_refused_with_the_other(flag, name, capsys):
     assert run_job(Job, lambda job: {}, "A job.", [flag, "1"]) == 2
     assert f"{name}." in capsys.readouterr().err
+
+
+def test_an_included_file_is_taken_key_by_key_and_the_including_one_wins(tmp_path):
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "base.yaml").write_text("name: base\ntrain: {epochs: 5, learning_rate: 1e-6}\n")
+    (tmp_path / "parts" / "more.yaml").write_text("include: [../base.yaml]\nname: more\n")
+    path = tmp_path / "config.yaml"
+    path.write_text("include: [parts/more.yaml]\ntrain: {epochs: 7}\n")
+    job = load("--config", str(path))
+    assert (job.name, job.train.epochs, job.train.learning_rate) == ("more", 7, 1e-6)
+    assert load("--config", str(path), "--train.epochs", "9").train.epochs == 9
+
+
+@pytest.mark.parametrize(
+    ("include", "other", "message"),
+    [
+        ("[other.yaml]", "trian: {}", "trian: no such setting"),
+        ("[other.yaml]", "include: [config.yaml]", r"'config\.yaml' includes itself"),
+        ("[other.yaml]", "include: [./../{folder}/other.yaml]", "includes itself"),
+        ("[nowhere.yaml]", "", r"no file 'nowhere\.yaml'"),
+        ("other.yaml", "", "include must be a list"),
+        ("[3]", "", "include must be a list"),
+    ],
+)
+def test_a_wrong_include_is_refused(tmp_path, include, other, message):
+    (tmp_path / "other.yaml").write_text(other.replace("{folder}", tmp_path.name))
+    path = tmp_path / "config.yaml"
+    path.write_text(f"include: {include}\n")
+    with pytest.raises(ConfigError, match=message):
+        load("--config", str(path))

@@ -1,6 +1,7 @@
 """The shipped configurations: they load, and they say truly which settings are the paper's."""
 
 import importlib
+import re
 from pathlib import Path
 
 import pytest
@@ -88,7 +89,8 @@ def test_the_papers_baselines_are_measured_on_the_data_of_its_experiment(name):
     if name == "jina_similarity":
         assert experiment.embedder == sce.embedder
     assert f"jobs/evaluate.py --config configs/paper/{name}.yaml" in path.read_text()
-    assert {p.stem for p in (CONFIGS / "paper").glob("*.yaml")} == {"sce", "llama", *BASELINES}
+    stems = {p.stem for p in (CONFIGS / "paper").glob("*.yaml")}
+    assert stems == {"data", "sce", "llama", *BASELINES}
 
 
 def test_every_line_of_the_papers_configurations_says_whose_it_is():
@@ -106,6 +108,20 @@ def test_every_line_of_the_papers_configurations_says_whose_it_is():
                     break
                 if "view_weights" not in line:
                     assert "# P" in line or "# O" in line, line
+
+
+def test_data_lies_in_one_folder_which_a_setting_moves(monkeypatch):
+    monkeypatch.setenv("SCE_DATA__FOLDER", "/elsewhere")
+    for path in FILES:
+        text = path.read_text()
+        assert "../" not in text, f"{path} names a folder outside the repository"
+        assert "/" not in " ".join(re.findall(r"path: (\S+)", text)), path
+        experiment = load_config(Experiment, ["--config", str(path)], "job", "")
+        assert experiment.data.folder == "/elsewhere"
+    monkeypatch.delenv("SCE_DATA__FOLDER")
+    for name in ("news", "paper"):
+        path = CONFIGS / name / "sce.yaml"
+        assert load_config(Experiment, ["--config", str(path)], "job", "").data.folder == "data"
 
 
 def test_the_quickstart_is_the_defaults():

@@ -123,7 +123,8 @@ def test_a_job_is_refused_before_it_begins(home, capsys):
     assert begun == []
     assert run_job(Job, job, "", ["--run-dir", str(home)]) == 0
     assert begun == [home]
-    write_text(home / "job.yaml", f"run_dir: {home}/configured\n")
+    write_text(home / "base.yaml", f"run_dir: {home}/configured\n")
+    write_text(home / "job.yaml", "include: [base.yaml]\n")
     assert run_job(Job, job, "", ["--config", str(home / "job.yaml")]) == 0
     assert begun[1:] == [home / "configured"]
 

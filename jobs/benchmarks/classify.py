@@ -3,6 +3,8 @@ adds, how near the cores' limit it comes, and what users would take instead cost
 
 Every ratio's two sides run in turn in one run, so that a noisy machine is noisy for both. Weights
 are random unless a model is given: speed does not depend on them.
+
+Shapes: N rows, D the embedder's dimension.
 """
 
 from __future__ import annotations
@@ -13,49 +15,45 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import count
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 from pydantic import Field
 
+from jobs.benchmarks.inputs import label_names, make_texts, unit_vectors, write_model, write_store
 from jobs.benchmarks.peers import cosine_similarity, gliclass, nli_pipeline
 from jobs.benchmarks.process_memory import PeakMemory
+from jobs.benchmarks.rounds import beside_bare, markdown_table, seconds_of
 from sce.bulk.classifier import AnswerColumns
 from sce.bulk.corpus import Columns, open_corpus
 from sce.bulk.counts import ErrorLimit
 from sce.bulk.output import OutputRun
 from sce.bulk.reading import read_shard
 from sce.config import JobConfig, resolve_output
-from sce.datasets.starter import read_starter
 from sce.distributed.backends import Classification, LocalModel
 from sce.distributed.resources import ActorPlan, ResourcesConfig, embed_actors, use_threads
 from sce.distributed.stage import ACTOR_CPUS, plan_corpus
 from sce.distributed.stage import run_stage as run_bulk_stage
-from sce.embedding.embedder import embedder_fingerprint
-from sce.embedding.fingerprint import EmbedderFingerprint
 from sce.embedding.settings import EmbedderConfig
-from sce.embedding.store import (
-    Manifest,
-    embedding_column,
-    embeddings_schema,
-    write_manifest,
-    write_part,
-)
+from sce.evaluation import flops
 from sce.evaluation.plots import rates_figure, save
 from sce.labels import LabelSet
 from sce.predictor import Predictor
 from sce.storage import put, write_text
-from sce.training.fresh_model import ModelConfig, build_model
 from sce.workflows.tracking import Tracker, TrackingConfig
 
 log = logging.getLogger(__name__)
 
 Rates = dict[int, float]
 """Texts a second by the number of labels."""
+PRODUCTS = 20
+"""Matrix products between two looks at the clock."""
+_new = count()
+"""Numbers for label sets that no cache has seen."""
 
 
 class ClassifyBenchmark(JobConfig):
@@ -132,91 +130,41 @@ def benchmark_classify(config: ClassifyBenchmark) -> dict[str, Any]:
     return found
 
 
-def make_texts(predictor: Predictor, count: int, tokens: int) -> list[str]:
-    """Distinct texts of real words, each of `tokens` tokens or a word less."""
-    words = " ".join(t for s in read_starter() for t, _ in s.examples).split()
-    one, two = predictor.embedder.tokenise(["a", "a a"]).lengths.tolist()
-    special = 2 * one - two  # tokens that a text has beside those of its words
-    word_tokens = predictor.embedder.tokenise(words).lengths - special
-    ends = np.cumsum(word_tokens)
-    starts = np.random.default_rng(0).choice(len(words) - tokens, count, replace=False)
-    budget = ends[starts] - word_tokens[starts] + tokens - special
-    stops = np.searchsorted(ends, budget, side="right")
-    return [" ".join(words[a:b]) for a, b in zip(starts.tolist(), stops.tolist())]
-
-
-def label_names(count: int, salt: int) -> list[str]:
-    """A label set that was never seen before."""
-    return [f"topic {salt} number {i}" for i in range(count)]
-
-
-def unit_vectors(rows: int, dimension: int, seed: int = 0) -> np.ndarray:
-    vectors_ND = np.random.default_rng(seed).standard_normal((rows, dimension)).astype(np.float32)
-    return vectors_ND / np.linalg.norm(vectors_ND, axis=1, keepdims=True)
-
-
 def _model(config: ClassifyBenchmark, scratch: Path) -> LocalModel:
-    folder = config.model
-    if folder is None:
-        fingerprint = embedder_fingerprint(config.embedder).to_dict()
-        fresh = build_model(ModelConfig(), fingerprint, 0.0, seed=0)
-        folder = str(scratch / "model")
-        fresh.model.save_pretrained(folder)
+    folder = config.model or write_model(scratch / "model", config.embedder)
     return LocalModel.find(folder, config.embedder, config.dtype, exact=False)
-
-
-class _Salt:
-    """Numbers for label sets that no cache has seen."""
-
-    def __init__(self) -> None:
-        self._next = 0
-
-    def __call__(self) -> int:
-        self._next += 1
-        return self._next
-
-
-_salt = _Salt()
 
 
 def _measure_ours(
     config: ClassifyBenchmark, predictor: Predictor, texts: list[str]
 ) -> dict[str, Any]:
     """From text, from the store, embedding alone and the labels alone, round by round."""
-    dimension = predictor.embedder.dimension
-    embed_rates: list[float] = []
-    text_rates: dict[int, list[float]] = {k: [] for k in config.label_counts}
-    store_rates: dict[int, list[float]] = {k: [] for k in config.label_counts}
-    label_seconds: dict[int, list[float]] = {k: [] for k in config.label_counts}
-    rows_of = {}
-    vectors_ND = predictor.embedder.embed(texts).vectors
-    for k in config.label_counts:  # warm up, and see how many rows fill a round
+    counts, dimension = config.label_counts, predictor.embedder.dimension
+    rows = {}
+    for k in counts:  # warm up, and see how many rows fill a round
         probe = unit_vectors(max(64, 20_000 // k), dimension)
-        seconds = min(_seconds(partial(_answer, predictor, probe, k)) for _ in range(2))
-        rows_of[k] = max(len(probe), int(config.store_seconds * len(probe) / seconds))
-    same = _agreement(predictor, texts, vectors_ND, config.label_counts)
+        seconds = min(_from_store(predictor, probe, k) for _ in range(2))
+        rows[k] = max(len(probe), int(config.store_seconds * len(probe) / seconds))
+    vectors_ND = predictor.embedder.embed(texts).vectors
+    same = _agreement(predictor, texts, vectors_ND, counts)
+    embed: list[float] = []
+    empty: list[dict[int, list[float]]] = [{k: [] for k in counts} for _ in range(4)]
+    text, store, labels, ratios = empty
     for _ in range(config.rounds):
-        seconds = _seconds(lambda: predictor.embedder.embed(texts))
-        embed_rates.append(len(texts) / seconds)
-        for k in config.label_counts:
-            queries_ND = unit_vectors(rows_of[k], dimension)
-            label_seconds[k].append(_seconds(partial(_answer, predictor, queries_ND[:1], k)))
-            store_rates[k].append(
-                len(queries_ND) / _seconds(partial(_answer, predictor, queries_ND, k))
-            )
-            text_rates[k].append(
-                len(texts) / _seconds(lambda: predictor.predict(texts, label_names(k, _salt())))  # noqa: B023
-            )
+        embed.append(len(texts) / seconds_of(lambda: predictor.embedder.embed(texts)))
+        for k in counts:
+            queries_ND = unit_vectors(rows[k], dimension)
+            labels[k].append(_from_store(predictor, queries_ND[:1], k))
+            store[k].append(rows[k] / _from_store(predictor, queries_ND, k))
+            text[k].append(len(texts) / _from_text(predictor, texts, k))
+            ratios[k].append(store[k][-1] / text[k][-1])
     return {
-        "embed": median(embed_rates),
-        "text": {k: median(rates) for k, rates in text_rates.items()},
-        "store": {k: median(rates) for k, rates in store_rates.items()},
-        "store_rows": rows_of,
-        "label_set_seconds": {k: median(found) for k, found in label_seconds.items()},
-        "store_over_text": {
-            k: round(median([s / t for s, t in zip(store_rates[k], text_rates[k])]), 2)
-            for k in config.label_counts
-        },
+        "embed": median(embed),
+        "text": {k: median(rates) for k, rates in text.items()},
+        "store": {k: median(rates) for k, rates in store.items()},
+        "store_rows": rows,
+        "label_set_seconds": {k: median(seconds) for k, seconds in labels.items()},
+        "store_over_text": {k: round(median(found), 2) for k, found in ratios.items()},
     } | same
 
 
@@ -226,7 +174,7 @@ def _agreement(
     """Whether text and store give the same answers."""
     same, gap = 0, 0.0
     for k in counts:
-        labels = label_names(k, _salt())
+        labels = label_names(k, next(_new))
         one = predictor.predict(texts, labels)
         other = predictor.predict(embeddings=vectors_ND, labels=labels)
         same += sum(a.label == b.label for a, b in zip(one, other, strict=True))
@@ -234,30 +182,36 @@ def _agreement(
     return {"same_answers": f"{same} of {len(texts) * len(counts)}", "largest_score_gap": gap}
 
 
-def _answer(predictor: Predictor, queries_ND: np.ndarray, label_count: int) -> None:
-    predictor.answer(queries_ND, LabelSet.parse(label_names(label_count, _salt())))
+def _from_store(predictor: Predictor, queries_ND: np.ndarray, label_count: int) -> float:
+    """Seconds to answer vectors with a new label set."""
+    labels = LabelSet.parse(label_names(label_count, next(_new)))
+    return seconds_of(lambda: predictor.answer(queries_ND, labels))
+
+
+def _from_text(predictor: Predictor, texts: list[str], label_count: int) -> float:
+    """Seconds to answer texts with a new label set."""
+    labels = label_names(label_count, next(_new))
+    return seconds_of(lambda: predictor.predict(texts, labels))
 
 
 def _measure_limit(config: ClassifyBenchmark, predictor: Predictor) -> dict[str, Any]:
     """What share of the device's rate of matrix products the store path reaches at 10 labels,
     counting the operations of the plain forward pass, 2 for a multiplication and addition."""
-    weight = predictor.model.query_adaptor.weight
-    layers = len(predictor.model.encoder.layer)  # type: ignore[union-attr, arg-type]
-    width = predictor.model.config.encoder["hidden_size"]
-    inner = predictor.model.config.encoder["intermediate_size"]
-    a = torch.randn(2048, width, dtype=weight.dtype, device=weight.device)
-    b = torch.randn(width, inner, dtype=weight.dtype, device=weight.device)
-    queries_ND, labels = unit_vectors(2048, predictor.embedder.dimension), label_names(10, _salt())
+    weight, dimension = predictor.model.query_adaptor.weight, predictor.embedder.dimension
+    a = flops.architecture_of(predictor.model.encoder.config)
+    left = torch.randn(2048, a.d, dtype=weight.dtype, device=weight.device)
+    right = torch.randn(a.d, a.d_ff, dtype=weight.dtype, device=weight.device)
+    queries_ND, labels = unit_vectors(2048, dimension), label_names(10, next(_new))
     predictor.answer(queries_ND, labels)
-    tokens = 11
-    operations = 2 * layers * (4 * tokens * width**2 + 2 * tokens * width * inner)
-    operations += 2 * layers * 2 * tokens**2 * width + 2 * width * queries_ND.shape[1]
+    # The ten labels and the query through the encoder, and the affine map of the query.
+    operations = flops.exact_forward(a, 11) + 2 * a.d * dimension
+    product_operations = PRODUCTS * 2 * len(left) * a.d * a.d_ff
     products, passes = [], []
     with torch.inference_mode():
         for _ in range(5 * config.rounds):
-            products.append(2 * a.shape[0] * width * inner * 20 / _seconds(lambda: _products(a, b)))
-            rate = len(queries_ND) / _seconds(lambda: predictor.answer(queries_ND, labels))
-            passes.append(rate * operations)
+            products.append(product_operations / seconds_of(lambda: _products(left, right)))
+            seconds = seconds_of(lambda: predictor.answer(queries_ND, labels))
+            passes.append(len(queries_ND) * operations / seconds)
     shares = [done / limit for done, limit in zip(passes, products)]
     return {
         "matmul_gflops": round(median(products) / 1e9, 1),
@@ -266,10 +220,10 @@ def _measure_limit(config: ClassifyBenchmark, predictor: Predictor) -> dict[str,
     }
 
 
-def _products(a: torch.Tensor, b: torch.Tensor) -> None:
-    for _ in range(20):
-        torch.mm(a, b)
-    if a.is_cuda:
+def _products(left: torch.Tensor, right: torch.Tensor) -> None:
+    for _ in range(PRODUCTS):
+        torch.mm(left, right)
+    if left.is_cuda:
         torch.cuda.synchronize()
 
 
@@ -278,37 +232,28 @@ def _measure_peers(
 ) -> dict[str, Any]:
     """A new label set on texts that are known: ours from the store, the others from the text."""
     device = predictor.model.query_adaptor.weight.device.type
-    peers = {
+    peers: dict[str, tuple[Any, Callable[[int], int]]] = {
         "sentence-transformers cosine": (cosine_similarity(device), lambda k: len(texts)),
         "GLiClass": (gliclass(device), lambda k: config.peer_rows),
         "NLI pipeline": (nli_pipeline(device), lambda k: max(2, config.peer_rows * 10 // k // 2)),
     }
-    rates: dict[str, Rates] = {name: {} for name in peers}
-    store_ratios: dict[str, Rates] = {name: {} for name in peers}
-    text_ratios: dict[str, Rates] = {name: {} for name in peers}
+    kinds = ("texts_per_second", "our_store_over_theirs", "our_text_over_theirs")
+    found: dict[str, dict[str, Rates]] = {kind: {name: {} for name in peers} for kind in kinds}
     for k in config.peer_label_counts:
         queries_ND = unit_vectors(max(256, 100_000 // k), predictor.embedder.dimension)
         for name, (peer, rows) in peers.items():
-            some = texts[: rows(k)]
-            names = label_names(k, 0)
+            some, names = texts[: rows(k)], label_names(k, next(_new))
             peer(some[:2], names)
-            found: list[tuple[float, float, float]] = []
+            rounds = []
             for _ in range(config.rounds):
-                theirs = len(some) / _seconds(partial(peer, some, names))
-                store = len(queries_ND) / _seconds(partial(_answer, predictor, queries_ND, k))
-                ours = len(texts) / _seconds(
-                    lambda: predictor.predict(texts, label_names(k, _salt()))  # noqa: B023
-                )
-                found.append((theirs, store / theirs, ours / theirs))
-            rates[name][k], store_ratios[name][k], text_ratios[name][k] = (
-                round(median(column), 3) for column in zip(*found)
-            )
-            log.info("%s, %d labels: %.2f texts/s", name, k, rates[name][k])
-    return {
-        "texts_per_second": rates,
-        "our_store_over_theirs": store_ratios,
-        "our_text_over_theirs": text_ratios,
-    }
+                theirs = len(some) / seconds_of(partial(peer, some, names))
+                store = len(queries_ND) / _from_store(predictor, queries_ND, k)
+                text = len(texts) / _from_text(predictor, texts, k)
+                rounds.append((theirs, store / theirs, text / theirs))
+            for kind, values in zip(kinds, zip(*rounds), strict=True):
+                found[kind][name][k] = round(median(values), 3)
+            log.info("%s, %d labels: %.2f texts/s", name, k, found[kinds[0]][name][k])
+    return found
 
 
 def _measure_ray(
@@ -321,7 +266,7 @@ def _measure_ray(
     """The job from a store at 10 labels beside a plain loop over the same files."""
     store = scratch / "store"
     write_store(store, predictor.embedder.fingerprint, config.rows)
-    labels = LabelSet.parse(label_names(10, _salt()))
+    labels = LabelSet.parse(label_names(10, next(_new)))
     columns = Columns(text=None, embedding="embedding", id="row_id")
     corpus = open_corpus([str(store)])
     shards = plan_corpus(corpus, columns)
@@ -343,42 +288,12 @@ def _measure_ray(
         return config.rows / (time.perf_counter() - started)
 
     by_loop()
-    loops, rays = [by_loop()], []
-    for _ in range(config.rounds):
-        rays.append(by_ray())
-        loops.append(by_loop())
-    ratios = [2 * ray / (a + b) for ray, a, b in zip(rays, loops, loops[1:])]
+    rounds = beside_bare(by_ray, by_loop, config.rounds)
     return {
         "rows": config.rows,
-        "job": [round(rate, 1) for rate in rays],
-        "loop": [round(rate, 1) for rate in loops],
-        "ratios": [round(ratio, 3) for ratio in ratios],
-        "ratio": round(median(ratios), 3),
-    }
-
-
-def write_store(
-    folder: Path, fingerprint: EmbedderFingerprint, rows: int, part_rows: int = 65_536
-) -> None:
-    """A store of random unit vectors with the ids r0, r1, ..."""
-    folder.mkdir(parents=True)
-    schema = embeddings_schema(fingerprint.dimension)
-    parts = []
-    for first in range(0, rows, part_rows):
-        count = min(part_rows, rows - first)
-        ids = pa.array([f"r{i}" for i in range(first, first + count)])
-        vectors = embedding_column(unit_vectors(count, fingerprint.dimension, seed=first))
-        parts.append(f"part-{first:09d}.parquet")
-        table = pa.Table.from_arrays([ids, ids, vectors, pa.repeat(False, count)], schema=schema)
-        write_part(folder / parts[-1], table)
-    content = fingerprint.to_dict() | {"id": fingerprint.id}
-    write_manifest(folder, Manifest(content, f"random {rows}", rows, 0, 1.0, 1.0, "", parts))
-
-
-def _seconds(call: Callable[[], Any]) -> float:
-    started = time.perf_counter()
-    call()
-    return time.perf_counter() - started
+        "job": [round(rate, 1) for rate in rounds.rates],
+        "loop": [round(rate, 1) for rate in rounds.bare],
+    } | rounds.summary()
 
 
 def _series(found: dict[str, Any]) -> dict[str, Rates]:
@@ -388,33 +303,27 @@ def _series(found: dict[str, Any]) -> dict[str, Rates]:
 
 def _markdown(found: dict[str, Any]) -> str:
     """Texts a second by number of labels, and the ratios."""
-    series = _series(found)
+    series, peers = _series(found), found.get("peers", {})
     counts = sorted({k for rates in series.values() for k in rates})
+    seconds = found["label_set_seconds"]
+    numbers = {"store over text": found["store_over_text"]}
+    for side in ("store", "text"):
+        for name, rates in peers.get(f"our_{side}_over_theirs", {}).items():
+            numbers[f"{side} over {name}"] = rates
+    cells = [
+        *([name, *(_cell(rates.get(k)) for k in counts)] for name, rates in series.items()),
+        [
+            "seconds to embed the labels",
+            *(f"{seconds[k]:.2f}" if k in seconds else "" for k in counts),
+        ],
+        *([name, *(_cell(rates.get(k)) for k in counts)] for name, rates in numbers.items()),
+    ]
     lines = [
         f"Texts a second, {found['text_tokens']} tokens a text, {found['threads']} threads on "
         f"{found['device']}, encoder in {found['encoder_dtype'].removeprefix('torch.')}; a new "
         "label set each time, the embedding of its labels included.",
         "",
-        "| | " + " | ".join(f"K = {k:,}" for k in counts) + " |",
-        "|---|" + "---:|" * len(counts),
-    ]
-    for name, rates in series.items():
-        lines.append(f"| {name} | " + " | ".join(_cell(rates.get(k)) for k in counts) + " |")
-    seconds = found["label_set_seconds"]
-    lines.append(
-        "| seconds to embed the labels | "
-        + " | ".join(f"{seconds[k]:.2f}" if k in seconds else "" for k in counts)
-        + " |"
-    )
-    ratios = found["store_over_text"]
-    lines.append("| store over text | " + " | ".join(_cell(ratios.get(k)) for k in counts) + " |")
-    for name, by_count in found.get("peers", {}).get("our_store_over_theirs", {}).items():
-        cells = " | ".join(_cell(by_count.get(k)) for k in counts)
-        lines.append(f"| store over {name} | {cells} |")
-    for name, by_count in found.get("peers", {}).get("our_text_over_theirs", {}).items():
-        cells = " | ".join(_cell(by_count.get(k)) for k in counts)
-        lines.append(f"| text over {name} | {cells} |")
-    lines += [
+        markdown_table(["", *(f"K = {k:,}" for k in counts)], cells),
         "",
         f"Embedding alone: {found['embed']:,.0f} texts a second. Store and text gave "
         f"{found['same_answers']} equal answers, largest difference of a score "

@@ -1,7 +1,7 @@
 """GLiClass's own Ray Serve deployment, for measuring: python -m jobs.benchmarks.gliclass_server
 
 Its own start-up (`python -m gliclass.serve`, 0.1.21) calls a private function of Ray with an
-argument that Ray 2.60 does not have; the deployment itself is started here by Ray's public one.
+argument that Ray 2.60 does not have; so its deployment is started here by Ray's public functions.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ import ray
 from pydantic import Field
 from ray import serve
 
+from jobs.benchmarks.peers import GLICLASS_ROUTE
 from sce.config import JobConfig
 from sce.workflows.cli import run_job
-
-ROUTE = "/gliclass"
 
 
 class GLiClassServer(JobConfig):
@@ -39,12 +38,12 @@ def serve_gliclass(config: GLiClassServer) -> dict[str, str]:
         dtype=config.dtype,
         num_gpus_per_replica=0.0,
         tokenizer_threads=os.cpu_count() or 1,
-        route_prefix=ROUTE,
+        route_prefix=GLICLASS_ROUTE,
         http_port=config.port,
     )
     ray.init()
     serve.start(http_options={"host": "127.0.0.1", "port": config.port})
-    serve.run(_build_deployment(settings), name="gliclass", route_prefix=ROUTE)
+    serve.run(_build_deployment(settings), name="gliclass", route_prefix=GLICLASS_ROUTE)
     threading.Event().wait()
     return {}
 

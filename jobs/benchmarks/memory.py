@@ -17,13 +17,12 @@ from typing import Any
 
 from pydantic import Field
 
-from jobs.benchmarks.classify import label_names, write_store
+from jobs.benchmarks.inputs import label_names, write_model, write_store
 from jobs.benchmarks.process_memory import PeakMemory
 from sce.bulk.output import read_run, rows_done
 from sce.config import JobConfig
 from sce.embedding.embedder import embedder_fingerprint
 from sce.embedding.settings import EmbedderConfig
-from sce.training.fresh_model import ModelConfig, build_model
 
 _JOB = Path(__file__).parents[2] / "jobs" / "classify.py"
 
@@ -45,12 +44,9 @@ def benchmark_memory(config: MemoryBenchmark) -> dict[str, Any]:
     """
     with tempfile.TemporaryDirectory() as scratch:
         home = Path(scratch)
-        fingerprint = embedder_fingerprint(config.embedder)
-        fresh = build_model(ModelConfig(), fingerprint.to_dict(), 0.0, seed=0)
-        fresh.model.save_pretrained(home / "model")
-        del fresh
+        write_model(home / "model", config.embedder)
         for name, rows in (("tenth", config.rows // 10), ("whole", config.rows)):
-            write_store(home / name, fingerprint, rows)
+            write_store(home / name, embedder_fingerprint(config.embedder), rows)
         tenth = _run(home, "tenth", config)
         whole = _run(home, "whole", config)
         stopped = _run(home, "whole", config, "resumed", stop_at=config.rows // 2)

@@ -26,12 +26,17 @@ from sce.errors import ConfigError
 Peer = Callable[[Sequence[str], Sequence[str]], Any]
 """Texts and label names in, answers out."""
 GLICLASS_TOKENS = ("<<LABEL>>", "<<SEP>>", "<<EXAMPLE>>")
+GLICLASS_ROUTE = "/gliclass"
+"""Of its own server."""
+GLICLASS_MAX_TOKENS = 4096
+"""Of a thousand labels and the text behind them."""
+NLI_TOKENS = 512
 BATCH_ROWS = 32
 
 
-def nli_pipeline(device: str = "cpu", max_tokens: int = 512) -> Peer:
+def nli_pipeline(device: str) -> Peer:
     """The transformers zero-shot pipeline over a cross-encoder: one pass a text and label."""
-    config = _backbone(num_labels=3, max_position_embeddings=max_tokens)
+    config = _backbone(num_labels=3, max_position_embeddings=NLI_TOKENS)
     config.id2label = {0: "entailment", 1: "neutral", 2: "contradiction"}
     config.label2id = {name: i for i, name in config.id2label.items()}
     build: Any = pipeline
@@ -49,20 +54,20 @@ def nli_pipeline(device: str = "cpu", max_tokens: int = 512) -> Peer:
     return answer
 
 
-def gliclass(device: str = "cpu", max_tokens: int = 4096) -> Peer:
+def gliclass(device: str) -> Peer:
     """GLiClass's uni-encoder and its own pipeline: labels and text in one sequence.
 
     Raises:
         ConfigError: the package is not installed.
     """
-    model, tokenizer = _build_gliclass(max_tokens)
+    model, tokenizer = _build_gliclass()
     from gliclass import ZeroShotClassificationPipeline
 
     classify = ZeroShotClassificationPipeline(
         model,
         tokenizer,
         max_classes=1000,
-        max_length=max_tokens,
+        max_length=GLICLASS_MAX_TOKENS,
         classification_type="single-label",
         device=device,
         progress_bar=False,
@@ -75,18 +80,18 @@ def gliclass(device: str = "cpu", max_tokens: int = 4096) -> Peer:
     return answer
 
 
-def save_gliclass(folder: Path, max_tokens: int = 4096) -> None:
+def save_gliclass(folder: Path) -> None:
     """The model of `gliclass` as a folder, for GLiClass's own server.
 
     Raises:
         ConfigError: the package is not installed.
     """
-    model, tokenizer = _build_gliclass(max_tokens)
+    model, tokenizer = _build_gliclass()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
-def _build_gliclass(max_tokens: int) -> tuple[Any, PreTrainedTokenizerBase]:
+def _build_gliclass() -> tuple[Any, PreTrainedTokenizerBase]:
     try:
         from gliclass import GLiClassModel, GLiClassModelConfig
     except ImportError:
@@ -95,8 +100,8 @@ def _build_gliclass(max_tokens: int) -> tuple[Any, PreTrainedTokenizerBase]:
         ) from None
     tokenizer = _tokenizer()
     tokenizer.add_special_tokens({"additional_special_tokens": list(GLICLASS_TOKENS)})
-    tokenizer.model_max_length = max_tokens
-    encoder = _backbone(vocab_size=len(tokenizer), max_position_embeddings=max_tokens)
+    tokenizer.model_max_length = GLICLASS_MAX_TOKENS
+    encoder = _backbone(vocab_size=len(tokenizer), max_position_embeddings=GLICLASS_MAX_TOKENS)
     class_id, text_id, example_id = map(tokenizer.convert_tokens_to_ids, GLICLASS_TOKENS)
     config = GLiClassModelConfig(
         encoder_config=encoder,
@@ -111,7 +116,7 @@ def _build_gliclass(max_tokens: int) -> tuple[Any, PreTrainedTokenizerBase]:
     return GLiClassModel(config).eval(), tokenizer
 
 
-def cosine_similarity(device: str = "cpu") -> Peer:
+def cosine_similarity(device: str) -> Peer:
     """all-MiniLM-L6-v2 by sentence-transformers; texts and labels are embedded at each call."""
     from sentence_transformers import SentenceTransformer, models  # type: ignore[attr-defined]
 
@@ -132,5 +137,4 @@ def _tokenizer() -> PreTrainedTokenizerBase:
 
 
 def _backbone(**changes: Any) -> BertConfig:
-    config: BertConfig = BertConfig.from_pretrained(minilm_folder(), **changes)
-    return config
+    return BertConfig.from_pretrained(minilm_folder(), **changes)

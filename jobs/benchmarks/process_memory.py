@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from types import TracebackType
 
 import psutil
 
@@ -11,11 +10,11 @@ INTERVAL_SECONDS = 0.2  # a look takes some milliseconds; a block is read in les
 
 
 class PeakMemory:
-    """Watches a process and its descendants.
+    """Watches a process and its descendants while its block runs. Linux.
 
-    `peaks` gives bytes of a process's own (resident less shared: files and the object store are
-    not counted), the most that one process of each kind ever had: "driver", "actor" (the model's),
-    "worker" (other Ray workers). Linux.
+    `peaks` gives the most bytes that one process of each kind ever had of its own (resident less
+    shared: files and the object store are not counted). Kinds are "driver", "actor" (the model's)
+    and "worker" (other Ray workers).
 
     Args:
         pid: of the driver; default this process.
@@ -32,12 +31,7 @@ class PeakMemory:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
 

@@ -11,19 +11,14 @@ import asyncio
 import json
 import logging
 import os
-import shutil
-import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 from statistics import median
@@ -33,23 +28,19 @@ import aiohttp
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
 from pydantic import Field
 
-from jobs.benchmarks.classify import label_names, make_texts, write_store
-from jobs.benchmarks.peers import save_gliclass
+from jobs.benchmarks.inputs import label_names, make_texts, write_model, write_store
+from jobs.benchmarks.rounds import beside_bare, markdown_table, seconds_of
+from jobs.benchmarks.servers import ROOT, gliclass_server, own_ray, serve_app
 from sce.config import JobConfig
 from sce.distributed.resources import use_threads
 from sce.embedding.embedder import embedder_fingerprint
 from sce.embedding.settings import EmbedderConfig
 from sce.model.scoring import multiplies_bfloat16
 from sce.predictor import Predictor
-from sce.training.fresh_model import ModelConfig, build_model
 
-ROOT = Path(__file__).resolve().parents[2]
-START_SECONDS = 180.0
-STOP_SECONDS = 60.0
-PEER_ROUTE = "/gliclass"
+WARM_UP_SECONDS = 2.0
 
 log = logging.getLogger(__name__)
 
@@ -84,10 +75,9 @@ class ServeBenchmark(JobConfig):
 
 @dataclass(frozen=True)
 class Load:
-    """What came back: seconds of each answered request, HTTP statuses, texts a second."""
+    """What came back: seconds of each request, and requests a second."""
 
     latencies: np.ndarray
-    statuses: dict[int, int]
     rate: float
 
     def milliseconds(self) -> dict[str, float]:
@@ -104,7 +94,7 @@ def benchmark_serve(config: ServeBenchmark) -> dict[str, Any]:
     use_threads(os.cpu_count() or 1)
     with tempfile.TemporaryDirectory() as scratch:
         home = Path(scratch)
-        model = config.model or _fresh_model(config, home)
+        model = config.model or write_model(home / "model", config.embedder)
         predictor = Predictor.from_pretrained(model, dtype="auto", device="cpu")
         texts = make_texts(predictor, config.texts, config.text_tokens)
         labels = label_names(config.labels, 0)
@@ -145,21 +135,14 @@ def _throughput(
     for size in config.request_texts:
         clients = min(128, max(1, config.saturating_texts // size))
         bodies = _bodies(texts, labels, size)
-        run_load(url, bodies, size, clients, 2.0)
-        bares, rates = [bare()], []
-        for _ in range(config.rounds):
-            load = run_load(url, bodies, size, clients, config.seconds)
-            _check(load)
-            rates.append(load.rate)
-            bares.append(bare())
-        ratios = [2 * rate / (a + b) for rate, a, b in zip(rates, bares, bares[1:])]
+        warm_up(url, bodies, clients)
+        load = partial(run_load, url, bodies, clients, config.seconds)
+        rounds = beside_bare(lambda: size * load().rate, bare, config.rounds)  # noqa: B023
         found[str(size)] = {
             "clients": clients,
-            "served": round(median(rates), 1),
-            "bare": round(median(bares), 1),
-            "ratios": [round(ratio, 3) for ratio in ratios],
-            "ratio": round(median(ratios), 3),
-        }
+            "served": round(median(rounds.rates), 1),
+            "bare": round(median(rounds.bare), 1),
+        } | rounds.summary()
         log.info("%d texts a request: %s", size, found[str(size)])
     return found
 
@@ -171,9 +154,8 @@ def _latency(
     bodies = _bodies(texts, labels, 1)
     found = {}
     for clients in config.clients:
-        run_load(url, bodies, 1, clients, 2.0)
-        load = run_load(url, bodies, 1, clients, config.seconds)
-        _check(load)
+        warm_up(url, bodies, clients)
+        load = run_load(url, bodies, clients, config.seconds)
         found[str(clients)] = load.milliseconds() | {"requests_per_second": round(load.rate, 1)}
         log.info("%d clients: %s", clients, found[str(clients)])
     return found
@@ -186,14 +168,10 @@ def _one_request(
     bodies = _bodies(texts, labels, 1)
     served, bare = [], []
     for i in range(config.rounds):
-        load = run_load(url, bodies, 1, 1, config.seconds / 2)
+        load = run_load(url, bodies, 1, config.seconds / 2)
         served.append(float(np.median(load.latencies)))
-        calls = []
-        for text in texts[i * 50 : i * 50 + 50] or texts[:1]:
-            started = time.perf_counter()
-            predictor.predict([text], labels)
-            calls.append(time.perf_counter() - started)
-        bare.append(median(calls))
+        some = texts[i * 50 : i * 50 + 50] or texts[:1]
+        bare.append(median(seconds_of(partial(predictor.predict, [t], labels)) for t in some))
     return {
         "served_ms": round(median(served) * 1000, 2),
         "bare_ms": round(median(bare) * 1000, 2),
@@ -211,21 +189,17 @@ def _peer(
     dtype = config.peer_dtype
     if dtype == "auto":
         dtype = "bfloat16" if multiplies_bfloat16("cpu") else "float32"
-    ours: list[Load] = []
-    theirs: list[Load] = []
-    bodies = _bodies(texts, labels, 1)
     peer_bodies = [
         json.dumps({"text": text, "labels": labels, "multi_label": False}).encode()
         for text in texts
     ]
     clients = min(128, config.saturating_texts)
-    with _gliclass_server(home, dtype) as peer_url:
-        run_load(peer_url, peer_bodies, 1, clients, 3.0)
+    ours, theirs = [], []
+    with gliclass_server(home, dtype) as peer_url:
+        warm_up(peer_url, peer_bodies, clients)
         for _ in range(config.rounds):
-            for load_of, mine, target in ((ours, bodies, url), (theirs, peer_bodies, peer_url)):
-                load = run_load(target, mine, 1, clients, config.seconds)
-                _check(load)
-                load_of.append(load)
+            ours.append(run_load(url, _bodies(texts, labels, 1), clients, config.seconds))
+            theirs.append(run_load(peer_url, peer_bodies, clients, config.seconds))
     ratios = [one.rate / other.rate for one, other in zip(ours, theirs)]
     return {
         "clients": clients,
@@ -257,26 +231,37 @@ def _bulk(
             command += ["--labels", json.dumps(label_names(config.labels, 0)), *flags]
             command += ["--output", str(output), "--no-tracking.enabled"]
             done = subprocess.run(
-                command, cwd=ROOT, check=True, stdout=subprocess.PIPE, env=_own_ray(home, way)
+                command, cwd=ROOT, check=True, stdout=subprocess.PIPE, env=own_ray(home, way)
             )
             rates[way] = json.loads(done.stdout.splitlines()[-1])["texts_per_second"]
         found[name] = rates | {"ratio": round(rates["endpoint"] / rates["actors"], 3)}
     return found
 
 
-def run_load(url: str, bodies: Sequence[bytes], texts: int, clients: int, seconds: float) -> Load:
+def warm_up(url: str, bodies: Sequence[bytes], clients: int) -> None:
+    """Some seconds of load, whatever is answered."""
+    asyncio.run(_load(url, bodies, clients, WARM_UP_SECONDS))
+
+
+def run_load(url: str, bodies: Sequence[bytes], clients: int, seconds: float) -> Load:
     """So many clients, each sending its next request when it has the answer to the last.
 
-    Args:
-        texts: of each body.
+    Raises:
+        RuntimeError: a request was not answered with 200.
     """
-    return asyncio.run(_load(url, bodies, texts, clients, seconds))
+    started = time.perf_counter()
+    latencies, statuses = asyncio.run(_load(url, bodies, clients, seconds))
+    elapsed = time.perf_counter() - started
+    if set(statuses) != {200}:
+        raise RuntimeError(f"the server did not answer every request: {dict(statuses)}")
+    return Load(np.array(latencies), statuses[200] / elapsed)
 
 
 async def _load(
-    url: str, bodies: Sequence[bytes], texts: int, clients: int, seconds: float
-) -> Load:
-    following: Iterator[bytes] = cycle(bodies)
+    url: str, bodies: Sequence[bytes], clients: int, seconds: float
+) -> tuple[list[float], Counter[int]]:
+    """Seconds of each request, and how often each HTTP status came."""
+    following = cycle(bodies)
     latencies: list[float] = []
     statuses: Counter[int] = Counter()
     headers = {"Content-Type": "application/json"}
@@ -293,13 +278,7 @@ async def _load(
 
     async with aiohttp.ClientSession(connector=connector) as session:
         await asyncio.gather(*(client(session) for _ in range(clients)))
-    elapsed = time.perf_counter() - started
-    return Load(np.array(latencies), dict(statuses), statuses[200] * texts / elapsed)
-
-
-def _check(load: Load) -> None:
-    if set(load.statuses) != {200}:
-        raise RuntimeError(f"the server did not answer every request: {load.statuses}")
+    return latencies, statuses
 
 
 def _bodies(texts: Sequence[str], labels: Sequence[str], size: int) -> list[bytes]:
@@ -307,105 +286,22 @@ def _bodies(texts: Sequence[str], labels: Sequence[str], size: int) -> list[byte
     return [json.dumps({"texts": some, "labels": labels}).encode() for some in whole]
 
 
-@contextmanager
-def serve_app(home: Path, settings: dict[str, Any]) -> Iterator[str]:
-    """`python -m serve.app` with these settings; its address."""
-    port = _free_port()
-    config = home / "serve.yaml"
-    config.write_text(yaml.safe_dump(settings), encoding="utf-8")
-    command = [sys.executable, "-m", "serve.app", "--config", str(config), "--port", str(port)]
-    url = f"http://127.0.0.1:{port}"
-    with _server(home, "serve", command, lambda: _answers(f"{url}/health")):
-        yield url
-
-
-@contextmanager
-def _gliclass_server(home: Path, dtype: str) -> Iterator[str]:
-    save_gliclass(home / "gliclass")
-    port = _free_port()
-    command = [sys.executable, "-m", "jobs.benchmarks.gliclass_server", "--dtype", dtype]
-    command += ["--model", str(home / "gliclass"), "--port", str(port)]
-    url = f"http://127.0.0.1:{port}{PEER_ROUTE}"
-    body = json.dumps({"text": "a text", "labels": ["a", "b"]}).encode()
-    with _server(home, "peer", command, lambda: _answers(url, body)):
-        yield url
-
-
-@contextmanager
-def _server(
-    home: Path, name: str, command: Sequence[str], ready: Callable[[], bool]
-) -> Iterator[None]:
-    """A process with a Ray of its own, until it is ready; ended with all its children."""
-    said = home / f"{name}.log"
-    with said.open("w") as file:
-        process = subprocess.Popen(
-            command, cwd=ROOT, stdout=file, stderr=file, start_new_session=True,
-            env=_own_ray(home, name),
-        )  # fmt: skip
-    try:
-        deadline = time.monotonic() + START_SECONDS
-        while not ready():
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"{' '.join(command)}:\n{said.read_text()[-3000:]}")
-            time.sleep(0.5)
-        yield
-    finally:
-        process.send_signal(signal.SIGINT)
-        try:
-            process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        shutil.rmtree(_ray_folder(home, name), ignore_errors=True)
-
-
-def _own_ray(home: Path, name: str) -> dict[str, str]:
-    """Its sockets do not take the long paths of temporary folders."""
-    return {**os.environ, "RAY_TMPDIR": str(_ray_folder(home, name))}
-
-
-def _ray_folder(home: Path, name: str) -> Path:
-    return Path(tempfile.gettempdir()) / f"{home.name[-8:]}-{name}"
-
-
-def _answers(url: str, body: bytes | None = None) -> bool:
-    request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
-    try:
-        with urllib.request.urlopen(request, timeout=10) as response:
-            return bool(response.status == 200)
-    except (urllib.error.URLError, OSError):
-        return False
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _fresh_model(config: ServeBenchmark, home: Path) -> str:
-    fingerprint = embedder_fingerprint(config.embedder).to_dict()
-    fresh = build_model(ModelConfig(), fingerprint, 0.0, seed=0)
-    fresh.model.save_pretrained(home / "model")
-    return str(home / "model")
-
-
 def _markdown(found: dict[str, Any]) -> str:
+    keys = ("clients", "served", "bare", "ratio")
+    throughput = [[size, *map(one.get, keys)] for size, one in found["throughput"].items()]
+    keys = ("p50", "p95", "p99", "requests_per_second")
+    latency = [[clients, *map(one.get, keys)] for clients, one in found["latency"].items()]
+    columns = ["texts a request", "clients", "served, texts/s", "bare predictor", "ratio"]
+    one = found["one_request"]
     lines = [
         f"Texts of {found['text_tokens']} tokens, {found['labels']} labels.",
         "",
-        "| texts a request | clients | served, texts/s | bare predictor | ratio |",
-        "|---:|---:|---:|---:|---:|",
+        markdown_table(columns, throughput),
+        "",
+        markdown_table(["clients", "p50, ms", "p95", "p99", "requests/s"], latency),
+        "",
+        f"One request: {one['served_ms']} ms, a bare call {one['bare_ms']} ms.",
     ]
-    for size, one in found["throughput"].items():
-        row = (size, one["clients"], one["served"], one["bare"], one["ratio"])
-        lines.append("| " + " | ".join(map(str, row)) + " |")
-    lines += ["", "| clients | p50, ms | p95 | p99 | requests/s |", "|---:|---:|---:|---:|---:|"]
-    for clients, one in found["latency"].items():
-        row = (clients, one["p50"], one["p95"], one["p99"], one["requests_per_second"])
-        lines.append("| " + " | ".join(map(str, row)) + " |")
-    one = found["one_request"]
-    lines += ["", f"One request: {one['served_ms']} ms, a bare call {one['bare_ms']} ms."]
     if "peer" in found:
         peer = found["peer"]
         lines.append(

@@ -78,6 +78,7 @@ def benchmark_shortlist(config: ShortlistBenchmark) -> dict[str, Any]:
 def _timed(
     predictor: Predictor, vectors_ND: np.ndarray, labels: LabelSet
 ) -> tuple[np.ndarray, float]:
+    """The place of each row's label, and the seconds that the answers took."""
     predictor.answer(vectors_ND[:8], labels)  # the label vectors
     started = time.perf_counter()
     best_N = predictor.answer(vectors_ND, labels).top_NT[:, 0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,7 @@ def read_rows(path: Path, columns: Columns, on_bad: Callable[[BadRow], None]) ->
     Raises:
         DataError: the file cannot be read, or lacks a column (the message lists those it has).
     """
-    found: _Found | None = None
+    found: Columns | None = None
     for item in read_records(path, columns.header):
         if isinstance(item, BadRow):
             on_bad(item)
@@ -93,18 +93,6 @@ def raise_bad(bad: BadRow) -> None:
     raise DataError(bad.message)
 
 
-def clean_label(value: Any) -> str:
-    """A label as it stands in a label set: NFC, stripped.
-
-    Raises:
-        DataError: not a text or number, empty, too long, or not Unicode.
-    """
-    try:
-        return _label(value, "label")
-    except _RowError as problem:
-        raise DataError(str(problem)) from None
-
-
 def not_in_set(path: Path, line: int, label: str, label_set: LabelSet) -> BadRow:
     """The bad row of a label that its label set lacks."""
     shown = ", ".join(repr(name) for name in label_set.names[:12])
@@ -113,16 +101,8 @@ def not_in_set(path: Path, line: int, label: str, label_set: LabelSet) -> BadRow
     return BadRow(line, "label not in its label set", message)
 
 
-@dataclass(frozen=True)
-class _Found:
-    text: tuple[str, ...]
-    label: str
-    split: str | None
-    label_set: str | None
-    all_labels: str | None
-
-
-def _find(path: Path, columns: Columns, fields: Mapping[str, Any]) -> _Found:
+def _find(path: Path, columns: Columns, fields: Mapping[str, Any]) -> Columns:
+    """The one alternative of each column that a file has; "" for an optional one that it lacks."""
     text = next((alt for alt in columns.text if all(c in fields for c in alt)), None)
     label = next((name for name in columns.label if name in fields), None)
     missing = [name for name in columns.required if name not in fields]
@@ -136,27 +116,29 @@ def _find(path: Path, columns: Columns, fields: Mapping[str, Any]) -> _Found:
             f"{', '.join(str(name) for name in fields)}."
         )
 
-    def optional(name: str) -> str | None:
-        return name if name in fields else None
+    def present(name: str) -> str:
+        return name if name in fields else ""
 
-    return _Found(
-        text,
-        label,
-        optional(columns.split),
-        optional(columns.label_set),
-        optional(columns.all_labels),
+    return replace(
+        columns,
+        text=(text,),
+        label=(label,),
+        split=present(columns.split),
+        label_set=present(columns.label_set),
+        all_labels=present(columns.all_labels),
     )
 
 
-def _parse(record: Record, found: _Found) -> RawRow:
-    fields = record.fields
+def _parse(record: Record, columns: Columns) -> RawRow:
+    fields, (text,), (label,) = record.fields, columns.text, columns.label
+    split, label_set, all_labels = columns.split, columns.label_set, columns.all_labels
     return RawRow(
         line=record.line,
-        text=_text(fields, found.text),
-        label=_label(_field(fields, found.label), found.label),
-        split=_split(fields.get(found.split)) if found.split else None,
-        label_set=_label(fields.get(found.label_set), found.label_set) if found.label_set else None,
-        all_labels=_all_labels(fields.get(found.all_labels)) if found.all_labels else None,
+        text=_text(fields, text),
+        label=_label(_field(fields, label), label),
+        split=_split(fields.get(split)) if split else None,
+        label_set=_label(fields.get(label_set), label_set) if label_set else None,
+        all_labels=_all_labels(fields.get(all_labels)) if all_labels else None,
     )
 
 

@@ -117,6 +117,9 @@ class DataConfig(Section):
 
     sources: list[SourceConfig] = Field(default=[SourceConfig(dataset=STARTER)], min_length=1)
     """The sources, in order."""
+    folder: str | None = None
+    """Folder or URI in which the relative paths of all sources are looked up. Default: the working
+    directory. Absolute paths, `~` and URIs are taken as they stand."""
     seed: int = 0
     """Of sampling and splitting. Apart from the seed of training, so that runs with several
     seeds share one data set."""

@@ -8,18 +8,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from sce.datasets.columns import Columns, RawRow, raise_bad, read_rows
+from sce.datasets.columns import Columns, raise_bad, read_rows
 from sce.datasets.custom import CustomLabels
 from sce.datasets.hub import download, split_files
 from sce.datasets.readers import BadRow
 from sce.datasets.settings import CUSTOM, STARTER, DataConfig, SourceConfig
-from sce.datasets.specs import DatasetSpec, get_spec
+from sce.datasets.specs import SPECS, DatasetSpec
 from sce.datasets.splits import Row, Size, text_key
 from sce.datasets.starter import LICENCE, choose_validation_sets, read_starter, starter_rows
 from sce.datasets.synonyms import label_set_for
 from sce.errors import ConfigError, DataError
 from sce.labels import LabelSet
-from sce.storage import fetch
+from sce.storage import fetch, to_place
 
 OTHER_LABEL = "label not used"
 DEFAULT_CUSTOM_SIZES: dict[str, Size] = {"train": 0.8, "validation": 0.1, "test": 0.1}
@@ -57,6 +57,7 @@ def read_source(source: SourceConfig, config: DataConfig, seed: int) -> Source:
     """
     if source.dataset == STARTER:
         return _starter(source, config, seed)
+    source = _in_folder(source, config.folder)
     result = _custom(source) if source.dataset == CUSTOM else _known(source, config)
     if not result.rows:
         raise DataError(
@@ -68,6 +69,20 @@ def read_source(source: SourceConfig, config: DataConfig, seed: int) -> Source:
     if source.sizes is not None:
         result.sizes = _own_sizes(source)
     return result
+
+
+def _in_folder(source: SourceConfig, folder: str | None) -> SourceConfig:
+    """The source with its relative paths below `DataConfig.folder`."""
+    if folder is None:
+        return source
+    found = {}
+    for name in ("path", "validation_path", "test_path", "labels"):
+        value = getattr(source, name)
+        if isinstance(value, str) and not value.startswith("~"):
+            place = to_place(value)
+            if isinstance(place, Path) and not place.is_absolute():
+                found[name] = str(to_place(folder) / value)
+    return source.model_copy(update=found)
 
 
 def _starter(source: SourceConfig, config: DataConfig, seed: int) -> Source:
@@ -84,7 +99,7 @@ def _starter(source: SourceConfig, config: DataConfig, seed: int) -> Source:
 
 
 def _known(source: SourceConfig, config: DataConfig) -> Source:
-    spec = get_spec(source.dataset)
+    spec = SPECS[source.dataset]
     write = spec.as_printed if config.label_case == "paper" else str
     name = source.output_name
     files, origin = _files(source, spec)
@@ -126,18 +141,14 @@ def _custom(source: SourceConfig) -> Source:
     labels = CustomLabels(name, source.labels)
     dropped: Counter[str] = Counter()
     on_bad = _on_bad(source, dropped)
-    raws: list[tuple[str, RawRow]] = []
+    rows: list[Row] = []
     for path, split in files:
         for raw in read_rows(path, _columns(source, Columns()), on_bad):
             label_set = labels.accept(path, raw, on_bad)
             if label_set is not None:
-                raws.append((label_set, raw if raw.split else replace(raw, split=split)))
-    rows = [
-        Row(name, raw.split, raw.text, raw.label, label_set, text_key(raw.text))
-        for label_set, raw in raws
-    ]
+                key = text_key(raw.text)
+                rows.append(Row(name, raw.split or split, raw.text, raw.label, label_set, key))
     label_sets = labels.finish()
-    has_splits = any(row.split for row in rows)
     return Source(
         name=name,
         rows=rows,
@@ -145,7 +156,7 @@ def _custom(source: SourceConfig) -> Source:
         domains=dict.fromkeys(label_sets, source.domain or CUSTOM),
         licence="not stated",
         origin=origin,
-        sizes=None if has_splits else dict(DEFAULT_CUSTOM_SIZES),
+        sizes=None if any(row.split for row in rows) else dict(DEFAULT_CUSTOM_SIZES),
         dropped=dropped,
     )
 

@@ -278,6 +278,24 @@ def test_no_text_straddles_a_split_in_the_starter_corpus(tmp_path):
     assert all(len(s) == 1 for s in splits.values())
 
 
+def test_relative_paths_are_looked_up_in_the_folder_where_one_is_given(
+    tmp_path, jsonl, monkeypatch
+):
+    jsonl(some_rows(), "mine/rows.jsonl")
+    (tmp_path / "mine" / "labels.yaml").write_text("[c, b, a]")
+    source = custom("rows.jsonl", labels="labels.yaml")
+    with pytest.raises(DataError, match=r"rows\.jsonl: no such"):
+        run(tmp_path, source)
+    manifest, data = run(tmp_path, source, folder=str(tmp_path / "mine"))
+    assert data.label_sets["mine"].names == ["c", "b", "a"]
+    assert manifest["sources"]["mine"]["path"] == str(tmp_path / "mine" / "rows.jsonl")
+    absolute = custom(tmp_path / "mine" / "rows.jsonl")
+    assert run(tmp_path, absolute, folder="/nowhere", out="absolute")[1].rows.num_rows == 60
+    monkeypatch.chdir(tmp_path / "mine")
+    again, _ = run(tmp_path, source, out="here")
+    assert again["fingerprint"] == manifest["fingerprint"]
+
+
 def test_gzip_and_plain_are_the_same_data(tmp_path, jsonl):
     plain, _ = run(tmp_path, custom(jsonl(some_rows())), out="plain")
     path = tmp_path / "rows2.jsonl.gz"

@@ -1,0 +1,102 @@
+"""Servers as processes of their own, each with a Ray of its own, as a user would start them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import requests
+import yaml
+
+from jobs.benchmarks.peers import GLICLASS_ROUTE, save_gliclass
+
+ROOT = Path(__file__).resolve().parents[2]
+START_SECONDS = 180.0
+STOP_SECONDS = 60.0
+
+
+@contextmanager
+def serve_app(home: Path, settings: dict[str, Any]) -> Iterator[str]:
+    """`python -m serve.app` with these settings; its address."""
+    port = _free_port()
+    config = home / "serve.yaml"
+    config.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    command = [sys.executable, "-m", "serve.app", "--config", str(config), "--port", str(port)]
+    url = f"http://127.0.0.1:{port}"
+    with _server(home, "serve", command, lambda: _answers(f"{url}/health")):
+        yield url
+
+
+@contextmanager
+def gliclass_server(home: Path, dtype: str) -> Iterator[str]:
+    save_gliclass(home / "gliclass")
+    port = _free_port()
+    command = [sys.executable, "-m", "jobs.benchmarks.gliclass_server", "--dtype", dtype]
+    command += ["--model", str(home / "gliclass"), "--port", str(port)]
+    url = f"http://127.0.0.1:{port}{GLICLASS_ROUTE}"
+    body = json.dumps({"text": "a text", "labels": ["a", "b"]}).encode()
+    with _server(home, "peer", command, lambda: _answers(url, body)):
+        yield url
+
+
+@contextmanager
+def _server(
+    home: Path, name: str, command: Sequence[str], ready: Callable[[], bool]
+) -> Iterator[None]:
+    """A process with a Ray of its own, until it is ready; ended with all its children."""
+    said = home / f"{name}.log"
+    with said.open("w") as file:
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdout=file, stderr=file, start_new_session=True,
+            env=own_ray(home, name),
+        )  # fmt: skip
+    try:
+        deadline = time.monotonic() + START_SECONDS
+        while not ready():
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"{' '.join(command)}:\n{said.read_text()[-3000:]}")
+            time.sleep(0.5)
+        yield
+    finally:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        shutil.rmtree(_ray_folder(home, name), ignore_errors=True)
+
+
+def own_ray(home: Path, name: str) -> dict[str, str]:
+    """Its sockets do not take the long paths of temporary folders."""
+    return {**os.environ, "RAY_TMPDIR": str(_ray_folder(home, name))}
+
+
+def _ray_folder(home: Path, name: str) -> Path:
+    return Path(tempfile.gettempdir()) / f"{home.name[-8:]}-{name}"
+
+
+def _answers(url: str, body: bytes | None = None) -> bool:
+    headers = {"Content-Type": "application/json"}
+    try:
+        method = "GET" if body is None else "POST"
+        return requests.request(method, url, data=body, headers=headers, timeout=10).ok
+    except requests.RequestException:
+        return False
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
