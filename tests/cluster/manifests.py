@@ -15,7 +15,7 @@ KUBERAY = ("RayCluster", "RayJob", "RayService")
 IMAGE = "soft-contextualized-encoder"
 
 
-class StrictLoader(yaml.SafeLoader):
+class StrictLoader(yaml.CSafeLoader):
     """Refuses a key that stands twice: YAML would silently take the latter."""
 
 

@@ -70,12 +70,13 @@ def crd_schema(kind: str) -> dict[str, Any]:
     return schema
 
 
-@pytest.mark.parametrize(("name", "document"), by_kind(*KUBERAY).items())
-def test_kuberay_accepts_it(name, document):
-    assert document["apiVersion"] == "ray.io/v1"
-    validator = jsonschema.Draft202012Validator(crd_schema(document["kind"]))
-    errors = [f"{e.json_path}: {e.message[:200]}" for e in validator.iter_errors(document)]
-    assert not errors
+def test_kuberay_accepts_it(subtests):
+    for name, document in by_kind(*KUBERAY).items():
+        with subtests.test(name):
+            assert document["apiVersion"] == "ray.io/v1"
+            validator = jsonschema.Draft202012Validator(crd_schema(document["kind"]))
+            errors = [f"{e.json_path}: {e.message[:200]}" for e in validator.iter_errors(document)]
+            assert not errors
 
 
 def test_an_unknown_field_of_kuberay_is_refused():
@@ -90,16 +91,11 @@ def test_an_unknown_field_of_kuberay_is_refused():
     assert "maxReplica" in errors
 
 
-CORE = {
-    name: document
-    for name, document in objects().items()
-    if document["kind"] not in KUBERAY
-}  # fmt: skip
-
-
-@pytest.mark.parametrize(("name", "document"), CORE.items())
-def test_kubernetes_accepts_it(name, document):
-    kubernetes_validate.validate(document, KUBERNETES, strict=True)
+def test_kubernetes_accepts_it(subtests):
+    for name, document in objects().items():
+        if document["kind"] not in KUBERAY:
+            with subtests.test(name):
+                kubernetes_validate.validate(document, KUBERNETES, strict=True)
 
 
 def test_the_pods_of_ray_are_pods():
