@@ -29,8 +29,8 @@ import torch
 from jobs.benchmarks.epoch_models import EpochCost
 from jobs.benchmarks.epoch_workloads import WORKLOADS, Workload
 from jobs.benchmarks.rounds import markdown_table
-from sce.evaluation.costs import peak_bytes, reset_peak
 from sce.evaluation.paper import EPOCHS, FLOPS_BOUND, FLOPS_RATIO, LORA, SCE, TIME_RATIO
+from sce.evaluation.peak_memory import peak_bytes, reset_peak
 
 Clock = Callable[[], float]
 """Seconds since some moment."""

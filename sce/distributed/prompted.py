@@ -36,8 +36,8 @@ from sce.baselines.settings import PromptedConfig
 from sce.distributed.resources import ActorPlan, ResourcesConfig, TorchThread, embed_actors
 from sce.embedding.row_checks import check_texts
 from sce.errors import DataError, InputError
-from sce.evaluation.costs import peak_bytes
 from sce.evaluation.evaluate import Request
+from sce.evaluation.peak_memory import peak_bytes
 from sce.labels import LabelSet
 
 BLOCK_ROWS = (64, 1024)

@@ -6,26 +6,22 @@ Operations are counted as the paper does (`sce.evaluation.flops`).
 from __future__ import annotations
 
 import json
-import platform
-import resource
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from sce.embedding.embedder import TextEmbedder
 from sce.evaluation.evaluate import EvaluationSet, ScoreVectors
 from sce.evaluation.flops import architecture_of, embedding_sample, mean
+from sce.evaluation.peak_memory import peak_bytes, reset_peak
 
 TRAINING_FILE = "training.json"
 FLOPS_TEXTS = 20_000
 """Texts at most that are tokenised again for the count of operations."""
-_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 @dataclass(frozen=True)
@@ -134,25 +130,3 @@ def answer_cost(
         rows=size,
         device=embedder.device.type,
     )
-
-
-def reset_peak(device: torch.device) -> None:
-    """Forget what was in use before. On a CPU this is Linux alone; elsewhere the peak stays that of
-    the process's whole life."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    else:
-        with suppress(OSError):
-            _CLEAR.write_text("5")
-
-
-def peak_bytes(device: torch.device) -> int:
-    """Most memory in use since `reset_peak`: allocated by tensors on a GPU; on a CPU the resident
-    size of this process, libraries included."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    with suppress(OSError):
-        status = _STATUS.read_text(encoding="ascii")
-        return next(int(line.split()[1]) for line in status.splitlines() if "VmHWM" in line) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if platform.system() == "Darwin" else peak * 1024

@@ -34,7 +34,7 @@ class PretrainedConfig(Section):
 
 NOT_CHOSEN = {"encoder", "embedding_dim", "calibration", "cosine_calibration", "embedder"}
 """Fields of `SCEConfig` that follow from the encoder, the embedder and the training."""
-BOUNDS = {"prior_scale": Field(ge=0), "example_weight": Field(min_length=2, max_length=2)}
+BOUNDS = {"prior_scale": Field(ge=0)}
 
 
 def _recipe() -> dict[str, Any]:
@@ -44,6 +44,8 @@ def _recipe() -> dict[str, Any]:
         if name not in NOT_CHOSEN:
             default = getattr(SCEConfig, name)
             kind = hint if default is not None else hint | None
+            if isinstance(default, tuple):  # as many numbers, and a tuple from YAML too
+                kind = tuple[tuple(map(type, default))]  # type: ignore[misc]
             fields[name] = (Annotated[kind, BOUNDS.get(name, Field())], default)
     return fields
 

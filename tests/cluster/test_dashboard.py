@@ -78,6 +78,7 @@ def test_a_rate_reaches_over_several_scrapes():
 def test_every_metric_of_ours_is_counted_by_the_endpoint():
     source = (CLUSTER.parent / "serve" / "metrics.py").read_text()
     ours = set(re.findall(r'"(sce_\w+)"', source))
+    ours |= {f"sce_{name}" for name in re.findall(r'_(?:counter|histogram)\(\s*"(\w+)"', source)}
     assert metrics.PREFIX == "ray_sce_"
     shown = {
         re.sub(r"_(total|bucket|sum|count)$", "", name)

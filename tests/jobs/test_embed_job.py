@@ -55,7 +55,7 @@ def test_rows_and_label_texts_are_embedded(ray_session, data_dir, tmp_path, caps
     assert {row["text"] for row in labels} == expected
     assert all(row["row_id"] == text_hash(row["text"]) for row in labels)
 
-    assert job().main(["--run_dir", str(data_dir.parent), *settings]) == 0
+    assert job().main(["--run-dir", str(data_dir.parent), *settings]) == 0
     again = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     assert {name: (one["rows"], one["embedded"], one["reused"]) for name, one in again.items()} == {
         "rows": (2, 0, 2),

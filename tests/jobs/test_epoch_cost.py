@@ -46,7 +46,7 @@ from sce.config import load_config
 from sce.embedding.settings import EmbedderConfig
 from sce.errors import ConfigError
 from sce.evaluation import flops, paper
-from sce.evaluation.costs import peak_bytes, reset_peak
+from sce.evaluation.peak_memory import peak_bytes, reset_peak
 from sce.model.encoder import SCEModel, trainable_parameters
 from sce.training.fresh_model import ModelConfig
 
