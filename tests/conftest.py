@@ -1,7 +1,12 @@
 """Fixtures that several test modules share."""
 
+import os
+
 import pytest
 from hypothesis import settings
+
+# What is not there is refused at once, also where the hub cannot be reached and would be tried again.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 # No deadline: a machine under load is no failure of an example that happens to run then.
 settings.register_profile("without a deadline", deadline=None)

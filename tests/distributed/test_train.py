@@ -147,6 +147,7 @@ class NoBetter(Validator):
         return super().figures(scores_VNK) | {"validation/accuracy": 0.1}
 
 
+@pytest.mark.system
 def test_a_run_goes_on_from_its_last_checkpoint(undisturbed, parts, tmp_path):
     """The rates follow from the epochs planned, so the cut comes from patience, not from them."""
     same = NoBetter(parts.validator.rows, SETS, parts.labels, None)

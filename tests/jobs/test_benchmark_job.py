@@ -22,6 +22,7 @@ def benchmark():
     return module
 
 
+@pytest.mark.system
 def test_classify_beside_ray_and_the_peers(ray_session, benchmark, tmp_path, capsys):
     small = ["--rows", "300", "--texts", "4", "--rounds", "1", "--store-seconds", "0.01"]
     peers = ["--peer-rows", "2", "--peer-label-counts", "[3]", "--label-counts", "[2, 3]"]
