@@ -5,7 +5,7 @@ import os
 import pytest
 from hypothesis import settings
 
-# What is not there is refused at once, also where the hub cannot be reached and would be tried again.
+# What is not there is refused at once, where a hub that is out of reach would be tried again.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 # No deadline: a machine under load is no failure of an example that happens to run then.
