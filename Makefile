@@ -37,7 +37,7 @@ serve: $(INSTALLED)
 	$(BIN)/python -m serve.app --model $(MODEL) --port $(SERVE_PORT)
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -m 'not system' -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m 'not system' -n 2 --dist loadfile --no-loadscope-reorder
 
 test-system: $(INSTALLED)
 	@command -v chromedriver >/dev/null || \

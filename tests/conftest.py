@@ -21,3 +21,9 @@ def ray_session():
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
+
+
+def pytest_collection_modifyitems(items):
+    """What starts Ray comes first, so that no worker is left with it when the others are done."""
+    slow = ("distributed", "jobs", "serve")
+    items.sort(key=lambda item: item.path.parent.name not in slow)
