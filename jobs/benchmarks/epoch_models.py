@@ -35,7 +35,7 @@ from sce.training.epoch import TrainConfig
 
 PAPER_CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "paper"
 JINA_RANK = 4
-"""Of a task adapter of jina-embeddings-v3, as its published configuration has it."""
+"""Rank of a task adapter of jina-embeddings-v3, as its published configuration has it."""
 JINA_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2")
 SCHEDULE_EPOCHS = 1_000_000
 """More than will be run, so that the learning rate stays above 0."""
@@ -85,33 +85,33 @@ class EpochCost(JobConfig):
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     """Number format. `auto` is bfloat16 on a GPU, else float32."""
     quantisation: Literal["auto", "nf4", "none"] = "auto"
-    """Of the frozen Llama. `auto` is nf4 where it works."""
+    """How the frozen Llama is kept. `auto` is nf4 where it works."""
     steps: int = Field(200, ge=1)
     """Timed for each model, or some more."""
     warmup: int = Field(20, ge=0)
     """Steps before that, or some more."""
     samples: int = Field(16_000, ge=1)
-    """Of an epoch."""
+    """Samples of an epoch."""
     batch_size: int = Field(512, ge=1)
-    """Of SCE."""
+    """Rows of a step of SCE."""
     labels: int = Field(10, ge=1)
     """Candidates."""
     text_tokens: int = Field(84, ge=1)
-    """Of a text, for the embedder."""
+    """Length of a text, for the embedder."""
     max_batch_tokens: int | None = Field(None, ge=1)
-    """Of the embedder's batch; by default its own."""
+    """Most tokens of the embedder's batch; by default its own number."""
     micro_batch_size: int = Field(2, ge=1)
-    """Of Llama."""
+    """Samples of a forward pass of Llama."""
     accumulation_steps: int = Field(32, ge=1)
-    """Of Llama."""
+    """Micro-batches of an optimiser step of Llama."""
     prompt_tokens: int = Field(225, ge=1)
-    """Of Llama's prompt."""
+    """Length of Llama's prompt."""
     gradient_checkpointing: bool = True
-    """Of Llama."""
+    """Llama computes activations again in the backward pass."""
     matrix_size: int | None = Field(None, ge=16)
-    """Of the product that gives the matrix rate."""
+    """Rows and columns of the product that gives the matrix rate."""
     seed: int = Field(0, ge=0)
-    """Of everything random."""
+    """Seed of everything random."""
     output: Path | None = None
     """A file for the table (Markdown)."""
 

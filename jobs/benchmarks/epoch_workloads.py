@@ -45,7 +45,7 @@ from sce.training.epoch import make_optimizer, train_epoch
 from sce.training.random_keys import row_keys
 
 ANSWER_TOKENS = 2
-"""Of a sample of the language model, behind the prompt: a label of one token, the end of turn."""
+"""Tokens of a sample behind the prompt of the language model: a label of one, the end of turn."""
 
 
 @dataclass(frozen=True)

@@ -27,9 +27,9 @@ Peer = Callable[[Sequence[str], Sequence[str]], Any]
 """Texts and label names in, answers out."""
 GLICLASS_TOKENS = ("<<LABEL>>", "<<SEP>>", "<<EXAMPLE>>")
 GLICLASS_ROUTE = "/gliclass"
-"""Of its own server."""
+"""Where GLiClass's own server answers."""
 GLICLASS_MAX_TOKENS = 4096
-"""Of a thousand labels and the text behind them."""
+"""Room for a thousand labels and the text behind them."""
 NLI_TOKENS = 512
 BATCH_ROWS = 32
 
