@@ -76,7 +76,11 @@ def test_tsv_has_no_quotes(tmp_path):
         ("a.csv", b"text,label\nx,a\ny\n", "a.csv:3: 1 fields, but the columns are 2"),
         ("a.csv", b'text,label\n"x,a\n', "a.csv:2: not readable as CSV"),
         ("a.jsonl.gz", b"not gzip at all", "a.jsonl.gz: damaged gzip"),
-        ("a.jsonl.gz", gzip.compress(b'{"text": "x", "label": "a"}\n' * 99)[:-12], "damaged gzip"),
+        (
+            "a.jsonl.gz",
+            gzip.compress(b'{"text": "x", "label": "a"}\n' * 99, mtime=0)[:-12],
+            "damaged gzip",
+        ),
         ("a.parquet", b"PAR1 no", "a.parquet: not readable as Parquet"),
         ("a.xlsx", b"", "a.xlsx: not a table file.*Allowed: JSONL"),
         ("a.jsonl", b'{"txt": "x", "label": "a"}\n', "no column text. Its columns: txt, label"),
