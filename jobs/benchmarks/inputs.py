@@ -58,13 +58,15 @@ def write_model(folder: Path, embedder: EmbedderConfig) -> str:
     return str(folder)
 
 
-def write_store(folder: Path, fingerprint: EmbedderFingerprint, rows: int) -> None:
+def write_store(
+    folder: Path, fingerprint: EmbedderFingerprint, rows: int, part_rows: int = PART_ROWS
+) -> None:
     """A store of random unit vectors with the ids r0, r1, ..."""
     folder.mkdir(parents=True)
     schema = embeddings_schema(fingerprint.dimension)
     parts = []
-    for first in range(0, rows, PART_ROWS):
-        count = min(PART_ROWS, rows - first)
+    for first in range(0, rows, part_rows):
+        count = min(part_rows, rows - first)
         ids = pa.array([f"r{i}" for i in range(first, first + count)])
         vectors = embedding_column(unit_vectors(count, fingerprint.dimension, seed=first))
         parts.append(f"part-{first:09d}.parquet")

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.benchmarks.classify import write_store
+from jobs.benchmarks.inputs import write_store
 from sce.embedding.embedder import embedder_fingerprint
 from sce.embedding.settings import EmbedderConfig
 from sce.training.fresh_model import ModelConfig, build_model
