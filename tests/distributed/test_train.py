@@ -1,7 +1,7 @@
 """Training on Ray Train: workers, and what happens when one of them dies.
 
 The models are tiny, the engine is real. Everything here trains on the same data with the same
-settings, so every run must end at the same model.
+settings, so every run must end at the same model. The whole job is in `tests/jobs/test_train_job.py`.
 """
 
 import os
@@ -123,6 +123,7 @@ def assert_same_model(a: Result, b: Result, tolerance: float) -> None:
         torch.testing.assert_close(value, theirs[name], atol=tolerance, rtol=0, msg=name)
 
 
+@pytest.mark.system
 def test_training_learns_and_reports_every_epoch(undisturbed):
     result, losses = undisturbed
     assert sorted(losses) == [0, 1, 2, 3]
@@ -132,6 +133,7 @@ def test_training_learns_and_reports_every_epoch(undisturbed):
     assert result.last["samples_per_second"] > 0
 
 
+@pytest.mark.system
 def test_two_workers_give_the_loss_curve_and_the_model_of_one(undisturbed, parts, tmp_path):
     result, losses = run(parts, tmp_path, workers=2)
     for epoch, loss in undisturbed[1].items():
