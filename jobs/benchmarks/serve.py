@@ -61,13 +61,13 @@ class ServeBenchmark(JobConfig):
     clients: list[int] = [1, 8, 32, 128]
     """Clients at a time where latency is measured, each with one text a request."""
     seconds: float = Field(default=8.0, gt=0)
-    """Of each measurement."""
+    """How long each measurement takes."""
     rounds: int = Field(default=3, ge=1)
     peers: bool = True
     """Also GLiClass's own server, under the same load."""
     peer_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of GLiClass. `auto`: bfloat16 where the processor multiplies it, as our encoder has it then;
-    our text embedder is float32."""
+    """GLiClass's numbers. `auto`: bfloat16 where the processor multiplies it, as our encoder has it
+    then; our text embedder is float32."""
     bulk_rows: int = Field(default=3000, ge=0)
     """Texts of `jobs/classify.py` through the endpoint and in its own actors; 0: neither."""
     embedder: EmbedderConfig = EmbedderConfig()

@@ -64,7 +64,7 @@ class RowFacts:
 
     @classmethod
     def of(cls, block: pa.Table, columns: Columns) -> RowFacts:
-        """Of a block that `read_shard` made."""
+        """The facts of a block that `read_shard` made."""
         errors = Errors.of(block["error"])
         if columns.id is not None:
             check_ids(block["id"], errors)

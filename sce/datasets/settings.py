@@ -121,7 +121,7 @@ class DataConfig(Section):
     """Folder or URI in which the relative paths of all sources are looked up. Default: the working
     directory. Absolute paths, `~` and URIs are taken as they stand."""
     seed: int = 0
-    """Of sampling and splitting. Apart from the seed of training, so that runs with several
+    """Decides sampling and splitting. Apart from the seed of training, so that runs with several
     seeds share one data set."""
     label_case: Literal["lower", "paper"] = "lower"
     """How the labels of the paper's datasets are written: all in lower case, so that a word is the

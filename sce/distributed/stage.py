@@ -41,7 +41,7 @@ from sce.storage import filesystem_of
 COMMIT_ROWS = 10_000_000
 """A part has at most about this many rows: 80 MB of places in a filtering actor that resumes."""
 ROWS_PER_FILE = 65_536
-"""Of answers from vectors. A file is as much as a kill can undo."""
+"""Where answers come from vectors. A file is as much as a kill can undo."""
 EMBED_ROWS_PER_FILE = {"cpu": BLOCK_ROWS, "cuda": 65_536}
 """Where texts are embedded, which takes longer."""
 TEXT_BLOCK_BYTES = 2**20
@@ -59,7 +59,7 @@ _IO_ENVIRONMENT = {
         "MALLOC_MMAP_THRESHOLD_": str(2**22),
     }
 }
-"""Of the workers that read and write, so that one that has read many shards is no larger than one
+"""For the workers that read and write, so that one that has read many shards is no larger than one
 that has read two: Arrow's own pool, and glibc's with a threshold that grows, keep freed blocks."""
 
 log = logging.getLogger(__name__)

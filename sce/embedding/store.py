@@ -89,7 +89,7 @@ class EmbeddingStore:
 
     @property
     def fingerprint(self) -> EmbedderFingerprint:
-        """Of the embedder that made the vectors."""
+        """The fingerprint of the embedder that made the vectors."""
         return EmbedderFingerprint.from_dict(self.manifest.embedder)
 
     @property

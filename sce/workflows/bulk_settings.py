@@ -84,7 +84,7 @@ class ClassifyConfig(JobConfig):
     dry_run: bool = False
     """Read a sample; show predictions, confused labels, expected time and size; write nothing."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the encoder. `auto`: half precision where the device computes in it."""
+    """The encoder's numbers. `auto`: half precision where the device computes in it."""
     exact: bool = False
     """Contextualise every label also of a large set, rather than a shortlist."""
 

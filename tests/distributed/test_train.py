@@ -1,7 +1,7 @@
 """Training on Ray Train: workers, and what happens when one of them dies.
 
 The models are tiny, the engine is real. Everything here trains on the same data with the same
-settings, so every run must end at the same model. The whole job is in `tests/jobs/test_train_job.py`.
+settings, so every run must end at the same model. `tests/jobs/test_train_job.py` has the whole job.
 """
 
 import os
