@@ -14,7 +14,6 @@ import hashlib
 import json
 import logging
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -23,7 +22,6 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 
 from sce.bulk.corpus import Columns, Corpus, Shard, open_corpus
 from sce.bulk.counts import ActorCounts, ErrorLimit
@@ -46,16 +44,10 @@ from sce.distributed.stage import (
 )
 from sce.distributed.store_diff import Change, compare
 from sce.embedding.compaction import discard_unnamed, rewrite_part
-from sce.embedding.embedder import embedder_fingerprint, load_embedder
+from sce.embedding.embedder import embedder_fingerprint
 from sce.embedding.fingerprint import EmbedderFingerprint, check_fingerprint
 from sce.embedding.settings import EmbedderConfig
-from sce.embedding.store import (
-    MANIFEST,
-    EmbeddingStore,
-    Manifest,
-    text_hash,
-    write_manifest,
-)
+from sce.embedding.store import MANIFEST, EmbeddingStore, Manifest, text_hash, write_manifest
 from sce.storage import Place, RemotePath, absolute_model, to_place, write_text
 
 MIN_BATCH_ROWS = 512
@@ -213,18 +205,13 @@ def _local_model(settings: EmbedderConfig) -> EmbedderConfig:
     return settings.model_copy(update={"model": model})
 
 
-def _make_embedder(settings: EmbedderConfig, columns: Columns) -> BlockEmbedder:
-    """Runs in the actor."""
-    return BlockEmbedder(load_embedder(settings), columns)
-
-
 def _stage(
     embedder: EmbedderConfig, columns: Columns, shards: Sequence[Shard], plan: ActorPlan
 ) -> Stage:
     settings = _local_model(embedder).model_copy(update={"device": plan.device})
     rows_each = -(-sum(shard.rows for shard in shards) // plan.actors)
     return Stage(
-        make=partial(_make_embedder, settings, columns),
+        make=partial(BlockEmbedder, settings, columns),
         columns=columns,
         output_format="parquet",
         rows_per_file=EMBED_ROWS_PER_FILE[plan.device],
@@ -306,14 +293,11 @@ def _commit(
 
 
 def _count(store: EmbeddingStore, parts: Sequence[str]) -> PartCounts:
-    """What stands in parts of a store, one at a time."""
+    """What stands in parts of a store, read one at a time."""
     found = []
     for part in parts:
         names = [name for name in ("truncated", "error") if name in store.column_names(part)]
-        table = store.read_part(part, names)
-        errors = Counter(table["error"].to_pylist() if "error" in names else ())
-        del errors[""]
-        found.append(PartCounts(table.num_rows, dict(errors), pc.sum(table["truncated"]).as_py()))
+        found.append(PartCounts.of(store.read_part(part, names)))
     return PartCounts.total(found)
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -20,7 +21,7 @@ import pyarrow.parquet as pq
 
 from sce.embedding.fingerprint import EmbedderFingerprint, check_fingerprint
 from sce.errors import DataError
-from sce.storage import Place, RemotePath, parquet_source, to_place, write_text
+from sce.storage import Place, parquet_source, to_place, write_text
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -34,11 +35,9 @@ class Manifest:
 
     Attributes:
         embedder: fingerprint of the embedder, `EmbedderFingerprint.to_dict()` and its "id".
-        source: hash of the rows that were embedded, the same for every order of them.
-        rows: number of rows.
+        source: hash of the request: of the rows that were embedded and of how.
         truncated: rows whose text was longer than the embedder reads.
-        embed_seconds: that the last run which embedded anything took, start-up left out.
-        texts_per_second: of that run.
+        embed_seconds, texts_per_second: of the last run that embedded anything, start-up left out.
         created: UTC, ISO 8601.
         parts: Parquet files, relative to the folder.
     """
@@ -88,11 +87,6 @@ class EmbeddingStore:
         return cls(folder, Manifest(**content))
 
     @property
-    def fingerprint(self) -> EmbedderFingerprint:
-        """Of the embedder that made the vectors."""
-        return EmbedderFingerprint.from_dict(self.manifest.embedder)
-
-    @property
     def paths(self) -> list[str]:
         """The Parquet files, for any reader of Parquet."""
         return [str(self.folder / part) for part in self.manifest.parts]
@@ -103,11 +97,11 @@ class EmbeddingStore:
         Raises:
             FingerprintMismatch: names both embedders.
         """
-        check_fingerprint(self.fingerprint, fingerprint, f"the store {str(self.folder)!r}")
+        check_fingerprint(self.manifest.embedder, fingerprint, f"the store {str(self.folder)!r}")
         return self
 
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """All rows, in no particular order; the columns of `embeddings_schema` and others.
+        """All rows, in no particular order; `STORE_COLUMNS` and the columns kept.
 
         Raises:
             DataError: a part is missing or unreadable, or lacks one of `columns`.
@@ -116,22 +110,24 @@ class EmbeddingStore:
 
     def read_part(self, part: str, columns: Sequence[str] | None = None) -> pa.Table:
         """The rows of one part. Raises `DataError` like `read`."""
-        path = self.folder / part
-        try:
-            with pq.ParquetFile(parquet_source(path)) as file:
-                names = file.schema_arrow.names
-                missing = [name for name in columns or () if name not in names]
-                if missing:
-                    raise DataError(f"{path}: has no column {missing[0]!r}, but {names}.")
-                return file.read(None if columns is None else list(columns))
-        except (OSError, pa.ArrowException) as error:
-            raise DataError(f"{path}: cannot be read ({error}). Embed again.") from None
+        with self._open_part(part) as file:
+            names = file.schema_arrow.names
+            missing = [name for name in columns or () if name not in names]
+            if missing:
+                raise DataError(f"{self.folder / part}: has no column {missing[0]!r}, but {names}.")
+            return file.read(None if columns is None else list(columns))
 
     def column_names(self, part: str | None = None) -> list[str]:
         """Columns of a part, by default of the first. Raises `DataError` like `read`."""
-        path = self.folder / (part or self.manifest.parts[0])
+        with self._open_part(part or self.manifest.parts[0]) as file:
+            return list(file.schema_arrow.names)
+
+    @contextmanager
+    def _open_part(self, part: str) -> Iterator[pq.ParquetFile]:
+        path = self.folder / part
         try:
-            return list(pq.read_schema(parquet_source(path)).names)
+            with pq.ParquetFile(parquet_source(path)) as file:
+                yield file
         except (OSError, pa.ArrowException) as error:
             raise DataError(f"{path}: cannot be read ({error}). Embed again.") from None
 
@@ -160,18 +156,6 @@ class EmbeddingStore:
         return table["row_id"].combine_chunks(), embedding_matrix(table["embedding"])
 
 
-def embeddings_schema(dimension: int, passthrough: pa.Schema | None = None) -> pa.Schema:
-    """The columns that every store has: `row_id`, `text_hash`, `embedding` [dimension] float32,
-    `truncated`; then the passthrough columns."""
-    fields = [
-        pa.field("row_id", pa.string(), nullable=False),
-        pa.field("text_hash", pa.string(), nullable=False),
-        pa.field("embedding", pa.list_(pa.float32(), dimension), nullable=False),
-        pa.field("truncated", pa.bool_(), nullable=False),
-    ]
-    return pa.schema(fields + list(passthrough or []))
-
-
 def embedding_matrix(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
     """A fixed-size-list column of float32 as a matrix [N, D]; a view where it is one chunk."""
     if isinstance(column, pa.ChunkedArray):
@@ -193,16 +177,6 @@ def part_options(columns: Sequence[str]) -> dict[str, Any]:
     """How a part is written: vectors do not compress, so only the others have dictionaries."""
     others = [name for name in columns if name != "embedding"]
     return {"use_dictionary": others, "write_statistics": others, "compression": "none"}
-
-
-def write_part(path: Place, table: pa.Table) -> None:
-    """Write one part."""
-    options = part_options(table.column_names)
-    if isinstance(path, RemotePath):
-        with path.open_output() as file:
-            pq.write_table(table, file, **options)
-    else:
-        pq.write_table(table, path, **options)
 
 
 def write_manifest(folder: Place, manifest: Manifest) -> None:

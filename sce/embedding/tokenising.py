@@ -53,16 +53,14 @@ class Batch:
     """One forward pass.
 
     Attributes:
-        positions: which texts, int64 [B].
+        positions: which texts, int64 [B], the longest first.
         input_ids: int64 [B, L].
         attention_mask: int64 [B, L], 1 at tokens and 0 at padding (which is on the right).
-        lengths: int64 [B], descending.
     """
 
     positions: np.ndarray
     input_ids: np.ndarray
     attention_mask: np.ndarray
-    lengths: np.ndarray
 
 
 def tokenise(tokenizer: Tokenizer, max_tokens: int, texts: Sequence[str]) -> TokenisedTexts:
@@ -102,12 +100,11 @@ def batches(tokens: TokenisedTexts, max_batch_tokens: int, pad_id: int) -> Itera
         end = first + max(1, max_batch_tokens // width)
         rows_B = order_N[first:end]
         first = end
-        lengths_B = tokens.lengths[rows_B]
         columns_L = np.arange(width)
-        mask_BL = columns_L < lengths_B[:, None]
+        mask_BL = columns_L < tokens.lengths[rows_B][:, None]
         place_BL = (starts_N[rows_B][:, None] + columns_L).clip(max=len(tokens.ids) - 1)
         ids_BL = np.where(mask_BL, tokens.ids[place_BL], pad_id)
-        yield Batch(rows_B, ids_BL, mask_BL.astype(np.int64), lengths_B)
+        yield Batch(rows_B, ids_BL, mask_BL.astype(np.int64))
 
 
 def pieces_by_length(texts: Sequence[str], piece_texts: int) -> list[np.ndarray]:
