@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
@@ -33,16 +34,16 @@ SHARD_ROWS = 65_536
 """Row groups of a Parquet file are read together up to this many rows."""
 HEAD_ROWS = 100
 """Rows of a JSONL file that are looked at to see which fields it has."""
+_LISTS = (pa.ListType, pa.LargeListType, pa.FixedSizeListType)
 
 
 @dataclass(frozen=True)
 class InputFile:
-    """One file of the input.
+    """One file of the input, of `size` bytes.
 
     Attributes:
         uri: path or URI as `pyarrow.fs` reads it.
         name: below the folder that the user gave; stands in ids made from places.
-        size: bytes.
         modified: nanoseconds since the epoch, 0 where the store does not say.
     """
 
@@ -88,8 +89,9 @@ class Shard:
     Attributes:
         file_number: place of the file in the input.
         first_row: number of its first row within the file.
-        rows: how many.
+        rows: how many are to be read.
         row_groups: of a Parquet file; empty for a text file, which is read whole.
+        chosen: one bit for each row, where only some are to be read.
     """
 
     file: InputFile
@@ -97,6 +99,12 @@ class Shard:
     first_row: int
     rows: int
     row_groups: tuple[int, ...] = ()
+    chosen: bytes = b""
+
+    def only(self, chosen_N: np.ndarray, file_number: int) -> Shard:
+        """Some of the rows, with places as of the file `file_number`."""
+        bits, rows = np.packbits(chosen_N).tobytes(), int(chosen_N.sum())
+        return replace(self, file_number=file_number, rows=rows, chosen=bits)
 
 
 @dataclass(frozen=True)
@@ -236,8 +244,8 @@ def join_plans(plans: Sequence[FilePlan]) -> list[Shard]:
     """
     types: dict[str, tuple[pa.DataType, str]] = {}
     for plan in plans:
+        uri = plan.shards[0].file.uri if plan.shards else "an empty file"
         for name, kind in plan.types.items():
-            uri = plan.shards[0].file.uri if plan.shards else "an empty file"
             known, where = types.setdefault(name, (kind, uri))
             if known != kind:
                 raise DataError(
@@ -393,27 +401,16 @@ def _check_types(file: InputFile, schema: pa.Schema, columns: Columns) -> None:
 def is_text(kind: pa.DataType) -> bool:
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
-    return bool(
-        pa.types.is_string(kind)
-        or pa.types.is_large_string(kind)
-        or pa.types.is_string_view(kind)
-        or pa.types.is_null(kind)
-    )
+    return kind in (pa.string(), pa.large_string(), pa.string_view(), pa.null())
 
 
 def _is_id(kind: pa.DataType) -> bool:
     return is_text(kind) or bool(pa.types.is_integer(kind))
 
 
-def _is_list(kind: pa.DataType) -> bool:
-    return bool(
-        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    )
-
-
 def _is_vector(kind: pa.DataType) -> bool:
-    return _is_list(kind) and bool(pa.types.is_floating(kind.value_type))
+    return isinstance(kind, _LISTS) and bool(pa.types.is_floating(kind.value_type))
 
 
 def _is_label_column(kind: pa.DataType) -> bool:
-    return is_text(kind) or (_is_list(kind) and is_text(kind.value_type))
+    return is_text(kind) or (isinstance(kind, _LISTS) and is_text(kind.value_type))

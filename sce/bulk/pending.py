@@ -32,29 +32,6 @@ _COMPLAINTS = {
 
 
 @dataclass(frozen=True)
-class PendingShard(Shard):
-    """Some rows of a shard. `rows` is their number.
-
-    Attributes:
-        pending: one bit for each row of the shard.
-    """
-
-    pending: bytes = b""
-
-
-def read_pending(shard: Shard, columns: Columns) -> Iterator[pa.Table]:
-    """`read_shard`; of a `PendingShard` its pending rows alone. Raises as it does."""
-    if not isinstance(shard, PendingShard):
-        yield from read_shard(shard, columns)
-        return
-    pending = np.unpackbits(np.frombuffer(shard.pending, np.uint8)).astype(bool)
-    for table in read_shard(shard, columns):
-        pending_N, pending = np.split(pending, [table.num_rows])
-        if pending_N.any():
-            yield table.filter(pa.array(pending_N))
-
-
-@dataclass(frozen=True)
 class RowFacts:
     """What a store says of the rows of a block beside their vectors, in its own terms."""
 
@@ -173,13 +150,6 @@ class KnownRows:
         for part in self._parts:
             live_N, live_K = np.split(live_K, [len(part.keys_N)])
             yield part, live_N
-
-
-def pending_shard(shard: Shard, pending_N: np.ndarray, file_number: int) -> PendingShard:
-    """The rows of a shard that are to be embedded, with places as of the file `file_number`."""
-    bits = np.packbits(pending_N).tobytes()
-    rows = int(pending_N.sum())
-    return PendingShard(shard.file, file_number, shard.first_row, rows, shard.row_groups, bits)
 
 
 def _others(columns: Columns) -> list[str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sce.bulk.corpus import Columns, Shard
-from sce.bulk.pending import KnownRows, pending_shard, read_part_keys, scan_shard
+from sce.bulk.pending import KnownRows, read_part_keys, scan_shard
 from sce.bulk.reading import PLACE_BITS, read_shard
 from sce.distributed.stage import in_tasks
 from sce.embedding.store import EmbeddingStore, text_hash
@@ -54,11 +54,9 @@ def compare(
     known = KnownRows(parts)
     # Rows that are new get places behind those that the store has, as if of files after its own.
     next_file = max((part.next_file for part in parts), default=0)
-    first_places: dict[str, int] = {}
-    for part in parts:
-        if not part.next_file:
-            first_places[part.name] = next_file << PLACE_BITS
-            next_file += 1
+    unplaced = [part.name for part in parts if not part.next_file]
+    first_places = {name: (next_file + i) << PLACE_BITS for i, name in enumerate(unplaced)}
+    next_file += len(unplaced)
     file_numbers: dict[int, int] = {}
     pending: list[Shard] = []
     id_hashes = []
@@ -70,7 +68,7 @@ def compare(
             pending.append(shard)
         elif pending_N.any():
             number = file_numbers.setdefault(shard.file_number, next_file + len(file_numbers))
-            pending.append(pending_shard(shard, pending_N, number))
+            pending.append(shard.only(pending_N, number))
         if prepared:
             id_hashes.append(id_hashes_N)
     if prepared:
