@@ -12,14 +12,7 @@ import pyarrow.compute as pc
 from sce.bulk.answering import BlockAnswers, BlockPredictor
 from sce.bulk.corpus import Columns
 from sce.bulk.reading import kept_columns
-from sce.bulk.rows import (
-    Errors,
-    check_ids,
-    check_labels,
-    check_texts,
-    check_vectors,
-    row_labels,
-)
+from sce.bulk.rows import Errors, check_ids, check_labels, check_texts, check_vectors, row_labels
 from sce.bulk.vectors import embed_distinct
 from sce.labels import LabelSet
 from sce.model.answers import Answers
@@ -87,10 +80,8 @@ class BlockClassifier:
         columns: Columns,
         answer: AnswerColumns,
     ) -> None:
-        if labels is None and columns.labels is None:
-            raise ValueError("a label set or a column of labels is needed")
         self._predictor = predictor
-        self._labels = labels
+        self._labels: Any = labels
         self._known = {label.key: label for label in labels.labels} if labels else {}
         self._names = pa.array(labels.names, pa.string()) if labels else None
         self._columns = columns
@@ -112,9 +103,9 @@ class BlockClassifier:
         vectors_GD = self._check(block, errors)
         asked_N = errors.good()
         truncated_N = block["truncated"].to_numpy().copy()
+        answers = {name: pa.nulls(len(block), kind) for name, kind in self._types.items()}
         if asked_N.any():
-            labels: Any = self._labels
-            names = self._names
+            labels, names = self._labels, self._names
             if self._columns.labels is not None:
                 labels, names = row_labels(block["labels"], asked_N, self._known)
             found_G = self._ask(block, asked_N, vectors_GD, labels)
@@ -124,14 +115,13 @@ class BlockClassifier:
             # Where each row stands among those that were asked; null gives a row without answer.
             place_N = pa.array(np.cumsum(asked_N) - 1, mask=~errors.good())
             answers_G = self._answers(found_G.answers, names)
-            answers = {name: answers_G[name].take(place_N) for name in self._types}
-        else:
-            answers = {name: pa.nulls(len(block), kind) for name, kind in self._types.items()}
-        found = {"id": block["id"]} | kept_columns(block, OWN_COLUMNS) | answers
-        found["truncated"] = pa.array(truncated_N)
-        found["error"] = pa.array(errors.codes_N, pa.string())
-        found["place"] = block["place"]
-        return pa.table(found)
+            answers = {name: answers_G[name].take(place_N) for name in answers}
+        rest = {
+            "truncated": pa.array(truncated_N),
+            "error": pa.array(errors.codes_N, pa.string()),
+            "place": block["place"],
+        }
+        return pa.table({"id": block["id"]} | kept_columns(block, OWN_COLUMNS) | answers | rest)
 
     def _check(self, block: pa.Table, errors: Errors) -> np.ndarray | None:
         """Mark what can be seen of a row before it is answered; the vectors of the good rows, or

@@ -8,6 +8,7 @@ from __future__ import annotations
 import glob
 import io
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
@@ -285,20 +286,33 @@ def find_files(item: str, what: str = "input") -> list[InputFile]:
     Raises:
         DataError: nothing is there, or a file of another kind.
     """
-    if "://" in item and not item.lower().startswith("file://"):
-        files = _find_remote(item, what)
-    else:
-        path = Path(str(to_place(item))).expanduser().absolute()
-        if path.is_dir():
-            names = sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file())
-            files = [_local_file(path / name, name) for name in names if _is_data(name)]
+    remote = "://" in item and not item.lower().startswith("file://")
+    base = item if remote else str(Path(str(to_place(item))).expanduser().absolute())
+    if _is_pattern(item):
+        base = re.split(r"[*?[]", item)[0].rpartition("/")[0]
+    filesystem, root = filesystem_of(base)
+    prefix = base.removesuffix(root) if base.endswith(root) else f"{urlsplit(item).scheme}://"
+    try:
+        info = filesystem.get_file_info(root)
+        if info.type == pafs.FileType.File:
+            infos = [info]
+        elif remote or info.type == pafs.FileType.Directory:
+            infos = filesystem.get_file_info(pafs.FileSelector(root, recursive=True))
+            infos = [one for one in infos if _is_data(one.path[len(root) :].strip("/"))]
         else:
-            paths = [path] if path.is_file() else map(Path, glob.glob(str(path), recursive=True))
-            files = [_local_file(path, path.name) for path in sorted(paths) if path.is_file()]
-            if not files:
+            infos = filesystem.get_file_info(glob.glob(root, recursive=True))
+            if not infos:
                 raise DataError(
                     f"{what}: nothing at {item!r}. Give a file, a folder, a glob or a URI."
                 )
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{what}: {item!r} cannot be listed ({error}).") from None
+    files = []
+    for info in sorted(infos, key=lambda one: one.path):
+        inside, uri = info.path.removeprefix(f"{root}/"), prefix + info.path
+        if info.type == pafs.FileType.File and (not _is_pattern(item) or fnmatch(uri, item)):
+            name = info.base_name if inside == info.path else inside
+            files.append(InputFile(uri, name, info.size, info.mtime_ns or 0))
     if not files:
         raise DataError(f"{what}: nothing to read at {item!r}. Allowed: {ALLOWED_FILES}.")
     for file in files:
@@ -307,38 +321,6 @@ def find_files(item: str, what: str = "input") -> list[InputFile]:
                 f"{file.uri}: not a table file that can be read. Allowed: {ALLOWED_FILES}."
             )
     return files
-
-
-def _find_remote(uri: str, what: str) -> list[InputFile]:
-    pattern = any(c in uri for c in "*?[")
-    base = uri[: min(uri.find(c) for c in "*?[" if c in uri)].rpartition("/")[0] if pattern else uri
-    filesystem, root = filesystem_of(base)
-    prefix = base[: len(base) - len(root)] if base.endswith(root) else f"{urlsplit(uri).scheme}://"
-    try:
-        info = filesystem.get_file_info(root)
-        if info.type == pafs.FileType.File:
-            infos = [info]
-        else:
-            infos = filesystem.get_file_info(pafs.FileSelector(root, recursive=True))
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{what}: {uri!r} cannot be listed ({error}).") from None
-    files = []
-    for info in infos:
-        name = info.path[len(root) :].strip("/") or info.base_name
-        if info.type != pafs.FileType.File or (len(infos) > 1 and not _is_data(name)):
-            continue
-        full = prefix + info.path
-        if not pattern or fnmatch(full, uri):
-            files.append(InputFile(full, name, info.size, info.mtime_ns or 0))
-    return files
-
-
-def _local_file(path: Path, name: str) -> InputFile:
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}).") from None
-    return InputFile(str(path), name, status.st_size, status.st_mtime_ns)
 
 
 def _is_data(name: str) -> bool:
@@ -359,6 +341,7 @@ def _refuse_unfinished(item: str) -> None:
 
 
 def _is_pattern(item: str) -> bool:
+    """Whether it is a URI with wildcards, which stand for "/" as well."""
     return "://" in item and any(c in item for c in "*?[")
 
 

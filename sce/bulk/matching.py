@@ -63,7 +63,8 @@ class OutputRows:
         found = find_files(folder, "compare_to")
         files = [file for file in found if file.uri.endswith((".parquet", ".jsonl"))]
         files = [file for file in files if _has_rows(file)]
-        hashes, codes, scores = [np.empty((2, 0), np.uint64)], [], []
+        hashes, codes = [np.empty((2, 0), np.uint64)], [np.empty(0, np.int32)]
+        scores = [np.empty(0, np.float32)]
         for file in files:
             for batch in _batches(file, _COLUMNS):
                 if batch["id"].null_count:
@@ -71,13 +72,8 @@ class OutputRows:
                 hashes.append(_hashes(batch["id"]))
                 codes.append(_codes(batch, names))
                 scores.append(pc.fill_null(batch["score"].cast(pa.float32()), np.nan).to_numpy())
-        return cls(
-            folder,
-            files,
-            np.concatenate(hashes, axis=1),
-            np.concatenate([*codes, np.empty(0, np.int32)]),
-            np.concatenate([*scores, np.empty(0, np.float32)]),
-        )
+        hash_2N = np.concatenate(hashes, axis=1)
+        return cls(folder, files, hash_2N, np.concatenate(codes), np.concatenate(scores))
 
     def ids_at(self, rows: IntArray) -> list[str]:
         """The ids of some rows, in the order asked for: they are not kept, but read again."""

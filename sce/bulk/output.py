@@ -14,7 +14,6 @@ import math
 import os
 import socket
 import time
-import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -276,7 +275,6 @@ class FolderLock:
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "started": psutil.Process().create_time(),
-            "nonce": uuid.uuid4().hex,
         }
 
     def __enter__(self) -> FolderLock:
@@ -296,7 +294,7 @@ class FolderLock:
 
     def __exit__(self, *_: object) -> None:
         self._depth -= 1
-        if not self._depth and self._read().get("nonce") == self._me["nonce"]:
+        if not self._depth and self._me.items() <= self._read().items():
             self._file.unlink()
 
     def beat(self) -> None:

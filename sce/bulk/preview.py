@@ -13,19 +13,13 @@ SHOWN_PAIRS = 10
 
 
 class ConfusedPair(NamedTuple):
-    """Two labels that stand first and second in some rows of a sample.
-
-    Attributes:
-        rows: how many.
-        mean_gap: between their probabilities.
-        weight: sum of the second's probability: how many of these rows it might be right in.
-    """
+    """Two labels that stand first and second in some rows of a sample, and how far apart their
+    probabilities are."""
 
     one: str
     other: str
     rows: int
     mean_gap: float
-    weight: float
 
 
 @dataclass(frozen=True)
@@ -33,10 +27,8 @@ class Preview:
     """The outcome of a dry run.
 
     Attributes:
-        sample: answers of the sample with `top` of two labels, and `shown`, a text or an id.
-        rows: of the whole input.
-        seconds: expected for it, start-up left out.
-        output_bytes: expected.
+        sample: answers of some rows with `top` of two labels, and `shown`, a text or an id.
+        rows, seconds, output_bytes: expected of the whole input, start-up left out.
     """
 
     sample: pa.Table
@@ -64,12 +56,14 @@ def confused_pairs(top: Sequence[Sequence[dict[str, Any]] | None]) -> list[Confu
     Args:
         top: of each row its two best labels with their scores, or None.
     """
-    found: dict[tuple[str, ...], list[tuple[float, float]]] = defaultdict(list)
+    found: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
     for first, second, *_ in (row for row in top if row is not None and len(row) > 1):
-        names = sorted((first["label"], second["label"]))
-        found[tuple(names)].append((first["score"] - second["score"], second["score"]))
+        one, other = sorted((first["label"], second["label"]))
+        found[one, other].append((first["score"] - second["score"], second["score"]))
     pairs = []
     for (one, other), rows in found.items():
         gaps, seconds = zip(*rows)
-        pairs.append(ConfusedPair(one, other, len(rows), sum(gaps) / len(rows), sum(seconds)))
-    return sorted(pairs, key=lambda pair: (-pair.weight, pair.one, pair.other))
+        pair = ConfusedPair(one, other, len(rows), sum(gaps) / len(rows))
+        # The sum of the second's probabilities: in how many of these rows it might be right.
+        pairs.append((-sum(seconds), pair))
+    return [pair for _, pair in sorted(pairs)]

@@ -141,6 +141,7 @@ def _from_records(shard: Shard, first: int, records: list[Any], columns: Columns
     rows = [getattr(record, "fields", None) or {} for record in records]
     errors = [_LINE_ERRORS.get(getattr(record, "reason", ""), "") for record in records]
     found: dict[str, Any] = {"place": _places(shard, range(first, first + len(rows)))}
+    ids: list[str | None]
     if columns.id is None:
         ids = [f"{shard.file.name}:{record.line}" for record in records]
     else:

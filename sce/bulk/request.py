@@ -49,12 +49,8 @@ def identify_labels(labels: LabelSet | None, column: str | None) -> dict[str, An
 def identify_input(corpus: Corpus) -> Any:
     """The rows of an embedding store, or each file's name, size and time of change."""
     if corpus.store is not None:
-        manifest = corpus.store.manifest
-        return {
-            "store": manifest.source,
-            "rows": manifest.rows,
-            "embedder": manifest.embedder["id"],
-        }
+        held = corpus.store.manifest
+        return {"store": held.source, "rows": held.rows, "embedder": held.embedder["id"]}
     return [{"file": f.uri, "size": f.size, "modified": f.modified} for f in corpus.files]
 
 

@@ -111,7 +111,7 @@ def embed_corpus(
     shards = plan_corpus(corpus, columns)
     with run.lock:
         change = compare(old, shards, columns, prepared)
-        work = ActorCounts(0, {}, 0.0, 0.0)
+        work = ActorCounts()
         if old is not None:
             if not change.pending and not change.removed:
                 discard_unnamed(folder)
@@ -122,17 +122,16 @@ def embed_corpus(
         if change.pending:
             actors = plan if isinstance(plan, ActorPlan) else plan()
             stage = _stage(embedder, columns, change.pending, actors)
-            work = run_stage(
-                run, change.pending, stage, actors, limit, "embedding", commit_rows
-            ).work
+            done = run_stage(run, change.pending, stage, actors, limit, "embedding", commit_rows)
+            work = done.work
         new, counts = _commit(run, old, fingerprint, shards, change, work)
         summary = _summary(run, new, change, counts, work)
         run.finish(summary)
-    named = ("rows_out", "embedded", "reused", "removed", "truncated", "embed_seconds")
     log.info(
-        "%s: %d rows, %d embedded, %d reused, %d removed, %d truncated in %.1f s (%.0f texts/s)",
-        folder,
-        *(summary[name] for name in (*named, "texts_per_second")),
+        "%(store)s: %(rows_out)d rows, %(embedded)d embedded, %(reused)d reused, "
+        "%(removed)d removed, %(truncated)d truncated in %(embed_seconds).1f s "
+        "(%(texts_per_second).0f texts/s)",
+        summary,
     )
     return new, summary
 
@@ -174,10 +173,8 @@ def embed_prepared(
         ("labels", label_texts, Columns(id="row_id", keep=("text",))),
     ):
         started = time.perf_counter()
-        corpus = open_corpus([str(file)])
-        _, summary = embed_corpus(
-            corpus, columns, folder / name, embedder, plan, limit, prepared=True
-        )
+        corpus, store = open_corpus([str(file)]), folder / name
+        _, summary = embed_corpus(corpus, columns, store, embedder, plan, limit, prepared=True)
         found[name] = summary | {
             "rows": summary["rows_out"],
             "path": summary["store"],
@@ -255,12 +252,9 @@ def _commit(
         RuntimeError: rows would be missing; the store stays as it was.
     """
     folder = to_place(run.uri)
-    new_parts = [
-        f"{part.name}/{path.name}"
-        for part in (to_place(run.part_uri(number)) for number in run.parts)
-        for path in part.iterdir()
-        if path.suffix == ".parquet"
-    ]
+    written = [to_place(run.part_uri(number)) for number in run.parts]
+    files = [file for part in written for file in part.iterdir() if file.suffix == ".parquet"]
+    new_parts = [f"{file.parent.name}/{file.name}" for file in files]
     compacted = to_place(run.part_uri(len(run.parts)))
     items = [
         (folder / name, compacted / f"{i:05d}.parquet", live_N, first_place)
@@ -326,6 +320,6 @@ def _unchanged(store: EmbeddingStore, run: OutputRun) -> tuple[EmbeddingStore, d
     assert run.summary is not None
     rows = store.manifest.rows
     log.info("%s: unchanged, %d rows; nothing to embed", store.folder, rows)
-    figures = dict.fromkeys(("embed_seconds", "texts_per_second", "model_load_seconds"), 0.0)
+    idle = dict.fromkeys(("embed_seconds", "texts_per_second", "model_load_seconds"), 0.0)
     now = {"embedded": 0, "reused": rows, "removed": 0, "unchanged": True}
-    return store, run.summary | figures | now
+    return store, run.summary | idle | now

@@ -25,11 +25,10 @@ def rewrite_part(source: Place, target: Place, live_N: np.ndarray, first_place: 
     """
     with ExitStack() as stack:
         file = stack.enter_context(pq.ParquetFile(parquet_source(source)))
+        target.parent.mkdir(parents=True, exist_ok=True)
         output = target
         if isinstance(target, RemotePath):
             output = stack.enter_context(target.open_output())
-        else:
-            target.parent.mkdir(parents=True, exist_ok=True)
         writer, first = None, 0
         for group in range(file.num_row_groups):
             table = file.read_row_group(group)

@@ -28,7 +28,7 @@ from sce.embedding.checkpoint import Checkpoint, resolve_checkpoint
 from sce.embedding.fingerprint import EmbedderFingerprint
 from sce.embedding.row_checks import check_texts, check_unicode
 from sce.embedding.settings import EmbedderConfig
-from sce.embedding.tokenising import Batch, TokenisedTexts, batches, pieces_by_length, tokenise
+from sce.embedding.tokenising import Batch, TokenisedTexts, batches, tokenise
 from sce.errors import DataError, EmbedderError
 
 BATCH_TOKENS = {"cpu": 4096, "cuda": 65536}
@@ -108,11 +108,13 @@ class TextEmbedder:
         def read(piece_P: np.ndarray) -> TokenisedTexts:
             return self.tokenise([texts[i] for i in piece_P.tolist()])
 
+        # By characters: near enough to the number of tokens that little is padded in a piece.
+        order_N = np.argsort([-len(text) for text in texts], kind="stable")
         size = PIECE_TEXTS.get(self.device.type, PIECE_TEXTS["cuda"])
-        pieces = [*pieces_by_length(texts, size), np.empty(0, np.int64)]
+        pieces = [order_N[i : i + size] for i in range(0, len(texts), size)]
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokenise") as thread:
-            coming = thread.submit(read, pieces[0])
-            for piece_P, next_P in pairwise(pieces):
+            coming = thread.submit(read, order_N[:size])
+            for piece_P, next_P in pairwise([*pieces, order_N[:0]]):
                 try:
                     tokens = coming.result()
                 except DataError:

@@ -105,11 +105,3 @@ def batches(tokens: TokenisedTexts, max_batch_tokens: int, pad_id: int) -> Itera
         place_BL = (starts_N[rows_B][:, None] + columns_L).clip(max=len(tokens.ids) - 1)
         ids_BL = np.where(mask_BL, tokens.ids[place_BL], pad_id)
         yield Batch(rows_B, ids_BL, mask_BL.astype(np.int64))
-
-
-def pieces_by_length(texts: Sequence[str], piece_texts: int) -> list[np.ndarray]:
-    """Positions of texts of similar length in characters, the longest first, in pieces of
-    `piece_texts`: near enough to their length in tokens that little is padded in a piece."""
-    lengths_N = np.fromiter(map(len, texts), np.int64, len(texts))
-    order_N = np.argsort(-lengths_N, kind="stable")
-    return [order_N[i : i + piece_texts] for i in range(0, len(order_N), piece_texts)]
