@@ -110,8 +110,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Corpus:
-    """The files of an input, all of one kind; `store` is the embedding store that they are of, if
-    they are of one."""
+    """The files of an input, all of one kind, and the embedding store that they are, if any."""
 
     files: tuple[InputFile, ...]
     store: EmbeddingStore | None = None
@@ -179,11 +178,8 @@ def open_corpus(inputs: Sequence[str]) -> Corpus:
 
 
 def column_names(corpus: Corpus) -> list[str]:
-    """The columns of the first file, in order.
-
-    Raises:
-        DataError: JSON lines, whose fields may differ from line to line.
-    """
+    """The columns of the first file, in order. Raises `DataError`: JSON lines, whose fields may
+    differ from line to line."""
     if corpus.kind == ".jsonl":
         raise DataError("keep_columns: '*' needs a header, which JSONL has not: name the fields.")
     return field_names(corpus.files[0])
@@ -238,11 +234,8 @@ def plan_files(files: Iterable[tuple[InputFile, int]], columns: Columns) -> list
 
 
 def join_plans(plans: Sequence[FilePlan]) -> list[Shard]:
-    """The shards of all files.
-
-    Raises:
-        DataError: no rows at all, or a kept column whose type changes from file to file.
-    """
+    """The shards of all files. Raises `DataError`: no rows at all, or a kept column whose type
+    changes from file to file."""
     types: dict[str, tuple[pa.DataType, str]] = {}
     for plan in plans:
         uri = plan.shards[0].file.uri if plan.shards else "an empty file"
@@ -278,14 +271,8 @@ def require_columns(file: InputFile, names: Sequence[str], needed: Sequence[str]
 
 
 def find_files(item: str, what: str = "input") -> list[InputFile]:
-    """The table files that a file, folder, glob or URI stands for, see `open_corpus`.
-
-    Args:
-        what: names the setting in messages.
-
-    Raises:
-        DataError: nothing is there, or a file of another kind.
-    """
+    """The table files that a file, folder, glob or URI stands for, see `open_corpus`. Raises
+    `DataError`, which names the setting `what`: nothing is there, or a file of another kind."""
     remote = "://" in item and not item.lower().startswith("file://")
     base = item if remote else str(Path(str(to_place(item))).expanduser().absolute())
     if _is_pattern(item):

@@ -34,12 +34,11 @@ def print_preview(found: Preview, console: Console) -> None:
     step = max(1, sample.num_rows // SAMPLE_ROWS)
     rows: list[list[Cell]] = []
     for row in sample.take(list(range(0, sample.num_rows, step))[:SAMPLE_ROWS]).to_pylist():
-        shown = one_line(row["shown"] or "", SAMPLE_CHARS)
-        if row["error"]:
-            rows.append([shown, Text(row["error"], "red"), "", "", ""])
-            continue
-        second = [(best["label"], _score(best["score"])) for best in row["top"][1:2]]
-        rows.append([shown, row["label"] or "-", _score(row["score"]), *(second or [("", "")])[0]])
+        answer: list[Cell] = [Text(row["error"], "red"), "", "", ""]
+        if not row["error"]:
+            second = [(best["label"], _score(best["score"])) for best in row["top"][1:2]]
+            answer = [row["label"] or "-", _score(row["score"]), *(second or [("", "")])[0]]
+        rows.append([one_line(row["shown"] or "", SAMPLE_CHARS), *answer])
     columns = ["text", "label", "score", "second", "score"]
     console.print(Table(columns, rows, "Predictions", left=_LEFT))
     if found.pairs:
@@ -61,10 +60,8 @@ def print_comparison(found: Comparison, console: Console) -> None:
     console.print(_figures(found))
     for line in _label_changes(found):
         console.print(Text(line))
-    if found.moves:
-        console.print(_moves(found, found.moves[:MAX_TERMINAL_ROWS]))
-    if found.labels:
-        console.print(_labels(found, MAX_TERMINAL_ROWS))
+    for table in _tables(found, MAX_TERMINAL_ROWS, MAX_TERMINAL_ROWS):
+        console.print(table)
 
 
 def comparison_markdown(found: Comparison) -> str:
@@ -75,21 +72,16 @@ def comparison_markdown(found: Comparison) -> str:
         escape_markdown(headline(found)),
         _figures(found).to_markdown(literal=True),
     ]
-    changes = _label_changes(found)
-    if changes:
+    if changes := _label_changes(found):
         parts.append("\n".join(f"- {escape_markdown(line)}" for line in changes))
     if not found.exact_labels:
         parts.append(
             "The label sets of the two runs were not both given: a label without rows cannot "
             "be told from one that is not in the set."
         )
-    moves = found.moves[:MAX_MOVES]
-    tables = []
-    if moves:
-        tables.append(_moves(found, moves))
-        tables.append(_examples(moves))
-    if found.labels:
-        tables.append(_labels(found, MAX_SHOWN_LABELS))
+    tables = _tables(found, MAX_MOVES, MAX_SHOWN_LABELS)
+    if found.moves:
+        tables.insert(1, _examples(found.moves[:MAX_MOVES]))
     if len(found.labels) <= MAX_MATRIX_LABELS:
         tables.append(_matrix(found))
     for table in tables:
@@ -140,6 +132,12 @@ def _label_changes(found: Comparison) -> list[str]:
             rest = f" and {left} more" if left else ""
             lines.append(f"{title} ({len(names)}): {', '.join(quoted)}{rest}")
     return lines
+
+
+def _tables(found: Comparison, moves: int, labels: int) -> list[Table]:
+    """The largest moves and the labels that changed most, where there are any."""
+    tables = [_moves(found, found.moves[:moves])] if found.moves else []
+    return [*tables, _labels(found, labels)] if found.labels else tables
 
 
 def _moves(found: Comparison, moves: Sequence[Move]) -> Table:

@@ -56,9 +56,8 @@ class OutputRows:
         """Stream every `.parquet` and `.jsonl` file below a folder, a path or a URI, but for what
         begins with "_" or "."; labels that `names` has not get the next numbers in it.
 
-        Raises:
-            DataError: a folder that is not there or has no data file; a file that cannot be read
-                or lacks a column; an id that is null.
+        Raises `DataError`: no folder, or none with a data file; a file that cannot be read or
+        lacks a column; an id that is null.
         """
         found = find_files(folder, "compare_to")
         files = [file for file in found if file.uri.endswith((".parquet", ".jsonl"))]
@@ -92,11 +91,8 @@ class OutputRows:
         return None if np.isnan(score) else score
 
     def counts(self, names: Mapping[str, int], labels: Sequence[str] | None) -> dict[str, int]:
-        """Rows of each label of the run, in the order of `labels`, else by count.
-
-        Raises:
-            DataError: a label that is not among `labels`.
-        """
+        """Rows of each label of the run, in the order of `labels`, else by count. Raises
+        `DataError`: a label that is not among `labels`."""
         counts = np.bincount(self.code_N[self.code_N >= 0], minlength=len(names)).tolist()
         seen = {name: rows for name, rows in zip(names, counts) if rows}
         if labels is None:
@@ -111,11 +107,8 @@ class OutputRows:
 
 
 def match_rows(before: OutputRows, after: OutputRows) -> tuple[IntArray, IntArray]:
-    """Rows of both outputs with the same id, [P] each, in the order of the hashes.
-
-    Raises:
-        DataError: an id that stands twice in an output; no id that both outputs have.
-    """
+    """Rows of both outputs with the same id, [P] each, in the order of the hashes. Raises
+    `DataError`: an id that stands twice in an output; no id that both outputs have."""
     hash_2N = np.concatenate([before.hash_2N, after.hash_2N], axis=1)
     before.hash_2N = after.hash_2N = hash_2N[:, :0].copy()  # of no more use: make room to sort
     # Equal ids are neighbours in the order of their hashes. The sort is stable, so of two the

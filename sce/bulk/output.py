@@ -181,11 +181,8 @@ class OutputRun:
 
 
 def read_run(uri: str) -> OutputRun | None:
-    """The state of an output folder; None where there is none.
-
-    Raises:
-        ConfigError: it is damaged.
-    """
+    """The state of an output folder; None where there is none. Raises `ConfigError`: it is
+    damaged."""
     file = to_place(uri) / RUN_FILE
     if not file.exists():
         return None

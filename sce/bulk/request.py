@@ -17,11 +17,8 @@ _DIGITS = 16
 
 
 def identify_model(model: str) -> tuple[SCEConfig, str]:
-    """The configuration of a model, and a hash of its files (of a hub model: id and commit).
-
-    Raises:
-        InputError: there is no such model.
-    """
+    """The configuration of a model, and a hash of its files (of a hub model: id and commit). Raises
+    `InputError`: there is no such model."""
     path = fetch_model(model)
     try:
         config = SCEConfig.from_pretrained(path)

@@ -18,11 +18,7 @@ from sce.labels import Label, RaggedLabels, name_error, normalise_name
 
 @dataclass
 class Errors:
-    """The errors of a block's rows; the first that is found stays.
-
-    Attributes:
-        codes_N: object array of words, "" for none.
-    """
+    """The errors of a block's rows, "" for none; the first that is found stays."""
 
     codes_N: np.ndarray
 
@@ -93,11 +89,8 @@ def check_labels(column: pa.ChunkedArray, errors: Errors) -> None:
 def row_labels(
     column: pa.ChunkedArray, good_N: np.ndarray, known: dict[str, Label]
 ) -> tuple[RaggedLabels, pa.Array]:
-    """The label sets of the good rows, and their names as the rows have them, flat.
-
-    Args:
-        known: labels by key, with what else is known of them; others have only their name.
-    """
+    """The label sets of the good rows, and their names as the rows have them, flat. Of the labels
+    that are not among the `known`, by key, nothing but the name is known."""
     array = _as_lists(column).filter(pa.array(good_N))
     lengths_G = pc.list_value_length(array).to_numpy(zero_copy_only=False)
     names = array.flatten()

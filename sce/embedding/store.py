@@ -62,11 +62,8 @@ class EmbeddingStore:
 
     @classmethod
     def open(cls, folder: str | Place) -> EmbeddingStore:
-        """Read the manifest of a store.
-
-        Raises:
-            DataError: no store there, one that was never finished, or of another version.
-        """
+        """Read the manifest of a store. Raises `DataError`: no store there, one that was never
+        finished, or of another version."""
         folder = to_place(folder)
         if not folder.is_dir():
             raise DataError(f"no embedding store at {str(folder)!r}. Run jobs/embed.py first.")
@@ -92,20 +89,14 @@ class EmbeddingStore:
         return [str(self.folder / part) for part in self.manifest.parts]
 
     def require(self, fingerprint: EmbedderFingerprint | dict[str, Any]) -> EmbeddingStore:
-        """Return self if `fingerprint`'s embedder made the store.
-
-        Raises:
-            FingerprintMismatch: names both embedders.
-        """
+        """Return self if `fingerprint`'s embedder made the store. Raises `FingerprintMismatch`:
+        names both embedders."""
         check_fingerprint(self.manifest.embedder, fingerprint, f"the store {str(self.folder)!r}")
         return self
 
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """All rows, in no particular order; `STORE_COLUMNS` and the columns kept.
-
-        Raises:
-            DataError: a part is missing or unreadable, or lacks one of `columns`.
-        """
+        """All rows, in no particular order; `STORE_COLUMNS` and the columns kept. Raises
+        `DataError`: a part is missing or unreadable, or lacks one of `columns`."""
         return pa.concat_tables([self.read_part(part, columns) for part in self.manifest.parts])
 
     def read_part(self, part: str, columns: Sequence[str] | None = None) -> pa.Table:
