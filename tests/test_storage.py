@@ -18,12 +18,13 @@ from moto.server import ThreadedMotoServer
 from sce import storage
 from sce.config import JobConfig
 from sce.datasets.prepare import DataConfig, PreparedData, prepare_data
-from sce.embedding.compaction import discard_unnamed, rewrite_part
 from sce.embedding.store import (
     STORE_COLUMNS,
     EmbeddingStore,
     Manifest,
+    discard_unnamed,
     embedding_column,
+    rewrite_part,
     write_manifest,
 )
 from sce.errors import ConfigError, DataError, InputError

@@ -67,11 +67,8 @@ class LocalPredictor:
 
 
 class BlockClassifier:
-    """Classifies blocks that `read_shard` made.
-
-    Args:
-        labels: the label set; with a column of labels, what is known of some of them, or None.
-    """
+    """Classifies blocks that `read_shard` made. With a column of labels, `labels` are what is known
+    of some of them, or None."""
 
     def __init__(
         self,
@@ -93,12 +90,8 @@ class BlockClassifier:
             predictor.warm_up(labels)
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        """Rows in = rows out, in the same order.
-
-        Returns:
-            id, the columns kept (an own name taken: `input_<name>`), label, score, top and scores
-            where asked for, truncated, error, place.
-        """
+        """Rows in = rows out, in the same order: id, the columns kept (an own name taken:
+        `input_<name>`), label, score, top and scores where asked for, truncated, error, place."""
         errors = Errors.of(block["error"])
         vectors_GD = self._check(block, errors)
         asked_N = errors.good()
@@ -145,11 +138,8 @@ class BlockClassifier:
         return self._predictor.answer_texts(texts_G, labels, top_k, return_scores)
 
     def _answers(self, answers: Answers, names: pa.Array) -> dict[str, pa.Array]:
-        """The columns `_types` for the rows that were asked for.
-
-        Args:
-            names: the labels' names as the user has them, of the one set or row after row.
-        """
+        """The columns `_types` for the rows that were asked for. The `names` are the user's own, of
+        the one set or row after row."""
         one_set = self._columns.labels is None
         first_G = np.zeros(len(answers), np.int64) if one_set else answers.offsets[:-1]
         # A row that got an error has no best label; what stands there is not read.

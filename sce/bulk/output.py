@@ -42,11 +42,8 @@ OutputFormat = Literal["parquet", "jsonl"]
 
 @dataclass
 class PartCounts:
-    """How many rows a part has, with which errors and labels.
-
-    Attributes:
-        null_labels: rows without a label and without an error.
-    """
+    """How many rows a part has, with which errors and labels; `null_labels` are rows without a
+    label and without an error."""
 
     rows: int = 0
     errors: dict[str, int] = field(default_factory=dict)
@@ -82,7 +79,6 @@ class OutputRun:
     """The state of an output folder. Open one with `OutputRun.open`.
 
     Attributes:
-        uri: the folder.
         request: everything that decides the output; a rerun must ask for the same.
         parts: finished parts by number.
         summary: of the finished job, else None.
@@ -216,14 +212,8 @@ def rows_done(run: OutputRun) -> int:
 
 
 def count_part(uri: str, output_format: OutputFormat, classified: bool) -> PartCounts:
-    """Read back what a part holds.
-
-    Args:
-        classified: the rows have labels; an embedding store's have not.
-
-    Raises:
-        RuntimeError: a row is there twice.
-    """
+    """Read back what a part holds: rows that are `classified`, or those of an embedding store.
+    Raises `RuntimeError`: a row is there twice."""
     counts, places = [], [np.empty(0, np.int64)]
     columns = ["place", "error", "truncated", *(["label"] if classified else [])]
     for batch in read_rows(uri, output_format, columns):

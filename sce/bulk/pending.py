@@ -59,13 +59,8 @@ class RowFacts:
 
 @dataclass(frozen=True)
 class StorePart:
-    """The rows of a part of a store.
-
-    Attributes:
-        keys_N: of the rows.
-        next_file: behind the number of every file in its places; 0 where it has no places, as the
-            stores of prepared data once had none.
-    """
+    """The keys of a part's rows. Every file number in its places is below `next_file`, which is 0
+    where it has no places, as the stores of prepared data once had none."""
 
     name: str
     keys_N: np.ndarray
@@ -87,14 +82,8 @@ def read_part_keys(name: str, store: EmbeddingStore, columns: Columns) -> StoreP
 def scan_shard(
     shard: Shard, columns: Columns, keys_K: np.ndarray, refuse_errors: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Look the rows of a shard up among sorted keys.
-
-    Returns:
-        The place of each row's key among the keys, -1 where it is not there; 64 bits of each id.
-
-    Raises:
-        DataError: as `read_shard`; with `refuse_errors` also for a row with an error.
-    """
+    """The place of each row's key among sorted keys, -1 where it is not there; and 64 bits of each
+    id. Raises `DataError` as `read_shard`; with `refuse_errors` also for a row with an error."""
     found, id_hashes, row = [np.empty(0, np.int64)], [np.empty(0, np.uint64)], shard.first_row
     for block in read_shard(shard, columns):
         facts = RowFacts.of(block, columns)
@@ -117,11 +106,7 @@ def scan_shard(
 
 
 class KnownRows:
-    """The rows of a store, and which of them a corpus still has.
-
-    Attributes:
-        keys_K: sorted.
-    """
+    """The rows of a store by their sorted keys, and which of them a corpus still has."""
 
     def __init__(self, parts: Sequence[StorePart]) -> None:
         self._parts = parts
@@ -131,10 +116,8 @@ class KnownRows:
         self._live_K = np.zeros(len(keys_K), bool)
 
     def claim(self, found_N: np.ndarray) -> np.ndarray:
-        """Which of the rows that `scan_shard` looked up the store lacks: bool [N].
-
-        A row of the store stands for one row: a second one that is the same in all is pending.
-        """
+        """Which of the rows that `scan_shard` looked up the store lacks: bool [N]. A row of the
+        store stands for one row: a second one that is the same in all is pending."""
         known = np.flatnonzero(found_N >= 0)
         places, rows = np.unique(found_N[known], return_index=True)
         new = ~self._live_K[places]

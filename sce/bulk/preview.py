@@ -51,11 +51,8 @@ class Preview:
 
 
 def confused_pairs(top: Sequence[Sequence[dict[str, Any]] | None]) -> list[ConfusedPair]:
-    """Pairs that stand first and second, the heaviest first.
-
-    Args:
-        top: of each row its two best labels with their scores, or None.
-    """
+    """Pairs that stand first and second in `top`, each row's two best labels with their scores or
+    None; the heaviest first."""
     found: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
     for first, second, *_ in (row for row in top if row is not None and len(row) > 1):
         one, other = sorted((first["label"], second["label"]))

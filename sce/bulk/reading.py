@@ -36,9 +36,7 @@ def read_shard(shard: Shard, columns: Columns) -> Iterator[pa.Table]:
     Columns: `place` int64; `id` string; `text` string or `embedding` (as it is in the file);
     `labels` list of strings or string, where asked for; `truncated` bool; `error` string ("" for
     none; a line that cannot be read is a row with an error); `keep.<name>` for each column kept.
-
-    Raises:
-        DataError: the file as a whole cannot be read.
+    Raises `DataError` where the file as a whole cannot be read.
     """
     tables = (_read_parquet if shard.row_groups else _read_text)(shard, columns)
     if not shard.chosen:
@@ -183,14 +181,9 @@ def _valid_text(column: pa.ChunkedArray, errors: list[str]) -> pa.ChunkedArray |
         column.validate(full=True)
         return column
     except pa.ArrowInvalid:
-        texts: list[str | None] = []
-        for i, raw in enumerate(column.cast(pa.binary()).to_pylist()):
-            try:
-                texts.append(None if raw is None else raw.decode())
-            except UnicodeDecodeError:
-                texts.append(None)
-                errors[i] = "text_not_unicode"
-        return pa.array(texts, pa.string())
+        raw = column.cast(pa.binary()).to_pylist()
+        decoded = [one if one is None else one.decode(errors="surrogateescape") for one in raw]
+        return _texts(decoded, errors)
 
 
 def _vectors(values: list[Any], errors: list[str]) -> pa.Array:

@@ -4,8 +4,8 @@ The first time, the corpus runs through a stage (`sce.distributed.stage`): shard
 through actors that have the embedder, vectors to Parquet, written by the workers and resumed where
 a kill cut it short. Where the store holds vectors already, the corpus is compared with it first
 (`sce.distributed.store_diff`): only rows that are new or changed run through the stage, as parts
-beside the old ones, and parts of which rows have gone are written anew
-(`sce.embedding.compaction`). The manifest comes last: until then, the store is what it was.
+beside the old ones, and parts of which rows have gone are written anew. The manifest comes last:
+until then, the store is what it was.
 """
 
 from __future__ import annotations
@@ -43,11 +43,18 @@ from sce.distributed.stage import (
     run_stage,
 )
 from sce.distributed.store_diff import Change, compare
-from sce.embedding.compaction import discard_unnamed, rewrite_part
 from sce.embedding.embedder import embedder_fingerprint
 from sce.embedding.fingerprint import EmbedderFingerprint, check_fingerprint
 from sce.embedding.settings import EmbedderConfig
-from sce.embedding.store import MANIFEST, EmbeddingStore, Manifest, text_hash, write_manifest
+from sce.embedding.store import (
+    MANIFEST,
+    EmbeddingStore,
+    Manifest,
+    discard_unnamed,
+    rewrite_part,
+    text_hash,
+    write_manifest,
+)
 from sce.storage import Place, RemotePath, absolute_model, to_place, write_text
 
 MIN_BATCH_ROWS = 512
@@ -153,10 +160,8 @@ def embed_prepared(
         as they were once named: rows, path, fingerprint.
 
     Raises:
-        EmbedderError: the embedder cannot be loaded.
-        FingerprintMismatch, InputError: as `embed_corpus`; `DataError` also where `data_dir` is
-            not prepared, a text is empty, or an id is missing or stands twice.
-        ConfigError: the cluster cannot give what `resources` asks for.
+        InputError: as `embed_corpus`; `data_dir` is not prepared, a text is empty, an id is missing
+            or stands twice; the cluster cannot give what `resources` asks for.
     """
     folder = resolve_output(embeddings_dir)
     labels = [one for labels in read_label_sets(data_dir).values() for one in labels.labels]
@@ -185,12 +190,8 @@ def embed_prepared(
 
 
 def embedder_of(given: EmbedderConfig | None, trained_with: EmbedderFingerprint) -> EmbedderConfig:
-    """The embedder to load: the one given, else the one that the model was trained with.
-
-    Raises:
-        FingerprintMismatch: it is another.
-        EmbedderError: it is not to be found. Better said here than by an actor.
-    """
+    """The embedder to load: the one given, else the one that the model was trained with. Raises
+    `FingerprintMismatch` or `EmbedderError`, which is better said here than by an actor."""
     settings = _local_model(given or EmbedderConfig.from_fingerprint(trained_with.to_dict()))
     check_fingerprint(trained_with, embedder_fingerprint(settings), "the model")
     return settings

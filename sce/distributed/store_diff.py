@@ -21,8 +21,7 @@ class Change:
 
     Attributes:
         pending: rows that are to be embedded.
-        reused: number of rows whose vectors the store has.
-        removed: number of rows of the store that the corpus no longer has.
+        reused, removed: rows of the store that the corpus still has, and no longer has.
         kept: parts that stay as they are.
         rewritten: parts of which some rows stay: which, and the place of the first row in a part
             that has no places yet.

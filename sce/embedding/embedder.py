@@ -41,12 +41,8 @@ its time on tokens, so padding decides there; a GPU would wait for the first pie
 
 @dataclass(frozen=True)
 class Embedded:
-    """What `TextEmbedder.embed` gives, in the order of its input.
-
-    Attributes:
-        vectors: float32 [N, D], C-contiguous, unit norm.
-        truncated: bool [N], True where the text was longer than `max_tokens`.
-    """
+    """Vectors in the order of the texts, float32 [N, D], C-contiguous, of unit norm; and where a
+    text was longer than `max_tokens`, bool [N]."""
 
     vectors: np.ndarray
     truncated: np.ndarray

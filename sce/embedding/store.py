@@ -1,7 +1,9 @@
 """The embedding store: a folder of Parquet parts and a manifest that says what they hold.
 
 The manifest is written last and atomically, and names its parts: what it does not name is
-not in the store, so an interrupted run leaves the store as it was. One writer at a time.
+not in the store, so an interrupted run leaves the store as it was. One writer at a time. Parts
+never change: one of which some rows go is written anew, and takes the old one's place when the
+manifest names it.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -21,7 +23,7 @@ import pyarrow.parquet as pq
 
 from sce.embedding.fingerprint import EmbedderFingerprint, check_fingerprint
 from sce.errors import DataError
-from sce.storage import Place, parquet_source, to_place, write_text
+from sce.storage import Place, RemotePath, parquet_source, remove, to_place, write_text
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -123,13 +125,9 @@ class EmbeddingStore:
             raise DataError(f"{path}: cannot be read ({error}). Embed again.") from None
 
     def vectors_for(self, row_ids: Sequence[str] | pa.Array | pa.ChunkedArray) -> np.ndarray:
-        """Vectors of the rows with these ids, in this order: float32 [N, D].
-
-        The ids and vectors of the whole store are read once and kept.
-
-        Raises:
-            DataError: an id is not in the store; names the first and says how many.
-        """
+        """Vectors of the rows with these ids, in this order: float32 [N, D]. The ids and vectors of
+        the whole store are read once and kept. Raises `DataError` with the first id that is not in
+        the store, and how many are not."""
         wanted_N = pa.array(row_ids, pa.string()) if isinstance(row_ids, Sequence) else row_ids
         ids, vectors_MD = self._vectors
         places_N = pc.index_in(wanted_N, value_set=ids)
@@ -173,3 +171,51 @@ def part_options(columns: Sequence[str]) -> dict[str, Any]:
 def write_manifest(folder: Place, manifest: Manifest) -> None:
     """Commit a store: from here on, readers see the parts that the manifest names."""
     write_text(folder / MANIFEST, json.dumps(asdict(manifest), indent=2, ensure_ascii=False))
+
+
+def rewrite_part(source: Place, target: Place, live_N: np.ndarray, first_place: int) -> None:
+    """Write the rows of a part that stay, `live_N` bool [N], row group by row group. In a part from
+    before stores had places and errors, the first row's place is `first_place`."""
+    with ExitStack() as stack:
+        file = stack.enter_context(pq.ParquetFile(parquet_source(source)))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        output = target
+        if isinstance(target, RemotePath):
+            output = stack.enter_context(target.open_output())
+        writer, first = None, 0
+        for group in range(file.num_row_groups):
+            table = file.read_row_group(group)
+            live_G = live_N[first : first + table.num_rows]
+            if "place" not in table.column_names:
+                table = _with_places(table, first_place + first)
+            if writer is None:
+                options = part_options(table.column_names)
+                writer = stack.enter_context(pq.ParquetWriter(output, table.schema, **options))
+            first += len(live_G)
+            writer.write_table(table.filter(pa.array(live_G)))
+
+
+def discard_unnamed(folder: Place) -> None:
+    """Remove the parts that the manifest does not name, and what an earlier version staged."""
+    remove(folder / "_staging")
+    named = EmbeddingStore.open(folder).manifest.parts if (folder / MANIFEST).is_file() else []
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if not path.name.startswith("part-") or path.name in named:
+            continue
+        if path.suffix == ".parquet":
+            path.unlink()
+        elif not any(part.startswith(f"{path.name}/") for part in named):
+            remove(path)
+        else:
+            for file in path.iterdir():
+                if f"{path.name}/{file.name}" not in named:
+                    file.unlink()
+
+
+def _with_places(table: pa.Table, first_place: int) -> pa.Table:
+    """The schema that every part has now; the rows had no errors, or there would be no store."""
+    rows = table.num_rows
+    own = {name: table[name] for name in table.column_names if name in STORE_COLUMNS}
+    own["error"] = pa.repeat("", rows)
+    own["place"] = pa.array(np.arange(first_place, first_place + rows))
+    return pa.table(own | {n: table[n] for n in table.column_names if n not in own})

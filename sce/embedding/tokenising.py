@@ -14,13 +14,8 @@ from sce.embedding.row_checks import check_texts, check_unicode
 
 @dataclass(frozen=True)
 class TokenisedTexts:
-    """Token ids of N texts, one after another.
-
-    Attributes:
-        ids: int64 [sum of lengths], special tokens included.
-        lengths: int64 [N].
-        truncated: bool [N].
-    """
+    """N texts: the token ids of one after another, int64 [sum of lengths], special tokens included;
+    their lengths, int64 [N]; and whether they were cut, bool [N]."""
 
     ids: np.ndarray
     lengths: np.ndarray
@@ -64,14 +59,8 @@ class Batch:
 
 
 def tokenise(tokenizer: Tokenizer, max_tokens: int, texts: Sequence[str]) -> TokenisedTexts:
-    """Tokenise all texts in one call.
-
-    Args:
-        tokenizer: set to truncate at `max_tokens` and not to pad.
-
-    Raises:
-        DataError: names the position of the first text that is empty or not a text.
-    """
+    """Tokenise all texts in one call of a tokenizer that truncates at `max_tokens` and does not
+    pad. Raises `DataError` with the position of the first text that is empty or not a text."""
     check_texts(texts)
     try:
         encodings = tokenizer.encode_batch_fast(texts)
@@ -88,10 +77,8 @@ def tokenise(tokenizer: Tokenizer, max_tokens: int, texts: Sequence[str]) -> Tok
 
 
 def batches(tokens: TokenisedTexts, max_batch_tokens: int, pad_id: int) -> Iterator[Batch]:
-    """Batches of similar length, longest first, at most `max_batch_tokens` with padding.
-
-    A single text that is longer than the budget makes a batch of its own.
-    """
+    """Batches of similar length, longest first, at most `max_batch_tokens` with padding. A single
+    text that is longer than the budget makes a batch of its own."""
     order_N = np.argsort(-tokens.lengths, kind="stable")
     starts_N = np.cumsum(tokens.lengths) - tokens.lengths
     first: int = 0

@@ -9,14 +9,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sce.embedding.compaction import discard_unnamed, rewrite_part
 from sce.embedding.fingerprint import EmbedderFingerprint
 from sce.embedding.store import (
     STORE_COLUMNS,
     EmbeddingStore,
     Manifest,
+    discard_unnamed,
     embedding_column,
     embedding_matrix,
+    rewrite_part,
     text_hash,
     write_manifest,
 )
