@@ -18,13 +18,8 @@ from sce.model.answers import Answers
 
 @dataclass(frozen=True)
 class BlockAnswers:
-    """The answers for G rows.
-
-    Attributes:
-        answers: of a row with an error nothing in it has a meaning.
-        truncated_G: bool, whether the text was longer than the embedder reads.
-        errors_G: object array of words of `sce.errors.ROW_ERRORS`, "" for none.
-    """
+    """The answers for G rows, without a meaning for one with an error; whether each text was longer
+    than the embedder reads, bool; and a word of `sce.errors.ROW_ERRORS` or "", an object array."""
 
     answers: Answers
     truncated_G: np.ndarray

@@ -69,8 +69,7 @@ class Comparison:
     """What two outputs have in common and where they part.
 
     Attributes:
-        rows_compared: rows in both, without an error in either.
-        rows_with_error: rows in both that have an error in at least one.
+        rows_compared, rows_with_error: rows in both, without an error in either, and with one.
         from_to: the compared rows by answer before and after, those that stayed included; the
             most rows first.
         exact_labels: whether both label sets were given. If not, a label without rows is not
@@ -156,13 +155,12 @@ def compare_outputs(
     label_sets: tuple[Sequence[str], Sequence[str]] | None = None,
     texts_of: Callable[[list[str]], Mapping[str, str]] | None = None,
 ) -> Comparison:
-    """Match the rows of two outputs by id and count how their answers changed.
+    """Match the rows of two outputs, folders, by id and count how their answers changed.
 
     A row counts as moved if its label is another one, null included. Rows with an error in
     either output are counted apart.
 
     Args:
-        previous, current: folders, as paths or URIs, see `OutputRows.read`.
         label_sets: of the two runs, in order, or None where they are not known: what a run's
             labels are is then what its rows say.
         texts_of: the texts of some ids, as far as they are known; called at most once.

@@ -333,13 +333,10 @@ def _is_pattern(item: str) -> bool:
 
 
 def _is_store(item: str) -> bool:
-    if _is_pattern(item):
-        return False
-    manifest = to_place(item) / MANIFEST
-    if not manifest.is_file():
+    if _is_pattern(item) or not (to_place(item) / MANIFEST).is_file():
         return False
     try:
-        return "embedder" in json.loads(manifest.read_text(encoding="utf-8"))
+        return "embedder" in json.loads((to_place(item) / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return True  # let opening it say what is wrong
 

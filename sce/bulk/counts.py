@@ -54,11 +54,8 @@ MaxErrors = Annotated[str, BeforeValidator(str), AfterValidator(_check_limit)]
 
 @dataclass(frozen=True)
 class ActorCounts:
-    """Rows answered, rows by error, when the first block began and the last one ended, and how
-    long the slowest model took to load.
-
-    A row that a kill undid counts again when it is done again.
-    """
+    """Rows answered (again, where a kill undid them), rows by error, when the first block began and
+    the last one ended, and how long the slowest model took to load."""
 
     rows: int = 0
     errors: Mapping[str, int] = field(default_factory=dict)

@@ -87,8 +87,7 @@ class OutputRows:
         return [found[row] for row in rows.tolist()]
 
     def score(self, row: int) -> float | None:
-        score = float(self.score_N[row])
-        return None if np.isnan(score) else score
+        return None if np.isnan(self.score_N[row]) else float(self.score_N[row])
 
     def counts(self, names: Mapping[str, int], labels: Sequence[str] | None) -> dict[str, int]:
         """Rows of each label of the run, in the order of `labels`, else by count. Raises

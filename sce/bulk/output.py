@@ -16,6 +16,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -203,11 +204,8 @@ def rows_done(run: OutputRun) -> int:
         pending = info.path.endswith(".pending.parquet")
         part = info.path.split("/")[-2]
         if info.path.endswith(".parquet") and not pending and part not in finished:
-            try:
-                with filesystem.open_input_file(info.path) as file:
-                    rows += pq.read_metadata(file).num_rows
-            except FileNotFoundError:  # its part was finished in the meantime
-                continue
+            with suppress(FileNotFoundError):  # its part was finished in the meantime
+                rows += pq.read_metadata(info.path, filesystem=filesystem).num_rows
     return rows
 
 

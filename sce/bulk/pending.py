@@ -21,14 +21,9 @@ from sce.bulk.corpus import Columns, Shard
 from sce.bulk.reading import KEEP, PLACE_BITS, kept_name, read_shard
 from sce.bulk.rows import Errors, check_ids, check_texts
 from sce.embedding.store import STORE_COLUMNS, EmbeddingStore, text_hash
-from sce.errors import DataError
+from sce.errors import ROW_ERRORS, DataError
 
 KEY = np.dtype("S16")
-_COMPLAINTS = {
-    "text_null": "has an empty text",
-    "text_empty": "has an empty text",
-    "id_missing": "has no id",
-}
 
 
 @dataclass(frozen=True)
@@ -90,10 +85,10 @@ def scan_shard(
         codes_N, ids = facts.errors.codes_N, facts.row_id.to_pylist()
         bad = np.flatnonzero(codes_N != "")
         if refuse_errors and len(bad):
-            complaint = _COMPLAINTS.get(codes_N[bad[0]], f"is no row to embed ({codes_N[bad[0]]})")
+            first = bad[0]
             raise DataError(
-                f"{shard.file.uri}: row {row + bad[0]} ({ids[bad[0]]!r}) {complaint}; {len(bad)} "
-                f"row(s) of {len(ids)} have errors."
+                f"{shard.file.uri}: row {row + first} ({ids[first]!r}) cannot be embedded: "
+                f"{ROW_ERRORS[codes_N[first]]}; {len(bad)} row(s) of {len(ids)} have errors."
             )
         keys_N = facts.keys(block, columns)
         place_N = np.searchsorted(keys_K, keys_N)

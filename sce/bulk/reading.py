@@ -123,8 +123,7 @@ def _read_text(shard: Shard, columns: Columns) -> Iterator[pa.Table]:
     records: list[Any] = []
     first = chars = 0
     for record in shard.file.records():
-        fields = getattr(record, "fields", None)
-        text = fields.get(columns.text) if fields is not None else None
+        text = getattr(record, "fields", {}).get(columns.text)
         chars += len(text) if isinstance(text, str) else 0
         records.append(record)
         if len(records) == BLOCK_ROWS or chars >= BLOCK_CHARS:
@@ -136,7 +135,7 @@ def _read_text(shard: Shard, columns: Columns) -> Iterator[pa.Table]:
 
 def _from_records(shard: Shard, first: int, records: list[Any], columns: Columns) -> pa.Table:
     """A table of parsed lines; the parsing of a line is a loop over rows already."""
-    rows = [getattr(record, "fields", None) or {} for record in records]
+    rows = [getattr(record, "fields", {}) for record in records]
     errors = [_LINE_ERRORS.get(getattr(record, "reason", ""), "") for record in records]
     found: dict[str, Any] = {"place": _places(shard, range(first, first + len(rows)))}
     ids: list[str | None]

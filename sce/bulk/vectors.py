@@ -21,11 +21,8 @@ that stores were made of from the beginning, so that its vectors are the same in
 
 
 class BlockEmbedder:
-    """Turns blocks that `read_shard` made into rows of an embedding store.
-
-    A row with an error is kept with it, and with a vector of zeros: who classifies from the
-    store gets as many rows as went into it.
-    """
+    """Turns blocks that `read_shard` made into rows of an embedding store. A row with an error is
+    kept with it, and with a vector of zeros: who classifies from the store gets every row."""
 
     def __init__(self, embedder: EmbedderConfig, columns: Columns) -> None:
         self._embedder = load_embedder(embedder)

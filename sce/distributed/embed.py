@@ -15,7 +15,6 @@ import json
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cache, partial
 from itertools import chain
@@ -261,24 +260,22 @@ def _commit(
     for _ in in_tasks(rewrite_part, items):
         run.lock.beat()
     old_parts = [*change.kept, *(f"{compacted.name}/{target.name}" for _, target, *_ in items)]
+    kept = [] if old is None else [_count(old, old_parts)]
+    counts = PartCounts.total([*run.parts.values(), *kept])
+    expected = sum(shard.rows for shard in shards)
+    if counts.rows != expected:
+        raise RuntimeError(f"{folder}: {counts.rows} rows would be in the store, not {expected}.")
     last = old.manifest if old is not None and not change.pending else None
     manifest = Manifest(
         embedder=fingerprint.to_dict() | {"id": fingerprint.id},
         source=hashlib.sha256(json.dumps(run.request, sort_keys=True).encode()).hexdigest(),
-        rows=0,
-        truncated=0,
+        rows=counts.rows,
+        truncated=counts.truncated,
         embed_seconds=last.embed_seconds if last else round(work.seconds, 3),
         texts_per_second=last.texts_per_second if last else round(work.rows_per_second, 1),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         parts=sorted([*old_parts, *new_parts]),
     )
-    counts = PartCounts.total(
-        [*run.parts.values(), _count(EmbeddingStore(folder, manifest), old_parts)]
-    )
-    expected = sum(shard.rows for shard in shards)
-    if counts.rows != expected:
-        raise RuntimeError(f"{folder}: {counts.rows} rows would be in the store, not {expected}.")
-    manifest = replace(manifest, rows=counts.rows, truncated=counts.truncated)
     write_manifest(folder, manifest)
     discard_unnamed(folder)
     return EmbeddingStore(folder, manifest), counts

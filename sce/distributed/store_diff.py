@@ -37,15 +37,9 @@ class Change:
 def compare(
     old: EmbeddingStore | None, shards: Sequence[Shard], columns: Columns, prepared: bool
 ) -> Change:
-    """Look every row of a corpus up in a store.
-
-    Args:
-        old: None where there is none yet; the corpus is only checked then, if it is `prepared`.
-        prepared: refuse rows with errors, and ids that stand twice.
-
-    Raises:
-        DataError: for these; a part of the store or a file that cannot be read.
-    """
+    """Look every row of a corpus up in a store; where there is none yet, a `prepared` corpus is
+    only checked. Raises `DataError` where a part or a file cannot be read, and of a prepared corpus
+    for rows with errors and ids that stand twice."""
     if old is None and not prepared:
         return Change(shards)
     names = [] if old is None else old.manifest.parts

@@ -84,10 +84,8 @@ class TextEmbedder:
         """Embed texts; batches are formed by length, the order of the answer is the input's.
 
         A vector does not depend on its neighbours beyond 1e-5 (float32). While a piece of the
-        texts goes through the model, a thread tokenises the next.
-
-        Raises:
-            DataError: a text is empty or not a text; names its position.
+        texts goes through the model, a thread tokenises the next. Raises `DataError` with the
+        position of a text that is empty or not a text.
         """
         check_texts(texts)
         vectors_ND = np.empty((len(texts), self.dimension), np.float32)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -176,23 +176,18 @@ def write_manifest(folder: Place, manifest: Manifest) -> None:
 def rewrite_part(source: Place, target: Place, live_N: np.ndarray, first_place: int) -> None:
     """Write the rows of a part that stay, `live_N` bool [N], row group by row group. In a part from
     before stores had places and errors, the first row's place is `first_place`."""
-    with ExitStack() as stack:
-        file = stack.enter_context(pq.ParquetFile(parquet_source(source)))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        output = target
-        if isinstance(target, RemotePath):
-            output = stack.enter_context(target.open_output())
-        writer, first = None, 0
-        for group in range(file.num_row_groups):
-            table = file.read_row_group(group)
-            live_G = live_N[first : first + table.num_rows]
-            if "place" not in table.column_names:
-                table = _with_places(table, first_place + first)
-            if writer is None:
-                options = part_options(table.column_names)
-                writer = stack.enter_context(pq.ParquetWriter(output, table.schema, **options))
-            first += len(live_G)
-            writer.write_table(table.filter(pa.array(live_G)))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        pq.ParquetFile(parquet_source(source)) as file,
+        target.open_output() if isinstance(target, RemotePath) else nullcontext(target) as output,
+    ):
+        schema, first = _with_places(file.schema_arrow.empty_table(), 0).schema, 0
+        with pq.ParquetWriter(output, schema, **part_options(schema.names)) as writer:
+            for group in range(file.num_row_groups):
+                table = _with_places(file.read_row_group(group), first_place + first)
+                live_G = live_N[first : first + table.num_rows]
+                first += table.num_rows
+                writer.write_table(table.filter(pa.array(live_G)))
 
 
 def discard_unnamed(folder: Place) -> None:
@@ -213,9 +208,11 @@ def discard_unnamed(folder: Place) -> None:
 
 
 def _with_places(table: pa.Table, first_place: int) -> pa.Table:
-    """The schema that every part has now; the rows had no errors, or there would be no store."""
-    rows = table.num_rows
+    """The schema that every part has now; rows without places had no errors, or there would be no
+    store."""
+    if "place" in table.column_names:
+        return table
     own = {name: table[name] for name in table.column_names if name in STORE_COLUMNS}
-    own["error"] = pa.repeat("", rows)
-    own["place"] = pa.array(np.arange(first_place, first_place + rows))
+    own["error"] = pa.repeat("", table.num_rows)
+    own["place"] = pa.array(np.arange(first_place, first_place + table.num_rows))
     return pa.table(own | {n: table[n] for n in table.column_names if n not in own})
