@@ -90,7 +90,6 @@ class Shard:
     Attributes:
         file_number: place of the file in the input.
         first_row: number of its first row within the file.
-        rows: how many are to be read.
         row_groups: of a Parquet file; empty for a text file, which is read whole.
         chosen: one bit for each row, where only some are to be read.
     """

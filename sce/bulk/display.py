@@ -43,12 +43,8 @@ class ConfusedPair(NamedTuple):
 
 @dataclass(frozen=True)
 class Preview:
-    """The outcome of a dry run.
-
-    Attributes:
-        sample: answers of some rows with `top` of two labels, and `shown`, a text or an id.
-        rows, seconds, output_bytes: expected of the whole input, start-up left out.
-    """
+    """The answers of a sample, with `top` of two labels and `shown`, a text or an id; and what to
+    expect of the whole input, start-up left out."""
 
     sample: pa.Table
     pairs: list[ConfusedPair]

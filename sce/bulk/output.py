@@ -110,9 +110,8 @@ class OutputRun:
             what: setting that names the folder, for messages.
             update: the folder is whole, and a request for another input begins anew in it.
 
-        Raises:
-            InputError: a URI that cannot be used; other files are there, or the job in it was
-                asked for something else; names every difference.
+        Raises `InputError`: a URI that cannot be used; other files are there, or the job in it was
+        asked for something else, with every difference.
         """
         plain = json.loads(json.dumps(request))
         place = to_place(uri)
