@@ -11,23 +11,32 @@ from pathlib import Path
 import boto3
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from moto.server import ThreadedMotoServer
 
 from sce import storage
 from sce.config import JobConfig
 from sce.datasets.prepare import DataConfig, PreparedData, prepare_data
-from sce.embedding.compaction import discard_unnamed, rewrite_part
 from sce.embedding.store import (
+    STORE_COLUMNS,
     EmbeddingStore,
     Manifest,
+    discard_unnamed,
     embedding_column,
-    embeddings_schema,
+    rewrite_part,
     write_manifest,
-    write_part,
 )
 from sce.errors import ConfigError, DataError, InputError
-from sce.storage import Place, RemotePath, fetch, replace_folder, to_place, write_text
+from sce.storage import (
+    Place,
+    RemotePath,
+    fetch,
+    filesystem_of,
+    replace_folder,
+    to_place,
+    write_text,
+)
 from sce.workflows.cli import run_job
 from sce.workflows.training_run import TrainingRun
 
@@ -262,9 +271,10 @@ def test_an_embedding_store(home):
     vectors = np.arange(12, dtype=np.float32).reshape(3, 4)
     ids = pa.array(["r0", "r1", "r2"])
     columns = [ids, ids, embedding_column(vectors), pa.array([False] * 3)]
-    write_part(folder / "part-0.parquet", pa.table(columns, schema=embeddings_schema(4)))
     manifest = Manifest({"id": "x"}, "y", 3, 0, 0.0, 0.0, "", ["part-0.parquet"])
     write_manifest(folder, manifest)
+    filesystem, path = filesystem_of(folder / "part-0.parquet")
+    pq.write_table(pa.table(columns, list(STORE_COLUMNS[:4])), path, filesystem=filesystem)
     write_text(folder / "part-of-a-run-that-was-stopped.parquet", "")
     write_text(folder / "part-00000" / "x.parquet", "")
     assert EmbeddingStore.open(folder).read().num_rows == 3

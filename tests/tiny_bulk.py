@@ -9,11 +9,10 @@ import pyarrow.parquet as pq
 from sce.embedding.embedder import embedder_fingerprint, load_embedder
 from sce.embedding.settings import EmbedderConfig
 from sce.embedding.store import (
+    STORE_COLUMNS,
     Manifest,
     embedding_column,
-    embeddings_schema,
     write_manifest,
-    write_part,
 )
 from sce.predictor import Predictor
 from sce.training.fresh_model import ModelConfig, build_model
@@ -66,8 +65,7 @@ def write_store(folder: Path, embedder: EmbedderConfig, texts: list[str]) -> str
     embedded, fingerprint = loaded.embed(texts), loaded.fingerprint
     ids = pa.array([f"t{i}" for i in range(len(texts))])
     columns = [ids, ids, embedding_column(embedded.vectors), pa.array(embedded.truncated)]
-    schema = embeddings_schema(fingerprint.dimension)
-    write_part(folder / "part.parquet", pa.Table.from_arrays(columns, schema=schema))
+    pq.write_table(pa.table(columns, list(STORE_COLUMNS[:4])), folder / "part.parquet")
     content = fingerprint.to_dict() | {"id": fingerprint.id}
     write_manifest(folder, Manifest(content, "test", len(texts), 0, 1, 1, "", ["part.parquet"]))
     return str(folder)

@@ -9,17 +9,18 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from sce.datasets.starter import read_starter
 from sce.embedding.embedder import embedder_fingerprint
 from sce.embedding.fingerprint import EmbedderFingerprint
 from sce.embedding.settings import EmbedderConfig
 from sce.embedding.store import (
+    STORE_COLUMNS,
     Manifest,
     embedding_column,
-    embeddings_schema,
+    part_options,
     write_manifest,
-    write_part,
 )
 from sce.predictor import Predictor
 from sce.training.fresh_model import ModelConfig, build_model
@@ -63,14 +64,13 @@ def write_store(
 ) -> None:
     """A store of random unit vectors with the ids r0, r1, ..."""
     folder.mkdir(parents=True)
-    schema = embeddings_schema(fingerprint.dimension)
     parts = []
     for first in range(0, rows, part_rows):
         count = min(part_rows, rows - first)
         ids = pa.array([f"r{i}" for i in range(first, first + count)])
         vectors = embedding_column(unit_vectors(count, fingerprint.dimension, seed=first))
         parts.append(f"part-{first:09d}.parquet")
-        table = pa.Table.from_arrays([ids, ids, vectors, pa.repeat(False, count)], schema=schema)
-        write_part(folder / parts[-1], table)
+        table = pa.table([ids, ids, vectors, pa.repeat(False, count)], list(STORE_COLUMNS[:4]))
+        pq.write_table(table, folder / parts[-1], **part_options(table.column_names))
     content = fingerprint.to_dict() | {"id": fingerprint.id}
     write_manifest(folder, Manifest(content, f"random {rows}", rows, 0, 1.0, 1.0, "", parts))

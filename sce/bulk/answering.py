@@ -18,13 +18,8 @@ from sce.model.answers import Answers
 
 @dataclass(frozen=True)
 class BlockAnswers:
-    """The answers for G rows.
-
-    Attributes:
-        answers: of the rows, in order; of a row with an error nothing in it has a meaning.
-        truncated_G: bool, whether the text was longer than the embedder reads.
-        errors_G: object array of words of `sce.errors.ROW_ERRORS`, "" for none.
-    """
+    """The answers for G rows, without a meaning for one with an error; whether each text was longer
+    than the embedder reads, bool; and a word of `sce.errors.ROW_ERRORS` or "", an object array."""
 
     answers: Answers
     truncated_G: np.ndarray
@@ -57,7 +52,6 @@ class Endpoint:
     """Where to ask, and how.
 
     Attributes:
-        url: of the server, without a path of its interface.
         model: its name there; None for the server's default.
         token: "" for none.
         concurrency: requests at a time.

@@ -31,13 +31,8 @@ class Example:
 
 @dataclass(frozen=True)
 class Move:
-    """Rows with one answer before and one after; None is "no answer".
-
-    Attributes:
-        rows: how many.
-        examples: of the largest moves, the rows whose ids hash lowest: a sample that depends
-            neither on the order of the files nor on chance.
-    """
+    """Rows with one answer before and one after; None is "no answer". The largest moves have
+    examples, the rows whose ids hash lowest: neither the order of the files nor chance decides."""
 
     before: str | None
     after: str | None
@@ -47,14 +42,12 @@ class Move:
 
 @dataclass(frozen=True)
 class Side:
-    """What one of the two outputs holds.
+    """How many rows one of the two outputs has.
 
     Attributes:
         rows_only_here: rows whose id the other output has not.
-        errors: rows with an error.
         nulls: rows without an answer and without an error.
-        counts: rows of each label; the labels of the run in order, or by count where they were
-            not given.
+        counts: rows of each label, as `OutputRows.counts` has them.
     """
 
     folder: str
@@ -67,7 +60,8 @@ class Side:
     @property
     def null_share(self) -> float:
         """Rows without an answer among the rows without an error; NaN if none is."""
-        return _share(self.nulls, self.rows - self.errors)
+        rows = self.rows - self.errors
+        return self.nulls / rows if rows else float("nan")
 
 
 @dataclass(frozen=True)
@@ -75,8 +69,7 @@ class Comparison:
     """What two outputs have in common and where they part.
 
     Attributes:
-        rows_compared: rows in both, without an error in either.
-        rows_with_error: rows in both that have an error in at least one.
+        rows_compared, rows_with_error: rows in both, without an error in either, and with one.
         from_to: the compared rows by answer before and after, those that stayed included; the
             most rows first.
         exact_labels: whether both label sets were given. If not, a label without rows is not
@@ -132,10 +125,10 @@ class Comparison:
     @property
     def share_moved(self) -> float:
         """The part of the compared rows that moved; NaN if there are none."""
-        return _share(self.rows_moved, self.rows_compared)
+        return self.rows_moved / self.rows_compared if self.rows_compared else float("nan")
 
     def to_metrics(self) -> dict[str, float]:
-        """Figures for a tracker, `compare/...`; shares of nothing are left out."""
+        """Figures for a tracker; shares of nothing are left out."""
         figures = {
             "rows_compared": self.rows_compared,
             "rows_with_error": self.rows_with_error,
@@ -162,13 +155,12 @@ def compare_outputs(
     label_sets: tuple[Sequence[str], Sequence[str]] | None = None,
     texts_of: Callable[[list[str]], Mapping[str, str]] | None = None,
 ) -> Comparison:
-    """Match the rows of two outputs by id and count how their answers changed.
+    """Match the rows of two outputs, folders, by id and count how their answers changed.
 
     A row counts as moved if its label is another one, null included. Rows with an error in
     either output are counted apart.
 
     Args:
-        previous, current: folders, as paths or URIs, see `OutputRows.read`.
         label_sets: of the two runs, in order, or None where they are not known: what a run's
             labels are is then what its rows say.
         texts_of: the texts of some ids, as far as they are known; called at most once.
@@ -179,14 +171,13 @@ def compare_outputs(
     names: dict[str, int] = {}
     before, after = OutputRows.read(str(previous), names), OutputRows.read(str(current), names)
     at_before_P, at_after_P = match_rows(before, after)
-    code_before_P, code_after_P = before.code_N[at_before_P], after.code_N[at_after_P]
-    good_P = (code_before_P != ERROR) & (code_after_P != ERROR)
+    good_P = (before.code_N[at_before_P] != ERROR) & (after.code_N[at_after_P] != ERROR)
     at_before_G, at_after_G = at_before_P[good_P], at_after_P[good_P]
 
     # A pair of answers as one number; `NULL` is -1, so the first answer is "none".
     answers: list[str | None] = [None, *names]
     base = len(answers)
-    pair_G = (code_before_P[good_P] + 1).astype(np.int64) * base + code_after_P[good_P] + 1
+    pair_G = (before.code_N[at_before_G] + 1).astype(np.int64) * base + after.code_N[at_after_G] + 1
     counted = [
         (answers[pair // base], answers[pair % base], rows, pair)
         for pair, rows in zip(*(found.tolist() for found in np.unique(pair_G, return_counts=True)))
@@ -214,17 +205,12 @@ def compare_outputs(
         )
         for output, labels in zip((before, after), label_sets or (None, None))
     ]
+    from_to = [Move(old, new, rows, tuple(examples[pair])) for old, new, rows, pair in counted]
     return Comparison(
         previous=sides[0],
         current=sides[1],
         rows_compared=len(pair_G),
         rows_with_error=len(good_P) - len(pair_G),
-        from_to=tuple(
-            Move(old, new, rows, tuple(examples.get(pair, ()))) for old, new, rows, pair in counted
-        ),
+        from_to=tuple(from_to),
         exact_labels=label_sets is not None,
     )
-
-
-def _share(part: int, whole: int) -> float:
-    return part / whole if whole else float("nan")

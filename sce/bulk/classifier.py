@@ -12,14 +12,7 @@ import pyarrow.compute as pc
 from sce.bulk.answering import BlockAnswers, BlockPredictor
 from sce.bulk.corpus import Columns
 from sce.bulk.reading import kept_columns
-from sce.bulk.rows import (
-    Errors,
-    check_ids,
-    check_labels,
-    check_texts,
-    check_vectors,
-    row_labels,
-)
+from sce.bulk.rows import Errors, check_ids, check_labels, check_texts, check_vectors, row_labels
 from sce.bulk.vectors import embed_distinct
 from sce.labels import LabelSet
 from sce.model.answers import Answers
@@ -74,11 +67,8 @@ class LocalPredictor:
 
 
 class BlockClassifier:
-    """Classifies blocks that `read_shard` made.
-
-    Args:
-        labels: the label set; with a column of labels, what is known of some of them, or None.
-    """
+    """Classifies blocks that `read_shard` made. With a column of labels, `labels` are what is known
+    of some of them, or None."""
 
     def __init__(
         self,
@@ -87,10 +77,8 @@ class BlockClassifier:
         columns: Columns,
         answer: AnswerColumns,
     ) -> None:
-        if labels is None and columns.labels is None:
-            raise ValueError("a label set or a column of labels is needed")
         self._predictor = predictor
-        self._labels = labels
+        self._labels: Any = labels
         self._known = {label.key: label for label in labels.labels} if labels else {}
         self._names = pa.array(labels.names, pa.string()) if labels else None
         self._columns = columns
@@ -102,19 +90,15 @@ class BlockClassifier:
             predictor.warm_up(labels)
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        """Rows in = rows out, in the same order.
-
-        Returns:
-            id, the columns kept (an own name taken: `input_<name>`), label, score, top and scores
-            where asked for, truncated, error, place.
-        """
+        """Rows in = rows out, in the same order: id, the columns kept (an own name taken:
+        `input_<name>`), label, score, top and scores where asked for, truncated, error, place."""
         errors = Errors.of(block["error"])
         vectors_GD = self._check(block, errors)
         asked_N = errors.good()
         truncated_N = block["truncated"].to_numpy().copy()
+        answers = {name: pa.nulls(len(block), kind) for name, kind in self._types.items()}
         if asked_N.any():
-            labels: Any = self._labels
-            names = self._names
+            labels, names = self._labels, self._names
             if self._columns.labels is not None:
                 labels, names = row_labels(block["labels"], asked_N, self._known)
             found_G = self._ask(block, asked_N, vectors_GD, labels)
@@ -124,14 +108,13 @@ class BlockClassifier:
             # Where each row stands among those that were asked; null gives a row without answer.
             place_N = pa.array(np.cumsum(asked_N) - 1, mask=~errors.good())
             answers_G = self._answers(found_G.answers, names)
-            answers = {name: answers_G[name].take(place_N) for name in self._types}
-        else:
-            answers = {name: pa.nulls(len(block), kind) for name, kind in self._types.items()}
-        found = {"id": block["id"]} | kept_columns(block, OWN_COLUMNS) | answers
-        found["truncated"] = pa.array(truncated_N)
-        found["error"] = pa.array(errors.codes_N, pa.string())
-        found["place"] = block["place"]
-        return pa.table(found)
+            answers = {name: answers_G[name].take(place_N) for name in answers}
+        rest = {
+            "truncated": pa.array(truncated_N),
+            "error": pa.array(errors.codes_N, pa.string()),
+            "place": block["place"],
+        }
+        return pa.table({"id": block["id"]} | kept_columns(block, OWN_COLUMNS) | answers | rest)
 
     def _check(self, block: pa.Table, errors: Errors) -> np.ndarray | None:
         """Mark what can be seen of a row before it is answered; the vectors of the good rows, or
@@ -155,11 +138,8 @@ class BlockClassifier:
         return self._predictor.answer_texts(texts_G, labels, top_k, return_scores)
 
     def _answers(self, answers: Answers, names: pa.Array) -> dict[str, pa.Array]:
-        """The columns `_types` for the rows that were asked for.
-
-        Args:
-            names: the labels' names as the user has them, of the one set or row after row.
-        """
+        """The columns `_types` for the rows that were asked for. The `names` are the user's own, of
+        the one set or row after row."""
         one_set = self._columns.labels is None
         first_G = np.zeros(len(answers), np.int64) if one_set else answers.offsets[:-1]
         # A row that got an error has no best label; what stands there is not read.

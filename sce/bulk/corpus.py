@@ -8,6 +8,7 @@ from __future__ import annotations
 import glob
 import io
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
@@ -16,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
@@ -33,16 +35,16 @@ SHARD_ROWS = 65_536
 """Row groups of a Parquet file are read together up to this many rows."""
 HEAD_ROWS = 100
 """Rows of a JSONL file that are looked at to see which fields it has."""
+_LISTS = (pa.ListType, pa.LargeListType, pa.FixedSizeListType)
 
 
 @dataclass(frozen=True)
 class InputFile:
-    """One file of the input.
+    """One file of the input, of `size` bytes.
 
     Attributes:
         uri: path or URI as `pyarrow.fs` reads it.
         name: below the folder that the user gave; stands in ids made from places.
-        size: bytes.
         modified: nanoseconds since the epoch, 0 where the store does not say.
     """
 
@@ -88,8 +90,8 @@ class Shard:
     Attributes:
         file_number: place of the file in the input.
         first_row: number of its first row within the file.
-        rows: how many.
         row_groups: of a Parquet file; empty for a text file, which is read whole.
+        chosen: one bit for each row, where only some are to be read.
     """
 
     file: InputFile
@@ -97,12 +99,17 @@ class Shard:
     first_row: int
     rows: int
     row_groups: tuple[int, ...] = ()
+    chosen: bytes = b""
+
+    def only(self, chosen_N: np.ndarray, file_number: int) -> Shard:
+        """Some of the rows, with places as of the file `file_number`."""
+        bits, rows = np.packbits(chosen_N).tobytes(), int(chosen_N.sum())
+        return replace(self, file_number=file_number, rows=rows, chosen=bits)
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """The files of an input, all of one kind; `store` is the embedding store that they are of, if
-    they are of one."""
+    """The files of an input, all of one kind, and the embedding store that they are, if any."""
 
     files: tuple[InputFile, ...]
     store: EmbeddingStore | None = None
@@ -170,11 +177,8 @@ def open_corpus(inputs: Sequence[str]) -> Corpus:
 
 
 def column_names(corpus: Corpus) -> list[str]:
-    """The columns of the first file, in order.
-
-    Raises:
-        DataError: JSON lines, whose fields may differ from line to line.
-    """
+    """The columns of the first file, in order. Raises `DataError`: JSON lines, whose fields may
+    differ from line to line."""
     if corpus.kind == ".jsonl":
         raise DataError("keep_columns: '*' needs a header, which JSONL has not: name the fields.")
     return field_names(corpus.files[0])
@@ -229,15 +233,12 @@ def plan_files(files: Iterable[tuple[InputFile, int]], columns: Columns) -> list
 
 
 def join_plans(plans: Sequence[FilePlan]) -> list[Shard]:
-    """The shards of all files.
-
-    Raises:
-        DataError: no rows at all, or a kept column whose type changes from file to file.
-    """
+    """The shards of all files. Raises `DataError`: no rows at all, or a kept column whose type
+    changes from file to file."""
     types: dict[str, tuple[pa.DataType, str]] = {}
     for plan in plans:
+        uri = plan.shards[0].file.uri if plan.shards else "an empty file"
         for name, kind in plan.types.items():
-            uri = plan.shards[0].file.uri if plan.shards else "an empty file"
             known, where = types.setdefault(name, (kind, uri))
             if known != kind:
                 raise DataError(
@@ -269,28 +270,35 @@ def require_columns(file: InputFile, names: Sequence[str], needed: Sequence[str]
 
 
 def find_files(item: str, what: str = "input") -> list[InputFile]:
-    """The table files that a file, folder, glob or URI stands for, see `open_corpus`.
-
-    Args:
-        what: names the setting in messages.
-
-    Raises:
-        DataError: nothing is there, or a file of another kind.
-    """
-    if "://" in item and not item.lower().startswith("file://"):
-        files = _find_remote(item, what)
-    else:
-        path = Path(str(to_place(item))).expanduser().absolute()
-        if path.is_dir():
-            names = sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file())
-            files = [_local_file(path / name, name) for name in names if _is_data(name)]
+    """The table files that a file, folder, glob or URI stands for, see `open_corpus`. Raises
+    `DataError`, which names the setting `what`: nothing is there, or a file of another kind."""
+    remote = "://" in item and not item.lower().startswith("file://")
+    base = item if remote else str(Path(str(to_place(item))).expanduser().absolute())
+    if _is_pattern(item):
+        base = re.split(r"[*?[]", item)[0].rpartition("/")[0]
+    filesystem, root = filesystem_of(base)
+    prefix = base.removesuffix(root) if base.endswith(root) else f"{urlsplit(item).scheme}://"
+    try:
+        info = filesystem.get_file_info(root)
+        if info.type == pafs.FileType.File:
+            infos = [info]
+        elif remote or info.type == pafs.FileType.Directory:
+            infos = filesystem.get_file_info(pafs.FileSelector(root, recursive=True))
+            infos = [one for one in infos if _is_data(one.path[len(root) :].strip("/"))]
         else:
-            paths = [path] if path.is_file() else map(Path, glob.glob(str(path), recursive=True))
-            files = [_local_file(path, path.name) for path in sorted(paths) if path.is_file()]
-            if not files:
+            infos = filesystem.get_file_info(glob.glob(root, recursive=True))
+            if not infos:
                 raise DataError(
                     f"{what}: nothing at {item!r}. Give a file, a folder, a glob or a URI."
                 )
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{what}: {item!r} cannot be listed ({error}).") from None
+    files = []
+    for info in sorted(infos, key=lambda one: one.path):
+        inside, uri = info.path.removeprefix(f"{root}/"), prefix + info.path
+        if info.type == pafs.FileType.File and (not _is_pattern(item) or fnmatch(uri, item)):
+            name = info.base_name if inside == info.path else inside
+            files.append(InputFile(uri, name, info.size, info.mtime_ns or 0))
     if not files:
         raise DataError(f"{what}: nothing to read at {item!r}. Allowed: {ALLOWED_FILES}.")
     for file in files:
@@ -299,38 +307,6 @@ def find_files(item: str, what: str = "input") -> list[InputFile]:
                 f"{file.uri}: not a table file that can be read. Allowed: {ALLOWED_FILES}."
             )
     return files
-
-
-def _find_remote(uri: str, what: str) -> list[InputFile]:
-    pattern = any(c in uri for c in "*?[")
-    base = uri[: min(uri.find(c) for c in "*?[" if c in uri)].rpartition("/")[0] if pattern else uri
-    filesystem, root = filesystem_of(base)
-    prefix = base[: len(base) - len(root)] if base.endswith(root) else f"{urlsplit(uri).scheme}://"
-    try:
-        info = filesystem.get_file_info(root)
-        if info.type == pafs.FileType.File:
-            infos = [info]
-        else:
-            infos = filesystem.get_file_info(pafs.FileSelector(root, recursive=True))
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{what}: {uri!r} cannot be listed ({error}).") from None
-    files = []
-    for info in infos:
-        name = info.path[len(root) :].strip("/") or info.base_name
-        if info.type != pafs.FileType.File or (len(infos) > 1 and not _is_data(name)):
-            continue
-        full = prefix + info.path
-        if not pattern or fnmatch(full, uri):
-            files.append(InputFile(full, name, info.size, info.mtime_ns or 0))
-    return files
-
-
-def _local_file(path: Path, name: str) -> InputFile:
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}).") from None
-    return InputFile(str(path), name, status.st_size, status.st_mtime_ns)
 
 
 def _is_data(name: str) -> bool:
@@ -351,17 +327,15 @@ def _refuse_unfinished(item: str) -> None:
 
 
 def _is_pattern(item: str) -> bool:
+    """Whether it is a URI with wildcards, which stand for "/" as well."""
     return "://" in item and any(c in item for c in "*?[")
 
 
 def _is_store(item: str) -> bool:
-    if _is_pattern(item):
-        return False
-    manifest = to_place(item) / MANIFEST
-    if not manifest.is_file():
+    if _is_pattern(item) or not (to_place(item) / MANIFEST).is_file():
         return False
     try:
-        return "embedder" in json.loads(manifest.read_text(encoding="utf-8"))
+        return "embedder" in json.loads((to_place(item) / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return True  # let opening it say what is wrong
 
@@ -393,27 +367,16 @@ def _check_types(file: InputFile, schema: pa.Schema, columns: Columns) -> None:
 def is_text(kind: pa.DataType) -> bool:
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
-    return bool(
-        pa.types.is_string(kind)
-        or pa.types.is_large_string(kind)
-        or pa.types.is_string_view(kind)
-        or pa.types.is_null(kind)
-    )
+    return kind in (pa.string(), pa.large_string(), pa.string_view(), pa.null())
 
 
 def _is_id(kind: pa.DataType) -> bool:
     return is_text(kind) or bool(pa.types.is_integer(kind))
 
 
-def _is_list(kind: pa.DataType) -> bool:
-    return bool(
-        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    )
-
-
 def _is_vector(kind: pa.DataType) -> bool:
-    return _is_list(kind) and bool(pa.types.is_floating(kind.value_type))
+    return isinstance(kind, _LISTS) and bool(pa.types.is_floating(kind.value_type))
 
 
 def _is_label_column(kind: pa.DataType) -> bool:
-    return is_text(kind) or (_is_list(kind) and is_text(kind.value_type))
+    return is_text(kind) or (isinstance(kind, _LISTS) and is_text(kind.value_type))

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator
@@ -27,18 +28,13 @@ class ErrorLimit:
     @classmethod
     def parse(cls, value: str) -> ErrorLimit:
         """`100` is a count, `1%` and `0.01` are shares. Raises `ValueError` on anything else."""
-        text = value.strip()
-        try:
-            number = float(text.removesuffix("%"))
-        except ValueError:
-            number = -1.0
-        if text.endswith("%"):
-            if 0 <= number <= 100:
-                return cls(share=number / 100)
-        elif number >= 0 and number.is_integer():
-            return cls(count=int(number))
-        elif 0 < number < 1:
-            return cls(share=number)
+        number, percent = value.strip().removesuffix("%"), value.strip().endswith("%")
+        with suppress(ValueError):
+            if not percent and float(number).is_integer() and float(number) >= 0:
+                return cls(count=int(float(number)))
+            share = float(number) / 100 if percent else float(number)
+            if 0 <= share <= 1:
+                return cls(share=share)
         raise ValueError(f"{value!r} is neither a count (100) nor a share (1%)")
 
     def exceeded(self, rows: int, errors: int) -> bool:
@@ -58,16 +54,13 @@ MaxErrors = Annotated[str, BeforeValidator(str), AfterValidator(_check_limit)]
 
 @dataclass(frozen=True)
 class ActorCounts:
-    """Rows answered, rows by error, when the first block began and the last one ended, and how
-    long the slowest model took to load.
+    """Rows answered (again, where a kill undid them), rows by error, when the first block began and
+    the last one ended, and how long the slowest model took to load."""
 
-    A row that a kill undid counts again when it is done again.
-    """
-
-    rows: int
-    errors: dict[str, int]
-    started: float
-    finished: float
+    rows: int = 0
+    errors: Mapping[str, int] = field(default_factory=dict)
+    started: float = 0.0
+    finished: float = 0.0
     load_seconds: float = 0.0
 
     @property

@@ -1,18 +1,20 @@
-"""Shows what a dry run and a comparison of two outputs found: in a terminal, and in Markdown."""
+"""What a dry run found; and how that and a comparison of two outputs are shown."""
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 from rich.console import Console
 from rich.filesize import decimal
 from rich.text import Text
 
 from sce.bulk.changes import Comparison, Move
-from sce.bulk.preview import SHOWN_PAIRS, Preview
 from sce.evaluation.tables import Cell, Table, escape_markdown
 
 MAX_MATRIX_LABELS = 15
@@ -21,11 +23,62 @@ MAX_TERMINAL_ROWS = 10
 MAX_MOVES = 20
 """Shown in Markdown."""
 SAMPLE_ROWS = 10
+SHOWN_PAIRS = 10
 NO_ANSWER = "(no answer)"
 CUT = " […]"
 NAME_CHARS, TEXT_CHARS, SAMPLE_CHARS = 60, 160, 80
 
 _LEFT = {"", "from", "to", "id", "text", "label", "second"}
+
+
+class ConfusedPair(NamedTuple):
+    """Two labels that stand first and second in some rows of a sample, and how far apart their
+    probabilities are."""
+
+    one: str
+    other: str
+    rows: int
+    mean_gap: float
+
+
+@dataclass(frozen=True)
+class Preview:
+    """The answers of a sample, with `top` of two labels and `shown`, a text or an id; and what to
+    expect of the whole input, start-up left out."""
+
+    sample: pa.Table
+    pairs: list[ConfusedPair]
+    rows: int
+    seconds: float
+    output_bytes: int
+
+    def summary(self) -> dict[str, Any]:
+        errors = [code for code in self.sample["error"].to_pylist() if code]
+        return {
+            "dry_run": True,
+            "rows_in": self.rows,
+            "sample_rows": self.sample.num_rows,
+            "sample_errors": {code: errors.count(code) for code in sorted(set(errors))},
+            "expected_seconds": round(self.seconds, 1),
+            "expected_output_bytes": self.output_bytes,
+            "confused": [[pair.one, pair.other, pair.rows] for pair in self.pairs[:SHOWN_PAIRS]],
+        }
+
+
+def confused_pairs(top: Sequence[Sequence[dict[str, Any]] | None]) -> list[ConfusedPair]:
+    """Pairs that stand first and second in `top`, each row's two best labels with their scores or
+    None; the heaviest first."""
+    found: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
+    for first, second, *_ in (row for row in top if row is not None and len(row) > 1):
+        one, other = sorted((first["label"], second["label"]))
+        found[one, other].append((first["score"] - second["score"], second["score"]))
+    pairs = []
+    for (one, other), rows in found.items():
+        gaps, seconds = zip(*rows)
+        pair = ConfusedPair(one, other, len(rows), sum(gaps) / len(rows))
+        # The sum of the second's probabilities: in how many of these rows it might be right.
+        pairs.append((-sum(seconds), pair))
+    return [pair for _, pair in sorted(pairs)]
 
 
 def print_preview(found: Preview, console: Console) -> None:
@@ -34,12 +87,11 @@ def print_preview(found: Preview, console: Console) -> None:
     step = max(1, sample.num_rows // SAMPLE_ROWS)
     rows: list[list[Cell]] = []
     for row in sample.take(list(range(0, sample.num_rows, step))[:SAMPLE_ROWS]).to_pylist():
-        shown = one_line(row["shown"] or "", SAMPLE_CHARS)
-        if row["error"]:
-            rows.append([shown, Text(row["error"], "red"), "", "", ""])
-            continue
-        second = [(best["label"], _score(best["score"])) for best in row["top"][1:2]]
-        rows.append([shown, row["label"] or "-", _score(row["score"]), *(second or [("", "")])[0]])
+        answer: list[Cell] = [Text(row["error"], "red"), "", "", ""]
+        if not row["error"]:
+            second = [(best["label"], _score(best["score"])) for best in row["top"][1:2]]
+            answer = [row["label"] or "-", _score(row["score"]), *(second or [("", "")])[0]]
+        rows.append([one_line(row["shown"] or "", SAMPLE_CHARS), *answer])
     columns = ["text", "label", "score", "second", "score"]
     console.print(Table(columns, rows, "Predictions", left=_LEFT))
     if found.pairs:
@@ -61,10 +113,8 @@ def print_comparison(found: Comparison, console: Console) -> None:
     console.print(_figures(found))
     for line in _label_changes(found):
         console.print(Text(line))
-    if found.moves:
-        console.print(_moves(found, found.moves[:MAX_TERMINAL_ROWS]))
-    if found.labels:
-        console.print(_labels(found, MAX_TERMINAL_ROWS))
+    for table in _tables(found, MAX_TERMINAL_ROWS, MAX_TERMINAL_ROWS):
+        console.print(table)
 
 
 def comparison_markdown(found: Comparison) -> str:
@@ -75,21 +125,16 @@ def comparison_markdown(found: Comparison) -> str:
         escape_markdown(headline(found)),
         _figures(found).to_markdown(literal=True),
     ]
-    changes = _label_changes(found)
-    if changes:
+    if changes := _label_changes(found):
         parts.append("\n".join(f"- {escape_markdown(line)}" for line in changes))
     if not found.exact_labels:
         parts.append(
             "The label sets of the two runs were not both given: a label without rows cannot "
             "be told from one that is not in the set."
         )
-    moves = found.moves[:MAX_MOVES]
-    tables = []
-    if moves:
-        tables.append(_moves(found, moves))
-        tables.append(_examples(moves))
-    if found.labels:
-        tables.append(_labels(found, MAX_SHOWN_LABELS))
+    tables = _tables(found, MAX_MOVES, MAX_SHOWN_LABELS)
+    if found.moves:
+        tables.insert(1, _examples(found.moves[:MAX_MOVES]))
     if len(found.labels) <= MAX_MATRIX_LABELS:
         tables.append(_matrix(found))
     for table in tables:
@@ -140,6 +185,12 @@ def _label_changes(found: Comparison) -> list[str]:
             rest = f" and {left} more" if left else ""
             lines.append(f"{title} ({len(names)}): {', '.join(quoted)}{rest}")
     return lines
+
+
+def _tables(found: Comparison, moves: int, labels: int) -> list[Table]:
+    """The largest moves and the labels that changed most, where there are any."""
+    tables = [_moves(found, found.moves[:moves])] if found.moves else []
+    return [*tables, _labels(found, labels)] if found.labels else tables
 
 
 def _moves(found: Comparison, moves: Sequence[Move]) -> Table:

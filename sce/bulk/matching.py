@@ -56,14 +56,14 @@ class OutputRows:
         """Stream every `.parquet` and `.jsonl` file below a folder, a path or a URI, but for what
         begins with "_" or "."; labels that `names` has not get the next numbers in it.
 
-        Raises:
-            DataError: a folder that is not there or has no data file; a file that cannot be read
-                or lacks a column; an id that is null.
+        Raises `DataError`: no folder, or none with a data file; a file that cannot be read or
+        lacks a column; an id that is null.
         """
         found = find_files(folder, "compare_to")
         files = [file for file in found if file.uri.endswith((".parquet", ".jsonl"))]
         files = [file for file in files if _has_rows(file)]
-        hashes, codes, scores = [np.empty((2, 0), np.uint64)], [], []
+        hashes, codes = [np.empty((2, 0), np.uint64)], [np.empty(0, np.int32)]
+        scores = [np.empty(0, np.float32)]
         for file in files:
             for batch in _batches(file, _COLUMNS):
                 if batch["id"].null_count:
@@ -71,13 +71,8 @@ class OutputRows:
                 hashes.append(_hashes(batch["id"]))
                 codes.append(_codes(batch, names))
                 scores.append(pc.fill_null(batch["score"].cast(pa.float32()), np.nan).to_numpy())
-        return cls(
-            folder,
-            files,
-            np.concatenate(hashes, axis=1),
-            np.concatenate([*codes, np.empty(0, np.int32)]),
-            np.concatenate([*scores, np.empty(0, np.float32)]),
-        )
+        hash_2N = np.concatenate(hashes, axis=1)
+        return cls(folder, files, hash_2N, np.concatenate(codes), np.concatenate(scores))
 
     def ids_at(self, rows: IntArray) -> list[str]:
         """The ids of some rows, in the order asked for: they are not kept, but read again."""
@@ -92,15 +87,11 @@ class OutputRows:
         return [found[row] for row in rows.tolist()]
 
     def score(self, row: int) -> float | None:
-        score = float(self.score_N[row])
-        return None if np.isnan(score) else score
+        return None if np.isnan(self.score_N[row]) else float(self.score_N[row])
 
     def counts(self, names: Mapping[str, int], labels: Sequence[str] | None) -> dict[str, int]:
-        """Rows of each label of the run, in the order of `labels`, else by count.
-
-        Raises:
-            DataError: a label that is not among `labels`.
-        """
+        """Rows of each label of the run, in the order of `labels`, else by count. Raises
+        `DataError`: a label that is not among `labels`."""
         counts = np.bincount(self.code_N[self.code_N >= 0], minlength=len(names)).tolist()
         seen = {name: rows for name, rows in zip(names, counts) if rows}
         if labels is None:
@@ -115,11 +106,8 @@ class OutputRows:
 
 
 def match_rows(before: OutputRows, after: OutputRows) -> tuple[IntArray, IntArray]:
-    """Rows of both outputs with the same id, [P] each, in the order of the hashes.
-
-    Raises:
-        DataError: an id that stands twice in an output; no id that both outputs have.
-    """
+    """Rows of both outputs with the same id, [P] each, in the order of the hashes. Raises
+    `DataError`: an id that stands twice in an output; no id that both outputs have."""
     hash_2N = np.concatenate([before.hash_2N, after.hash_2N], axis=1)
     before.hash_2N = after.hash_2N = hash_2N[:, :0].copy()  # of no more use: make room to sort
     # Equal ids are neighbours in the order of their hashes. The sort is stable, so of two the

@@ -10,14 +10,15 @@ Readers of folders of Parquet leave names with "_" out.
 from __future__ import annotations
 
 import json
-import logging
+import math
 import os
 import socket
 import time
-import uuid
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -29,31 +30,21 @@ import pyarrow.fs as pafs
 import pyarrow.json as paj
 import pyarrow.parquet as pq
 
-from sce.errors import ConfigError
-from sce.storage import RemotePath, filesystem_of, remove, to_place, write_text
+from sce.errors import ConfigError, DataError
+from sce.storage import Place, RemotePath, filesystem_of, remove, to_place, write_text
 
 RUN_FILE = "_run.json"
 LOCK_FILE = "_lock.json"
 CHECKPOINT = "_checkpoint"
 HEARTBEAT_SECONDS = 10
 STALE_SECONDS = 60
-_READ_LITTLE = {"batch_readahead": 1, "fragment_readahead": 1}
-"""One file at a time, so that memory does not grow with their number."""
 OutputFormat = Literal["parquet", "jsonl"]
-
-log = logging.getLogger(__name__)
 
 
 @dataclass
 class PartCounts:
-    """What stands in the rows of a finished part.
-
-    Attributes:
-        rows: number of rows.
-        errors: rows by the word in `error`.
-        truncated, null_labels: rows; a null label of a row with an error is not counted.
-        labels: rows by label.
-    """
+    """How many rows a part has, with which errors and labels; `null_labels` are rows without a
+    label and without an error."""
 
     rows: int = 0
     errors: dict[str, int] = field(default_factory=dict)
@@ -62,18 +53,25 @@ class PartCounts:
     labels: dict[str, int] = field(default_factory=dict)
 
     @classmethod
+    def of(cls, rows: pa.RecordBatch | pa.Table) -> PartCounts:
+        """What stands in some rows; those of a store have no labels, of an old one no errors."""
+        errors = _counted(rows["error"]) if "error" in rows.schema.names else {}
+        errors.pop("", None)
+        truncated = pc.sum(rows["truncated"]).as_py() or 0
+        if "label" not in rows.schema.names:
+            return cls(rows.num_rows, errors, truncated)
+        null = pc.and_(pc.is_null(rows["label"]), pc.equal(rows["error"], ""))
+        nulls = pc.sum(null).as_py() or 0
+        return cls(rows.num_rows, errors, truncated, nulls, _counted(rows["label"]))
+
+    @classmethod
     def total(cls, parts: Sequence[PartCounts]) -> PartCounts:
-        errors: Counter[str] = Counter()
-        labels: Counter[str] = Counter()
-        for part in parts:
-            errors.update(part.errors)
-            labels.update(part.labels)
         return cls(
             sum(p.rows for p in parts),
-            dict(errors.most_common()),
+            _added(p.errors for p in parts),
             sum(p.truncated for p in parts),
             sum(p.null_labels for p in parts),
-            dict(labels.most_common()),
+            _added(p.labels for p in parts),
         )
 
 
@@ -82,13 +80,11 @@ class OutputRun:
     """The state of an output folder. Open one with `OutputRun.open`.
 
     Attributes:
-        uri: the folder.
         request: everything that decides the output; a rerun must ask for the same.
         parts: finished parts by number.
         summary: of the finished job, else None.
         seconds: of work on it, over all attempts.
         first_part: folder number of the part 0; before it stands what an earlier request wrote.
-        lock: to be held while anything is written.
     """
 
     uri: str
@@ -97,10 +93,11 @@ class OutputRun:
     summary: dict[str, Any] | None = None
     seconds: float = 0.0
     first_part: int = 0
-    lock: FolderLock = field(init=False, repr=False, compare=False)
 
-    def __post_init__(self) -> None:
-        self.lock = FolderLock(self.uri)
+    @cached_property
+    def lock(self) -> FolderLock:
+        """To be held while anything is written."""
+        return FolderLock(self.uri)
 
     @classmethod
     def open(
@@ -113,9 +110,8 @@ class OutputRun:
             what: setting that names the folder, for messages.
             update: the folder is whole, and a request for another input begins anew in it.
 
-        Raises:
-            InputError: a URI that cannot be used; other files are there, or the job in it was
-                asked for something else; names every difference.
+        Raises `InputError`: a URI that cannot be used; other files are there, or the job in it was
+        asked for something else, with every difference.
         """
         plain = json.loads(json.dumps(request))
         place = to_place(uri)
@@ -123,9 +119,8 @@ class OutputRun:
             place.check(what)
         old = read_run(uri)
         if old is None:
-            filesystem, path = filesystem_of(uri)
-            found = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
-            files = sorted(f.base_name for f in found if f.base_name != LOCK_FILE)
+            found = place.iterdir() if place.exists() else ()
+            files = sorted(file.name for file in found if file.name != LOCK_FILE)
             if files and not update:
                 raise ConfigError(
                     f"{what}: {uri} holds files that no such job wrote ({files[0]!r}). "
@@ -135,7 +130,7 @@ class OutputRun:
         if update and old.request["input"] != plain["input"]:
             old = cls(uri, old.request | {"input": plain["input"]})
         differences = list(_differences(old.request, plain))
-        if differences and (update or not old.is_empty):
+        if differences and (update or rows_done(old)):
             raise ConfigError(
                 f"{what}: the job in {uri} was asked for something else:\n"
                 + "\n".join(f"  {line}" for line in differences)
@@ -144,32 +139,25 @@ class OutputRun:
         return cls(uri, plain) if differences else old
 
     @property
-    def is_empty(self) -> bool:
-        """No row was ever confirmed."""
-        return rows_done(self) == 0
-
-    @property
     def done(self) -> bool:
         return self.summary is not None
 
     def part_uri(self, number: int) -> str:
         """Folder of a part's rows."""
-        return f"{self.uri.rstrip('/')}/part-{self.first_part + number:05d}"
+        return str(to_place(self.uri) / f"part-{self.first_part + number:05d}")
 
     def checkpoint_uri(self, number: int) -> str:
-        return f"{self.uri.rstrip('/')}/{CHECKPOINT}/part-{self.first_part + number:05d}"
+        return str(to_place(self.uri) / CHECKPOINT / f"part-{self.first_part + number:05d}")
 
     def save(self) -> None:
         """Write the state; never half of it."""
-        write_json(
-            f"{self.uri.rstrip('/')}/{RUN_FILE}",
-            {
-                "request": self.request,
-                "seconds": round(self.seconds, 1),
-                "parts": {number: part.__dict__ for number, part in self.parts.items()},
-                "summary": self.summary,
-            },
-        )
+        state = {
+            "request": self.request,
+            "seconds": round(self.seconds, 1),
+            "parts": {number: part.__dict__ for number, part in self.parts.items()},
+            "summary": self.summary,
+        }
+        _write_json(to_place(self.uri) / RUN_FILE, state)
 
     def commit_part(self, number: int, counts: PartCounts) -> None:
         """Mark a part as finished; its checkpoint is of no more use."""
@@ -185,21 +173,17 @@ class OutputRun:
 
     def remove_checkpoint(self) -> None:
         """Forget which rows of unfinished parts were written."""
-        remove(to_place(f"{self.uri.rstrip('/')}/{CHECKPOINT}"))
+        remove(to_place(self.uri) / CHECKPOINT)
 
 
 def read_run(uri: str) -> OutputRun | None:
-    """The state of an output folder; None where there is none.
-
-    Raises:
-        ConfigError: it is damaged.
-    """
-    filesystem, path = filesystem_of(f"{uri.rstrip('/')}/{RUN_FILE}")
-    if filesystem.get_file_info(path).type == pafs.FileType.NotFound:
+    """The state of an output folder; None where there is none. Raises `ConfigError`: it is
+    damaged."""
+    file = to_place(uri) / RUN_FILE
+    if not file.exists():
         return None
     try:
-        with filesystem.open_input_stream(path) as file:
-            content = json.loads(file.read())
+        content = json.loads(file.read_text(encoding="utf-8"))
         parts = {int(n): PartCounts(**part) for n, part in content["parts"].items()}
         return OutputRun(uri, content["request"], parts, content["summary"], content["seconds"])
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -210,7 +194,7 @@ def read_run(uri: str) -> OutputRun | None:
 
 def rows_done(run: OutputRun) -> int:
     """Rows of finished parts, and of the unfinished part those that a kill would not undo."""
-    filesystem, path = filesystem_of(f"{run.uri.rstrip('/')}/{CHECKPOINT}")
+    filesystem, path = filesystem_of(to_place(run.uri) / CHECKPOINT)
     selector = pafs.FileSelector(path, allow_not_found=True, recursive=True)
     rows = sum(part.rows for part in run.parts.values())
     # Of a part that was finished just before a kill the checkpoint may still lie there.
@@ -219,42 +203,25 @@ def rows_done(run: OutputRun) -> int:
         pending = info.path.endswith(".pending.parquet")
         part = info.path.split("/")[-2]
         if info.path.endswith(".parquet") and not pending and part not in finished:
-            try:
-                with filesystem.open_input_file(info.path) as file:
-                    rows += pq.read_metadata(file).num_rows
-            except FileNotFoundError:  # its part was finished in the meantime
-                continue
+            with suppress(FileNotFoundError):  # its part was finished in the meantime
+                rows += pq.read_metadata(info.path, filesystem=filesystem).num_rows
     return rows
 
 
 def count_part(uri: str, output_format: OutputFormat, classified: bool) -> PartCounts:
-    """Read back what a part holds.
-
-    Args:
-        classified: the rows have labels; an embedding store's have not.
-
-    Raises:
-        RuntimeError: a row is there twice.
-    """
-    counts = PartCounts()
-    errors: Counter[str] = Counter()
-    labels: Counter[str] = Counter()
-    places: list[np.ndarray] = []
+    """Read back what a part holds: rows that are `classified`, or those of an embedding store.
+    Raises `RuntimeError`: a row is there twice."""
+    counts, places = [], [np.empty(0, np.int64)]
     columns = ["place", "error", "truncated", *(["label"] if classified else [])]
     for batch in read_rows(uri, output_format, columns):
+        counts.append(PartCounts.of(batch))
         places.append(batch["place"].to_numpy(zero_copy_only=False))
-        counts.rows += batch.num_rows
-        counts.truncated += pc.sum(batch["truncated"]).as_py() or 0
-        errors.update(_counted(batch["error"]))
-        if classified:
-            labels.update(_counted(batch["label"]))
-            null = pc.and_(pc.is_null(batch["label"]), pc.equal(batch["error"], ""))
-            counts.null_labels += pc.sum(null).as_py() or 0
-    errors.pop("", None)
-    counts.errors, counts.labels = dict(errors.most_common()), dict(labels.most_common())
-    if places and _has_twice(places):
+    place_N = np.concatenate(places)
+    del places  # 80 MB of a large part
+    place_N.sort()
+    if (place_N[1:] == place_N[:-1]).any():
         raise RuntimeError(f"{uri}: a row stands there twice; this is a bug. Use a new output.")
-    return counts
+    return PartCounts.total(counts)
 
 
 def read_rows(
@@ -264,18 +231,17 @@ def read_rows(
     filesystem, path = filesystem_of(uri)
     if filesystem.get_file_info(path).type == pafs.FileType.NotFound:
         return
-    if output_format == "parquet":
-        dataset = pads.dataset(path, filesystem=filesystem, format="parquet")
-        yield from dataset.to_batches(columns=list(columns), **_READ_LITTLE)
-        return
-    types = {"place": pa.int64(), "truncated": pa.bool_(), "score": pa.float32()}
-    schema = pa.schema([(name, types.get(name, pa.string())) for name in columns])
-    # Only the columns that are asked for are parsed.
-    options = paj.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
-    read = paj.ReadOptions(block_size=32 << 20)  # at least the longest line
-    json_format = pads.JsonFileFormat(parse_options=options, read_options=read)
-    dataset = pads.dataset(path, filesystem=filesystem, format=json_format, schema=schema)
-    yield from dataset.to_batches(columns=list(columns), **_READ_LITTLE)
+    schema, kind = None, pads.ParquetFileFormat()
+    if output_format == "jsonl":
+        types = {"place": pa.int64(), "truncated": pa.bool_(), "score": pa.float32()}
+        schema = pa.schema([(name, types.get(name, pa.string())) for name in columns])
+        # Only the columns that are asked for are parsed.
+        options = paj.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
+        read = paj.ReadOptions(block_size=32 << 20)  # at least the longest line
+        kind = pads.JsonFileFormat(parse_options=options, read_options=read)
+    dataset = pads.dataset(path, filesystem=filesystem, format=kind, schema=schema)
+    # One file at a time, so that memory does not grow with their number.
+    yield from dataset.to_batches(columns=list(columns), batch_readahead=1, fragment_readahead=1)
 
 
 class FolderLock:
@@ -286,51 +252,47 @@ class FolderLock:
     """
 
     def __init__(self, uri: str) -> None:
-        self._uri = f"{uri.rstrip('/')}/{LOCK_FILE}"
-        self._last = 0.0
+        self._file = to_place(uri) / LOCK_FILE
+        self._last_beat = -math.inf
         self._depth = 0
-        started = psutil.Process().create_time()
         self._me = {
             "host": socket.gethostname(),
             "pid": os.getpid(),
-            "started": started,
-            "nonce": uuid.uuid4().hex,
+            "started": psutil.Process().create_time(),
         }
 
     def __enter__(self) -> FolderLock:
         """Raises `ConfigError` where another job is at work."""
-        holder = None if self._depth else self._read()
-        if holder and self._is_alive(holder):
-            raise ConfigError(
-                f"output: another job writes to {self._uri.rpartition('/')[0]} (process "
-                f"{holder['pid']} on {holder['host']}, alive {time.time() - holder['time']:.0f} s "
-                "ago). Wait for it, stop it, or give a new folder."
-            )
         if not self._depth:
-            self._last = 0.0
+            holder = self._read()
+            if holder and self._is_alive(holder):
+                raise ConfigError(
+                    f"output: another job writes to {self._file.parent} (process {holder['pid']} "
+                    f"on {holder['host']}, alive {time.time() - holder['time']:.0f} s ago). Wait "
+                    "for it, stop it, or give a new folder."
+                )
+            self._last_beat = -math.inf
         self._depth += 1
         self.beat()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._depth -= 1
-        if not self._depth and (self._read() or {}).get("nonce") == self._me["nonce"]:
-            filesystem, path = filesystem_of(self._uri)
-            filesystem.delete_file(path)
+        if not self._depth and self._me.items() <= self._read().items():
+            self._file.unlink()
 
     def beat(self) -> None:
-        if time.monotonic() - self._last >= HEARTBEAT_SECONDS or not self._last:
-            write_json(self._uri, self._me | {"time": time.time()})
-            self._last = time.monotonic()
+        if time.monotonic() - self._last_beat >= HEARTBEAT_SECONDS:
+            _write_json(self._file, self._me | {"time": time.time()})
+            self._last_beat = time.monotonic()
 
-    def _read(self) -> dict[str, Any] | None:
-        filesystem, path = filesystem_of(self._uri)
+    def _read(self) -> dict[str, Any]:
+        """What the holder says of itself; nothing where there is none."""
         try:
-            with filesystem.open_input_stream(path) as file:
-                found: dict[str, Any] = json.loads(file.read())
-                return found
-        except (OSError, ValueError):
-            return None
+            found: dict[str, Any] = json.loads(self._file.read_text(encoding="utf-8"))
+        except (OSError, ValueError, DataError):
+            return {}
+        return found
 
     def _is_alive(self, holder: Mapping[str, Any]) -> bool:
         if holder["host"] != self._me["host"]:
@@ -341,58 +303,47 @@ class FolderLock:
             return False
 
 
-def write_json(uri: str, content: Mapping[str, Any]) -> None:
-    """Write a file of JSON; readers see the old one or the new one, never half of it."""
-    write_text(to_place(uri), json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+def _write_json(place: Place, content: Mapping[str, Any]) -> None:
+    write_text(place, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
-def _has_twice(places: list[np.ndarray]) -> bool:
-    together = np.concatenate(places)
-    places.clear()
-    together.sort()
-    return bool((together[1:] == together[:-1]).any())
+def _counted(column: pa.Array | pa.ChunkedArray) -> dict[str, int]:
+    found = column.value_counts().to_pylist()
+    return {one["values"]: one["counts"] for one in found if one["values"] is not None}
 
 
-def _counted(column: pa.Array) -> dict[str, int]:
-    found = column.value_counts()
-    pairs = zip(found.field("values").to_pylist(), found.field("counts").to_pylist())
-    return {value: count for value, count in pairs if value is not None}
+def _added(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """The sums by word, the largest first."""
+    total: Counter[str] = Counter()
+    for one in counts:
+        total.update(one)
+    return dict(total.most_common())
 
 
 def _differences(old: Any, new: Any, where: str = "") -> Iterator[str]:
     if where == "labels" and "known" not in {*old, *new}:
-        for word, names in (
-            ("gone", old.keys() - new.keys()),
-            ("new", new.keys() - old.keys()),
-            ("described otherwise", {k for k in old.keys() & new.keys() if old[k] != new[k]}),
-        ):
-            if names:
-                yield f"labels {word}: {', '.join(map(repr, sorted(names)[:10]))}" + (
-                    f" and {len(names) - 10} more" if len(names) > 10 else ""
-                )
+        named = ({repr(name): known for name, known in one.items()} for one in (old, new))
+        yield from _changes("labels", "described otherwise", *named)
     elif isinstance(old, dict) and isinstance(new, dict):
         for key in sorted({*old, *new}):
             yield from _differences(old.get(key), new.get(key), f"{where}.{key}" if where else key)
     elif isinstance(old, list) and isinstance(new, list) and where.startswith("input"):
-        yield from _file_differences(old, new)
+        files = ({file["file"]: file for file in one} for one in (old, new))
+        yield from _changes("input:", "changed", *files)
     elif old != new:
         yield f"{where}: {_shown(old)} then, {_shown(new)} now"
 
 
-def _file_differences(old: list[Any], new: list[Any]) -> Iterator[str]:
-    by_name = [{file["file"]: file for file in files} for files in (old, new)]
-    changes = [
-        ("gone", sorted(set(by_name[0]) - set(by_name[1]))),
-        ("new", sorted(set(by_name[1]) - set(by_name[0]))),
-        (
-            "changed",
-            sorted(n for n in set(by_name[0]) & set(by_name[1]) if by_name[0][n] != by_name[1][n]),
-        ),
-    ]
-    for word, names in changes:
+def _changes(what: str, changed: str, old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
+    """A line for each kind of change that there is, with some of the names."""
+    for word, names in (
+        ("gone", old.keys() - new.keys()),
+        ("new", new.keys() - old.keys()),
+        (changed, {name for name in old.keys() & new.keys() if old[name] != new[name]}),
+    ):
         if names:
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            yield f"input: {word}: {names[0]}{more}"
+            more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+            yield f"{what} {word}: {', '.join(sorted(names)[:10])}{more}"
 
 
 def _shown(value: Any) -> str:

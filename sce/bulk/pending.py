@@ -21,37 +21,9 @@ from sce.bulk.corpus import Columns, Shard
 from sce.bulk.reading import KEEP, PLACE_BITS, kept_name, read_shard
 from sce.bulk.rows import Errors, check_ids, check_texts
 from sce.embedding.store import STORE_COLUMNS, EmbeddingStore, text_hash
-from sce.errors import DataError
+from sce.errors import ROW_ERRORS, DataError
 
 KEY = np.dtype("S16")
-_COMPLAINTS = {
-    "text_null": "has an empty text",
-    "text_empty": "has an empty text",
-    "id_missing": "has no id",
-}
-
-
-@dataclass(frozen=True)
-class PendingShard(Shard):
-    """Some rows of a shard. `rows` is their number.
-
-    Attributes:
-        pending: one bit for each row of the shard.
-    """
-
-    pending: bytes = b""
-
-
-def read_pending(shard: Shard, columns: Columns) -> Iterator[pa.Table]:
-    """`read_shard`; of a `PendingShard` its pending rows alone. Raises as it does."""
-    if not isinstance(shard, PendingShard):
-        yield from read_shard(shard, columns)
-        return
-    pending = np.unpackbits(np.frombuffer(shard.pending, np.uint8)).astype(bool)
-    for table in read_shard(shard, columns):
-        pending_N, pending = np.split(pending, [table.num_rows])
-        if pending_N.any():
-            yield table.filter(pa.array(pending_N))
 
 
 @dataclass(frozen=True)
@@ -82,13 +54,8 @@ class RowFacts:
 
 @dataclass(frozen=True)
 class StorePart:
-    """The rows of a part of a store.
-
-    Attributes:
-        keys_N: of the rows.
-        next_file: behind the number of every file in its places; 0 where it has no places, as the
-            stores of prepared data once had none.
-    """
+    """The keys of a part's rows. Every file number in its places is below `next_file`, which is 0
+    where it has no places, as the stores of prepared data once had none."""
 
     name: str
     keys_N: np.ndarray
@@ -110,24 +77,18 @@ def read_part_keys(name: str, store: EmbeddingStore, columns: Columns) -> StoreP
 def scan_shard(
     shard: Shard, columns: Columns, keys_K: np.ndarray, refuse_errors: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Look the rows of a shard up among sorted keys.
-
-    Returns:
-        The place of each row's key among the keys, -1 where it is not there; 64 bits of each id.
-
-    Raises:
-        DataError: as `read_shard`; with `refuse_errors` also for a row with an error.
-    """
+    """The place of each row's key among sorted keys, -1 where it is not there; and 64 bits of each
+    id. Raises `DataError` as `read_shard`; with `refuse_errors` also for a row with an error."""
     found, id_hashes, row = [np.empty(0, np.int64)], [np.empty(0, np.uint64)], shard.first_row
     for block in read_shard(shard, columns):
         facts = RowFacts.of(block, columns)
         codes_N, ids = facts.errors.codes_N, facts.row_id.to_pylist()
         bad = np.flatnonzero(codes_N != "")
         if refuse_errors and len(bad):
-            complaint = _COMPLAINTS.get(codes_N[bad[0]], f"is no row to embed ({codes_N[bad[0]]})")
+            first = bad[0]
             raise DataError(
-                f"{shard.file.uri}: row {row + bad[0]} ({ids[bad[0]]!r}) {complaint}; {len(bad)} "
-                f"row(s) of {len(ids)} have errors."
+                f"{shard.file.uri}: row {row + first} ({ids[first]!r}) cannot be embedded: "
+                f"{ROW_ERRORS[codes_N[first]]}; {len(bad)} row(s) of {len(ids)} have errors."
             )
         keys_N = facts.keys(block, columns)
         place_N = np.searchsorted(keys_K, keys_N)
@@ -140,11 +101,7 @@ def scan_shard(
 
 
 class KnownRows:
-    """The rows of a store, and which of them a corpus still has.
-
-    Attributes:
-        keys_K: sorted.
-    """
+    """The rows of a store by their sorted keys, and which of them a corpus still has."""
 
     def __init__(self, parts: Sequence[StorePart]) -> None:
         self._parts = parts
@@ -154,10 +111,8 @@ class KnownRows:
         self._live_K = np.zeros(len(keys_K), bool)
 
     def claim(self, found_N: np.ndarray) -> np.ndarray:
-        """Which of the rows that `scan_shard` looked up the store lacks: bool [N].
-
-        A row of the store stands for one row: a second one that is the same in all is pending.
-        """
+        """Which of the rows that `scan_shard` looked up the store lacks: bool [N]. A row of the
+        store stands for one row: a second one that is the same in all is pending."""
         known = np.flatnonzero(found_N >= 0)
         places, rows = np.unique(found_N[known], return_index=True)
         new = ~self._live_K[places]
@@ -173,13 +128,6 @@ class KnownRows:
         for part in self._parts:
             live_N, live_K = np.split(live_K, [len(part.keys_N)])
             yield part, live_N
-
-
-def pending_shard(shard: Shard, pending_N: np.ndarray, file_number: int) -> PendingShard:
-    """The rows of a shard that are to be embedded, with places as of the file `file_number`."""
-    bits = np.packbits(pending_N).tobytes()
-    rows = int(pending_N.sum())
-    return PendingShard(shard.file, file_number, shard.first_row, rows, shard.row_groups, bits)
 
 
 def _others(columns: Columns) -> list[str]:

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sce.bulk.corpus import Columns, Shard, is_text
+from sce.embedding.row_checks import is_unicode
 from sce.errors import DataError
 
 PLACE_BITS = 40
@@ -25,22 +26,27 @@ READ_ROWS = 512
 """Decoded at once, of which a block is put together without a copy. Decoding takes five times the
 memory of its rows for a while; so little at a time is allocated again where it was freed."""
 BLOCK_CHARS = 8_000_000
+_OWN = {"place": pa.int64(), "truncated": pa.bool_(), "error": pa.string()}
+_LINE_ERRORS = {"not UTF-8": "line_not_utf8", "unreadable line": "line_unreadable"}
 
 
 def read_shard(shard: Shard, columns: Columns) -> Iterator[pa.Table]:
-    """The rows of a shard in tables of at most `BLOCK_ROWS`.
+    """The rows of a shard that are to be read, in tables of at most `BLOCK_ROWS`.
 
     Columns: `place` int64; `id` string; `text` string or `embedding` (as it is in the file);
     `labels` list of strings or string, where asked for; `truncated` bool; `error` string ("" for
     none; a line that cannot be read is a row with an error); `keep.<name>` for each column kept.
-
-    Raises:
-        DataError: the file as a whole cannot be read.
+    Raises `DataError` where the file as a whole cannot be read.
     """
-    if shard.row_groups:
-        yield from _read_parquet(shard, columns)
-    else:
-        yield from _read_text(shard, columns)
+    tables = (_read_parquet if shard.row_groups else _read_text)(shard, columns)
+    if not shard.chosen:
+        yield from tables
+        return
+    chosen = np.unpackbits(np.frombuffer(shard.chosen, np.uint8)).astype(bool)
+    for table in tables:
+        chosen_N, chosen = np.split(chosen, [table.num_rows])
+        if chosen_N.any():
+            yield table.filter(pa.array(chosen_N))
 
 
 def read_texts(shards: Iterable[Shard], columns: Columns, ids: Sequence[str]) -> dict[str, str]:
@@ -59,12 +65,8 @@ def read_texts(shards: Iterable[Shard], columns: Columns, ids: Sequence[str]) ->
 
 def kept_columns(block: pa.Table, taken: Sequence[str]) -> dict[str, pa.ChunkedArray]:
     """The columns that the user keeps; one that has the name of a column of ours gets a prefix."""
-    found = {}
-    for name in block.column_names:
-        if name.startswith(KEEP):
-            own = name.removeprefix(KEEP)
-            found[kept_name(own, taken)] = block[name]
-    return found
+    names = [name for name in block.column_names if name.startswith(KEEP)]
+    return {kept_name(name.removeprefix(KEEP), taken): block[name] for name in names}
 
 
 def kept_name(name: str, taken: Sequence[str]) -> str:
@@ -75,8 +77,7 @@ def kept_name(name: str, taken: Sequence[str]) -> str:
 def _read_parquet(shard: Shard, columns: Columns) -> Iterator[pa.Table]:
     row = shard.first_row
     with shard.file.open_parquet() as parquet:
-        in_file = parquet.schema_arrow.names
-        carried = [name for name in ("place", "truncated", "error") if name in in_file]
+        carried = [name for name in _OWN if name in parquet.schema_arrow.names]
         wanted = list(dict.fromkeys([*columns.needed, *carried]))
         batches = parquet.iter_batches(READ_ROWS, row_groups=list(shard.row_groups), columns=wanted)
         try:
@@ -91,16 +92,14 @@ def _read_parquet(shard: Shard, columns: Columns) -> Iterator[pa.Table]:
 
 
 def _from_parquet(shard: Shard, first: int, table: pa.Table, columns: Columns) -> pa.Table:
-    rows = table.num_rows
-    # A store of ours says itself where its rows stood, and what was wrong with them.
-    own = columns.embedding is not None and "place" in table.column_names
-    places = table["place"] if own else _places(shard, range(first, first + rows))
-    found: dict[str, Any] = {"place": places}
+    rows = range(first, first + table.num_rows)
+    found: dict[str, Any] = {"place": _places(shard, rows)}
     if columns.id is None:
-        found["id"] = _ids(shard, range(first, first + rows))
+        numbers = pa.array(np.arange(rows.start + 1, rows.stop + 1)).cast(pa.string())
+        found["id"] = pc.binary_join_element_wise(shard.file.name, numbers, ":")
     else:
         found["id"] = table[columns.id].cast(pa.string())
-    errors = [""] * rows
+    errors = [""] * len(rows)
     if columns.text is not None:
         found["text"] = _valid_text(table[columns.text].cast(pa.string()), errors)
     if columns.embedding is not None:
@@ -110,12 +109,13 @@ def _from_parquet(shard: Shard, first: int, table: pa.Table, columns: Columns) -
         found["labels"] = (
             _label_lists(labels.to_pylist(), errors) if is_text(labels.type) else labels
         )
-    has_truncated = columns.embedding is not None and "truncated" in table.column_names
-    found["truncated"] = table["truncated"] if has_truncated else pa.repeat(False, rows)
-    has_error = own and "error" in table.column_names
-    found["error"] = (
-        table["error"].cast(pa.string()) if has_error else pa.array(errors, pa.string())
-    )
+    found["truncated"] = pa.repeat(False, len(rows))
+    found["error"] = pa.array(errors, pa.string())
+    # A store of ours says itself where its rows stood, and what was wrong with them.
+    own = set(_OWN if columns.embedding is not None else ()) & set(table.column_names)
+    if "place" not in own:
+        own.discard("error")
+    found |= {name: table[name].cast(_OWN[name]) for name in own}
     return pa.table(found | {f"{KEEP}{name}": table[name] for name in columns.keep})
 
 
@@ -123,8 +123,7 @@ def _read_text(shard: Shard, columns: Columns) -> Iterator[pa.Table]:
     records: list[Any] = []
     first = chars = 0
     for record in shard.file.records():
-        fields = getattr(record, "fields", None)
-        text = fields.get(columns.text) if fields is not None else None
+        text = getattr(record, "fields", {}).get(columns.text)
         chars += len(text) if isinstance(text, str) else 0
         records.append(record)
         if len(records) == BLOCK_ROWS or chars >= BLOCK_CHARS:
@@ -136,15 +135,15 @@ def _read_text(shard: Shard, columns: Columns) -> Iterator[pa.Table]:
 
 def _from_records(shard: Shard, first: int, records: list[Any], columns: Columns) -> pa.Table:
     """A table of parsed lines; the parsing of a line is a loop over rows already."""
-    rows = [getattr(record, "fields", None) or {} for record in records]
+    rows = [getattr(record, "fields", {}) for record in records]
     errors = [_LINE_ERRORS.get(getattr(record, "reason", ""), "") for record in records]
     found: dict[str, Any] = {"place": _places(shard, range(first, first + len(rows)))}
+    ids: list[str | None]
     if columns.id is None:
-        found["id"] = pa.array(
-            [f"{shard.file.name}:{record.line}" for record in records], pa.string()
-        )
+        ids = [f"{shard.file.name}:{record.line}" for record in records]
     else:
-        found["id"] = pa.array([_as_text(row.get(columns.id)) for row in rows], pa.string())
+        ids = [_as_text(row.get(columns.id)) for row in rows]
+    found["id"] = pa.array(ids, pa.string())
     if columns.text is not None:
         found["text"] = _texts([row.get(columns.text) for row in rows], errors)
     if columns.embedding is not None:
@@ -152,16 +151,12 @@ def _from_records(shard: Shard, first: int, records: list[Any], columns: Columns
     if columns.labels is not None:
         found["labels"] = _label_lists([row.get(columns.labels) for row in rows], errors)
     found["truncated"] = pa.repeat(False, len(rows))
-    keep = {
-        f"{KEEP}{name}": pa.array(
-            [_kept(row, name, shard.file.kind, columns.raw_json) for row in rows], pa.string()
-        )
-        for name in columns.keep
-    }
-    return pa.table(found | {"error": pa.array(errors, pa.string())} | keep)
-
-
-_LINE_ERRORS = {"not UTF-8": "line_not_utf8", "unreadable line": "line_unreadable"}
+    found["error"] = pa.array(errors, pa.string())
+    raw_json = columns.raw_json and shard.file.kind == ".jsonl"
+    for name in columns.keep:
+        kept = [_kept(row, name, raw_json) for row in rows]
+        found[f"{KEEP}{name}"] = pa.array(kept, pa.string())
+    return pa.table(found)
 
 
 def _places(shard: Shard, rows: range) -> pa.Array:
@@ -169,17 +164,12 @@ def _places(shard: Shard, rows: range) -> pa.Array:
     return pa.array(np.arange(base + rows.start, base + rows.stop, dtype=np.int64))
 
 
-def _ids(shard: Shard, rows: range) -> pa.Array:
-    numbers = pa.array(np.arange(rows.start + 1, rows.stop + 1)).cast(pa.string())
-    return pc.binary_join_element_wise(shard.file.name, numbers, ":")
-
-
 def _texts(values: list[Any], errors: list[str]) -> pa.Array:
     """Texts as Arrow has them; what is none is null, with an error."""
     for i, value in enumerate(values):
         if value is not None and not isinstance(value, str):
             values[i], errors[i] = None, errors[i] or "text_not_string"
-        elif value is not None and not _is_unicode(value):
+        elif value is not None and not is_unicode(value):
             values[i], errors[i] = None, errors[i] or "text_not_unicode"
     return pa.array(values, pa.string())
 
@@ -190,14 +180,9 @@ def _valid_text(column: pa.ChunkedArray, errors: list[str]) -> pa.ChunkedArray |
         column.validate(full=True)
         return column
     except pa.ArrowInvalid:
-        texts: list[str | None] = []
-        for i, raw in enumerate(column.cast(pa.binary()).to_pylist()):
-            try:
-                texts.append(None if raw is None else raw.decode())
-            except UnicodeDecodeError:
-                texts.append(None)
-                errors[i] = "text_not_unicode"
-        return pa.array(texts, pa.string())
+        raw = column.cast(pa.binary()).to_pylist()
+        decoded = [one if one is None else one.decode(errors="surrogateescape") for one in raw]
+        return _texts(decoded, errors)
 
 
 def _vectors(values: list[Any], errors: list[str]) -> pa.Array:
@@ -223,19 +208,19 @@ def _label_lists(values: list[Any], errors: list[str]) -> pa.Array:
                 value = False
         if value is not None and not (
             isinstance(value, list)
-            and all(isinstance(name, str) and _is_unicode(name) for name in value)
+            and all(isinstance(name, str) and is_unicode(name) for name in value)
         ):
             value, errors[i] = None, errors[i] or "labels_not_a_list"
         values[i] = value
     return pa.array(values, pa.list_(pa.string()))
 
 
-def _kept(row: Any, name: str, kind: str, raw_json: bool) -> str | None:
+def _kept(row: Any, name: str, raw_json: bool) -> str | None:
     """A field as it goes into the output: texts as they are, else JSON."""
     if name not in row:
         return None
     value = row[name]
-    if raw_json and kind == ".jsonl":
+    if raw_json:
         return json.dumps(value)
     if value is not None and not isinstance(value, str):
         value = json.dumps(value, ensure_ascii=False)
@@ -248,11 +233,3 @@ def _as_text(value: Any) -> str | None:
         return None
     text = value if isinstance(value, str) else json.dumps(value)
     return text.encode("utf-8", "backslashreplace").decode()
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

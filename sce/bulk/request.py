@@ -17,11 +17,8 @@ _DIGITS = 16
 
 
 def identify_model(model: str) -> tuple[SCEConfig, str]:
-    """The configuration of a model, and a hash of its files (of a hub model: id and commit).
-
-    Raises:
-        InputError: there is no such model.
-    """
+    """The configuration of a model, and a hash of its files (of a hub model: id and commit). Raises
+    `InputError`: there is no such model."""
     path = fetch_model(model)
     try:
         config = SCEConfig.from_pretrained(path)
@@ -49,12 +46,8 @@ def identify_labels(labels: LabelSet | None, column: str | None) -> dict[str, An
 def identify_input(corpus: Corpus) -> Any:
     """The rows of an embedding store, or each file's name, size and time of change."""
     if corpus.store is not None:
-        manifest = corpus.store.manifest
-        return {
-            "store": manifest.source,
-            "rows": manifest.rows,
-            "embedder": manifest.embedder["id"],
-        }
+        held = corpus.store.manifest
+        return {"store": held.source, "rows": held.rows, "embedder": held.embedder["id"]}
     return [{"file": f.uri, "size": f.size, "modified": f.modified} for f in corpus.files]
 
 

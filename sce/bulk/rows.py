@@ -18,11 +18,7 @@ from sce.labels import Label, RaggedLabels, name_error, normalise_name
 
 @dataclass
 class Errors:
-    """The errors of a block's rows; the first that is found stays.
-
-    Attributes:
-        codes_N: object array of words, "" for none.
-    """
+    """The errors of a block's rows, "" for none; the first that is found stays."""
 
     codes_N: np.ndarray
 
@@ -79,25 +75,22 @@ def check_labels(column: pa.ChunkedArray, errors: Errors) -> None:
     owner_M = np.repeat(np.arange(len(lengths_N)), lengths_N)
     key_M, keys = _keys(array.flatten())
     error_M = np.array([*map(name_error, keys), name_error("")], object)[key_M]  # -1: no key
-    for code in ("label_empty", "label_too_long"):
-        bad_N = np.zeros(len(lengths_N), bool)
-        bad_N[owner_M[error_M == code]] = True
-        errors.mark(bad_N, code)
-    order_M = np.lexsort((key_M, owner_M))
-    same_M = (np.diff(owner_M[order_M]) == 0) & (np.diff(key_M[order_M]) == 0)
-    twice_N = np.zeros(len(lengths_N), bool)
-    twice_N[owner_M[order_M[1:]][same_M]] = True
-    errors.mark(twice_N, "label_duplicate")
+    pair_M = owner_M * (len(keys) + 1) + key_M
+    again_M = np.ones(len(pair_M), bool)
+    again_M[np.unique(pair_M, return_index=True)[1]] = False
+    for code, bad_M in (
+        ("label_empty", error_M == "label_empty"),
+        ("label_too_long", error_M == "label_too_long"),
+        ("label_duplicate", again_M),
+    ):
+        errors.mark(np.bincount(owner_M[bad_M], minlength=len(lengths_N)) > 0, code)
 
 
 def row_labels(
     column: pa.ChunkedArray, good_N: np.ndarray, known: dict[str, Label]
 ) -> tuple[RaggedLabels, pa.Array]:
-    """The label sets of the good rows, and their names as the rows have them, flat.
-
-    Args:
-        known: labels by key, with what else is known of them; others have only their name.
-    """
+    """The label sets of the good rows, and their names as the rows have them, flat. Of the labels
+    that are not among the `known`, by key, nothing but the name is known."""
     array = _as_lists(column).filter(pa.array(good_N))
     lengths_G = pc.list_value_length(array).to_numpy(zero_copy_only=False)
     names = array.flatten()

@@ -11,7 +11,8 @@ import pyarrow.compute as pc
 from sce.bulk.corpus import Columns
 from sce.bulk.pending import RowFacts
 from sce.bulk.reading import BLOCK_ROWS, kept_columns
-from sce.embedding.embedder import TextEmbedder
+from sce.embedding.embedder import TextEmbedder, load_embedder
+from sce.embedding.settings import EmbedderConfig
 from sce.embedding.store import STORE_COLUMNS, embedding_column
 
 PIECE_ROWS = {"cpu": 512}
@@ -20,14 +21,11 @@ that stores were made of from the beginning, so that its vectors are the same in
 
 
 class BlockEmbedder:
-    """Turns blocks that `read_shard` made into rows of an embedding store.
+    """Turns blocks that `read_shard` made into rows of an embedding store. A row with an error is
+    kept with it, and with a vector of zeros: who classifies from the store gets every row."""
 
-    A row with an error is kept with it, and with a vector of zeros: who classifies from the
-    store gets as many rows as went into it.
-    """
-
-    def __init__(self, embedder: TextEmbedder, columns: Columns) -> None:
-        self._embedder = embedder
+    def __init__(self, embedder: EmbedderConfig, columns: Columns) -> None:
+        self._embedder = load_embedder(embedder)
         self._columns = columns
 
     def __call__(self, block: pa.Table) -> pa.Table:
@@ -63,11 +61,6 @@ def embed_distinct(embedder: TextEmbedder, texts_G: pa.Array) -> tuple[np.ndarra
     """Vectors [G, D], and whether the text was cut [G]. A text that several rows share is embedded
     once."""
     encoded = texts_G.dictionary_encode()
-    if not len(encoded):
-        return np.empty((0, embedder.dimension), np.float32), np.zeros(0, bool)
     embedded = embedder.embed(encoded.dictionary.to_pylist())
     code_G = encoded.indices.to_numpy()
-    truncated_G = embedded.truncated[code_G]
-    if len(encoded.dictionary) == len(code_G):
-        return embedded.vectors, truncated_G
-    return embedded.vectors[code_G], truncated_G
+    return embedded.vectors[code_G], embedded.truncated[code_G]

@@ -16,8 +16,7 @@ from ray.data.block import BlockAccessor, BlockMetadata
 from ray.data.datasource import BlockBasedFileDatasink
 
 from sce.bulk.corpus import Columns, Shard
-from sce.bulk.pending import read_pending
-from sce.bulk.reading import BLOCK_ROWS
+from sce.bulk.reading import BLOCK_ROWS, read_shard
 
 
 class ShardSource(Datasource):
@@ -40,7 +39,7 @@ class ShardSource(Datasource):
     ) -> list[ReadTask]:
         return [
             ReadTask(
-                partial(read_pending, shard, self._columns),
+                partial(read_shard, shard, self._columns),
                 BlockMetadata(
                     num_rows=shard.rows,
                     size_bytes=shard.rows * self._row_bytes,

@@ -4,8 +4,8 @@ The first time, the corpus runs through a stage (`sce.distributed.stage`): shard
 through actors that have the embedder, vectors to Parquet, written by the workers and resumed where
 a kill cut it short. Where the store holds vectors already, the corpus is compared with it first
 (`sce.distributed.store_diff`): only rows that are new or changed run through the stage, as parts
-beside the old ones, and parts of which rows have gone are written anew
-(`sce.embedding.compaction`). The manifest comes last: until then, the store is what it was.
+beside the old ones, and parts of which rows have gone are written anew. The manifest comes last:
+until then, the store is what it was.
 """
 
 from __future__ import annotations
@@ -14,16 +14,13 @@ import hashlib
 import json
 import logging
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cache, partial
 from itertools import chain
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 
 from sce.bulk.corpus import Columns, Corpus, Shard, open_corpus
 from sce.bulk.counts import ActorCounts, ErrorLimit
@@ -45,14 +42,15 @@ from sce.distributed.stage import (
     run_stage,
 )
 from sce.distributed.store_diff import Change, compare
-from sce.embedding.compaction import discard_unnamed, rewrite_part
-from sce.embedding.embedder import embedder_fingerprint, load_embedder
+from sce.embedding.embedder import embedder_fingerprint
 from sce.embedding.fingerprint import EmbedderFingerprint, check_fingerprint
 from sce.embedding.settings import EmbedderConfig
 from sce.embedding.store import (
     MANIFEST,
     EmbeddingStore,
     Manifest,
+    discard_unnamed,
+    rewrite_part,
     text_hash,
     write_manifest,
 )
@@ -119,7 +117,7 @@ def embed_corpus(
     shards = plan_corpus(corpus, columns)
     with run.lock:
         change = compare(old, shards, columns, prepared)
-        work = ActorCounts(0, {}, 0.0, 0.0)
+        work = ActorCounts()
         if old is not None:
             if not change.pending and not change.removed:
                 discard_unnamed(folder)
@@ -130,17 +128,16 @@ def embed_corpus(
         if change.pending:
             actors = plan if isinstance(plan, ActorPlan) else plan()
             stage = _stage(embedder, columns, change.pending, actors)
-            work = run_stage(
-                run, change.pending, stage, actors, limit, "embedding", commit_rows
-            ).work
+            done = run_stage(run, change.pending, stage, actors, limit, "embedding", commit_rows)
+            work = done.work
         new, counts = _commit(run, old, fingerprint, shards, change, work)
         summary = _summary(run, new, change, counts, work)
         run.finish(summary)
-    named = ("rows_out", "embedded", "reused", "removed", "truncated", "embed_seconds")
     log.info(
-        "%s: %d rows, %d embedded, %d reused, %d removed, %d truncated in %.1f s (%.0f texts/s)",
-        folder,
-        *(summary[name] for name in (*named, "texts_per_second")),
+        "%(store)s: %(rows_out)d rows, %(embedded)d embedded, %(reused)d reused, "
+        "%(removed)d removed, %(truncated)d truncated in %(embed_seconds).1f s "
+        "(%(texts_per_second).0f texts/s)",
+        summary,
     )
     return new, summary
 
@@ -162,10 +159,8 @@ def embed_prepared(
         as they were once named: rows, path, fingerprint.
 
     Raises:
-        EmbedderError: the embedder cannot be loaded.
-        FingerprintMismatch, InputError: as `embed_corpus`; `DataError` also where `data_dir` is
-            not prepared, a text is empty, or an id is missing or stands twice.
-        ConfigError: the cluster cannot give what `resources` asks for.
+        InputError: as `embed_corpus`; `data_dir` is not prepared, a text is empty, an id is missing
+            or stands twice; the cluster cannot give what `resources` asks for.
     """
     folder = resolve_output(embeddings_dir)
     labels = [one for labels in read_label_sets(data_dir).values() for one in labels.labels]
@@ -182,10 +177,8 @@ def embed_prepared(
         ("labels", label_texts, Columns(id="row_id", keep=("text",))),
     ):
         started = time.perf_counter()
-        corpus = open_corpus([str(file)])
-        _, summary = embed_corpus(
-            corpus, columns, folder / name, embedder, plan, limit, prepared=True
-        )
+        corpus, store = open_corpus([str(file)]), folder / name
+        _, summary = embed_corpus(corpus, columns, store, embedder, plan, limit, prepared=True)
         found[name] = summary | {
             "rows": summary["rows_out"],
             "path": summary["store"],
@@ -196,12 +189,8 @@ def embed_prepared(
 
 
 def embedder_of(given: EmbedderConfig | None, trained_with: EmbedderFingerprint) -> EmbedderConfig:
-    """The embedder to load: the one given, else the one that the model was trained with.
-
-    Raises:
-        FingerprintMismatch: it is another.
-        EmbedderError: it is not to be found. Better said here than by an actor.
-    """
+    """The embedder to load: the one given, else the one that the model was trained with. Raises
+    `FingerprintMismatch` or `EmbedderError`, which is better said here than by an actor."""
     settings = _local_model(given or EmbedderConfig.from_fingerprint(trained_with.to_dict()))
     check_fingerprint(trained_with, embedder_fingerprint(settings), "the model")
     return settings
@@ -213,18 +202,13 @@ def _local_model(settings: EmbedderConfig) -> EmbedderConfig:
     return settings.model_copy(update={"model": model})
 
 
-def _make_embedder(settings: EmbedderConfig, columns: Columns) -> BlockEmbedder:
-    """Runs in the actor."""
-    return BlockEmbedder(load_embedder(settings), columns)
-
-
 def _stage(
     embedder: EmbedderConfig, columns: Columns, shards: Sequence[Shard], plan: ActorPlan
 ) -> Stage:
     settings = _local_model(embedder).model_copy(update={"device": plan.device})
     rows_each = -(-sum(shard.rows for shard in shards) // plan.actors)
     return Stage(
-        make=partial(_make_embedder, settings, columns),
+        make=partial(BlockEmbedder, settings, columns),
         columns=columns,
         output_format="parquet",
         rows_per_file=EMBED_ROWS_PER_FILE[plan.device],
@@ -262,18 +246,12 @@ def _commit(
     change: Change,
     work: ActorCounts,
 ) -> tuple[EmbeddingStore, PartCounts]:
-    """Put the parts together, old, compacted and new; then write the manifest, and clear up.
-
-    Raises:
-        RuntimeError: rows would be missing; the store stays as it was.
-    """
+    """Put the parts together, old, compacted and new; then write the manifest, and clear up. Raises
+    `RuntimeError`: rows would be missing; the store stays as it was."""
     folder = to_place(run.uri)
-    new_parts = [
-        f"{part.name}/{path.name}"
-        for part in (to_place(run.part_uri(number)) for number in run.parts)
-        for path in part.iterdir()
-        if path.suffix == ".parquet"
-    ]
+    written = [to_place(run.part_uri(number)) for number in run.parts]
+    files = [file for part in written for file in part.iterdir() if file.suffix == ".parquet"]
+    new_parts = [f"{file.parent.name}/{file.name}" for file in files]
     compacted = to_place(run.part_uri(len(run.parts)))
     items = [
         (folder / name, compacted / f"{i:05d}.parquet", live_N, first_place)
@@ -282,38 +260,33 @@ def _commit(
     for _ in in_tasks(rewrite_part, items):
         run.lock.beat()
     old_parts = [*change.kept, *(f"{compacted.name}/{target.name}" for _, target, *_ in items)]
+    kept = [] if old is None else [_count(old, old_parts)]
+    counts = PartCounts.total([*run.parts.values(), *kept])
+    expected = sum(shard.rows for shard in shards)
+    if counts.rows != expected:
+        raise RuntimeError(f"{folder}: {counts.rows} rows would be in the store, not {expected}.")
     last = old.manifest if old is not None and not change.pending else None
     manifest = Manifest(
         embedder=fingerprint.to_dict() | {"id": fingerprint.id},
         source=hashlib.sha256(json.dumps(run.request, sort_keys=True).encode()).hexdigest(),
-        rows=0,
-        truncated=0,
+        rows=counts.rows,
+        truncated=counts.truncated,
         embed_seconds=last.embed_seconds if last else round(work.seconds, 3),
         texts_per_second=last.texts_per_second if last else round(work.rows_per_second, 1),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         parts=sorted([*old_parts, *new_parts]),
     )
-    counts = PartCounts.total(
-        [*run.parts.values(), _count(EmbeddingStore(folder, manifest), old_parts)]
-    )
-    expected = sum(shard.rows for shard in shards)
-    if counts.rows != expected:
-        raise RuntimeError(f"{folder}: {counts.rows} rows would be in the store, not {expected}.")
-    manifest = replace(manifest, rows=counts.rows, truncated=counts.truncated)
     write_manifest(folder, manifest)
     discard_unnamed(folder)
     return EmbeddingStore(folder, manifest), counts
 
 
 def _count(store: EmbeddingStore, parts: Sequence[str]) -> PartCounts:
-    """What stands in parts of a store, one at a time."""
+    """What stands in parts of a store, read one at a time."""
     found = []
     for part in parts:
         names = [name for name in ("truncated", "error") if name in store.column_names(part)]
-        table = store.read_part(part, names)
-        errors = Counter(table["error"].to_pylist() if "error" in names else ())
-        del errors[""]
-        found.append(PartCounts(table.num_rows, dict(errors), pc.sum(table["truncated"]).as_py()))
+        found.append(PartCounts.of(store.read_part(part, names)))
     return PartCounts.total(found)
 
 
@@ -342,6 +315,6 @@ def _unchanged(store: EmbeddingStore, run: OutputRun) -> tuple[EmbeddingStore, d
     assert run.summary is not None
     rows = store.manifest.rows
     log.info("%s: unchanged, %d rows; nothing to embed", store.folder, rows)
-    figures = dict.fromkeys(("embed_seconds", "texts_per_second", "model_load_seconds"), 0.0)
+    idle = dict.fromkeys(("embed_seconds", "texts_per_second", "model_load_seconds"), 0.0)
     now = {"embedded": 0, "reused": rows, "removed": 0, "unchanged": True}
-    return store, run.summary | figures | now
+    return store, run.summary | idle | now

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sce.bulk.corpus import Columns, Shard
-from sce.bulk.pending import KnownRows, pending_shard, read_part_keys, scan_shard
+from sce.bulk.pending import KnownRows, read_part_keys, scan_shard
 from sce.bulk.reading import PLACE_BITS, read_shard
 from sce.distributed.stage import in_tasks
 from sce.embedding.store import EmbeddingStore, text_hash
@@ -21,8 +21,7 @@ class Change:
 
     Attributes:
         pending: rows that are to be embedded.
-        reused: number of rows whose vectors the store has.
-        removed: number of rows of the store that the corpus no longer has.
+        reused, removed: rows of the store that the corpus still has, and no longer has.
         kept: parts that stay as they are.
         rewritten: parts of which some rows stay: which, and the place of the first row in a part
             that has no places yet.
@@ -38,15 +37,9 @@ class Change:
 def compare(
     old: EmbeddingStore | None, shards: Sequence[Shard], columns: Columns, prepared: bool
 ) -> Change:
-    """Look every row of a corpus up in a store.
-
-    Args:
-        old: None where there is none yet; the corpus is only checked then, if it is `prepared`.
-        prepared: refuse rows with errors, and ids that stand twice.
-
-    Raises:
-        DataError: for these; a part of the store or a file that cannot be read.
-    """
+    """Look every row of a corpus up in a store; where there is none yet, a `prepared` corpus is
+    only checked. Raises `DataError` where a part or a file cannot be read, and of a prepared corpus
+    for rows with errors and ids that stand twice."""
     if old is None and not prepared:
         return Change(shards)
     names = [] if old is None else old.manifest.parts
@@ -54,11 +47,9 @@ def compare(
     known = KnownRows(parts)
     # Rows that are new get places behind those that the store has, as if of files after its own.
     next_file = max((part.next_file for part in parts), default=0)
-    first_places: dict[str, int] = {}
-    for part in parts:
-        if not part.next_file:
-            first_places[part.name] = next_file << PLACE_BITS
-            next_file += 1
+    unplaced = [part.name for part in parts if not part.next_file]
+    first_places = {name: (next_file + i) << PLACE_BITS for i, name in enumerate(unplaced)}
+    next_file += len(unplaced)
     file_numbers: dict[int, int] = {}
     pending: list[Shard] = []
     id_hashes = []
@@ -70,7 +61,7 @@ def compare(
             pending.append(shard)
         elif pending_N.any():
             number = file_numbers.setdefault(shard.file_number, next_file + len(file_numbers))
-            pending.append(pending_shard(shard, pending_N, number))
+            pending.append(shard.only(pending_N, number))
         if prepared:
             id_hashes.append(id_hashes_N)
     if prepared:

@@ -18,7 +18,7 @@ from ray.exceptions import RayTaskError
 
 from sce.bulk.classifier import AnswerColumns
 from sce.bulk.corpus import Columns, Corpus, Shard
-from sce.bulk.preview import Preview, confused_pairs
+from sce.bulk.display import Preview, confused_pairs
 from sce.bulk.reading import read_shard
 from sce.distributed.backends import Classification
 from sce.distributed.resources import ActorPlan, TorchThread

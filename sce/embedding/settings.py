@@ -61,11 +61,8 @@ class EmbedderConfig(Section):
 
     @classmethod
     def from_fingerprint(cls, fingerprint: Mapping[str, Any]) -> EmbedderConfig:
-        """Settings that load the embedder of a fingerprint.
-
-        A checkpoint that came from a local folder is known by that folder's name alone:
-        set `model` to where it lies now.
-        """
+        """Settings that load the embedder of a fingerprint. A checkpoint that came from a local
+        folder is known by that folder's name alone: set `model` to where it lies now."""
         kind = fingerprint["kind"]
         return cls(
             kind=kind,

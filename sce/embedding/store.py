@@ -1,14 +1,17 @@
 """The embedding store: a folder of Parquet parts and a manifest that says what they hold.
 
 The manifest is written last and atomically, and names its parts: what it does not name is
-not in the store, so an interrupted run leaves the store as it was. One writer at a time.
+not in the store, so an interrupted run leaves the store as it was. One writer at a time. Parts
+never change: one of which some rows go is written anew, and takes the old one's place when the
+manifest names it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -20,7 +23,7 @@ import pyarrow.parquet as pq
 
 from sce.embedding.fingerprint import EmbedderFingerprint, check_fingerprint
 from sce.errors import DataError
-from sce.storage import Place, RemotePath, parquet_source, to_place, write_text
+from sce.storage import Place, RemotePath, parquet_source, remove, to_place, write_text
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -34,11 +37,9 @@ class Manifest:
 
     Attributes:
         embedder: fingerprint of the embedder, `EmbedderFingerprint.to_dict()` and its "id".
-        source: hash of the rows that were embedded, the same for every order of them.
-        rows: number of rows.
+        source: hash of the request: of the rows that were embedded and of how.
         truncated: rows whose text was longer than the embedder reads.
-        embed_seconds: that the last run which embedded anything took, start-up left out.
-        texts_per_second: of that run.
+        embed_seconds, texts_per_second: of the last run that embedded anything, start-up left out.
         created: UTC, ISO 8601.
         parts: Parquet files, relative to the folder.
     """
@@ -63,11 +64,8 @@ class EmbeddingStore:
 
     @classmethod
     def open(cls, folder: str | Place) -> EmbeddingStore:
-        """Read the manifest of a store.
-
-        Raises:
-            DataError: no store there, one that was never finished, or of another version.
-        """
+        """Read the manifest of a store. Raises `DataError`: no store there, one that was never
+        finished, or of another version."""
         folder = to_place(folder)
         if not folder.is_dir():
             raise DataError(f"no embedding store at {str(folder)!r}. Run jobs/embed.py first.")
@@ -88,61 +86,48 @@ class EmbeddingStore:
         return cls(folder, Manifest(**content))
 
     @property
-    def fingerprint(self) -> EmbedderFingerprint:
-        """The fingerprint of the embedder that made the vectors."""
-        return EmbedderFingerprint.from_dict(self.manifest.embedder)
-
-    @property
     def paths(self) -> list[str]:
         """The Parquet files, for any reader of Parquet."""
         return [str(self.folder / part) for part in self.manifest.parts]
 
     def require(self, fingerprint: EmbedderFingerprint | dict[str, Any]) -> EmbeddingStore:
-        """Return self if `fingerprint`'s embedder made the store.
-
-        Raises:
-            FingerprintMismatch: names both embedders.
-        """
-        check_fingerprint(self.fingerprint, fingerprint, f"the store {str(self.folder)!r}")
+        """Return self if `fingerprint`'s embedder made the store. Raises `FingerprintMismatch`:
+        names both embedders."""
+        check_fingerprint(self.manifest.embedder, fingerprint, f"the store {str(self.folder)!r}")
         return self
 
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """All rows, in no particular order; the columns of `embeddings_schema` and others.
-
-        Raises:
-            DataError: a part is missing or unreadable, or lacks one of `columns`.
-        """
+        """All rows, in no particular order; `STORE_COLUMNS` and the columns kept. Raises
+        `DataError`: a part is missing or unreadable, or lacks one of `columns`."""
         return pa.concat_tables([self.read_part(part, columns) for part in self.manifest.parts])
 
     def read_part(self, part: str, columns: Sequence[str] | None = None) -> pa.Table:
         """The rows of one part. Raises `DataError` like `read`."""
-        path = self.folder / part
-        try:
-            with pq.ParquetFile(parquet_source(path)) as file:
-                names = file.schema_arrow.names
-                missing = [name for name in columns or () if name not in names]
-                if missing:
-                    raise DataError(f"{path}: has no column {missing[0]!r}, but {names}.")
-                return file.read(None if columns is None else list(columns))
-        except (OSError, pa.ArrowException) as error:
-            raise DataError(f"{path}: cannot be read ({error}). Embed again.") from None
+        with self._open_part(part) as file:
+            names = file.schema_arrow.names
+            missing = [name for name in columns or () if name not in names]
+            if missing:
+                raise DataError(f"{self.folder / part}: has no column {missing[0]!r}, but {names}.")
+            return file.read(None if columns is None else list(columns))
 
     def column_names(self, part: str | None = None) -> list[str]:
         """Columns of a part, by default of the first. Raises `DataError` like `read`."""
-        path = self.folder / (part or self.manifest.parts[0])
+        with self._open_part(part or self.manifest.parts[0]) as file:
+            return list(file.schema_arrow.names)
+
+    @contextmanager
+    def _open_part(self, part: str) -> Iterator[pq.ParquetFile]:
+        path = self.folder / part
         try:
-            return list(pq.read_schema(parquet_source(path)).names)
+            with pq.ParquetFile(parquet_source(path)) as file:
+                yield file
         except (OSError, pa.ArrowException) as error:
             raise DataError(f"{path}: cannot be read ({error}). Embed again.") from None
 
     def vectors_for(self, row_ids: Sequence[str] | pa.Array | pa.ChunkedArray) -> np.ndarray:
-        """Vectors of the rows with these ids, in this order: float32 [N, D].
-
-        The ids and vectors of the whole store are read once and kept.
-
-        Raises:
-            DataError: an id is not in the store; names the first and says how many.
-        """
+        """Vectors of the rows with these ids, in this order: float32 [N, D]. The ids and vectors of
+        the whole store are read once and kept. Raises `DataError` with the first id that is not in
+        the store, and how many are not."""
         wanted_N = pa.array(row_ids, pa.string()) if isinstance(row_ids, Sequence) else row_ids
         ids, vectors_MD = self._vectors
         places_N = pc.index_in(wanted_N, value_set=ids)
@@ -158,18 +143,6 @@ class EmbeddingStore:
     def _vectors(self) -> tuple[pa.Array, np.ndarray]:
         table = self.read(["row_id", "embedding"])
         return table["row_id"].combine_chunks(), embedding_matrix(table["embedding"])
-
-
-def embeddings_schema(dimension: int, passthrough: pa.Schema | None = None) -> pa.Schema:
-    """The columns that every store has: `row_id`, `text_hash`, `embedding` [dimension] float32,
-    `truncated`; then the passthrough columns."""
-    fields = [
-        pa.field("row_id", pa.string(), nullable=False),
-        pa.field("text_hash", pa.string(), nullable=False),
-        pa.field("embedding", pa.list_(pa.float32(), dimension), nullable=False),
-        pa.field("truncated", pa.bool_(), nullable=False),
-    ]
-    return pa.schema(fields + list(passthrough or []))
 
 
 def embedding_matrix(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
@@ -195,16 +168,51 @@ def part_options(columns: Sequence[str]) -> dict[str, Any]:
     return {"use_dictionary": others, "write_statistics": others, "compression": "none"}
 
 
-def write_part(path: Place, table: pa.Table) -> None:
-    """Write one part."""
-    options = part_options(table.column_names)
-    if isinstance(path, RemotePath):
-        with path.open_output() as file:
-            pq.write_table(table, file, **options)
-    else:
-        pq.write_table(table, path, **options)
-
-
 def write_manifest(folder: Place, manifest: Manifest) -> None:
     """Commit a store: from here on, readers see the parts that the manifest names."""
     write_text(folder / MANIFEST, json.dumps(asdict(manifest), indent=2, ensure_ascii=False))
+
+
+def rewrite_part(source: Place, target: Place, live_N: np.ndarray, first_place: int) -> None:
+    """Write the rows of a part that stay, `live_N` bool [N], row group by row group. In a part from
+    before stores had places and errors, the first row's place is `first_place`."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        pq.ParquetFile(parquet_source(source)) as file,
+        target.open_output() if isinstance(target, RemotePath) else nullcontext(target) as output,
+    ):
+        schema, first = _with_places(file.schema_arrow.empty_table(), 0).schema, 0
+        with pq.ParquetWriter(output, schema, **part_options(schema.names)) as writer:
+            for group in range(file.num_row_groups):
+                table = _with_places(file.read_row_group(group), first_place + first)
+                live_G = live_N[first : first + table.num_rows]
+                first += table.num_rows
+                writer.write_table(table.filter(pa.array(live_G)))
+
+
+def discard_unnamed(folder: Place) -> None:
+    """Remove the parts that the manifest does not name, and what an earlier version staged."""
+    remove(folder / "_staging")
+    named = EmbeddingStore.open(folder).manifest.parts if (folder / MANIFEST).is_file() else []
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if not path.name.startswith("part-") or path.name in named:
+            continue
+        if path.suffix == ".parquet":
+            path.unlink()
+        elif not any(part.startswith(f"{path.name}/") for part in named):
+            remove(path)
+        else:
+            for file in path.iterdir():
+                if f"{path.name}/{file.name}" not in named:
+                    file.unlink()
+
+
+def _with_places(table: pa.Table, first_place: int) -> pa.Table:
+    """The schema that every part has now; rows without places had no errors, or there would be no
+    store."""
+    if "place" in table.column_names:
+        return table
+    own = {name: table[name] for name in table.column_names if name in STORE_COLUMNS}
+    own["error"] = pa.repeat("", table.num_rows)
+    own["place"] = pa.array(np.arange(first_place, first_place + table.num_rows))
+    return pa.table(own | {n: table[n] for n in table.column_names if n not in own})

@@ -14,13 +14,8 @@ from sce.embedding.row_checks import check_texts, check_unicode
 
 @dataclass(frozen=True)
 class TokenisedTexts:
-    """Token ids of N texts, one after another.
-
-    Attributes:
-        ids: int64 [sum of lengths], special tokens included.
-        lengths: int64 [N].
-        truncated: bool [N].
-    """
+    """N texts: the token ids of one after another, int64 [sum of lengths], special tokens included;
+    their lengths, int64 [N]; and whether they were cut, bool [N]."""
 
     ids: np.ndarray
     lengths: np.ndarray
@@ -53,27 +48,19 @@ class Batch:
     """One forward pass.
 
     Attributes:
-        positions: which texts, int64 [B].
+        positions: which texts, int64 [B], the longest first.
         input_ids: int64 [B, L].
         attention_mask: int64 [B, L], 1 at tokens and 0 at padding (which is on the right).
-        lengths: int64 [B], descending.
     """
 
     positions: np.ndarray
     input_ids: np.ndarray
     attention_mask: np.ndarray
-    lengths: np.ndarray
 
 
 def tokenise(tokenizer: Tokenizer, max_tokens: int, texts: Sequence[str]) -> TokenisedTexts:
-    """Tokenise all texts in one call.
-
-    Args:
-        tokenizer: set to truncate at `max_tokens` and not to pad.
-
-    Raises:
-        DataError: names the position of the first text that is empty or not a text.
-    """
+    """Tokenise all texts in one call of a tokenizer that truncates at `max_tokens` and does not
+    pad. Raises `DataError` with the position of the first text that is empty or not a text."""
     check_texts(texts)
     try:
         encodings = tokenizer.encode_batch_fast(texts)
@@ -90,10 +77,8 @@ def tokenise(tokenizer: Tokenizer, max_tokens: int, texts: Sequence[str]) -> Tok
 
 
 def batches(tokens: TokenisedTexts, max_batch_tokens: int, pad_id: int) -> Iterator[Batch]:
-    """Batches of similar length, longest first, at most `max_batch_tokens` with padding.
-
-    A single text that is longer than the budget makes a batch of its own.
-    """
+    """Batches of similar length, longest first, at most `max_batch_tokens` with padding. A single
+    text that is longer than the budget makes a batch of its own."""
     order_N = np.argsort(-tokens.lengths, kind="stable")
     starts_N = np.cumsum(tokens.lengths) - tokens.lengths
     first: int = 0
@@ -102,17 +87,8 @@ def batches(tokens: TokenisedTexts, max_batch_tokens: int, pad_id: int) -> Itera
         end = first + max(1, max_batch_tokens // width)
         rows_B = order_N[first:end]
         first = end
-        lengths_B = tokens.lengths[rows_B]
         columns_L = np.arange(width)
-        mask_BL = columns_L < lengths_B[:, None]
+        mask_BL = columns_L < tokens.lengths[rows_B][:, None]
         place_BL = (starts_N[rows_B][:, None] + columns_L).clip(max=len(tokens.ids) - 1)
         ids_BL = np.where(mask_BL, tokens.ids[place_BL], pad_id)
-        yield Batch(rows_B, ids_BL, mask_BL.astype(np.int64), lengths_B)
-
-
-def pieces_by_length(texts: Sequence[str], piece_texts: int) -> list[np.ndarray]:
-    """Positions of texts of similar length in characters, the longest first, in pieces of
-    `piece_texts`: near enough to their length in tokens that little is padded in a piece."""
-    lengths_N = np.fromiter(map(len, texts), np.int64, len(texts))
-    order_N = np.argsort(-lengths_N, kind="stable")
-    return [order_N[i : i + piece_texts] for i in range(0, len(order_N), piece_texts)]
+        yield Batch(rows_B, ids_BL, mask_BL.astype(np.int64))

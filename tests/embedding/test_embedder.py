@@ -9,9 +9,15 @@ import pytest
 import torch
 
 from sce.embedding.checkpoint import minilm_folder
-from sce.embedding.embedder import PIECE_TEXTS, embedder_fingerprint, load_embedder
+from sce.embedding.embedder import (
+    PIECE_TEXTS,
+    embed_batch,
+    embedder_fingerprint,
+    load_embedder,
+)
 from sce.embedding.fingerprint import EmbedderFingerprint, check_fingerprint
 from sce.embedding.settings import EmbedderConfig
+from sce.embedding.tokenising import batches
 from sce.errors import DataError, EmbedderError, FingerprintMismatch
 from tests.tiny_models import build_jina, build_sentence_transformer
 
@@ -51,7 +57,7 @@ def test_pieces_are_put_back_in_order_and_errors_name_the_text(folders, monkeypa
     monkeypatch.setitem(PIECE_TEXTS, embedder.device.type, 5)
     pieces = embedder.embed(texts)
     np.testing.assert_allclose(pieces.vectors, whole.vectors, atol=1e-5)
-    np.testing.assert_array_equal(pieces.token_counts, whole.token_counts)
+    np.testing.assert_array_equal(pieces.truncated, whole.truncated)
     assert embedder.embed([]).vectors.shape == (0, embedder.dimension)
     for bad, message in [("", r"texts\[17\].*empty"), ("\ud800", r"texts\[17\].*surr")]:
         with pytest.raises(DataError, match=message):
@@ -61,18 +67,18 @@ def test_pieces_are_put_back_in_order_and_errors_name_the_text(folders, monkeypa
 def test_batches_keep_the_budget_and_hold_every_text_once(folders):
     embedder = load_embedder(config(folders, max_batch_tokens=40))
     tokens = embedder.tokenise(TEXTS)
-    batches = list(embedder.batches(tokens))
-    assert all(batch.input_ids.size <= 40 or len(batch.positions) == 1 for batch in batches)
-    assert sorted(np.concatenate([batch.positions for batch in batches])) == [*range(len(TEXTS))]
-    assert sum(batch.attention_mask.sum() for batch in batches) == tokens.lengths.sum()
+    found = list(batches(tokens, 40, pad_id=0))
+    assert all(batch.input_ids.size <= 40 or len(batch.positions) == 1 for batch in found)
+    assert sorted(np.concatenate([batch.positions for batch in found])) == [*range(len(TEXTS))]
+    assert sum(batch.attention_mask.sum() for batch in found) == tokens.lengths.sum()
 
 
 def test_truncation_is_counted(folders):
     embedder = load_embedder(config(folders, max_tokens=8))
     exact = "a dog a dog a dog"
-    embedded = embedder.embed([exact, exact + " a", "dog"])
-    assert embedded.truncated.tolist() == [False, True, False]
-    assert embedded.token_counts.tolist() == [8, 8, 3]
+    texts = [exact, exact + " a", "dog"]
+    assert embedder.embed(texts).truncated.tolist() == [False, True, False]
+    assert embedder.tokenise(texts).lengths.tolist() == [8, 8, 3]
 
 
 @pytest.mark.parametrize(
@@ -88,17 +94,18 @@ def test_what_is_not_a_text_is_refused(folders, texts, message):
 def test_pooling_is_read_from_the_checkpoint(tmp_path, pooling):
     folder = build_sentence_transformer(tmp_path, pooling)
     embedder = load_embedder(EmbedderConfig(kind="sentence_transformers", model=str(folder)))
-    batch = next(embedder.batches(embedder.tokenise(TEXTS)))
+    batch = next(batches(embedder.tokenise(TEXTS), 4096, pad_id=0))
     with torch.inference_mode():
         hidden = embedder._model(
             input_ids=torch.from_numpy(batch.input_ids),
             attention_mask=torch.from_numpy(batch.attention_mask),
         ).last_hidden_state
     rows = []
-    for state, length in zip(hidden, batch.lengths):
+    for state, length in zip(hidden, batch.attention_mask.sum(axis=1)):
         choices = {"mean": state[:length].mean(0), "cls": state[0], "lasttoken": state[length - 1]}
         rows.append(torch.nn.functional.normalize(choices[pooling], dim=0))
-    np.testing.assert_allclose(embedder.embed_batch(batch), torch.stack(rows), atol=1e-6)
+    found = embed_batch(embedder._model, batch, pooling)
+    np.testing.assert_allclose(found, torch.stack(rows), atol=1e-6)
     assert embedder.fingerprint.pooling == pooling
 
 

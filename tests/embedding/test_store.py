@@ -9,18 +9,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sce.embedding.compaction import discard_unnamed, rewrite_part
 from sce.embedding.fingerprint import EmbedderFingerprint
 from sce.embedding.store import (
     STORE_COLUMNS,
     EmbeddingStore,
     Manifest,
+    discard_unnamed,
     embedding_column,
     embedding_matrix,
-    embeddings_schema,
+    rewrite_part,
     text_hash,
     write_manifest,
-    write_part,
 )
 from sce.errors import DataError, FingerprintMismatch
 
@@ -41,10 +40,9 @@ def write(folder, texts, tag=None):
         vectors = np.stack([np.random.default_rng(s).random(4, np.float32) for s in seeds])
         columns = [pa.array(block), pa.array(hashes), embedding_column(vectors)]
         columns += [pa.repeat(False, len(block)), *([tags[first : first + 2]] if tag else [])]
-        others = pa.schema([("tag", pa.int64())] if tag else [])
         parts.append(f"part-{first:032x}.parquet")
-        table = pa.Table.from_arrays(columns, schema=embeddings_schema(4, others))
-        write_part(folder / parts[-1], table)
+        names = [*STORE_COLUMNS[:4], *(["tag"] if tag else [])]
+        pq.write_table(pa.table(columns, names), folder / parts[-1])
     made_by = FINGERPRINT.to_dict() | {"id": FINGERPRINT.id}
     write_manifest(folder, Manifest(made_by, "x", len(ids), 0, 1.0, 1.0, "", parts))
     return EmbeddingStore.open(folder)
@@ -53,7 +51,8 @@ def write(folder, texts, tag=None):
 def test_a_store_reads_back(tmp_path):
     store = write(tmp_path, {"a": "x", "b": "yy", "c": "zzz"}, tag=[1, 2, 3])
     table = store.read().sort_by("row_id")
-    assert table.schema == embeddings_schema(4, pa.schema([("tag", pa.int64())]))
+    assert table.column_names == [*STORE_COLUMNS[:4], "tag"]
+    assert table.schema.field("embedding").type == pa.list_(pa.float32(), 4)
     assert table["tag"].to_pylist() == [1, 2, 3]
     assert table["text_hash"].to_pylist() == [text_hash(t) for t in ("x", "yy", "zzz")]
     assert store.manifest.rows == 3
