@@ -520,7 +520,7 @@ def test_token_and_model_go_along(server):
 
 def test_blocks_of_a_bulk_job(server):
     endpoint = Endpoint(server.url, None, SecretStr(""), 2, 5.0)
-    predictor = EndpointPredictor.connect(endpoint)
+    predictor = EndpointPredictor(endpoint)
     assert predictor.dimension == DIMENSION
     texts = pa.array([*numbers(250), "bad", "1 long"])
     found = predictor.answer_texts(texts, LabelSet.parse(LABELS), 2, True)
