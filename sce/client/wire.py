@@ -128,10 +128,6 @@ class ClassifyRequest(Wire):
             raise ValueError("labels are needed (under one of their names)")
         return self
 
-    def label_form(self) -> Any:
-        """The labels, under whichever of their names they were given."""
-        return self.labels if self.labels is not None else self.candidate_labels
-
 
 class EmbeddingsRequest(Wire):
     """`POST /v1/embeddings`, in the shape of OpenAI's."""

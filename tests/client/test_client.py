@@ -120,7 +120,7 @@ class FakeServer:
         self.models.append(request.model)
         rows = request.embeddings if request.texts is None else request.texts
         self.sizes.append(len(rows))
-        form = request.label_form()
+        form = request.candidate_labels if request.labels is None else request.labels
         ragged = isinstance(form[0], list)
         sets = form if ragged else [form] * len(rows)
         texts = {json.dumps(label) for labels in sets for label in labels}
