@@ -41,11 +41,7 @@ def read_tokens(config: ServeConfig) -> list[str]:
 
 
 class Guard:
-    """Decides on requests. Keeps hashes of the tokens alone.
-
-    Args:
-        digests: SHA-256 of each token; none: only loopback peers are answered.
-    """
+    """Decides on requests by the SHA-256 of each token; none: only loopback peers are answered."""
 
     def __init__(self, digests: Iterable[bytes]) -> None:
         self._digests = list(digests)
@@ -59,11 +55,7 @@ class Guard:
         return bool(self._digests)
 
     def check(self, authorization: str | None, peer: str | None, host: str | None) -> None:
-        """Let a request pass, or raise.
-
-        Args:
-            authorization, host: the headers.
-            peer: address of the other side.
+        """Let a request with these headers, from this address, pass.
 
         Raises:
             ApiError: 401, no token or a wrong one; 403, not from this machine.

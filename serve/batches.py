@@ -48,15 +48,10 @@ T = TypeVar("T")
 
 
 class BatchJobs:
-    """Starts, finds and stops batches.
-
-    Attributes:
-        settings: none are allowed before there are others.
-        models: settings of the models, by name.
-    """
+    """Starts, finds and stops batches."""
 
     def __init__(self) -> None:
-        self.settings = BatchSettings()
+        self.settings = BatchSettings()  # by which none are allowed
         self.models: Mapping[str, ModelSettings] = {}
         self._stopped: set[str] = set()
         self._starting = asyncio.Lock()
@@ -73,14 +68,11 @@ class BatchJobs:
         async with self._starting:
             running = [job for job in await self._jobs() if job.status in _RUNNING]
             if len(running) >= self.settings.max_running:
-                raise ApiError(
-                    429,
-                    "overloaded",
-                    f"{len(running)} batches are running (max_running: "
-                    f"{self.settings.max_running}); try again later.",
-                    "max_running",
-                    {"Retry-After": "30"},
-                )
+                most = self.settings.max_running
+                count = f"{len(running)} batches are running (max_running: {most})"
+                message = f"{count}; try again later."
+                headers = {"Retry-After": "30"}
+                raise ApiError(429, "overloaded", message, "max_running", headers)
             if any(_about(job)["output"] == target for job in running):
                 raise ApiError(409, "output_in_use", f"a batch is writing {target!r}.", "output")
             name = f"{PREFIX}{uuid.uuid4().hex}"
@@ -111,21 +103,17 @@ class BatchJobs:
     def _allowed(self, param: str, place: str, roots: Sequence[str]) -> str:
         """The place in its plainest form, which is the one that the job gets."""
         if not self.settings.allowed:
-            raise ApiError(
-                403,
-                "batches_disabled",
+            message = (
                 "this server takes no batches: its settings batches.input_roots and "
-                "batches.output_roots are empty.",
+                "batches.output_roots are empty."
             )
-        plain, known = plain_place(place), [plain_place(root) for root in roots]
+            raise ApiError(403, "batches_disabled", message)
+        plain, known = plain_place(place), [root for root in map(plain_place, roots) if root]
         itself = param == "input" and plain in known  # a whole root may be read
-        if plain is None or not (itself or any(_is_below(plain, root) for root in known)):
-            raise ApiError(
-                403,
-                "location_not_allowed",
-                f"{param}: {place!r} is not below {' or '.join(map(repr, roots))}.",
-                param,
-            )
+        folders = tuple(f"{root.rstrip('/')}/" for root in known)
+        if plain is None or not (itself or plain.startswith(folders)):
+            message = f"{param}: {place!r} is not below {' or '.join(map(repr, roots))}."
+            raise ApiError(403, "location_not_allowed", message, param)
         return plain
 
     def _submit(self, name: str, request: BatchRequest, about: dict[str, Any]) -> None:
@@ -220,10 +208,6 @@ def plain_place(place: str) -> str | None:
     if ".." in parts.path.split("/"):
         return None
     return f"{parts.scheme.lower()}://{parts.netloc}{path_in.rstrip('/')}"
-
-
-def _is_below(place: str, root: str | None) -> bool:
-    return root is not None and place.startswith(root.rstrip("/") + "/")
 
 
 def _about(job: JobDetails) -> dict[str, Any]:

@@ -95,12 +95,8 @@ def embeddings_request(request: EmbeddingsRequest, limits: Limits, dimension: in
     texts = [request.input] if isinstance(request.input, str) else request.input
     _check_rows(len(texts), "input", limits)
     if request.dimensions not in (None, dimension):
-        raise ApiError(
-            422,
-            "dimensions_not_supported",
-            f"dimensions: {request.dimensions}, but this embedder has {dimension}.",
-            "dimensions",
-        )
+        message = f"dimensions: {request.dimensions}, but this embedder has {dimension}."
+        raise ApiError(422, "dimensions_not_supported", message, "dimensions")
     return ModelRequest(texts, None, truncate=request.truncate)
 
 
@@ -175,12 +171,8 @@ def check_labels(form: Any, rows: int, param: str, limits: Limits) -> LabelSet |
     """
     ragged = is_set_a_row(form)
     if ragged and len(form) != rows:
-        raise ApiError(
-            422,
-            "label_sets_mismatch",
-            f"{param}: {len(form)} label sets for {rows} rows; give one set, or one a row.",
-            param,
-        )
+        message = f"{param}: {len(form)} label sets for {rows} rows; give one set, or one a row."
+        raise ApiError(422, "label_sets_mismatch", message, param)
     widest = max((len(labels) for labels in form if isinstance(labels, list)), default=0)
     widest = widest if ragged else len(form)
     if widest > limits.max_labels:

@@ -68,7 +68,8 @@ class _ClassifyItem:
 
     @property
     def label_tokens(self) -> int:
-        return int(_row_costs(self.labels, len(self.vectors_GD)).sum())
+        """Tokens that the encoder reads: each row's labels, and its text as one."""
+        return int((self.labels.counts_by_row(len(self.vectors_GD)) + 1).sum())
 
 
 class Engine:
@@ -108,7 +109,6 @@ class Engine:
 
     @property
     def working_seconds(self) -> float:
-        """How long the batch of now has been with the device."""
         return self._queue.working_seconds
 
     def close(self) -> None:
@@ -138,6 +138,7 @@ class Engine:
         new_texts = await self._off_loop(model.predictor.new_label_texts, labels)
         known, new, _ = await self._look_up(model, new_texts, truncate=True)
         label_texts = {text: entry.vector for text, entry in known.items()}
+        costs_G = labels.counts_by_row(len(vectors_GD)) + 1  # the text is a token too
         began = time.perf_counter()
         pieces = [
             _ClassifyItem(
@@ -148,7 +149,7 @@ class Engine:
                 request.top_k,
                 request.return_scores,
             )
-            for start, end in _pieces(_row_costs(labels, len(vectors_GD)), self._classify.budget)
+            for start, end in _pieces(costs_G, self._classify.budget)
         ]
         parts = await self._send("classify", pieces, [item.label_tokens for item in pieces])
         return replace(
@@ -335,11 +336,6 @@ def _known_vectors(vectors_ND: np.ndarray, known: Mapping[int, str]) -> ModelAns
     return ModelAnswer(
         good_N, errors, np.zeros(len(good_N), bool), 0, 0, 0, vectors_GD=vectors_ND[good_N]
     )
-
-
-def _row_costs(labels: LabelSet | RaggedLabels, rows: int) -> np.ndarray:
-    """Tokens that the encoder reads for each row: its labels, and the text as one, int64 [N]."""
-    return labels.counts_by_row(rows) + 1
 
 
 def _pieces(costs_N: np.ndarray, budget: int) -> list[tuple[int, int]]:

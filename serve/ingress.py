@@ -105,10 +105,8 @@ class Ingress:
         if name is None:
             return next(iter(self.models))
         if name not in self.models:
-            known = ", ".join(self.models)
-            raise ApiError(
-                404, "model_not_found", f"no model {name!r}; there are: {known}.", "model"
-            )
+            message = f"no model {name!r}; there are: {', '.join(self.models)}."
+            raise ApiError(404, "model_not_found", message, "model")
         return name
 
     async def info(self, name: str, seconds: float = 1.0) -> Mapping[str, Any]:
@@ -130,9 +128,8 @@ class Ingress:
         limits = self.limits
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":
-            raise ApiError(
-                415, "not_json", "send the header Content-Type: application/json.", "Content-Type"
-            )
+            message = "send the header Content-Type: application/json."
+            raise ApiError(415, "not_json", message, "Content-Type")
         if self._requests >= limits.max_concurrent_requests:
             raise self._overloaded("max_concurrent_requests")
         # Everything up to the first `await` happens at once, so no two requests take one place.
@@ -182,14 +179,9 @@ class Ingress:
             raise ApiError(413, "limit_exceeded", message, "max_body_bytes")
 
     def _overloaded(self, limit: str) -> ApiError:
-        return ApiError(
-            429,
-            "overloaded",
-            f"the server works on as much as it may ({limit}: {getattr(self.limits, limit)}); "
-            "try again.",
-            limit,
-            {"Retry-After": "1"},
-        )
+        allowed = f"{limit}: {getattr(self.limits, limit)}"
+        message = f"the server works on as much as it may ({allowed}); try again."
+        return ApiError(429, "overloaded", message, limit, {"Retry-After": "1"})
 
     def _count(self, more: int) -> None:
         self._requests += more

@@ -64,13 +64,11 @@ class GatewayMetrics:
 
     def classified(self, model: str, labels: int, rows: Sequence[Classification]) -> None:
         """Count an answer; `labels` are those of its largest set."""
-        if not rows:
-            return
         tags = {"model": model}
-        self.texts.inc(len(rows), tags)
-        self.labels.observe(labels, tags)
-        nulls = sum(row["label"] is None and row["error"] is None for row in rows)
-        if nulls:
+        if rows:
+            self.texts.inc(len(rows), tags)
+            self.labels.observe(labels, tags)
+        if nulls := sum(row["label"] is None and row["error"] is None for row in rows):
             self.null_answers.inc(nulls, tags)
         for row in rows:
             if row["error"] is not None:
@@ -78,11 +76,7 @@ class GatewayMetrics:
 
 
 class ModelMetrics:
-    """What a model's replica counts.
-
-    Args:
-        model: its name.
-    """
+    """What a model's replica counts."""
 
     def __init__(self, model: str) -> None:
         self._tags, lane = {"model": model}, ("model", "lane")

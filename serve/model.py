@@ -27,11 +27,7 @@ log = logging.getLogger("ray.serve")
 
 
 class ModelReplica:
-    """Answers for one model; everything it may be told later comes through `reconfigure`.
-
-    Args:
-        name: by which requests choose it.
-    """
+    """Answers for one model; what may change later comes through `reconfigure`."""
 
     def __init__(self, name: str) -> None:
         self._name = name

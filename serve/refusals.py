@@ -19,8 +19,7 @@ class ApiError(Exception):
 
     Attributes:
         status: HTTP's.
-        code: what is wrong, in a word.
-        param: the field that is wrong, or the limit exceeded.
+        code, param: as in `sce.client.wire.ErrorBody`.
         headers: that the status obliges to.
     """
 

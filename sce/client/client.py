@@ -16,13 +16,15 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from sce.client.connection import Connection
-from sce.client.info import EndpointInfo, RequestLimits, ServedModel
 from sce.client.packing import PackedRow, Rows, to_json
 from sce.client.sending import Sender
 from sce.client.wire import (
     ClassifyResponse,
     EmbeddingsResponse,
+    EndpointInfo,
+    RequestLimits,
     RowError,
+    ServedModel,
     decode_vector,
     encode_vectors,
     to_prediction,
@@ -189,8 +191,7 @@ class Client:
             refused |= dict.fromkeys(rows.too_long(self._limits()), RowError("text_too_long"))
             bad = [i for i, text in enumerate(items) if not is_unicode(str(text))]
             refused |= dict.fromkeys(bad, RowError("text_not_unicode"))
-        left = rows.without(refused) if refused else rows
-        found = iter(self._sender.answer(left, self._limits(), _classified))
+        found = iter(self._sender.answer(rows.without(refused), self._limits(), _classified))
         return [refused[i] if i in refused else next(found) for i in range(len(items))]
 
     def embed(self, texts: Sequence[str]) -> EmbeddedTexts:
@@ -206,7 +207,8 @@ class Client:
         for row in rows.too_long(self._limits()):
             raise DataError(f"texts[{row}]: {RowError('text_too_long')}.")
         found = self._sender.answer(rows, self._limits(), _embedded)
-        vectors_ND = np.empty((len(found), self._dimension()), np.float32)
+        dimension = self.served_model(self._info).dimension
+        vectors_ND = np.empty((len(found), dimension), np.float32)
         for row, (vector_D, _) in enumerate(found):
             vectors_ND[row] = vector_D
         return EmbeddedTexts(vectors_ND, np.array([cut for _, cut in found], bool))
@@ -218,11 +220,9 @@ class Client:
     def _limits(self) -> RequestLimits:
         return (self._info or self.info()).limits
 
-    def _dimension(self) -> int:
-        return self.served_model(self._info).dimension
-
     def _check_embeddings(self, embeddings: Any) -> np.ndarray:
-        queries_ND, dimension = np.asarray(embeddings, np.float32), self._dimension()
+        queries_ND = np.asarray(embeddings, np.float32)
+        dimension = self.served_model(self._info).dimension
         if queries_ND.ndim != 2 or queries_ND.shape[1] != dimension:
             raise InputError(
                 f"embeddings: shape {queries_ND.shape}, but this model reads [N, {dimension}]."

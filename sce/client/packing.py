@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
-from sce.client.info import RequestLimits
+from sce.client.wire import RequestLimits
 from sce.errors import InputError
 from sce.labels import Label, LabelSet, RaggedLabels, is_set_a_row
 
@@ -18,8 +18,6 @@ class PackedLabels:
     """JSON of one label set, and how much it counts against the limits.
 
     Attributes:
-        content: the set.
-        count: labels in it.
         ids: its labels, as places in `Rows.label_texts`; none where one set is for all rows,
             which the server judges as a whole.
     """
