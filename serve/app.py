@@ -62,12 +62,8 @@ def build(args: ServeConfig) -> Application:
         handles[name] = deployment.bind(name)
     gateway = _deployment(serve.ingress()(Gateway)).options(
         name="gateway",
-        user_config={
-            "limits": args.limits.model_dump(),
-            "log_texts": args.log_texts,
-            "batches": args.batches.model_dump(),
-            "models": configs,
-        },
+        user_config=args.model_dump(include={"limits", "log_texts", "batches"})
+        | {"models": configs},
         # More than are let in, so that it is the gateway that says no, in words; Ray's proxy says
         # so to the rest (429, in plain text), without reading their bodies. A busy router lets many
         # wait though the replica is free.

@@ -79,8 +79,7 @@ class Engine:
     Args:
         device: "cpu" or "cuda", for the default budgets.
         executor: one thread, for all of torch's work; loading included.
-        cache: of text vectors.
-        report: is told of every batch.
+        report: gets every batch.
         embed_tokens, classify_tokens: budgets of a batch; None for the device's.
     """
 

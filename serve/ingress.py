@@ -73,7 +73,6 @@ class Ingress:
 
     Args:
         models: by name, the default first.
-        metrics: also those of the models.
 
     Attributes:
         limits, log_texts, batches: may change at any time, for the requests that come after.

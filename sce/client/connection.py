@@ -83,12 +83,9 @@ class Connection:
     """Sends requests to one server. Safe to use from several threads.
 
     Args:
-        url: the server's, checked here.
-        token: bearer token, "" for none.
         timeout: seconds that one request may take.
         patience: seconds that a request without an answer is repeated while no other of this
             connection gets one either.
-        pool_size: connections that are kept open.
 
     Raises:
         InputError: `url` is none.

@@ -44,9 +44,7 @@ class Rows:
     """Rows for any number of requests.
 
     Attributes:
-        path: where to.
         field: what they are called in the request.
-        settings: go into every request.
         labels: one set for all rows; None where each has its own, or none has any.
         label_texts: names, descriptions and so on of each label, by its id.
     """

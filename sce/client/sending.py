@@ -25,11 +25,7 @@ log = logging.getLogger(__name__)
 
 
 class Sender:
-    """Safe to use from several threads.
-
-    Args:
-        concurrency: requests of one call at a time.
-    """
+    """Has `concurrency` requests of a call under way. Safe to use from several threads."""
 
     def __init__(self, connection: Connection, concurrency: int) -> None:
         self._connection = connection
