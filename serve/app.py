@@ -15,7 +15,6 @@ import socket
 import sys
 import threading
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -32,9 +31,7 @@ from serve.gateway import Gateway
 from serve.model import ModelReplica
 from serve.settings import ModelSettings, Scaling, ServeConfig
 
-ROOT = str(Path(__file__).resolve().parents[1])
 APP_NAME = "sce"
-HEALTH_SECONDS = 10.0
 
 log = logging.getLogger(__name__)
 
@@ -65,12 +62,8 @@ def build(args: ServeConfig) -> Application:
         handles[name] = deployment.bind(name)
     gateway = _deployment(serve.ingress()(Gateway)).options(
         name="gateway",
-        user_config={
-            "limits": args.limits.model_dump(),
-            "log_texts": args.log_texts,
-            "batches": args.batches.model_dump(),
-            "models": configs,
-        },
+        user_config=args.model_dump(include={"limits", "log_texts", "batches"})
+        | {"models": configs},
         # More than are let in, so that it is the gateway that says no, in words; Ray's proxy says
         # so to the rest (429, in plain text), without reading their bodies. A busy router lets many
         # wait though the replica is free.
@@ -96,7 +89,7 @@ def _options(scaling: Scaling, timeout: float, gpus: float) -> dict[str, Any]:
         "ray_actor_options": actor,
         "graceful_shutdown_timeout_s": timeout + 10.0,
         "graceful_shutdown_wait_loop_s": 0.5,
-        "health_check_period_s": HEALTH_SECONDS,
+        "health_check_period_s": 10.0,
     }
     if scaling.max_replicas == scaling.min_replicas:
         return options | {"num_replicas": scaling.min_replicas}
@@ -122,16 +115,10 @@ def _check_room(args: ServeConfig, gpus: Mapping[str, float], size: ClusterSize)
     asked = {f"models.{name}": (m.scaling, gpus[name]) for name, m in args.named_models().items()}
     asked["gateway"] = (args.gateway, 0.0)
     for name, (scaling, num_gpus) in asked.items():
-        check_fits(
-            size,
-            name,
-            scaling.min_replicas,
-            "replicas",
-            scaling.num_cpus,
-            num_gpus,
-            scaling.accelerator_type,
-            f"{name}.scaling" if name != "gateway" else name,
-        )
+        where = name if name == "gateway" else f"{name}.scaling"
+        replicas, cpus = scaling.min_replicas, scaling.num_cpus
+        kind = scaling.accelerator_type
+        check_fits(size, name, replicas, "replicas", cpus, num_gpus, kind, where)
     cpus = sum(scaling.min_replicas * scaling.num_cpus for scaling, _ in asked.values())
     all_gpus = sum(scaling.min_replicas * num_gpus for scaling, num_gpus in asked.values())
     if cpus > size.cpus or all_gpus > size.gpus:

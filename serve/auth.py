@@ -41,11 +41,7 @@ def read_tokens(config: ServeConfig) -> list[str]:
 
 
 class Guard:
-    """Decides on requests. Keeps hashes of the tokens alone.
-
-    Args:
-        digests: SHA-256 of each token; none: only loopback peers are answered.
-    """
+    """Decides on requests by the SHA-256 of each token; none: only loopback peers are answered."""
 
     def __init__(self, digests: Iterable[bytes]) -> None:
         self._digests = list(digests)
@@ -59,11 +55,7 @@ class Guard:
         return bool(self._digests)
 
     def check(self, authorization: str | None, peer: str | None, host: str | None) -> None:
-        """Let a request pass, or raise.
-
-        Args:
-            authorization, host: the headers.
-            peer: address of the other side.
+        """Let a request with these headers, from this address, pass.
 
         Raises:
             ApiError: 401, no token or a wrong one; 403, not from this machine.
@@ -72,15 +64,16 @@ class Guard:
             self._check_local(peer, host)
             return
         scheme, _, token = (authorization or "").partition(" ")
+        headers = {"WWW-Authenticate": "Bearer"}
         if scheme.lower() != "bearer" or not token.strip():
-            raise ApiError(
-                401, "token_missing", "send one of the server's tokens: Authorization: Bearer ..."
-            )
-        asked, known = self.digest(token.strip()), False
-        for digest in self._digests:  # all of them, so that time does not tell which
-            known |= hmac.compare_digest(asked, digest)
-        if not known:
-            raise ApiError(401, "token_wrong", "the token is none of the server's.")
+            message = "send one of the server's tokens: Authorization: Bearer ..."
+            raise ApiError(401, "token_missing", message, headers=headers)
+        asked = self.digest(token.strip())
+        # All of them are compared, so that time does not show which.
+        equal = [hmac.compare_digest(asked, digest) for digest in self._digests]
+        if not any(equal):
+            message = "the token is none of the server's."
+            raise ApiError(401, "token_wrong", message, headers=headers)
 
     def _check_local(self, peer: str | None, host: str | None) -> None:
         """Also by the name in `Host`: a page elsewhere may have a name that leads here."""

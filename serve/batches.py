@@ -48,15 +48,10 @@ T = TypeVar("T")
 
 
 class BatchJobs:
-    """Starts, finds and stops batches.
-
-    Attributes:
-        settings: none are allowed before there are others.
-        models: settings of the models, by name.
-    """
+    """Starts, finds and stops batches."""
 
     def __init__(self) -> None:
-        self.settings = BatchSettings()
+        self.settings = BatchSettings()  # by which none are allowed
         self.models: Mapping[str, ModelSettings] = {}
         self._stopped: set[str] = set()
         self._starting = asyncio.Lock()
@@ -69,23 +64,19 @@ class BatchJobs:
         """
         source = self._allowed("input", request.input, self.settings.input_roots)
         target = self._allowed("output", request.output, self.settings.output_roots)
-        content = self._content(request, source, target, self.models[model])
         about = {"model": model, "input": source, "output": target, "metadata": request.metadata}
         async with self._starting:
             running = [job for job in await self._jobs() if job.status in _RUNNING]
             if len(running) >= self.settings.max_running:
-                raise ApiError(
-                    429,
-                    "overloaded",
-                    f"{len(running)} batches are running (max_running: "
-                    f"{self.settings.max_running}); try again later.",
-                    "max_running",
-                    retry_after=30,
-                )
+                most = self.settings.max_running
+                count = f"{len(running)} batches are running (max_running: {most})"
+                message = f"{count}; try again later."
+                headers = {"Retry-After": "30"}
+                raise ApiError(429, "overloaded", message, "max_running", headers)
             if any(_about(job)["output"] == target for job in running):
                 raise ApiError(409, "output_in_use", f"a batch is writing {target!r}.", "output")
             name = f"{PREFIX}{uuid.uuid4().hex}"
-            await self._call(self._submit, name, content, about)
+            await self._call(self._submit, name, request, about)
         return await self.get(name)
 
     async def get(self, name: str) -> Batch:
@@ -112,46 +103,36 @@ class BatchJobs:
     def _allowed(self, param: str, place: str, roots: Sequence[str]) -> str:
         """The place in its plainest form, which is the one that the job gets."""
         if not self.settings.allowed:
-            raise ApiError(
-                403,
-                "batches_disabled",
+            message = (
                 "this server takes no batches: its settings batches.input_roots and "
-                "batches.output_roots are empty.",
+                "batches.output_roots are empty."
             )
-        plain, known = plain_place(place), [plain_place(root) for root in roots]
+            raise ApiError(403, "batches_disabled", message)
+        plain, known = plain_place(place), [root for root in map(plain_place, roots) if root]
         itself = param == "input" and plain in known  # a whole root may be read
-        if plain is None or not (itself or any(_is_below(plain, root) for root in known)):
-            raise ApiError(
-                403,
-                "location_not_allowed",
-                f"{param}: {place!r} is not below {' or '.join(map(repr, roots))}.",
-                param,
-            )
+        folders = tuple(f"{root.rstrip('/')}/" for root in known)
+        if plain is None or not (itself or plain.startswith(folders)):
+            message = f"{param}: {place!r} is not below {' or '.join(map(repr, roots))}."
+            raise ApiError(403, "location_not_allowed", message, param)
         return plain
 
-    def _content(
-        self, request: BatchRequest, source: str, target: str, model: ModelSettings
-    ) -> dict[str, Any]:
-        """Settings of `jobs/classify.py`."""
-        content = request.model_dump(exclude=_OTHERS, exclude_none=True)
-        content |= {"input": [source], "output": target, "model": model.path}
-        content |= {"dtype": model.dtype, "exact": model.exact}
-        if model.embedder is not None:
-            content["embedder"] = model.embedder.model_dump(exclude_none=True)
-        if request.labels is not None:
-            content["labels_file"] = "labels.json"
-        return content | {"labels": request.labels}
-
-    def _submit(self, name: str, content: dict[str, Any], about: dict[str, Any]) -> None:
+    def _submit(self, name: str, request: BatchRequest, about: dict[str, Any]) -> None:
         """With the code of this server, so that it runs on any node."""
-        labels = content.pop("labels")
+        model = self.models[about["model"]]
+        settings = request.model_dump(exclude=_OTHERS, exclude_none=True)
+        settings |= {"input": [about["input"]], "output": about["output"], "model": model.path}
+        settings |= {"dtype": model.dtype, "exact": model.exact}
+        if model.embedder is not None:
+            settings["embedder"] = model.embedder.model_dump(exclude_none=True)
         with tempfile.TemporaryDirectory() as scratch:
+            home = Path(scratch)
             for folder in CODE:
                 skip = shutil.ignore_patterns("__pycache__")
-                shutil.copytree(ROOT / folder, Path(scratch) / folder, ignore=skip)
-            (Path(scratch) / "batch.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
-            if labels is not None:
-                (Path(scratch) / "labels.json").write_text(json.dumps(labels), encoding="utf-8")
+                shutil.copytree(ROOT / folder, home / folder, ignore=skip)
+            if request.labels is not None:
+                (home / "labels.json").write_text(json.dumps(request.labels), encoding="utf-8")
+                settings["labels_file"] = "labels.json"
+            (home / "batch.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
             self._client.submit_job(
                 entrypoint=f"{sys.executable} jobs/classify.py --config batch.yaml",
                 submission_id=name,
@@ -163,8 +144,7 @@ class BatchJobs:
     def _describe(self, job: JobDetails) -> Batch:
         about = _about(job)
         running = "cancelling" if job.submission_id in self._stopped else "in_progress"
-        status, error = _ENDED.get(job.status, running), None
-        counts = RequestCounts()
+        status, error, counts = _ENDED.get(job.status, running), None, RequestCounts()
         try:
             run = read_run(about["output"])
             if run is not None and run.done:
@@ -183,14 +163,11 @@ class BatchJobs:
         return Batch(
             id=job.submission_id or "",
             status=status,  # type: ignore[arg-type]
-            model=about["model"],
-            input=about["input"],
-            output=about["output"],
             created_at=int((job.metadata or {}).get("created", 0)),
             completed_at=None if not ended else ended // 1000,
             request_counts=counts,
             error=error,
-            metadata=about["metadata"],
+            **about,
         )
 
     async def _jobs(self) -> list[JobDetails]:
@@ -208,7 +185,8 @@ class BatchJobs:
         except (ConnectionError, RuntimeError) as error:
             log.exception("Ray's job server")
             message = f"Ray's job server does not answer: {str(error)[:200]}"
-            raise ApiError(503, "jobs_unavailable", message, retry_after=5) from None
+            headers = {"Retry-After": "5"}
+            raise ApiError(503, "jobs_unavailable", message, headers=headers) from None
 
 
 def plain_place(place: str) -> str | None:
@@ -230,10 +208,6 @@ def plain_place(place: str) -> str | None:
     if ".." in parts.path.split("/"):
         return None
     return f"{parts.scheme.lower()}://{parts.netloc}{path_in.rstrip('/')}"
-
-
-def _is_below(place: str, root: str | None) -> bool:
-    return root is not None and place.startswith(root.rstrip("/") + "/")
 
 
 def _about(job: JobDetails) -> dict[str, Any]:

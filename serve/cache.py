@@ -16,13 +16,7 @@ ENTRY_BYTES = 400
 
 @dataclass(frozen=True)
 class CachedText:
-    """What the embedder made of a text.
-
-    Attributes:
-        vector: float32 [D].
-        tokens: that were read.
-        truncated: the text was longer.
-    """
+    """What the embedder made of a text: its vector, float32 [D], and how many tokens it read."""
 
     vector: np.ndarray
     tokens: int
@@ -58,7 +52,3 @@ class VectorCache:
             for key, entry in zip(keys, entries, strict=True):
                 if entry.vector.nbytes + ENTRY_BYTES <= self._entries.maxsize:
                     self._entries[key] = entry
-
-    @property
-    def bytes(self) -> int:
-        return int(self._entries.currsize)

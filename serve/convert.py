@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 from pydantic import ValidationError
 
 from sce.client.wire import (
-    BatchRequest,
     ClassifyRequest,
     ClassifyResponse,
     Embedding,
@@ -28,7 +26,7 @@ from sce.client.wire import (
     from_prediction,
 )
 from sce.errors import ROW_ERRORS, LabelError
-from sce.labels import Label, LabelSet, RaggedLabels, is_set_a_row, parse_labels
+from sce.labels import LabelSet, RaggedLabels, is_set_a_row, parse_labels
 from sce.model.answers import Prediction
 from serve.refusals import ApiError
 from serve.settings import Limits
@@ -48,23 +46,6 @@ FORMS = {
 }
 
 
-@dataclass(frozen=True)
-class Classify:
-    """A checked request.
-
-    Attributes:
-        work: for the model.
-        names: of each row's labels, in the user's order.
-        labels: most labels of a row.
-    """
-
-    work: ModelRequest
-    names: Sequence[Sequence[str]]
-    labels: int
-    threshold: float | None
-    with_top: bool
-
-
 def parse(kind: type[Any], body: bytes) -> Any:
     """A body as the wire type `kind`.
 
@@ -77,7 +58,7 @@ def parse(kind: type[Any], body: bytes) -> Any:
         raise _malformed(kind, error) from None
 
 
-def classify_request(request: ClassifyRequest, limits: Limits, dimension: int) -> Classify:
+def classify_request(request: ClassifyRequest, limits: Limits, dimension: int) -> ModelRequest:
     """Check a request and give it the form that the model reads.
 
     Raises:
@@ -94,12 +75,12 @@ def classify_request(request: ClassifyRequest, limits: Limits, dimension: int) -
         _check_rows(len(request.embeddings), "embeddings", limits)
         queries, errors = _vectors(request.embeddings, dimension)
     rows = len(queries)
-    labels = _labels(request.label_form(), rows, param, limits)
+    labels = check_labels(getattr(request, param), rows, param, limits)
     counts_N = labels.counts_by_row(rows)
     widest, label_tokens = int(counts_N.max(initial=0)), int(counts_N.sum()) + rows
     if label_tokens > limits.max_label_tokens:
         raise _over("max_label_tokens", label_tokens, limits, "label tokens (labels + 1 a text)")
-    work = ModelRequest(
+    return ModelRequest(
         queries,
         labels,
         min(request.top_k or 1, max(1, widest)),
@@ -107,13 +88,6 @@ def classify_request(request: ClassifyRequest, limits: Limits, dimension: int) -
         request.truncate,
         errors,
     )
-    names = labels.names_by_row(rows)
-    return Classify(work, names, widest, request.threshold, request.top_k is not None)
-
-
-def batch_labels(request: BatchRequest, limits: Limits) -> None:
-    """Refuse labels that the job would refuse, as `classify_request`."""
-    _labels(request.labels, 0, "labels", limits)
 
 
 def embeddings_request(request: EmbeddingsRequest, limits: Limits, dimension: int) -> ModelRequest:
@@ -121,22 +95,26 @@ def embeddings_request(request: EmbeddingsRequest, limits: Limits, dimension: in
     texts = [request.input] if isinstance(request.input, str) else request.input
     _check_rows(len(texts), "input", limits)
     if request.dimensions not in (None, dimension):
-        raise ApiError(
-            422,
-            "dimensions_not_supported",
-            f"dimensions: {request.dimensions}, but this embedder has {dimension}.",
-            "dimensions",
-        )
+        message = f"dimensions: {request.dimensions}, but this embedder has {dimension}."
+        raise ApiError(422, "dimensions_not_supported", message, "dimensions")
     return ModelRequest(texts, None, truncate=request.truncate)
 
 
-def classify_response(request: Classify, answer: ModelAnswer, model: str) -> ClassifyResponse:
-    """The body of an answer."""
+def classify_response(
+    request: ClassifyRequest, work: ModelRequest, answer: ModelAnswer, model: str
+) -> ClassifyResponse:
+    """The body of an answer to `work`, which `request` asked for."""
+    assert work.labels is not None
+    names = work.labels.names_by_row(len(work.queries))
     truncated, good = answer.truncated_N.tolist(), np.flatnonzero(answer.good_N).tolist()
     found: dict[int, Prediction] = {}
     if answer.answers is not None:
-        names, cut = [request.names[row] for row in good], [truncated[row] for row in good]
-        predictions = answer.answers.predictions(names, request.threshold, request.with_top, cut)
+        predictions = answer.answers.predictions(
+            [names[row] for row in good],
+            request.threshold,
+            request.top_k is not None,
+            [truncated[row] for row in good],
+        )
         found = dict(zip(good, predictions, strict=True))
     return {
         "id": f"cls-{uuid.uuid4().hex}",
@@ -145,7 +123,7 @@ def classify_response(request: Classify, answer: ModelAnswer, model: str) -> Cla
         "model": model,
         "data": [
             from_prediction(row, found.get(row), truncated[row], answer.errors.get(row))
-            for row in range(len(request.names))
+            for row in range(len(names))
         ],
         "usage": _usage(answer),
     }
@@ -185,16 +163,16 @@ def _usage(answer: ModelAnswer) -> Usage:
     }
 
 
-def _labels(form: Any, rows: int, param: str, limits: Limits) -> LabelSet | RaggedLabels:
-    """Checked in the order in which it is cheap to do so."""
+def check_labels(form: Any, rows: int, param: str, limits: Limits) -> LabelSet | RaggedLabels:
+    """Parse labels, checking in the order in which it is cheap to do so.
+
+    Raises:
+        ApiError: 413, a limit is exceeded; 422, they are no labels of so many rows.
+    """
     ragged = is_set_a_row(form)
     if ragged and len(form) != rows:
-        raise ApiError(
-            422,
-            "label_sets_mismatch",
-            f"{param}: {len(form)} label sets for {rows} rows; give one set, or one a row.",
-            param,
-        )
+        message = f"{param}: {len(form)} label sets for {rows} rows; give one set, or one a row."
+        raise ApiError(422, "label_sets_mismatch", message, param)
     widest = max((len(labels) for labels in form if isinstance(labels, list)), default=0)
     widest = widest if ragged else len(form)
     if widest > limits.max_labels:
@@ -203,13 +181,8 @@ def _labels(form: Any, rows: int, param: str, limits: Limits) -> LabelSet | Ragg
         labels = parse_labels(form, param)
     except LabelError as error:
         raise ApiError(422, "invalid_labels", str(error), param) from None
-    _check_labels(labels.labels, param, limits)
-    return labels
-
-
-def _check_labels(labels: Sequence[Label], param: str, limits: Limits) -> None:
     texts = 0
-    for i, label in enumerate(labels):
+    for i, label in enumerate(labels.labels):
         more = [label.description, *label.synonyms, *label.examples]
         texts += 1 + sum(map(bool, more))
         if len(label.name) > limits.max_label_chars:
@@ -220,6 +193,7 @@ def _check_labels(labels: Sequence[Label], param: str, limits: Limits) -> None:
             raise _over("max_label_info_chars", longest, limits, what)
     if texts > limits.max_label_texts:
         raise _over("max_label_texts", texts, limits, "names, descriptions, synonyms and examples")
+    return labels
 
 
 def _vectors(items: list[Any], dimension: int) -> tuple[np.ndarray, dict[int, str]]:
@@ -248,8 +222,7 @@ def _check_rows(rows: int, param: str, limits: Limits) -> None:
 
 
 def _over(limit: str, found: int, limits: Limits, what: str) -> ApiError:
-    allowed = getattr(limits, limit)
-    message = f"{found} {what}, but {limit} is {allowed}."
+    message = f"{found} {what}, but {limit} is {getattr(limits, limit)}."
     return ApiError(413, "limit_exceeded", message, limit)
 
 

@@ -68,18 +68,8 @@ class _ClassifyItem:
 
     @property
     def label_tokens(self) -> int:
-        return int(_row_costs(self.labels, len(self.vectors_GD)).sum())
-
-
-@dataclass(frozen=True)
-class _Vectors:
-    """What is known of U distinct texts; `embedded` of them were embedded for this."""
-
-    vectors_UD: np.ndarray
-    tokens_U: np.ndarray
-    truncated_U: np.ndarray
-    embedded: int
-    seconds: dict[str, float]
+        """Tokens that the encoder reads: each row's labels, and its text as one."""
+        return int((self.labels.counts_by_row(len(self.vectors_GD)) + 1).sum())
 
 
 class Engine:
@@ -89,8 +79,7 @@ class Engine:
     Args:
         device: "cpu" or "cuda", for the default budgets.
         executor: one thread, for all of torch's work; loading included.
-        cache: of text vectors.
-        report: is told of every batch.
+        report: gets every batch.
         embed_tokens, classify_tokens: budgets of a batch; None for the device's.
     """
 
@@ -119,7 +108,6 @@ class Engine:
 
     @property
     def working_seconds(self) -> float:
-        """How long the batch of now has been with the device."""
         return self._queue.working_seconds
 
     def close(self) -> None:
@@ -146,7 +134,10 @@ class Engine:
         if not len(vectors_GD):
             return replace(found, vectors_GD=None)
         labels = request.labels.take(np.flatnonzero(found.good_N))
-        label_texts, new = await self._embed_label_texts(model, labels)
+        new_texts = await self._off_loop(model.predictor.new_label_texts, labels)
+        known, new, _ = await self._look_up(model, new_texts, truncate=True)
+        label_texts = {text: entry.vector for text, entry in known.items()}
+        costs_G = labels.counts_by_row(len(vectors_GD)) + 1  # the text is a token too
         began = time.perf_counter()
         pieces = [
             _ClassifyItem(
@@ -157,7 +148,7 @@ class Engine:
                 request.top_k,
                 request.return_scores,
             )
-            for start, end in _pieces(_row_costs(labels, len(vectors_GD)), self._classify.budget)
+            for start, end in _pieces(costs_G, self._classify.budget)
         ]
         parts = await self._send("classify", pieces, [item.label_tokens for item in pieces])
         return replace(
@@ -172,70 +163,63 @@ class Engine:
     async def _embed_texts(
         self, model: LoadedModel, texts: list[str], truncate: bool
     ) -> ModelAnswer:
-        errors, places_G, distinct = await self._off_loop(_examine, texts)
-        found = await self._vectors(model, distinct, truncate)
-        good_N = np.ones(len(texts), bool)
-        good_N[list(errors)] = False
-        truncated_N = np.zeros(len(texts), bool)
-        truncated_N[good_N] = found.truncated_U[places_G]
-        tokens = int(found.tokens_U[places_G].sum())
+        errors = await self._off_loop(_text_errors, texts)
+        good = {row: text for row, text in enumerate(texts) if row not in errors}
+        distinct = list(dict.fromkeys(good.values()))
+        known, embedded, seconds = await self._look_up(model, distinct, truncate)
+        found = {row: known[text] for row, text in good.items()}
+        cut = [row for row, text in found.items() if text.truncated]
+        tokens = sum(text.tokens for text in found.values())
         if not truncate:
-            errors |= dict.fromkeys(np.flatnonzero(truncated_N).tolist(), "text_too_long")
-            places_G = places_G[~truncated_N[good_N]]
-            good_N &= ~truncated_N
-            truncated_N = np.zeros(len(texts), bool)  # nothing was cut
+            for row in cut:
+                del found[row]
+            errors |= dict.fromkeys(cut, "text_too_long")
+            cut = []
+        good_N, truncated_N = np.zeros((2, len(texts)), bool)
+        good_N[list(found)], truncated_N[cut] = True, True
         return ModelAnswer(
             good_N,
             errors,
             truncated_N,
             tokens,
-            embedded=found.embedded,
-            cached=len(distinct) - found.embedded,
-            vectors_GD=found.vectors_UD[places_G],
-            seconds=found.seconds,
+            embedded,
+            cached=len(distinct) - embedded,
+            vectors_GD=np.array([text.vector for text in found.values()], np.float32),
+            seconds=seconds,
         )
 
-    async def _vectors(self, model: LoadedModel, texts: list[str], truncate: bool) -> _Vectors:
-        """Vectors of distinct texts, from the cache or embedded now. A text that is too long is
-        not embedded without `truncate`; its vector is 0."""
+    async def _look_up(
+        self, model: LoadedModel, texts: list[str], truncate: bool
+    ) -> tuple[dict[str, CachedText], int, dict[str, float]]:
+        """What the embedder makes of distinct texts, from the cache or embedded now; how many were
+        embedded, and the seconds. Without `truncate` a text that is too long is not embedded: its
+        vector is 0."""
+        if not texts:
+            return {}, 0, {}
         began = time.perf_counter()
-        known, new_W, tokens = await self._off_loop(self._look_up, model, texts)
+        known, new, tokens = await self._off_loop(self._tokenise_new, model, texts)
         seconds = {"tokenise": time.perf_counter() - began}
-        vectors_UD = np.zeros((len(texts), model.predictor.embedder.dimension), np.float32)
-        tokens_U, truncated_U = np.zeros(len(texts), np.int64), np.zeros(len(texts), bool)
-        for place, entry in known.items():
-            vectors_UD[place], tokens_U[place] = entry.vector, entry.tokens
-            truncated_U[place] = entry.truncated
-        embedded = 0
-        if tokens is not None:
-            tokens_U[new_W], truncated_U[new_W] = tokens.lengths, tokens.truncated
-            wanted_W = np.ones(len(tokens), bool) if truncate else ~tokens.truncated
-            embedded = int(wanted_W.sum())
-            if embedded:
-                began = time.perf_counter()
-                found_WD = await self._embed_tokens(model, tokens.take(np.flatnonzero(wanted_W)))
-                seconds["embed"] = time.perf_counter() - began
-                places_W = new_W[wanted_W]
-                vectors_UD[places_W] = found_WD
-                self.cache.put(
-                    [VectorCache.key(model.embedder_id, texts[i]) for i in places_W.tolist()],
-                    [
-                        CachedText(vector_D.copy(), int(tokens_U[i]), bool(truncated_U[i]))
-                        for i, vector_D in zip(places_W.tolist(), found_WD)
-                    ],
-                )
-        return _Vectors(vectors_UD, tokens_U, truncated_U, embedded, seconds)
+        places = [i for i, cut in enumerate(tokens.truncated) if truncate or not cut]
+        vectors_WD = np.zeros((len(new), model.predictor.embedder.dimension), np.float32)
+        if places:
+            began = time.perf_counter()
+            vectors_WD[places] = await self._embed_tokens(model, tokens.take(np.array(places)))
+            seconds["embed"] = time.perf_counter() - began
+        counts = zip(tokens.lengths.tolist(), tokens.truncated.tolist(), strict=True)
+        # Copies, so that the cache does not hold the whole request's vectors for one of them.
+        entries = [CachedText(vectors_WD[i].copy(), *count) for i, count in enumerate(counts)]
+        keys = [VectorCache.key(model.embedder_id, new[i]) for i in places]
+        self.cache.put(keys, [entries[i] for i in places])
+        return known | dict(zip(new, entries, strict=True)), len(places), seconds
 
-    def _look_up(
+    def _tokenise_new(
         self, model: LoadedModel, texts: list[str]
-    ) -> tuple[dict[int, CachedText], np.ndarray, TokenisedTexts | None]:
-        """What the cache has, by place; the places of the other texts, and their tokens."""
+    ) -> tuple[dict[str, CachedText], list[str], TokenisedTexts]:
+        """What the cache has; the other texts, and their tokens."""
         entries = self.cache.get([VectorCache.key(model.embedder_id, text) for text in texts])
-        known = {place: entry for place, entry in enumerate(entries) if entry is not None}
-        new_W = np.array([i for i in range(len(texts)) if i not in known], np.int64)
-        if not len(new_W):
-            return known, new_W, None
-        return known, new_W, model.predictor.embedder.tokenise([texts[i] for i in new_W.tolist()])
+        known = {text: entry for text, entry in zip(texts, entries) if entry is not None}
+        new = [text for text in texts if text not in known]
+        return known, new, model.predictor.embedder.tokenise(new)
 
     async def _embed_tokens(self, model: LoadedModel, tokens: TokenisedTexts) -> np.ndarray:
         """Vectors float32 [W, D], embedded in pieces of texts of similar length."""
@@ -247,17 +231,6 @@ class Engine:
         vectors_WD = np.empty((len(tokens), model.predictor.embedder.dimension), np.float32)
         vectors_WD[order_W] = np.concatenate(parts)
         return vectors_WD
-
-    async def _embed_label_texts(
-        self, model: LoadedModel, labels: LabelSet | RaggedLabels
-    ) -> tuple[dict[str, np.ndarray], int]:
-        """Vectors of the labels' texts that the predictor does not know yet, and how many of them
-        were embedded anew."""
-        texts = await self._off_loop(model.predictor.new_label_texts, labels)
-        if not texts:
-            return {}, 0
-        found = await self._vectors(model, texts, truncate=True)
-        return dict(zip(texts, found.vectors_UD)), found.embedded
 
     async def _send(self, lane: str, items: Sequence[Any], costs: Sequence[int]) -> list[Any]:
         """Results in order; the first failure is raised, and what waits is taken back."""
@@ -347,20 +320,10 @@ def _grouped(places: Iterable[int], key: Callable[[int], Any]) -> list[list[int]
     return list(groups.values())
 
 
-def _examine(texts: list[str]) -> tuple[dict[int, str], np.ndarray, list[str]]:
-    """The errors of bad texts by position, and the distinct texts of the G good ones with each
-    one's place among them, int64 [G]."""
-    errors: dict[int, str] = {}
-    places: dict[str, int] = {}
-    rows: list[int] = []
-    for i, text in enumerate(texts):
-        if text_is_empty(text):
-            errors[i] = "text_empty"
-        elif not is_unicode(text):
-            errors[i] = "text_not_unicode"
-        else:
-            rows.append(places.setdefault(text, len(places)))
-    return errors, np.array(rows, np.int64), list(places)
+def _text_errors(texts: list[str]) -> dict[int, str]:
+    """The errors of bad texts, by position."""
+    empty = {i: "text_empty" for i, text in enumerate(texts) if text_is_empty(text)}
+    return empty | {i: "text_not_unicode" for i, text in enumerate(texts) if not is_unicode(text)}
 
 
 def _known_vectors(vectors_ND: np.ndarray, known: Mapping[int, str]) -> ModelAnswer:
@@ -372,11 +335,6 @@ def _known_vectors(vectors_ND: np.ndarray, known: Mapping[int, str]) -> ModelAns
     return ModelAnswer(
         good_N, errors, np.zeros(len(good_N), bool), 0, 0, 0, vectors_GD=vectors_ND[good_N]
     )
-
-
-def _row_costs(labels: LabelSet | RaggedLabels, rows: int) -> np.ndarray:
-    """Tokens that the encoder reads for each row: its labels, and the text as one, int64 [N]."""
-    return labels.counts_by_row(rows) + 1
 
 
 def _pieces(costs_N: np.ndarray, budget: int) -> list[tuple[int, int]]:

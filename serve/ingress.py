@@ -1,16 +1,20 @@
 """What stands before the models: which requests are let in, how much is worked on at a time, and
-which model is asked. Holds no weights, computes nothing and runs without Ray too.
+which model is asked. Holds no weights and computes nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, Protocol
+from typing import Any
 
 from fastapi import Request
+from ray.exceptions import RayActorError, RayTaskError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.handle import DeploymentHandle
 
 from serve.auth import Guard
 from serve.batches import BatchJobs
@@ -19,19 +23,49 @@ from serve.refusals import ApiError
 from serve.settings import Limits
 from serve.work import ModelAnswer, ModelRequest
 
+ATTEMPTS = 3
+"""A request whose replica died is sent again: classifying twice does no harm."""
+INFO_SECONDS = 5.0
 DRAIN = 4
 """A body that is too large: this many times the limit is read and thrown away, so that the
 sender comes to read why; then the connection is closed."""
 
+log = logging.getLogger("ray.serve")
 
-class ModelPort(Protocol):
-    """How a model is reached."""
+
+class Replicas:
+    """A model's replicas, behind a handle."""
+
+    def __init__(self, name: str, handle: DeploymentHandle, metrics: GatewayMetrics) -> None:
+        self._name, self._handle, self._metrics = name, handle, metrics
 
     async def answer(self, request: ModelRequest) -> ModelAnswer:
-        """Raises `ApiError` 503 where no replica answers."""
+        for attempt in range(1, ATTEMPTS + 1):
+            response = self._handle.answer.remote(request)
+            try:
+                return await response
+            except asyncio.CancelledError:  # a timeout, or the caller has gone
+                response.cancel()
+                raise
+            except RayActorError:
+                self._metrics.retries.inc(1, {"model": self._name})
+                log.warning("%s: a replica died (attempt %d)", self._name, attempt)
+            except (BackPressureError, DeploymentUnavailableError) as error:
+                raise self._unavailable(str(error)) from None
+        raise self._unavailable("its replicas died one after another")
 
     async def info(self) -> Mapping[str, Any]:
-        """Raises `ApiError` 503 where no replica answers."""
+        try:
+            async with asyncio.timeout(INFO_SECONDS):
+                return await self._handle.info.remote()
+        except (RayActorError, RayTaskError, BackPressureError, DeploymentUnavailableError) as e:
+            raise self._unavailable(type(e).__name__) from None
+        except TimeoutError:
+            raise self._unavailable(f"no answer within {INFO_SECONDS:g} s") from None
+
+    def _unavailable(self, reason: str) -> ApiError:
+        message = f"the model {self._name!r} does not answer at the moment ({reason})."
+        return ApiError(503, "model_unavailable", message, "model", {"Retry-After": "2"})
 
 
 class Ingress:
@@ -39,7 +73,6 @@ class Ingress:
 
     Args:
         models: by name, the default first.
-        metrics: None to record nothing.
 
     Attributes:
         limits, log_texts, batches: may change at any time, for the requests that come after.
@@ -47,7 +80,7 @@ class Ingress:
 
     def __init__(
         self,
-        models: Mapping[str, ModelPort],
+        models: Mapping[str, Replicas],
         guard: Guard,
         limits: Limits | None = None,
         metrics: GatewayMetrics | None = None,
@@ -55,7 +88,7 @@ class Ingress:
         self.models = dict(models)
         self.guard = guard
         self.limits = limits or Limits()
-        self.metrics = metrics
+        self.metrics = metrics or GatewayMetrics()
         self.batches = BatchJobs()
         self.log_texts = False
         self._requests = 0
@@ -71,10 +104,8 @@ class Ingress:
         if name is None:
             return next(iter(self.models))
         if name not in self.models:
-            known = ", ".join(self.models)
-            raise ApiError(
-                404, "model_not_found", f"no model {name!r}; there are: {known}.", "model"
-            )
+            message = f"no model {name!r}; there are: {', '.join(self.models)}."
+            raise ApiError(404, "model_not_found", message, "model")
         return name
 
     async def info(self, name: str, seconds: float = 1.0) -> Mapping[str, Any]:
@@ -96,9 +127,8 @@ class Ingress:
         limits = self.limits
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":
-            raise ApiError(
-                415, "not_json", "send the header Content-Type: application/json.", "Content-Type"
-            )
+            message = "send the header Content-Type: application/json."
+            raise ApiError(415, "not_json", message, "Content-Type")
         if self._requests >= limits.max_concurrent_requests:
             raise self._overloaded("max_concurrent_requests")
         # Everything up to the first `await` happens at once, so no two requests take one place.
@@ -148,16 +178,10 @@ class Ingress:
             raise ApiError(413, "limit_exceeded", message, "max_body_bytes")
 
     def _overloaded(self, limit: str) -> ApiError:
-        return ApiError(
-            429,
-            "overloaded",
-            f"the server works on as much as it may ({limit}: {getattr(self.limits, limit)}); "
-            "try again.",
-            limit,
-            retry_after=1,
-        )
+        allowed = f"{limit}: {getattr(self.limits, limit)}"
+        message = f"the server works on as much as it may ({allowed}); try again."
+        return ApiError(429, "overloaded", message, limit, {"Retry-After": "1"})
 
     def _count(self, more: int) -> None:
         self._requests += more
-        if self.metrics is not None:
-            self.metrics.open_requests.set(self._requests)
+        self.metrics.open_requests.set(self._requests)

@@ -7,6 +7,7 @@ nodes, so that any gateway tells of the whole endpoint.
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 import aiohttp
@@ -15,6 +16,7 @@ from ray.serve import metrics as ray_metrics
 
 from sce.client.wire import Classification
 from serve.batching import BatchReport
+from serve.work import ModelAnswer
 
 PREFIX = "ray_sce_"
 AGENT_SECONDS = 5.0
@@ -62,13 +64,11 @@ class GatewayMetrics:
 
     def classified(self, model: str, labels: int, rows: Sequence[Classification]) -> None:
         """Count an answer; `labels` are those of its largest set."""
-        if not rows:
-            return
         tags = {"model": model}
-        self.texts.inc(len(rows), tags)
-        self.labels.observe(labels, tags)
-        nulls = sum(row["label"] is None and row["error"] is None for row in rows)
-        if nulls:
+        if rows:
+            self.texts.inc(len(rows), tags)
+            self.labels.observe(labels, tags)
+        if nulls := sum(row["label"] is None and row["error"] is None for row in rows):
             self.null_answers.inc(nulls, tags)
         for row in rows:
             if row["error"] is not None:
@@ -76,20 +76,18 @@ class GatewayMetrics:
 
 
 class ModelMetrics:
-    """What a model's replica counts.
-
-    Args:
-        model: its name.
-    """
+    """What a model's replica counts."""
 
     def __init__(self, model: str) -> None:
         self._tags, lane = {"model": model}, ("model", "lane")
-        self._tokens = _counter(
-            "text_tokens", "Tokens of texts, as the embedder counts them.", "model"
-        )
-        self._label_tokens = _counter("label_tokens", "Tokens that the encoder read.", "model")
-        self._hits = _counter("cache_hits", "Texts whose vectors were known.", "model")
-        self._misses = _counter("cache_misses", "Texts, also of labels, embedded.", "model")
+        self._counts = {  # by the field of `ModelAnswer`
+            "tokens": _counter(
+                "text_tokens", "Tokens of texts, as the embedder counts them.", "model"
+            ),
+            "label_tokens": _counter("label_tokens", "Tokens that the encoder read.", "model"),
+            "cached": _counter("cache_hits", "Texts whose vectors were known.", "model"),
+            "embedded": _counter("cache_misses", "Texts, also of labels, embedded.", "model"),
+        }
         self._queue = _histogram("queue_seconds", "Waiting for the device.", _SECONDS, *lane)
         self._work = {
             "embed": _histogram("embed_seconds", "Of a batch of texts.", _SECONDS, *lane),
@@ -108,15 +106,10 @@ class ModelMetrics:
         for wait in report.waits:
             self._queue.observe(wait, tags)
 
-    def answer(self, tokens: int, label_tokens: int, embedded: int, cached: int) -> None:
-        for metric, value in (
-            (self._tokens, tokens),
-            (self._label_tokens, label_tokens),
-            (self._misses, embedded),
-            (self._hits, cached),
-        ):
-            if value:
-                metric.inc(value, self._tags)
+    def answer(self, found: ModelAnswer) -> None:
+        for field, counter in self._counts.items():
+            if value := getattr(found, field):
+                counter.inc(value, self._tags)
 
 
 async def gather_metrics() -> str:
@@ -142,19 +135,16 @@ async def _fetch(session: aiohttp.ClientSession, url: str) -> str:
 
 def merge(pages: Iterable[str]) -> str:
     """The lines of our metrics in several exports, the samples of a metric together."""
-    families: dict[str, list[str]] = {}
-    heads: dict[str, dict[str, str]] = {}
+    heads: defaultdict[str, dict[str, str]] = defaultdict(dict)
+    samples: defaultdict[str, list[str]] = defaultdict(list)
     for page in pages:
         family = ""
         for line in page.splitlines():
             words = line.split(" ", 3)
             if line.startswith("#") and len(words) > 2:
                 family = words[2]
-                if family.startswith(PREFIX):
-                    heads.setdefault(family, {}).setdefault(words[1], line)
+                heads[family].setdefault(words[1], line)
             elif line.startswith(PREFIX):
-                families.setdefault(family, []).append(line)
-    return "".join(
-        "\n".join([*heads.get(family, {}).values(), *lines]) + "\n"
-        for family, lines in families.items()
-    )
+                samples[family].append(line)
+    found = [line for family in samples for line in [*heads[family].values(), *samples[family]]]
+    return "".join(f"{line}\n" for line in found)

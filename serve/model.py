@@ -7,11 +7,15 @@ import logging
 import os
 from typing import Any
 
+from sce.bulk.request import identify_model
 from sce.distributed.resources import TorchThread
-from sce.embedding.embedder import choose_device
+from sce.embedding.embedder import TextEmbedder, choose_device, load_embedder
+from sce.embedding.fingerprint import EmbedderFingerprint
+from sce.embedding.settings import EmbedderConfig
+from sce.model.scoring import EXACT
+from sce.predictor import Predictor
 from serve.cache import VectorCache
 from serve.engine import Engine, LoadedModel
-from serve.loading import load_model, warm_up
 from serve.metrics import ModelMetrics
 from serve.settings import ModelSettings
 from serve.work import ModelAnswer, ModelRequest
@@ -23,18 +27,14 @@ log = logging.getLogger("ray.serve")
 
 
 class ModelReplica:
-    """Answers for one model; everything it may be told later comes through `reconfigure`.
-
-    Args:
-        name: by which requests choose it.
-    """
+    """Answers for one model; what may change later comes through `reconfigure`."""
 
     def __init__(self, name: str) -> None:
         self._name = name
         self._metrics = ModelMetrics(name)
-        self._engine: Engine | None = None
+        self._engine: Engine
+        self._torch: TorchThread
         self._settings: ModelSettings | None = None
-        self._torch: TorchThread | None = None
         self._loading: asyncio.Task[None] | None = None
         self._last_error: str | None = None
 
@@ -47,10 +47,9 @@ class ModelReplica:
                 later is named in `info`, and the one before stays.
         """
         settings = ModelSettings.model_validate(user_config)
-        if self._engine is None:
+        if self._settings is None:
             await self._start(settings)
             return
-        assert self._settings is not None
         self._engine.set_budgets(settings.embed_batch_tokens, settings.classify_batch_tokens)
         if _weights(settings) != _weights(self._settings) or self._last_error:
             if self._loading is not None:
@@ -59,27 +58,25 @@ class ModelReplica:
         self._settings = settings
 
     async def answer(self, request: ModelRequest) -> ModelAnswer:
-        assert self._engine is not None
         found = await self._engine.answer(request)
-        self._metrics.answer(found.tokens, found.label_tokens, found.embedded, found.cached)
+        self._metrics.answer(found)
         return found
 
     async def info(self) -> dict[str, Any]:
         """What `/info` shows; `error` says why the last model that was to be loaded was not."""
-        assert self._engine is not None
         assert self._engine.model is not None
         loading = self._loading is not None and not self._loading.done()
         return {**self._engine.model.info, "loading": loading, "error": self._last_error}
 
     def check_health(self) -> None:
         """Ray replaces a replica for which this raises."""
-        if self._engine is not None and self._engine.working_seconds > STUCK_SECONDS:
+        if self._settings is not None and self._engine.working_seconds > STUCK_SECONDS:
             raise RuntimeError(f"{self._name}: a batch takes more than {STUCK_SECONDS:g} s")
 
     async def _start(self, settings: ModelSettings) -> None:
         self._torch = TorchThread(settings.threads or os.cpu_count() or 1)
         loaded = await self._load(settings, None)
-        engine = Engine(
+        self._engine = Engine(
             choose_device(settings.device),
             self._torch.executor,
             VectorCache(settings.cache_bytes),
@@ -87,12 +84,10 @@ class ModelReplica:
             settings.embed_batch_tokens,
             settings.classify_batch_tokens,
         )
-        engine.model = loaded
-        self._engine, self._settings = engine, settings
+        self._engine.model, self._settings = loaded, settings
         log.info("%s is ready on %s", self._name, loaded.info["device"])
 
     async def _swap(self, settings: ModelSettings) -> None:
-        assert self._engine is not None
         try:
             loaded = await self._load(settings, self._engine.model)
         except Exception as error:  # whatever it is: those who ask go on
@@ -104,7 +99,6 @@ class ModelReplica:
 
     async def _load(self, settings: ModelSettings, before: LoadedModel | None) -> LoadedModel:
         """Load in a thread that ends, so that OpenMP keeps one team (`TorchThread`)."""
-        assert self._torch is not None
         embedder = None if before is None else before.predictor.embedder
         loaded = await asyncio.to_thread(load_model, self._name, settings, embedder)
         await asyncio.get_running_loop().run_in_executor(self._torch.executor, warm_up, loaded)
@@ -114,3 +108,50 @@ class ModelReplica:
 def _weights(settings: ModelSettings) -> dict[str, Any]:
     """What a model must be loaded anew for."""
     return settings.model_dump(include={"path", "embedder", "device", "dtype", "exact"})
+
+
+def load_model(
+    name: str, settings: ModelSettings, embedder: TextEmbedder | None = None
+) -> LoadedModel:
+    """Load a model and the embedder that it was trained with.
+
+    Args:
+        name: by which requests choose it.
+        embedder: used again where it is the model's, so that it is in memory once.
+
+    Raises:
+        InputError: there is no such model, or its embedder is not there or another.
+    """
+    config, fingerprint = identify_model(settings.path)
+    assert config.embedder is not None
+    device = choose_device(settings.device)
+    known = EmbedderFingerprint.from_dict(config.embedder)
+    if embedder is None or embedder.fingerprint.id != known.id or embedder.device.type != device:
+        wanted = settings.embedder or EmbedderConfig.from_fingerprint(config.embedder)
+        embedder = load_embedder(wanted.model_copy(update={"device": device}))
+    predictor = Predictor.from_pretrained(
+        settings.path,
+        embedder,
+        device,
+        settings.dtype,
+        shortlist_above=EXACT if settings.exact else None,
+    )
+    found = embedder.fingerprint
+    info = {
+        "id": name,
+        "model_fingerprint": fingerprint,
+        "embedder": {"id": found.id} | found.to_dict(),
+        "dimension": found.dimension,
+        "dtype": str(next(predictor.model.parameters()).dtype).removeprefix("torch."),
+        "device": embedder.device.type,
+        "max_text_tokens": found.max_tokens,
+        "shortlist_above": None if settings.exact else predictor.shortlist_above,
+        "shortlist_size": None if settings.exact else predictor.shortlist_size,
+    }
+    return LoadedModel(predictor, info)
+
+
+def warm_up(model: LoadedModel) -> None:
+    """Do what the first requests would wait for; in the thread that will answer them."""
+    model.predictor.embedder.embed([f"A text to warm up with, the {i}th." for i in range(16)])
+    model.predictor.warm_up([f"label {k}" for k in range(10)])

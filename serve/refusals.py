@@ -19,10 +19,8 @@ class ApiError(Exception):
 
     Attributes:
         status: HTTP's.
-        code: what is wrong, in a word.
-        param: the field that is wrong, or the limit exceeded.
-        retry_after: seconds.
-        allow: methods of the route.
+        code, param: as in `sce.client.wire.ErrorBody`.
+        headers: that the status obliges to.
     """
 
     def __init__(
@@ -31,12 +29,11 @@ class ApiError(Exception):
         code: str,
         message: str,
         param: str | None = None,
-        retry_after: int | None = None,
-        allow: str | None = None,
+        headers: dict[str, str] | None = None,
     ) -> None:
         super().__init__(message)
         self.status, self.code, self.message, self.param = status, code, message, param
-        self.retry_after, self.allow = retry_after, allow
+        self.headers = headers
 
     def body(self) -> dict[str, Any]:
         """As `sce.client.wire.ErrorResponse`."""
@@ -44,9 +41,3 @@ class ApiError(Exception):
         kind = TYPES.get(self.status, other)
         error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
         return {"error": error}
-
-    def headers(self) -> dict[str, str]:
-        """What the status obliges to say."""
-        found = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
-        found |= {} if self.allow is None else {"Allow": self.allow}
-        return found | ({"WWW-Authenticate": "Bearer"} if self.status == 401 else {})

@@ -14,11 +14,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.responses import HTMLResponse, PlainTextResponse, Response
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel
 from pydantic_core import to_json
@@ -36,7 +36,7 @@ from sce.client.wire import (
 )
 from sce.config import VERSION
 from serve.convert import (
-    batch_labels,
+    check_labels,
     classify_request,
     classify_response,
     embeddings_request,
@@ -84,9 +84,12 @@ def make_app(ingress: Ingress) -> FastAPI:
     return app
 
 
-def _ingress(request: Request) -> Ingress:
+async def _ingress(request: Request) -> Ingress:
     found: Ingress = request.app.state.ingress
     return found
+
+
+Served = Annotated[Ingress, Depends(_ingress)]
 
 
 def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -124,15 +127,13 @@ async def docs(request: Request) -> Response:
 
 
 @pages.get("/health", summary="503 until every model answers.", responses=_errors(503))
-async def health(request: Request) -> dict[str, str]:
-    ingress = _ingress(request)
+async def health(ingress: Served) -> dict[str, str]:
     await asyncio.gather(*(ingress.info(name) for name in ingress.models))
     return {"status": "ok"}
 
 
 @router.get("/info", summary="Models, and every limit.", responses=_errors(503))
-async def info(request: Request) -> dict[str, Any]:
-    ingress = _ingress(request)
+async def info(ingress: Served) -> dict[str, Any]:
     return {
         "models": await asyncio.gather(*(ingress.info(name, 0.0) for name in ingress.models)),
         "default_model": next(iter(ingress.models)),
@@ -144,13 +145,13 @@ async def info(request: Request) -> dict[str, Any]:
 
 
 @router.get("/v1/models", summary="In OpenAI's form.", responses=_errors(503))
-async def models(request: Request) -> dict[str, Any]:
-    return {"object": "list", "data": [_openai_model(name) for name in _ingress(request).models]}
+async def models(ingress: Served) -> dict[str, Any]:
+    return {"object": "list", "data": [_openai_model(name) for name in ingress.models]}
 
 
 @router.get("/v1/models/{model}", responses=_errors(404, 503))
-async def model(request: Request, model: str) -> dict[str, Any]:
-    return _openai_model(_ingress(request).choose(model))
+async def model(ingress: Served, model: str) -> dict[str, Any]:
+    return _openai_model(ingress.choose(model))
 
 
 def _openai_model(name: str) -> dict[str, Any]:
@@ -169,18 +170,17 @@ async def metrics() -> Response:
     response_model=ClassifyResponse,
     **_body(ClassifyRequest),
 )
-async def classify(request: Request) -> Response:
-    ingress = _ingress(request)
-    async with _asked(request, ClassifyRequest) as (asked, name, size):
+async def classify(request: Request, ingress: Served) -> Response:
+    async with _asked(request, ingress, ClassifyRequest) as (asked, name, size):
         dimension = (await ingress.info(name, 60.0))["dimension"]
-        checked = await _off_loop(size, classify_request, asked, ingress.limits, dimension)
-        answer = await ingress.models[name].answer(checked.work)
-        numbers = sum(map(len, checked.names)) if checked.work.return_scores else 0
+        work = await _off_loop(size, classify_request, asked, ingress.limits, dimension)
+        answer = await ingress.models[name].answer(work)
+        counts_N = work.labels.counts_by_row(len(work.queries))
+        numbers = int(counts_N.sum()) if work.return_scores else 0
         # Bytes of the answer, a quarter: writing takes less time than parsing as many.
-        size = (200 * len(checked.names) + 30 * numbers) // 4
-        found = await _off_loop(size, classify_response, checked, answer, name)
-        if ingress.metrics is not None:
-            ingress.metrics.classified(name, checked.labels, found["data"])
+        size = (200 * len(counts_N) + 30 * numbers) // 4
+        found = await _off_loop(size, classify_response, asked, work, answer, name)
+        ingress.metrics.classified(name, int(counts_N.max(initial=0)), found["data"])
         return await _json_response(size, found, answer.seconds)
 
 
@@ -190,9 +190,8 @@ async def classify(request: Request) -> Response:
     response_model=EmbeddingsResponse,
     **_body(EmbeddingsRequest),
 )
-async def embeddings(request: Request) -> Response:
-    ingress = _ingress(request)
-    async with _asked(request, EmbeddingsRequest) as (asked, name, _):
+async def embeddings(request: Request, ingress: Served) -> Response:
+    async with _asked(request, ingress, EmbeddingsRequest) as (asked, name, _):
         dimension = (await ingress.info(name, 60.0))["dimension"]
         work = embeddings_request(asked, ingress.limits, dimension)
         answer = await ingress.models[name].answer(work)
@@ -207,33 +206,33 @@ async def embeddings(request: Request) -> Response:
     response_model=Batch,
     **_body(BatchRequest, 409),
 )
-async def create(request: Request) -> Batch:
-    ingress = _ingress(request)
-    async with _asked(request, BatchRequest) as (asked, name, _):
+async def create(request: Request, ingress: Served) -> Batch:
+    async with _asked(request, ingress, BatchRequest) as (asked, name, _):
         if asked.labels is not None:
-            batch_labels(asked, ingress.limits)
+            check_labels(asked.labels, 0, "labels", ingress.limits)
         return await ingress.batches.create(asked, name)
 
 
 @router.get("/v1/batches", response_model=BatchList, responses=_errors(503))
-async def every(request: Request) -> BatchList:
-    return BatchList(data=await _ingress(request).batches.every())
+async def every(ingress: Served) -> BatchList:
+    return BatchList(data=await ingress.batches.every())
 
 
 @router.get("/v1/batches/{batch_id}", response_model=Batch, responses=_errors(404, 503))
-async def one(request: Request, batch_id: str) -> Batch:
-    return await _ingress(request).batches.get(batch_id)
+async def one(ingress: Served, batch_id: str) -> Batch:
+    return await ingress.batches.get(batch_id)
 
 
 @router.post("/v1/batches/{batch_id}/cancel", response_model=Batch, responses=_errors(404, 503))
-async def cancel(request: Request, batch_id: str) -> Batch:
-    return await _ingress(request).batches.cancel(batch_id)
+async def cancel(ingress: Served, batch_id: str) -> Batch:
+    return await ingress.batches.cancel(batch_id)
 
 
 @asynccontextmanager
-async def _asked(request: Request, kind: type[BaseModel]) -> AsyncIterator[tuple[Any, str, int]]:
+async def _asked(
+    request: Request, ingress: Ingress, kind: type[BaseModel]
+) -> AsyncIterator[tuple[Any, str, int]]:
     """A request that there is room for: parsed, the name of its model, and its size in bytes."""
-    ingress = _ingress(request)
     async with ingress.admitted(request) as body:
         asked = await _off_loop(len(body), parse, kind, body)
         name = request.state.model = ingress.choose(asked.model)
@@ -258,16 +257,15 @@ async def _json_response(size: int, content: Any, seconds: Mapping[str, float]) 
 
 async def _watch(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
     """Let those in who may ask, record what was answered and how long it took."""
-    ingress = _ingress(request)
+    ingress: Ingress = request.app.state.ingress
     started = time.perf_counter()
     request.state.model = ""
     response = await _guarded(ingress, request, call_next)
     seconds = time.perf_counter() - started
     if "server-timing" in response.headers:
         response.headers["server-timing"] += f", gateway;dur={1000 * seconds:.1f}"
-    if ingress.metrics is not None:
-        path = getattr(request.scope.get("route"), "path", "unknown")
-        ingress.metrics.request(path, response.status_code, request.state.model, seconds)
+    path = getattr(request.scope.get("route"), "path", "unknown")
+    ingress.metrics.request(path, response.status_code, request.state.model, seconds)
     return response
 
 
@@ -291,9 +289,7 @@ async def _guarded(
 
 
 async def _refuse(_: Request, error: ApiError) -> Response:
-    return Response(
-        to_json(error.body()), error.status, error.headers(), media_type="application/json"
-    )
+    return JSONResponse(error.body(), error.status, error.headers)
 
 
 async def _refuse_http(request: Request, error: HTTPException) -> Response:
@@ -305,7 +301,7 @@ async def _refuse_http(request: Request, error: HTTPException) -> Response:
     elif error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "another")
         message = f"{request.method} is not allowed here, but {allowed} is."
-        refusal = ApiError(405, "method_not_allowed", message, allow=allowed)
+        refusal = ApiError(405, "method_not_allowed", message, headers={"Allow": allowed})
     return await _refuse(request, refusal)
 
 

@@ -5,46 +5,37 @@ Shapes: G rows of a block, D the embedder's dimension, T best labels of a row.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from sce.bulk.answering import BlockAnswers, Endpoint
-from sce.client import Client, EndpointError, RowError, ServedModel
-from sce.client.packing import label_ids
+from sce.client import Client, EndpointError, RowError
 from sce.errors import ROW_ERRORS, ConfigError
 from sce.labels import LabelSet, RaggedLabels
-from sce.model.answers import Answers, Prediction
+from sce.model.answers import Answers
 
 
 class EndpointPredictor:
     """Answers the blocks of a bulk job by an endpoint: a `BlockPredictor`.
 
     After every block the server is asked which model it has: answers of two never get into one
-    output.
+    output. Nothing is asked yet where the endpoint says which model is expected.
+
+    Raises:
+        InputError, EndpointError: see `Client.info` and `Client.served_model`.
     """
 
-    def __init__(self, client: Client, served: ServedModel | None = None) -> None:
-        self._client = client
-        self.served = served or client.served_model()
-
-    @classmethod
-    def connect(cls, endpoint: Endpoint) -> EndpointPredictor:
-        """Nothing is asked yet where the endpoint says which model is expected.
-
-        Raises:
-            InputError, EndpointError: see `Client.info` and `Client.served_model`.
-        """
-        client = Client(
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._client = Client(
             endpoint.url,
             endpoint.token.get_secret_value() or None,
             endpoint.model,
             patience_seconds=endpoint.patience_seconds,
             concurrency=endpoint.concurrency,
         )
-        return cls(client, endpoint.served)
+        self.served = endpoint.served or self._client.served_model()
 
     @property
     def dimension(self) -> int:
@@ -57,34 +48,28 @@ class EndpointPredictor:
     def answer_texts(
         self, texts_G: pa.Array, labels: Any, top_k: int, return_scores: bool
     ) -> BlockAnswers:
-        found = self._client.classify(
-            texts_G.to_pylist(), labels, top_k=top_k, return_scores=return_scores
-        )
-        return self._block_answers(found, labels, top_k, return_scores)
+        return self._answer(texts_G.to_pylist(), labels, top_k, return_scores)
 
     def answer_vectors(
         self, vectors_GD: np.ndarray, labels: Any, top_k: int, return_scores: bool
     ) -> BlockAnswers:
-        found = self._client.classify(
-            embeddings=vectors_GD, labels=labels, top_k=top_k, return_scores=return_scores
-        )
-        return self._block_answers(found, labels, top_k, return_scores)
+        return self._answer(vectors_GD, labels, top_k, return_scores)
 
-    def _block_answers(
+    def _answer(
         self,
-        found: Sequence[Prediction | RowError],
+        queries: list[str] | np.ndarray,
         labels: LabelSet | RaggedLabels,
         top_k: int,
         return_scores: bool,
     ) -> BlockAnswers:
+        found = self._client.classify(queries, labels, top_k=top_k, return_scores=return_scores)
         self._check_served()
         rows = len(found)
         counts_G = labels.counts_by_row(rows)
         if isinstance(labels, LabelSet):
             sets = [{name: k for k, name in enumerate(labels.names)}] * rows
         else:
-            names = [label.name for label in labels.labels]
-            sets = [{names[i]: k for k, i in enumerate(ids)} for ids in label_ids(labels)]
+            sets = [{name: k for k, name in enumerate(x)} for x in labels.names_by_row(rows)]
         above = self.served.shortlist_above
         shortlisted = above is not None and bool((counts_G > above).any())
         shortlist = self.served.shortlist_size if shortlisted else None

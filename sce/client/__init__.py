@@ -14,8 +14,7 @@ from sce.client.connection import (
     NotAuthorised,
     RequestRefused,
 )
-from sce.client.info import EndpointInfo, RequestLimits, ServedModel
-from sce.client.wire import RowError
+from sce.client.wire import EndpointInfo, RequestLimits, RowError, ServedModel
 
 __all__ = [
     "Client",

@@ -16,20 +16,20 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from sce.client.connection import Connection
-from sce.client.info import EndpointInfo, RequestLimits, ServedModel
 from sce.client.packing import PackedRow, Rows, to_json
 from sce.client.sending import Sender
 from sce.client.wire import (
-    Classification,
     ClassifyResponse,
-    Embedding,
     EmbeddingsResponse,
+    EndpointInfo,
+    RequestLimits,
     RowError,
+    ServedModel,
     decode_vector,
     encode_vectors,
     to_prediction,
 )
-from sce.embedding.row_checks import check_texts, check_unicode
+from sce.embedding.row_checks import check_texts, check_unicode, is_unicode
 from sce.errors import ConfigError, DataError, InputError
 from sce.model.answers import Prediction
 
@@ -145,16 +145,10 @@ class Client:
             texts = list(texts)
             check_texts(texts)
             check_unicode(texts)
-        found = self.classify(
-            texts,
-            labels,
-            embeddings=embeddings,
-            threshold=threshold,
-            top_k=top_k,
-            return_scores=return_scores,
-        )
+        settings: dict[str, Any] = {"threshold": threshold, "top_k": top_k}
+        settings |= {"embeddings": embeddings, "return_scores": return_scores}
         predictions = []
-        for row, item in enumerate(found):
+        for row, item in enumerate(self.classify(texts, labels, **settings)):
             if isinstance(item, RowError):
                 what = "embeddings" if embeddings is not None else "texts"
                 raise DataError(f"{what}[{row}]: {item}.")
@@ -195,9 +189,9 @@ class Client:
         refused: dict[int, RowError] = {}
         if texts is not None:
             refused |= dict.fromkeys(rows.too_long(self._limits()), RowError("text_too_long"))
-            refused |= dict.fromkeys(_not_unicode(items), RowError("text_not_unicode"))
-        left = rows.without(refused) if refused else rows
-        found = iter(self._sender.answer(left, self._limits(), _classified))
+            bad = [i for i, text in enumerate(items) if not is_unicode(str(text))]
+            refused |= dict.fromkeys(bad, RowError("text_not_unicode"))
+        found = iter(self._sender.answer(rows.without(refused), self._limits(), _classified))
         return [refused[i] if i in refused else next(found) for i in range(len(items))]
 
     def embed(self, texts: Sequence[str]) -> EmbeddedTexts:
@@ -213,7 +207,8 @@ class Client:
         for row in rows.too_long(self._limits()):
             raise DataError(f"texts[{row}]: {RowError('text_too_long')}.")
         found = self._sender.answer(rows, self._limits(), _embedded)
-        vectors_ND = np.empty((len(found), self._dimension()), np.float32)
+        dimension = self.served_model(self._info).dimension
+        vectors_ND = np.empty((len(found), dimension), np.float32)
         for row, (vector_D, _) in enumerate(found):
             vectors_ND[row] = vector_D
         return EmbeddedTexts(vectors_ND, np.array([cut for _, cut in found], bool))
@@ -225,11 +220,9 @@ class Client:
     def _limits(self) -> RequestLimits:
         return (self._info or self.info()).limits
 
-    def _dimension(self) -> int:
-        return self.served_model(self._info).dimension
-
     def _check_embeddings(self, embeddings: Any) -> np.ndarray:
-        queries_ND, dimension = np.asarray(embeddings, np.float32), self._dimension()
+        queries_ND = np.asarray(embeddings, np.float32)
+        dimension = self.served_model(self._info).dimension
         if queries_ND.ndim != 2 or queries_ND.shape[1] != dimension:
             raise InputError(
                 f"embeddings: shape {queries_ND.shape}, but this model reads [N, {dimension}]."
@@ -244,29 +237,17 @@ def _is_numeric_array(value: Any) -> bool:
     return hasattr(value, "__array__") and np.asarray(value).dtype.kind in "fiu"
 
 
-def _not_unicode(texts: Sequence[str]) -> list[int]:
-    """Positions of texts with a lone surrogate, which JSON has no way to say."""
-    found = []
-    for i, text in enumerate(texts):
-        try:
-            str(text).encode()
-        except UnicodeEncodeError:
-            found.append(i)
-    return found
-
-
 def _classified(content: bytes, rows: int) -> list[Prediction | RowError]:
-    data = _CLASSIFIED.validate_json(content, extra="ignore")["data"]
-    _check_order(data, rows)
-    return [to_prediction(row) for row in data]
+    return [to_prediction(row) for row in _data(_CLASSIFIED, content, rows)]
 
 
 def _embedded(content: bytes, rows: int) -> list[tuple[np.ndarray, bool]]:
-    data = _EMBEDDED.validate_json(content, extra="ignore")["data"]
-    _check_order(data, rows)
+    data = _data(_EMBEDDED, content, rows)
     return [(decode_vector(str(row["embedding"])), row["truncated"]) for row in data]
 
 
-def _check_order(data: Sequence[Classification] | Sequence[Embedding], rows: int) -> None:
-    if [row["index"] for row in data] != list(range(rows)):
-        raise ValueError(f"{len(data)} rows in another order, or not {rows}")
+def _data(kind: TypeAdapter[Any], content: bytes, rows: int) -> list[Any]:
+    found: list[Any] = kind.validate_json(content, extra="ignore")["data"]
+    if [row["index"] for row in found] != list(range(rows)):
+        raise ValueError(f"{len(found)} rows in another order, or not {rows}")
+    return found

@@ -58,13 +58,7 @@ class NotAuthorised(InputError):
 
 
 class RequestRefused(InputError):
-    """The server refuses what is asked.
-
-    Attributes:
-        status: HTTP's.
-        code: what is wrong, in a word.
-        param: the field that is wrong, or the limit exceeded.
-    """
+    """The server refuses what is asked: HTTP's status, and code and param as in `ErrorBody`."""
 
     def __init__(
         self, message: str, status: int = 0, code: str | None = None, param: str | None = None
@@ -89,12 +83,9 @@ class Connection:
     """Sends requests to one server. Safe to use from several threads.
 
     Args:
-        url: the server's, checked here.
-        token: bearer token, "" for none.
         timeout: seconds that one request may take.
         patience: seconds that a request without an answer is repeated while no other of this
             connection gets one either.
-        pool_size: connections that are kept open.
 
     Raises:
         InputError: `url` is none.
@@ -120,7 +111,6 @@ class Connection:
             self._session.mount(scheme, HTTPAdapter(pool_maxsize=pool_size))
 
     def close(self) -> None:
-        """Let go of the connections."""
         self._session.close()
 
     def ask(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
-from sce.client.info import RequestLimits
+from sce.client.wire import RequestLimits
 from sce.errors import InputError
 from sce.labels import Label, LabelSet, RaggedLabels, is_set_a_row
 
@@ -18,8 +18,6 @@ class PackedLabels:
     """JSON of one label set, and how much it counts against the limits.
 
     Attributes:
-        content: the set.
-        count: labels in it.
         ids: its labels, as places in `Rows.label_texts`; none where one set is for all rows,
             which the server judges as a whole.
     """
@@ -46,9 +44,7 @@ class Rows:
     """Rows for any number of requests.
 
     Attributes:
-        path: where to.
         field: what they are called in the request.
-        settings: go into every request.
         labels: one set for all rows; None where each has its own, or none has any.
         label_texts: names, descriptions and so on of each label, by its id.
     """
@@ -74,9 +70,11 @@ class Rows:
             raise InputError(f"labels: {len(labels)} label sets for {len(self)} texts; one a text.")
         ragged = labels if isinstance(labels, RaggedLabels) else RaggedLabels.from_sets(labels)
         encoded = [to_json(_wire_label(label)) for label in ragged.labels]
+        ids_M, bounds = ragged.ids_M.tolist(), pairwise(ragged.offsets.tolist())
+        sets = [ids_M[first:end] for first, end in bounds]
         rows = [
             replace(row, labels=PackedLabels(_list(encoded[i] for i in ids), len(ids), ids))
-            for row, ids in zip(self.rows, label_ids(ragged), strict=True)
+            for row, ids in zip(self.rows, sets, strict=True)
         ]
         texts = [len(label.info_texts) + len(label.examples) for label in ragged.labels]
         return replace(self, rows=rows, label_texts=texts)
@@ -131,20 +129,12 @@ class Rows:
 
 def to_json(value: Any) -> bytes:
     """Without white space, in UTF-8."""
-    try:
-        return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
-    except UnicodeEncodeError:  # a lone surrogate: not sent, or for the server to say so
-        return json.dumps(value, separators=(",", ":")).encode()
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return text.encode("utf-8", "surrogatepass")  # such a text is not sent, or refused there
 
 
 def _list(items: Iterable[bytes]) -> bytes:
     return b"[" + b",".join(items) + b"]"
-
-
-def label_ids(ragged: RaggedLabels) -> list[list[int]]:
-    """Each row's labels as places in `ragged.labels`."""
-    ids, offsets = ragged.ids_M.tolist(), ragged.offsets.tolist()
-    return [ids[start:end] for start, end in pairwise(offsets)]
 
 
 def _wire_label(label: Label) -> Any:

@@ -7,13 +7,12 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
 from threading import Event
 from typing import Any
 
 from sce.client.connection import Connection, LimitExceeded, TimedOut
-from sce.client.info import RequestLimits
 from sce.client.packing import Rows
+from sce.client.wire import RequestLimits
 
 REQUEST_ROWS = 256
 """Rows of a request at most: the answer comes within the server's timeout also from few cores."""
@@ -22,42 +21,53 @@ MIN_REQUEST_ROWS = 16
 DIVISIBLE = ("max_texts", "max_body_bytes", "max_label_texts", "max_label_tokens", None)
 """Limits that half a request may keep; None is that of a proxy."""
 
-Parse = Callable[[bytes, int], list[Any]]
-"""From the content of an answer to as many items as rows were sent."""
-
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class _Call:
-    """What the requests of one call share.
-
-    Attributes:
-        stop: set when the call has ended, so that no request is repeated for it.
-        since: when the rows of a request that was halved were sent first.
-    """
-
-    rows: Rows
-    parse: Parse
-    stop: Event = field(default_factory=Event)
-    since: float | None = None
-
-
 class Sender:
-    """Safe to use from several threads.
-
-    Args:
-        concurrency: requests of one call at a time.
-    """
+    """Has `concurrency` requests of a call under way. Safe to use from several threads."""
 
     def __init__(self, connection: Connection, concurrency: int) -> None:
         self._connection = connection
         self._concurrency = concurrency
         self._request_rows = REQUEST_ROWS
 
-    def answer(self, rows: Rows, limits: RequestLimits, parse: Parse) -> list[Any]:
-        """One item a row, in order; the first request that fails ends all."""
-        call = _Call(rows, parse)
+    def answer(
+        self, rows: Rows, limits: RequestLimits, parse: Callable[[bytes, int], list[Any]]
+    ) -> list[Any]:
+        """One item a row, in order; the first request that fails ends all.
+
+        Args:
+            parse: the content of an answer to so many rows, as items.
+        """
+        connection, stop = self._connection, Event()
+
+        def send(start: int, end: int, since: float | None = None) -> list[Any]:
+            """In one request, or in halves where that is too much; the whole was sent `since`."""
+            size, began = end - start, time.monotonic()
+            try:
+                return connection.ask(
+                    rows.path,
+                    lambda content: parse(content, size),
+                    rows.body(start, end),
+                    stop,
+                    divisible=size > 1,
+                )
+            except LimitExceeded as error:
+                if size == 1 or error.param not in DIVISIBLE:
+                    raise
+                reason = error.param or "a limit on its way"
+            except TimedOut as error:
+                if since is not None:
+                    connection.check_patience(max(since, connection.last_answer), 0.0, str(error))
+                reason = "a timeout"
+            half = size // 2
+            # For every later request too: two threads may write this at once, and either is right.
+            self._request_rows = min(self._request_rows, max(MIN_REQUEST_ROWS, half))
+            log.info("%s: %d rows in halves for %s", connection.url, size, reason)
+            since = began if since is None else since
+            return send(start, start + half, since) + send(start + half, end, since)
+
         waiting: deque[Future[list[Any]]] = deque()
         found: list[Any] = []
         start = 0
@@ -67,39 +77,12 @@ class Sender:
                 # Only so many ahead: what a timeout teaches of a request's size counts soon.
                 if start < len(rows) and len(waiting) < 2 * self._concurrency:
                     end = rows.request_end(start, self._request_rows, limits)
-                    waiting.append(threads.submit(self._send, call, start, end))
+                    waiting.append(threads.submit(send, start, end))
                     start = end
                 else:
                     found += waiting.popleft().result()
         finally:
             # Requests in flight cannot be recalled, but none is repeated and none begins.
-            call.stop.set()
+            stop.set()
             threads.shutdown(wait=False, cancel_futures=True)
         return found
-
-    def _send(self, call: _Call, start: int, end: int) -> list[Any]:
-        """Rows `start` to `end` in one request, or in halves where that is too much for it."""
-        size, began = end - start, time.monotonic()
-        connection, since = self._connection, call.since
-        try:
-            return connection.ask(
-                call.rows.path,
-                lambda content: call.parse(content, size),
-                call.rows.body(start, end),
-                call.stop,
-                divisible=size > 1,
-            )
-        except LimitExceeded as error:
-            if size == 1 or error.param not in DIVISIBLE:
-                raise
-            reason = error.param or "a limit on its way"
-        except TimedOut as error:
-            if since is not None:
-                connection.check_patience(max(since, connection.last_answer), 0.0, str(error))
-            reason = "a timeout"
-        half = size // 2
-        # For every later request too: two threads may write this at once, and either is right.
-        self._request_rows = min(self._request_rows, max(MIN_REQUEST_ROWS, half))
-        log.info("%s: %d rows in halves for %s", connection.url, size, reason)
-        part = replace(call, since=began if since is None else since)
-        return self._send(part, start, start + half) + self._send(part, start + half, end)

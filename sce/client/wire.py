@@ -10,13 +10,14 @@ Shapes: D the embedder's dimension.
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NotRequired
 
 import numpy as np
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     StrictBool,
@@ -26,6 +27,7 @@ from pydantic import (
 )
 from typing_extensions import TypedDict
 
+from sce.embedding.fingerprint import EmbedderFingerprint
 from sce.errors import ROW_ERRORS
 from sce.model.answers import Prediction
 
@@ -127,10 +129,6 @@ class ClassifyRequest(Wire):
         if (self.labels is None) == (self.candidate_labels is None):
             raise ValueError("labels are needed (under one of their names)")
         return self
-
-    def label_form(self) -> Any:
-        """The labels, under whichever of their names they were given."""
-        return self.labels if self.labels is not None else self.candidate_labels
 
 
 class EmbeddingsRequest(Wire):
@@ -350,3 +348,63 @@ class ErrorBody(Wire):
 
 class ErrorResponse(Wire):
     error: ErrorBody
+
+
+class _Open(BaseModel):
+    """Fields that another version of the server adds are of no account."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
+
+
+class ServedModel(_Open):
+    """What an endpoint says of one of its models.
+
+    Attributes:
+        embedder: the embedder whose vectors it reads.
+        model_fingerprint: identifies its weights.
+        shortlist_above: sets of more labels are scored by a shortlist; None: none is.
+    """
+
+    name: str = Field(validation_alias="id")
+    embedder: EmbedderFingerprint
+    model_fingerprint: str
+    dtype: str
+    shortlist_above: int | None
+    shortlist_size: int | None
+
+    @property
+    def dimension(self) -> int:
+        """D, the embedder's dimension."""
+        return self.embedder.dimension
+
+    def identity(self) -> dict[str, Any]:
+        """All that decides an answer: equal for a server that was moved or started again."""
+        return {
+            "model": self.model_fingerprint,
+            "embedder": self.embedder.id,
+            "dtype": self.dtype,
+            "shortlist_above": self.shortlist_above,
+            "shortlist_size": self.shortlist_size,
+        }
+
+
+class RequestLimits(_Open):
+    """How much the server takes in one request."""
+
+    max_body_bytes: int = 2**20
+    max_texts: int = 128
+    max_label_texts: int = 1000
+    max_label_tokens: int = 2**16
+
+
+def _by_name(models: Any) -> dict[str, Any]:
+    return {model["id"]: model for model in models}
+
+
+class EndpointInfo(_Open):
+    """What `/info` says, as far as a client goes by it."""
+
+    models: Annotated[Mapping[str, ServedModel], BeforeValidator(_by_name)]
+    default_model: str
+    limits: RequestLimits
+    version: str

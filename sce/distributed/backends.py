@@ -131,11 +131,11 @@ class ServedByEndpoint:
         """Ask the endpoint which model it has.
 
         Raises:
-            InputError, EndpointError: see `EndpointPredictor.connect`.
+            InputError, EndpointError: see `EndpointPredictor`.
         """
         patience = min(FIRST_CONTACT_SECONDS, endpoint.patience_seconds)
         asked = replace(endpoint, patience_seconds=patience)
-        served = EndpointPredictor.connect(asked).served
+        served = EndpointPredictor(asked).served
         return cls(replace(endpoint, model=served.name, served=served), served)
 
     @property
@@ -162,7 +162,7 @@ class ServedByEndpoint:
 
     def block_predictor(self, device: str) -> BlockPredictor:
         """The device is the server's affair."""
-        return EndpointPredictor.connect(self.endpoint)
+        return EndpointPredictor(self.endpoint)
 
 
 @dataclass(frozen=True)

@@ -120,7 +120,7 @@ class FakeServer:
         self.models.append(request.model)
         rows = request.embeddings if request.texts is None else request.texts
         self.sizes.append(len(rows))
-        form = request.label_form()
+        form = request.candidate_labels if request.labels is None else request.labels
         ragged = isinstance(form[0], list)
         sets = form if ragged else [form] * len(rows)
         texts = {json.dumps(label) for labels in sets for label in labels}
@@ -520,7 +520,7 @@ def test_token_and_model_go_along(server):
 
 def test_blocks_of_a_bulk_job(server):
     endpoint = Endpoint(server.url, None, SecretStr(""), 2, 5.0)
-    predictor = EndpointPredictor.connect(endpoint)
+    predictor = EndpointPredictor(endpoint)
     assert predictor.dimension == DIMENSION
     texts = pa.array([*numbers(250), "bad", "1 long"])
     found = predictor.answer_texts(texts, LabelSet.parse(LABELS), 2, True)

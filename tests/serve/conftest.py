@@ -11,7 +11,7 @@ from sce.embedding.settings import EmbedderConfig
 from sce.training.fresh_model import ModelConfig, build_model
 from serve.cache import VectorCache
 from serve.engine import Engine
-from serve.loading import load_model
+from serve.model import load_model
 from serve.settings import ModelSettings
 from tests.tiny_models import build_roberta, build_sentence_transformer
 

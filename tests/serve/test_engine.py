@@ -233,5 +233,5 @@ def test_the_cache_keeps_to_its_bytes_and_forgets_what_was_used_longest_ago():
     cache.put(keys[10:15], entries[10:15])
     held = [i for i, entry in enumerate(cache.get(keys)) if entry is not None]
     assert held == [0, 6, 7, 8, 9, 10, 11, 12, 13, 14]
-    assert cache.bytes <= 10 * (400 + 4 * 8)
+    assert cache._entries.currsize <= 10 * (400 + 4 * 8)
     assert VectorCache.key("f", "x") != VectorCache.key("g", "x")
