@@ -24,7 +24,13 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from peft import PeftModel
-from transformers import AutoConfig, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    DynamicCache,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.cache_utils import DynamicLayer
 
 from sce.baselines.lora import LoraSettings, load_base, load_chat_tokenizer, read_adapters
@@ -384,11 +390,11 @@ def _mask(
     return torch.nn.functional.pad(mask_BTT, (shared, 0))[:, None]
 
 
-def check_prompted(config: PromptedConfig) -> PreTrainedTokenizerBase:
+def check_prompted(config: PromptedConfig) -> tuple[PreTrainedTokenizerBase, PretrainedConfig]:
     """Check, without loading weights, that the model of a configuration is there.
 
     Returns:
-        Its tokenizer.
+        Its tokenizer and its configuration.
 
     Raises:
         InputError: there is no language model, or there are no adapters.
@@ -398,7 +404,7 @@ def check_prompted(config: PromptedConfig) -> PreTrainedTokenizerBase:
     _need_chat_template(tokenizer, config.base)
     base = fetch_model(config.base)
     try:
-        AutoConfig.from_pretrained(base)
+        model_config = AutoConfig.from_pretrained(base)
     except (OSError, ValueError) as error:
         raise InputError(f"no language model at {config.base!r}: {error}") from error
     if Path(base).is_dir() and not any(Path(base).glob("*.safetensors")):
@@ -407,7 +413,7 @@ def check_prompted(config: PromptedConfig) -> PreTrainedTokenizerBase:
         for name in ("adapter_config.json", "adapter_model.safetensors"):
             if not (config.adapter / name).is_file():
                 raise InputError(f"no adapters at {str(config.adapter)!r}: no {name} there.")
-    return tokenizer
+    return tokenizer, model_config
 
 
 def load_prompted(config: PromptedConfig, device: Literal["cpu", "cuda"]) -> PromptedClassifier:
