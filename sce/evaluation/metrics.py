@@ -41,10 +41,8 @@ def macro_f1(probabilities: ArrayLike, targets: ArrayLike) -> float:
     the mean.
     """
     p_NK, y_N = _checked(probabilities, targets)
-    names = np.arange(p_NK.shape[1])
-    return float(
-        f1_score(y_N, predicted(p_NK), labels=names, average="macro", zero_division=np.nan)
-    )
+    guesses, names = predicted(p_NK), np.arange(p_NK.shape[1])
+    return float(f1_score(y_N, guesses, labels=names, average="macro", zero_division=np.nan))
 
 
 def nll(probabilities: ArrayLike, targets: ArrayLike) -> float:
@@ -96,21 +94,16 @@ def flip_rate(reference: ArrayLike, shuffled: Sequence[ArrayLike]) -> float:
     """Share of rows whose predicted label changes in at least one shuffle of the label set.
 
     Args:
-        reference: predicted labels of N rows in the first order. Labels are compared by
-            identity: names, or positions taken back to one common order.
+        reference: predicted labels of N rows in the first order, by name.
         shuffled: the same rows' predicted labels, one array a shuffle.
 
     Raises:
         ValueError: no rows, no shuffle, or lengths that differ.
     """
-    first = np.asarray(reference)
-    if not shuffled or not len(first):
+    first_N = np.asarray(reference)
+    if not shuffled or not len(first_N):
         raise ValueError("flip_rate needs at least one row and one shuffle.")
-    others = [np.asarray(labels) for labels in shuffled]
-    for labels in others:
-        if labels.shape != first.shape:
-            raise ValueError(f"a shuffle has shape {labels.shape}, the reference {first.shape}.")
-    return float(np.stack([labels != first for labels in others]).any(axis=0).mean())
+    return float((np.stack(shuffled) != first_N).any(axis=0).mean())
 
 
 def bootstrap_interval(
@@ -120,10 +113,7 @@ def bootstrap_interval(
 
     Give `correct(...)` for an accuracy, or the row-wise difference of two methods on the same
     rows for a paired comparison. Where every row has the same value the interval has no width: it
-    says nothing of rows that were never seen.
-
-    Returns:
-        (low, high); (nan, nan) for no rows.
+    says nothing of rows that were never seen. (nan, nan) for no rows.
     """
     values = np.asarray(per_row_values, dtype=np.float64)
     size = len(values)

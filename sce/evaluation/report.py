@@ -29,38 +29,12 @@ from sce.evaluation.metrics import bootstrap_interval, mean_of_known
 from sce.evaluation.tables import Cell, Table, bounds, change, number, percent
 
 MAX_SHOWN_SETS = 8
-COLUMNS = (
-    "set",
-    "rows",
-    "labels",
-    "SCE accuracy",
-    "cosine",
-    "difference",
-    "verdict",
-    "macro-F1",
-    "NLL",
-    "ECE",
-    "flips",
-)
-NARROW_COLUMNS = ("set", "labels", "SCE accuracy", "cosine", "difference", "verdict")
-ALONE_COLUMNS = ("set", "rows", "labels", "accuracy", "macro-F1", "NLL", "ECE", "flips")
-NARROW_ALONE_COLUMNS = ("set", "labels", "accuracy", "NLL", "flips")
-"""The columns of a method that is measured beside no other, all and in a narrow terminal."""
+_COMPARED = ("SCE accuracy", "cosine", "difference", "verdict")
 WIDE_CHARS = 150
 """A terminal as wide as this shows all columns."""
 VERDICTS = {1: "SCE better", -1: "cosine better", 0: "no clear difference"}
 _COLOURS = {1: "green", -1: "red", 0: "yellow"}
 _GROUPS = ("own", "seen", "unseen")
-_METHOD_KEYS = (
-    "accuracy",
-    "macro_f1",
-    "nll",
-    "nll_uncalibrated",
-    "ece",
-    "ece_uncalibrated",
-    "flip_rate",
-)
-
 Result = Mapping[str, Any]
 
 
@@ -98,11 +72,10 @@ def dataset_mean(dataset: str, results: Sequence[Result]) -> dict[str, Any]:
     }
     mean["method"] = _main(results[0])
     for method in dict.fromkeys((mean["method"], "cosine")):
-        mean[method] = {
-            key: mean_of_known([(result.get(method) or {}).get(key) for result in results])
-            for key in _METHOD_KEYS
-        }
-        low, high = _interval([(r.get(method) or {}).get("accuracy") for r in results])
+        known = [result.get(method) or {} for result in results]
+        figures = dict.fromkeys(name for one in known for name in one)
+        mean[method] = {name: mean_of_known(one.get(name) for one in known) for name in figures}
+        low, high = _interval([one.get("accuracy") for one in known])
         mean[method].update(accuracy_low=low, accuracy_high=high)
     differences = [result.get("difference") for result in results]
     mean["difference"] = mean_of_known(differences)
@@ -132,8 +105,10 @@ def to_table(results: Sequence[Result], show_all: bool = False, wide: bool = Tru
         wide: all columns (`WIDE_CHARS`); else what fits 80 characters, without calibration.
     """
     alone = any(_main(r) != "sce" and not ("cosine" in r and "difference" in r) for r in results)
-    all_columns = ALONE_COLUMNS if alone else COLUMNS
-    columns = all_columns if wide else NARROW_ALONE_COLUMNS if alone else NARROW_COLUMNS
+    columns = ["set", "rows", "labels", *(["accuracy"] if alone else _COMPARED)]
+    columns += ["macro-F1", "NLL", "ECE", "flips"]
+    if not wide:
+        columns = ["set", "labels", *(("accuracy", "NLL", "flips") if alone else _COMPARED)]
     caption = "[low, high]: 95 % interval. SCE accuracy, cosine and difference in percent."
     if alone:
         caption = "[low, high]: 95 % interval. Accuracy in percent."

@@ -30,6 +30,7 @@ from sce.evaluation.evaluate import (
     Method,
     evaluate_sets,
     headline_metrics,
+    rounded_means,
     summary_metrics,
 )
 from sce.evaluation.report import WIDE_CHARS, to_markdown, to_table
@@ -74,7 +75,7 @@ def evaluate(experiment: Experiment) -> dict[str, Any]:
     return summary | {
         "results": str(folder),
         "sets": len(results),
-        "test": {k: round(v, 4) for k, v in headline_metrics(results).items() if "mean_" in k},
+        "test": rounded_means(results),
         "mlflow_run_id": tracker.run_id,
         "seconds": round(time.perf_counter() - started, 1),
     }
@@ -94,12 +95,8 @@ def _prepared(experiment: Experiment) -> PreparedData | None:
         )
     prepared = PreparedData.load(experiment.data_dir)
     if experiment.method != "prompted":
-        embed_prepared(
-            experiment.data_dir,
-            experiment.embeddings_dir,
-            experiment.embedder,
-            experiment.resources,
-        )
+        folders = experiment.data_dir, experiment.embeddings_dir
+        embed_prepared(*folders, experiment.embedder, experiment.resources)
     return prepared
 
 
@@ -125,9 +122,8 @@ def measure(
     Args:
         embedder: the experiment's, where it is loaded already.
     """
-    config = experiment.evaluate
     sets, methods = _sets_and_methods(experiment, prepared, embedder)
-    return measure_sets(sets, methods, config, experiment.name, experiment.seed, tracker, folder)
+    return measure_sets(experiment, sets, methods, tracker, folder)
 
 
 def _sets_and_methods(
@@ -144,10 +140,9 @@ def _sets_and_methods(
     store = None
     known, known_MD = [], np.empty((0, embedder.dimension), np.float32)
     if prepared is not None:
-        store = EmbeddingStore.open(experiment.embeddings_dir / "rows")
-        labels = EmbeddingStore.open(experiment.embeddings_dir / "labels").read(
-            ["text", "embedding"]
-        )
+        stores = experiment.embeddings_dir
+        store = EmbeddingStore.open(stores / "rows")
+        labels = EmbeddingStore.open(stores / "labels").read(["text", "embedding"])
         known, known_MD = labels["text"].to_pylist(), embedding_matrix(labels["embedding"])
     text_vectors = TextLookup(known, known_MD, lambda texts: embedder.embed(texts).vectors)
     sets = rows_to_measure(prepared, config, store, embedder)
@@ -162,28 +157,25 @@ def _sets_and_methods(
 
 
 def measure_sets(
+    experiment: RunSettings,
     sets: Sequence[EvaluationSet],
     methods: Sequence[Method],
-    config: EvaluateConfig,
-    name: str,
-    seed: int,
     tracker: Tracker,
     folder: Place,
 ) -> list[Evaluated]:
     """Evaluate methods on the same rows; print the table, write everything to `folder`, log it.
 
     Args:
+        experiment: whose name reports call the first method by.
         methods: the one that is measured, and one that it is compared with.
-        name: of the experiment, which reports call the first method by.
     """
+    config = experiment.evaluate
     logger.info("measuring %d label sets, %d rows", len(sets), sum(map(len, sets)))
     started = time.perf_counter()
-    evaluated = evaluate_sets(sets, methods, config, seed)
+    evaluated = evaluate_sets(sets, methods, config, experiment.seed)
     results = [e.result for e in evaluated]
-    described = {
-        method.name: method.describe(sets) | {"name": name, "seed": seed, "note": config.note}
-        for method in methods
-    }
+    run = {"name": experiment.name, "seed": experiment.seed, "note": config.note}
+    described = {method.name: method.describe(sets) | run for method in methods}
     logger.info("measured in %.1f s", time.perf_counter() - started)
     _write_results(evaluated, described, config.pictures, folder)
     console = Console(stderr=True)  # standard output is left to the closing line of JSON
@@ -256,12 +248,11 @@ def _test_sets(
     table = prepared.select("test")
     names, datasets = table["label_set"].to_pylist(), table["dataset"].to_pylist()
     known = {*names, *datasets}
-    unknown = [name for name in config.sets if name not in known]
-    if unknown:
-        raise ConfigError(
-            f"evaluate.sets: {unknown[0]!r} has no test rows. These have: "
-            f"{', '.join(sorted(known))}."
-        )
+    for name in config.sets:
+        if name not in known:
+            raise ConfigError(
+                f"evaluate.sets: {name!r} has no test rows. These have: {', '.join(sorted(known))}."
+            )
     if config.sets:
         wanted = pa.array(config.sets)
         table = table.filter(
@@ -279,20 +270,13 @@ def _sets_of(
     """Rows by label set, in the order of their names."""
     sets = []
     for name in sorted(set(table["label_set"].to_pylist())):
-        members = _some(table.filter(pc.equal(table["label_set"], name)), rows_per_set)
-        ids = members["row_id"].to_pylist()
-        sets.append(
-            EvaluationSet(
-                name=name,
-                dataset=members["dataset"][0].as_py(),
-                group="seen" if name in prepared.seen_label_sets else "unseen",
-                label_set=prepared.label_sets[name],
-                row_ids=ids,
-                texts=members["text"].to_pylist(),
-                labels=members["label"].to_pylist(),
-                vectors_ND=None if store is None else store.vectors_for(ids),
-            )
-        )
+        members = _some(table.filter(pc.equal(table["label_set"], name)), rows_per_set).to_pydict()
+        ids = members["row_id"]
+        group = "seen" if name in prepared.seen_label_sets else "unseen"
+        label_set, texts, labels = prepared.label_sets[name], members["text"], members["label"]
+        vectors_ND = None if store is None else store.vectors_for(ids)
+        dataset = members["dataset"][0]
+        sets.append(EvaluationSet(name, dataset, group, label_set, ids, texts, labels, vectors_ND))
     return sets
 
 
@@ -303,11 +287,9 @@ def _some(table: pa.Table, limit: int | None) -> pa.Table:
 
 def _own_set(config: EvaluateConfig, embedder: TextEmbedder | None) -> EvaluationSet:
     assert config.labelled is not None
-    label_set = None
-    if config.labelled_labels is not None:
-        label_set = LabelSet.parse(
-            read_label_file(config.labelled_labels), str(config.labelled_labels)
-        )
+    file, label_set = config.labelled_labels, None
+    if file is not None:
+        label_set = LabelSet.parse(read_label_file(file), str(file))
     texts, names, label_set = read_labelled(
         config.labelled, config.text_column, config.label_column, label_set
     )
