@@ -22,6 +22,8 @@ from sce.storage import Place
 
 ScoreVectors = Callable[[np.ndarray, LabelSet], np.ndarray]
 Information = Literal["name", "all"]
+Result = dict[str, Any]
+"""As `sce.evaluation.report` describes it."""
 
 
 class EvaluateConfig(Section):
@@ -292,7 +294,7 @@ def _predictions(
     return pa.table(columns, schema=PREDICTIONS)
 
 
-def headline_metrics(results: Sequence[dict[str, Any]]) -> dict[str, float]:
+def headline_metrics(results: Sequence[Result]) -> dict[str, float]:
     """Figures by name for a tracker: every set, and the mean over each dataset's sets."""
     found: dict[str, float] = {}
     for result in results:
@@ -301,7 +303,7 @@ def headline_metrics(results: Sequence[dict[str, Any]]) -> dict[str, float]:
         found[f"{key}/accuracy{suffix}"] = result[result["method"]]["accuracy"]
         if "cosine" in result:
             found[f"{key}/cosine_accuracy{suffix}"] = result["cosine"]["accuracy"]
-    for (group, dataset), members in _by_dataset(results).items():
+    for (group, dataset), members in by_dataset(results).items():
         key, main = f"test/{group}/{dataset}/mean", members[0]["method"]
         for figure in ("accuracy", "nll", "ece", "macro_f1"):
             found[f"{key}_{figure}"] = float(np.mean([m[main][figure] for m in members]))
@@ -311,15 +313,15 @@ def headline_metrics(results: Sequence[dict[str, Any]]) -> dict[str, float]:
     return found
 
 
-def rounded_means(results: Sequence[dict[str, Any]]) -> dict[str, float]:
+def rounded_means(results: Sequence[Result]) -> dict[str, float]:
     """The means of `headline_metrics` as a job's summary has them."""
     return {k: round(v, 4) for k, v in headline_metrics(results).items() if "mean_" in k}
 
 
-def summary_metrics(results: Sequence[dict[str, Any]]) -> dict[str, float]:
+def summary_metrics(results: Sequence[Result]) -> dict[str, float]:
     """The figures by which methods are compared in a tracker: means over the datasets of a group,
     each dataset the mean over its sets, with bare label names where both kinds were measured."""
-    grouped = _by_dataset(
+    grouped = by_dataset(
         [r | {"group": r["group"].removesuffix(" by name")} for r in named_results(results)]
     )
     found: dict[str, float | None] = {}
@@ -336,19 +338,18 @@ def summary_metrics(results: Sequence[dict[str, Any]]) -> dict[str, float]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _by_dataset(
-    results: Sequence[dict[str, Any]],
-) -> dict[tuple[str, str], list[dict[str, Any]]]:
-    """Results by group and dataset."""
-    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+def by_dataset(results: Sequence[Result]) -> dict[tuple[str, str], list[Result]]:
+    """Results by group and dataset; one that names no dataset stands for its group."""
+    found: dict[tuple[str, str], list[Result]] = {}
     for result in results:
-        found.setdefault((result["group"], result["dataset"]), []).append(result)
+        group = result["group"]
+        found.setdefault((group, str(result.get("dataset", group))), []).append(result)
     return found
 
 
-def named_results(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def named_results(results: Sequence[Result]) -> list[Result]:
     """One result a set: with bare label names where both kinds were measured."""
-    chosen: dict[str, dict[str, Any]] = {}
+    chosen: dict[str, Result] = {}
     for result in results:
         if result["information"] == "name" or result["name"] not in chosen:
             chosen[result["name"]] = result

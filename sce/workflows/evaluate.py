@@ -59,11 +59,9 @@ def evaluate(experiment: Experiment) -> dict[str, Any]:
     transformers_logging.disable_progress_bar()
     started = time.perf_counter()
     tracking_uri(experiment.tracking, experiment.home.parent)
-    trained = experiment.method == "sce"
-    if trained and not (experiment.model_dir / "config.json").exists():
-        raise InputError(
-            f"there is no model in {experiment.model_dir}. jobs/train_sce.py makes one."
-        )
+    trained, model = experiment.method == "sce", experiment.model_dir
+    if trained and not (model / "config.json").exists():
+        raise InputError(f"there is no model in {model}. jobs/train_sce.py makes one.")
     prepared = _prepared(experiment)
     labelled = experiment.evaluate.labelled
     folder = experiment.own_results_dir / labelled.stem if labelled else experiment.results_dir
@@ -71,7 +69,7 @@ def evaluate(experiment: Experiment) -> dict[str, Any]:
         tracker.log_params(experiment.model_dump(mode="json"))
         evaluated = measure(experiment, prepared, tracker, folder)
     results = [e.result for e in evaluated]
-    summary = {"model": str(experiment.model_dir)} if trained else {"method": experiment.method}
+    summary = {"model": str(model)} if trained else {"method": experiment.method}
     return summary | {
         "results": str(folder),
         "sets": len(results),
@@ -116,8 +114,8 @@ def measure(
     folder: Place,
     embedder: TextEmbedder | None = None,
 ) -> list[Evaluated]:
-    """Evaluate the experiment's method on the test sets of `prepared` and on the user's own rows,
-    where there are any; print the table, write the results to `folder` and log them.
+    """`measure_sets` of the experiment's method on the test sets of `prepared` and on the user's
+    own rows, where there are any.
 
     Args:
         embedder: the experiment's, where it is loaded already.
@@ -189,10 +187,7 @@ def measure_sets(
 
 
 def _write_results(
-    evaluated: Sequence[Evaluated],
-    described: Mapping[str, Mapping[str, Any]],
-    pictures: bool,
-    folder: Place,
+    evaluated: Sequence[Evaluated], described: Mapping[str, Any], pictures: bool, folder: Place
 ) -> None:
     """Everything that a comparison and a reader want of a run, whole or not at all."""
     results = [e.result for e in evaluated]
@@ -230,9 +225,7 @@ def rows_to_measure(
 
 
 def validation_sets(
-    prepared: PreparedData | None,
-    config: EvaluateConfig,
-    store: EmbeddingStore | None = None,
+    prepared: PreparedData | None, config: EvaluateConfig, store: EmbeddingStore | None = None
 ) -> list[EvaluationSet]:
     """At most `calibration_rows` validation rows, to fit a temperature on."""
     if prepared is None or not config.calibration_rows:
@@ -311,12 +304,10 @@ def _own_set(config: EvaluateConfig, embedder: TextEmbedder | None) -> Evaluatio
 def _cost_metrics(described: Mapping[str, Any]) -> dict[str, float]:
     """The costs in an entry of `methods.json`, for the tracker; what is not known is left out."""
     cost, training = described["cost"], described.get("training") or {}
-    found = {
+    rates = ("texts_per_second", "embedded_texts_per_second", "flops_per_text")
+    found = {f"compare/{name}": cost[name] for name in rates} | {
         "compare/parameters": described["parameters"],
-        "compare/texts_per_second": cost["texts_per_second"],
-        "compare/embedded_texts_per_second": cost["embedded_texts_per_second"],
         "compare/peak_memory_mb": cost["peak_memory_bytes"] / 1e6,
-        "compare/flops_per_text": cost["flops_per_text"],
         "compare/train_flops": training.get("flops", 0.0) + training.get("embedding_flops", 0.0),
         "compare/epoch_seconds": training.get("epoch_seconds"),
     }
