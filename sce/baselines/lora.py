@@ -71,19 +71,13 @@ def load_base(
         InputError: there is none at `path`.
     """
     dtype = getattr(torch, settings.dtype)
-    quantisation: dict[str, Any] = {}
+    options: dict[str, Any] = {"device_map": {"": device}, "use_safetensors": True}
     if quantised and settings.quantisation == "nf4":
-        quantisation["quantization_config"] = BitsAndBytesConfig(
+        options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
         )
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            fetch_model(path),
-            dtype=dtype,
-            device_map={"": device},
-            use_safetensors=True,
-            **quantisation,
-        )
+        model = AutoModelForCausalLM.from_pretrained(fetch_model(path), dtype=dtype, **options)
     except (OSError, ValueError) as error:
         raise InputError(f"no language model at {str(path)!r}: {error}") from error
     return model.requires_grad_(False)
@@ -163,13 +157,8 @@ def merge(base: PreTrainedModel, adapter: str | Place) -> PreTrainedModel:
 
 @dataclass(frozen=True)
 class Samples:
-    """A micro-batch, padded on the left, so that all labels end in the last column.
-
-    Attributes:
-        ids_BT: int64.
-        mask_BT: int64, 1 at tokens.
-        targets_BS: int64, the tokens of label and end of turn; `IGNORED` before them.
-    """
+    """A micro-batch, int64, padded on the left, so that all labels end in the last column; the
+    targets are the tokens of label and end of turn, and `IGNORED` before them."""
 
     ids_BT: torch.Tensor
     mask_BT: torch.Tensor
@@ -182,11 +171,7 @@ class Samples:
 def collate(
     prompts: Sequence[Sequence[int]], labels: Sequence[Sequence[int]], end: int, pad: int
 ) -> Samples:
-    """Prompts and the tokens of their right labels as one micro-batch.
-
-    Args:
-        end: token of the end of the turn.
-    """
+    """Prompts, the tokens of their right labels, and the end of the turn, as one micro-batch."""
     answers = [[*ids, end] for ids in labels]
     whole = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
     width, last = max(map(len, whole)), max(map(len, answers))

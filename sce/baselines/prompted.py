@@ -114,14 +114,12 @@ class Candidates:
     """A label set as the model reads it; tensors are int64, on the model's device.
 
     Attributes:
-        names: of the K labels.
         behind_S: tokens that are read behind the prompt: of every label all but the last.
         depth_S: their places in their labels.
         allowed_SS: bool, who of them sees whom: a label's own tokens, up to itself.
         columns_A: where each token of each label is predicted: 0 at the prompt's last token, then
             at the S behind it.
         tokens_A, owners_A: each token of each label, and its label.
-        counts_K: tokens of each label.
     """
 
     names: list[str]
@@ -186,9 +184,7 @@ class PromptedClassifier:
     """Scores candidates; never generates text.
 
     Args:
-        model: a causal language model, in evaluation mode.
-        tokenizer: with a chat template.
-        prompt: which of the paper's.
+        model: a causal language model, which is put into evaluation mode.
         max_text_tokens: longer texts are cut before they go into the prompt.
         max_batch_tokens: of a forward pass, padding included; None for the device's default.
 
@@ -367,10 +363,7 @@ def _mask(
 
 
 def check_prompted(config: PromptedConfig) -> tuple[PreTrainedTokenizerBase, PretrainedConfig]:
-    """Check, without loading weights, that the model of a configuration is there.
-
-    Returns:
-        Its tokenizer and its configuration.
+    """The tokenizer and configuration of a model that is there: its weights are not loaded.
 
     Raises:
         InputError: there is no language model, or there are no adapters.

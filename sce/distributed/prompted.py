@@ -57,7 +57,7 @@ class PromptedAnswers:
             log-likelihood of a label's tokens. softmax over K is equation 4.
         truncated: rows whose text was cut.
         tokens_N: read of each row, prompt and candidates, int64; in no particular order.
-        parameters: of the model, adapters included.
+        parameters: adapters included.
         cost: timed from the first row to the last, start-up and loading apart; memory is that of
             the largest actor; operations are those of the model without adapters.
     """

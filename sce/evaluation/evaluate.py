@@ -111,11 +111,7 @@ class Method(ABC):
 
 
 class VectorMethod(Method):
-    """A method that reads vectors.
-
-    Args:
-        score: scores [N, K] of vectors [N, D] and a label set.
-    """
+    """A method that reads vectors: `score` gives scores [N, K] of vectors [N, D] and labels."""
 
     def __init__(self, score: ScoreVectors, temperature: Temperature) -> None:
         self.score, self.temperature = score, temperature
@@ -177,19 +173,13 @@ class _Task:
 
 
 def evaluate_sets(
-    sets: Sequence[EvaluationSet],
-    methods: Sequence[Method],
-    config: EvaluateConfig,
-    seed: int = 0,
+    sets: Sequence[EvaluationSet], methods: Sequence[Method], config: EvaluateConfig, seed: int = 0
 ) -> list[Evaluated]:
     """Measure methods on the same rows: every set, with every kind of label information that is
-    asked for and that the first method can be given.
+    asked for and that the first method can be given; a second method is what that is compared with.
 
     A set whose labels have names alone is measured once. Where both kinds are measured, the
     bare-name result's group ends in "by name".
-
-    Args:
-        methods: the one that is measured first; a second is what it is compared with.
     """
     readable = methods[0].information
     kinds = [kind for kind in dict.fromkeys(config.information) if kind in readable] or readable
@@ -211,16 +201,11 @@ def _tasks(
     for kind in kinds if richer else ("all",):
         by_name = richer and kind == "name"
         label_set = bare if by_name else rows.label_set
-        group = rows.group + " by name" * by_name
-        yield _Task(rows, kind, label_set, group, _orders(label_set, shuffles, seed))
-
-
-def _orders(label_set: LabelSet, shuffles: int, seed: int) -> list[np.ndarray]:
-    """Permutations of the labels; the same for every method, whatever other sets are measured."""
-    if len(label_set) < 2:
-        return []
-    random = np.random.default_rng([seed, zlib.crc32(label_set.fingerprint.encode())])
-    return [random.permutation(len(label_set)) for _ in range(shuffles)]
+        # The same for every method, whatever other sets are measured.
+        random = np.random.default_rng([seed, zlib.crc32(label_set.fingerprint.encode())])
+        count = len(label_set)
+        orders = [random.permutation(count) for _ in range(shuffles)] if count > 1 else []
+        yield _Task(rows, kind, label_set, rows.group + " by name" * by_name, orders)
 
 
 def _evaluated(

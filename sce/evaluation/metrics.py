@@ -35,11 +35,8 @@ def correct(probabilities: ArrayLike, targets: ArrayLike) -> FloatArray:
 
 
 def macro_f1(probabilities: ArrayLike, targets: ArrayLike) -> float:
-    """Mean over the labels of each label's F1 (scikit-learn).
-
-    A label that is neither a target nor a prediction of any row has no F1 and is left out of
-    the mean.
-    """
+    """Mean over the labels of each label's F1 (scikit-learn). A label that is neither a target nor
+    a prediction of any row has no F1 and is left out."""
     p_NK, y_N = _checked(probabilities, targets)
     guesses, names = predicted(p_NK), np.arange(p_NK.shape[1])
     return float(f1_score(y_N, guesses, labels=names, average="macro", zero_division=np.nan))
@@ -138,10 +135,8 @@ def mean_of_known(values: Iterable[float | None]) -> float | None:
 
 
 def mcnemar(correct_a: ArrayLike, correct_b: ArrayLike) -> float:
-    """Exact two-sided p value that two methods are right equally often on the same rows.
-
-    Binomial test on the rows where exactly one of the two is right; 1.0 if there are none.
-    """
+    """Exact two-sided p value that two methods are right equally often on the same rows: binomial
+    test on the rows where exactly one of the two is right; 1.0 if there are none."""
     a, b = np.asarray(correct_a).astype(bool), np.asarray(correct_b).astype(bool)
     if a.shape != b.shape:
         raise ValueError(f"mcnemar needs the same rows twice, got {a.shape} and {b.shape}.")

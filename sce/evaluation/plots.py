@@ -28,15 +28,9 @@ _MARKERS = {"sce": "o", "similarity": "s", "prompted": "^", "lora": "D"}
 
 
 def confusion_figure(matrix: ArrayLike, names: Sequence[str], title: str = "") -> Figure:
-    """Confusion matrix of one label set, each row divided by its sum.
-
-    Up to 15 labels show their counts in the cells (0 as a blank), up to 60 their names, more
-    are an image.
-
-    Args:
-        matrix: [K, K] counts, targets on the first axis.
-        names: K label names; long ones are cut.
-    """
+    """Confusion matrix of one label set, [K, K] counts with targets on the first axis, each row
+    divided by its sum. Up to 15 labels show their counts in the cells (0 as a blank), up to 60
+    their names (long ones are cut), more are an image."""
     counts = np.asarray(matrix)
     size = len(names)
     if counts.shape != (size, size):
@@ -89,11 +83,8 @@ def precision_coverage_figure(curve: Curve, choice: Choice, title: str = "") -> 
 
 
 def rates_figure(series: Mapping[str, Mapping[int, float]], title: str = "") -> Figure:
-    """Texts a second against the number of labels, both on logarithmic axes.
-
-    Args:
-        series: by method, the rate at each number of labels.
-    """
+    """Texts a second against the number of labels, both on logarithmic axes; `series` has each
+    method's rate at each number of labels."""
     figure, axes = _axes(7.5, 4.8)
     for place, (name, rates) in enumerate(series.items()):
         counts = sorted(rates)
@@ -188,11 +179,8 @@ def label_count_chart(methods: Sequence[MethodRuns]) -> Figure:
 
 
 def save(figure: Figure, path: str | Path, max_bytes: int = MAX_BYTES) -> Path:
-    """Write `figure` as a PNG of at most `max_bytes`, lowering the resolution if it must.
-
-    Returns:
-        The path. Missing folders are made.
-    """
+    """Write `figure` as a PNG of at most `max_bytes`, lowering the resolution if it must; missing
+    folders are made. Returns the path."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():

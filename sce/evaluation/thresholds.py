@@ -101,11 +101,8 @@ class Choice:
 
     @property
     def threshold(self) -> float:
-        """To be compared as `score >= threshold`.
-
-        Raises:
-            InputError: no threshold reaches the target; says which precision is within reach.
-        """
+        """To be compared as `score >= threshold`. Raises `InputError` where none reaches the
+        target, which says what precision is within reach."""
         if self.point is None:
             raise InputError(self.headline())
         return self.point.threshold
@@ -227,15 +224,11 @@ def to_table(curve: Curve, choice: Choice) -> Table:
     rows = []
     for index in np.union1d(steps, marked).tolist():
         point = curve.point(index)
-        cells = [
-            str(point.threshold),
-            _percent(point.coverage),
-            f"{point.rows:,}",
-            _percent(point.precision),
-            _interval(point),
-            marks.get(point.rows, ""),
-        ]
-        rows.append([Text(cell, "bold" if point.rows in marks else "") for cell in cells])
+        answered = (_percent(point.coverage), f"{point.rows:,}")
+        precise = (_percent(point.precision), _interval(point))
+        mark, style = marks.get(point.rows, ""), "bold" if point.rows in marks else ""
+        cells = (str(point.threshold), *answered, *precise, mark)
+        rows.append([Text(cell, style) for cell in cells])
     columns = ("threshold", "coverage", "rows", "precision", "95 % interval", "")
     return Table(columns, rows, left=("",), wrap=False)
 

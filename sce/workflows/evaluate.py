@@ -28,6 +28,7 @@ from sce.evaluation.evaluate import (
     Evaluated,
     EvaluationSet,
     Method,
+    Result,
     evaluate_sets,
     headline_metrics,
     rounded_means,
@@ -67,8 +68,7 @@ def evaluate(experiment: Experiment) -> dict[str, Any]:
     folder = experiment.own_results_dir / labelled.stem if labelled else experiment.results_dir
     with open_tracker(experiment, None, "evaluate") as tracker:
         tracker.log_params(experiment.model_dump(mode="json"))
-        evaluated = measure(experiment, prepared, tracker, folder)
-    results = [e.result for e in evaluated]
+        results = measure(experiment, prepared, tracker, folder)
     summary = {"model": str(model)} if trained else {"method": experiment.method}
     return summary | {
         "results": str(folder),
@@ -113,7 +113,7 @@ def measure(
     tracker: Tracker,
     folder: Place,
     embedder: TextEmbedder | None = None,
-) -> list[Evaluated]:
+) -> list[Result]:
     """`measure_sets` of the experiment's method on the test sets of `prepared` and on the user's
     own rows, where there are any.
 
@@ -160,8 +160,9 @@ def measure_sets(
     methods: Sequence[Method],
     tracker: Tracker,
     folder: Place,
-) -> list[Evaluated]:
+) -> list[Result]:
     """Evaluate methods on the same rows; print the table, write everything to `folder`, log it.
+    Returns the results.
 
     Args:
         experiment: whose name reports call the first method by.
@@ -183,7 +184,7 @@ def measure_sets(
     tracker.log_artifact(folder, "results")
     on = "test" if config.labelled is None else config.labelled.stem
     tracker.set_tags({"measured": on, "kind": main["kind"]})
-    return evaluated
+    return results
 
 
 def _write_results(
@@ -286,19 +287,12 @@ def _own_set(config: EvaluateConfig, embedder: TextEmbedder | None) -> Evaluatio
     texts, names, label_set = read_labelled(
         config.labelled, config.text_column, config.label_column, label_set
     )
-    ids = [str(i) for i in range(len(texts))]
-    places = some_places(ids, config.rows_per_set)
+    places = some_places([str(i) for i in range(len(texts))], config.rows_per_set)
+    ids, labels = [str(i) for i in places], [names[i] for i in places]
     texts = [texts[i] for i in places]
-    return EvaluationSet(
-        name=config.labelled.stem,
-        dataset="own",
-        group="own",
-        label_set=label_set,
-        row_ids=[ids[i] for i in places],
-        texts=texts,
-        labels=[names[i] for i in places],
-        vectors_ND=None if embedder is None else embedder.embed(texts).vectors,
-    )
+    vectors_ND = None if embedder is None else embedder.embed(texts).vectors
+    name = config.labelled.stem
+    return EvaluationSet(name, "own", "own", label_set, ids, texts, labels, vectors_ND)
 
 
 def _cost_metrics(described: Mapping[str, Any]) -> dict[str, float]:

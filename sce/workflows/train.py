@@ -101,8 +101,7 @@ def train(experiment: Experiment) -> dict[str, Any]:
         card = _card(plan, embedder, fitted.best, fits)
         results: list[dict[str, Any]] = []
         try:
-            measured = measure(experiment, plan.prepared, tracker, experiment.results_dir, embedder)
-            results += [one.result for one in measured]
+            results += measure(experiment, plan.prepared, tracker, experiment.results_dir, embedder)
         finally:  # also where it cannot be measured: the card then says so
             write_model_card(experiment.model_dir, card | {"results": results})
         tracker.log_artifact(experiment.model_dir, "model")

@@ -145,8 +145,8 @@ def _measure(
     method = PromptedMethod(experiment.prompted, experiment.resources, validation)
     sets = rows_to_measure(prepared, config)
     folder = experiment.results_dir
-    evaluated = measure_sets(experiment, sets, [method], tracker, folder)
-    return {"results": str(folder), "test": rounded_means([e.result for e in evaluated])}
+    results = measure_sets(experiment, sets, [method], tracker, folder)
+    return {"results": str(folder), "test": rounded_means(results)}
 
 
 def _merge(experiment: LlamaExperiment, validation: LlamaRows) -> dict[str, Any]:
