@@ -61,15 +61,8 @@ class LoraSettings(Section):
 def load_base(
     path: str | Path, settings: LoraSettings, device: str, quantised: bool = True
 ) -> PreTrainedModel:
-    """The frozen model.
-
-    Args:
-        path: a folder, a URI or the name of one on a hub.
-        quantised: False to have it unquantised whatever the settings, for merging.
-
-    Raises:
-        InputError: there is none at `path`.
-    """
+    """The frozen model in a folder, at a URI or on a hub; with `quantised` False as it is, whatever
+    the settings, for merging. Raises `InputError` where there is none."""
     dtype = getattr(torch, settings.dtype)
     options: dict[str, Any] = {"device_map": {"": device}, "use_safetensors": True}
     if quantised and settings.quantisation == "nf4":
@@ -101,11 +94,8 @@ def load_chat_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
 
 
 def add_adapters(base: PreTrainedModel, settings: LoraSettings) -> PeftModel:
-    """Fresh adapters, float32, the only weights that are trained.
-
-    Raises:
-        ConfigError: the model has none of the layers.
-    """
+    """Fresh adapters, float32, the only weights that are trained. Raises `ConfigError` where the
+    model has none of the layers."""
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha or settings.rank,  # type: ignore[arg-type]
@@ -126,11 +116,8 @@ def add_adapters(base: PreTrainedModel, settings: LoraSettings) -> PeftModel:
 
 
 def read_adapters(base: PreTrainedModel, adapter: str | Place) -> PeftModel:
-    """The model with saved adapters on it, not to be trained further.
-
-    Raises:
-        InputError: there are no adapters at `adapter`, or they are for another model.
-    """
+    """The model with saved adapters on it, not to be trained further. Raises `InputError` where
+    there are none, or they are for another model."""
     try:
         return PeftModel.from_pretrained(base, fetch_model(adapter))
     except (OSError, ValueError) as error:
@@ -141,11 +128,8 @@ def read_adapters(base: PreTrainedModel, adapter: str | Place) -> PeftModel:
 
 
 def merge(base: PreTrainedModel, adapter: str | Place) -> PreTrainedModel:
-    """An unquantised model with the adapters in its weights.
-
-    Raises:
-        InputError: as `read_adapters`; also where a merged weight would not be a number.
-    """
+    """An unquantised model with the adapters in its weights. Raises as `read_adapters`, and
+    `InputError` where a merged weight would not be a number."""
     model = read_adapters(base, adapter)
     try:
         merged = model.merge_and_unload(safe_merge=True)  # type: ignore[operator]

@@ -94,11 +94,11 @@ def score_prompts(
     rows = sum(len(request.texts) for request in requests)
     if not rows:
         raise DataError("requests: there is no text in them.")
-    local = {}
+    local: dict[str, Any] = {}
     if Path(config.base).is_dir():
         local["base"] = str(Path(config.base).resolve())
     if config.adapter is not None:
-        local["adapter"] = config.adapter.resolve()  # type: ignore[assignment]
+        local["adapter"] = config.adapter.resolve()
     plan = embed_actors(resources, what="prompting")
     report = _run(requests, rows, config.model_copy(update=local), plan)
     seconds = pc.max(report["finished"]).as_py() - pc.min(report["started"]).as_py()

@@ -23,14 +23,8 @@ def build_tables(methods: Sequence[MethodRuns]) -> list[Table]:
     if any(m.kind == "lora" for m in methods):
         title = "Table 2: accuracy beside LoRA fine-tuning"
         tables.append(accuracy_table("table2", title, tuned, [SCE, LORA]))
-    tables += [
-        figures_table(methods),
-        differences_table(methods),
-        epochs_table(methods),
-        bound_table(methods),
-        cost_table(methods),
-        label_count_table(methods),
-    ]
+    beside = (figures_table, differences_table, epochs_table, bound_table, cost_table)
+    tables += [table(methods) for table in (*beside, label_count_table)]
     return [replace(t, note=t.note or _measured(methods)) for t in tables if t.rows]
 
 
@@ -175,8 +169,7 @@ def bound_table(methods: Sequence[MethodRuns]) -> Table:
     rows = [["paper", *map(str, bound.values()), str(paper.FLOPS_RATIO)]]
     lora = _lora_epoch(methods)
     for m in methods:
-        epoch = _epoch(m)
-        if lora is None or m.kind != "sce" or epoch is None:
+        if lora is None or m.kind != "sce" or (epoch := _epoch(m)) is None:
             continue
         mine, theirs = epoch.flops / epoch.samples, lora.flops / lora.samples
         once = m.described["training"]["embedding_flops"] / epoch.samples

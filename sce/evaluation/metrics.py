@@ -55,11 +55,8 @@ def nll(probabilities: ArrayLike, targets: ArrayLike) -> float:
 
 def brier(probabilities: ArrayLike, targets: ArrayLike) -> float:
     """Mean over rows of the squared distance between probabilities and one-hot target, summed over
-    the labels, so between 0 and 2.
-
-    This is scikit-learn's `brier_score_loss(..., scale_by_half=False)`, which refuses a label set
-    of one label.
-    """
+    the labels, so between 0 and 2. (scikit-learn's `brier_score_loss(..., scale_by_half=False)`
+    refuses a label set of one label.)"""
     p_NK, y_N = _checked(probabilities, targets)
     return float(np.square(p_NK - np.eye(p_NK.shape[1])[y_N]).sum(axis=1).mean())
 

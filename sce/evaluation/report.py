@@ -39,10 +39,8 @@ _GROUPS = ("own", "seen", "unseen")
 
 
 def verdict(result: Result) -> int | None:
-    """1 if the interval of the difference lies above 0 (SCE better), -1 below, 0 across it.
-
-    None if the result has no comparison.
-    """
+    """1 if the interval of the difference lies above 0 (SCE better), -1 below, 0 across it; None
+    if the result has no comparison."""
     low, high = result.get("difference_low"), result.get("difference_high")
     if low is None or high is None:
         return None
