@@ -13,7 +13,6 @@ import math
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -220,8 +219,7 @@ def llama_workload(settings: EpochCost) -> Workload:
     def stretch(steps: int) -> Stretch:
         optimizer_steps = math.ceil(steps / train.accumulation_steps)
         rows = min(settings.samples, optimizer_steps * train.batch_size)
-        sampler: Any = RandomPrompts(settings, rows)
-        objective = LlamaObjective(model, sampler, settings.torch_device)
+        objective = RandomPrompts(settings, rows, model)
 
         def run(epoch: int) -> None:
             train_epoch(objective, optimizer, train, epoch)
@@ -268,10 +266,11 @@ def _lora_llama(settings: EpochCost, quantisation: str) -> PeftModel:
         return add_adapters(load_base(folder, lora, str(settings.torch_device)), lora)
 
 
-class RandomPrompts:
-    """Random prompts in place of `sce.baselines.llama_training.LlamaSampler`'s."""
+class RandomPrompts(LlamaObjective):
+    """Training on random prompts in place of those of rows."""
 
-    def __init__(self, settings: EpochCost, rows: int) -> None:
+    def __init__(self, settings: EpochCost, rows: int, model: PeftModel) -> None:
+        self.model, self.device = model, settings.torch_device
         rng = np.random.default_rng(settings.seed)
         vocabulary = settings.sizes.llama.vocabulary
         self.seed = settings.seed
@@ -279,7 +278,7 @@ class RandomPrompts:
         self._prompts = rng.integers(2, vocabulary, size=(64, settings.prompt_tokens)).tolist()
         self._labels = rng.integers(2, vocabulary, size=(settings.labels, 1)).tolist()
 
-    def draw(self, epoch: int, places_B: Sequence[int]) -> Samples:
+    def samples(self, epoch: int, places_B: Sequence[int]) -> Samples:
         """A micro-batch; nothing is cut."""
         prompts = [self._prompts[i % len(self._prompts)] for i in places_B]
         labels = [self._labels[i % len(self._labels)] for i in places_B]

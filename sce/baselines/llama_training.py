@@ -51,7 +51,7 @@ class LlamaTrainConfig(TrainConfig):
 
 @dataclass(frozen=True)
 class LlamaRows:
-    """Labelled texts: ids, texts, right labels and label sets by name."""
+    """Labelled texts, and the names of their right labels and label sets."""
 
     ids: list[str]
     texts: list[str]
@@ -78,51 +78,38 @@ def right_answers(
     return right
 
 
-class LlamaSampler:
-    """Turns rows into micro-batches. What it draws follows from (seed, epoch, row id).
+class LlamaObjective:
+    """What `sce.training.epoch.train_epoch` lowers: the loss on the tokens of the right labels.
+    What is drawn of the rows follows from (seed, epoch, row id).
 
     Args:
-        classifier: writes the prompts and tokenises the labels.
-        end, pad: token ids of the end of a turn and of padding.
+        classifier: the model with adapters; writes the prompts and tokenises the labels.
     """
 
     def __init__(
-        self,
-        rows: LlamaRows,
-        classifier: PromptedClassifier,
-        end: int,
-        pad: int,
-        config: LlamaTrainConfig,
-        seed: int,
+        self, classifier: PromptedClassifier, rows: LlamaRows, config: LlamaTrainConfig, seed: int
     ) -> None:
-        self.rows, self.seed = rows, seed
-        self.keys_N = row_keys(rows.ids)
-        self._classifier, self._end, self._pad = classifier, end, pad
-        self._shuffle = config.shuffle_labels
+        self.model: torch.nn.Module = classifier.model
+        self.device, self.seed, self.keys_N = classifier.model.device, seed, row_keys(rows.ids)
+        self._classifier, self._rows, self._shuffle = classifier, rows, config.shuffle_labels
 
-    def draw(self, epoch: int, places_B: Sequence[int]) -> Samples:
+    def samples(self, epoch: int, places_B: Sequence[int]) -> Samples:
         """A micro-batch of these rows."""
+        rows, classifier = self._rows, self._classifier
         prompts, answers = [], []
         for i in places_B:
-            names = self.rows.label_sets[self.rows.sets[i]].names
+            names = rows.label_sets[rows.sets[i]].names
             if self._shuffle:
                 keys = uniforms(self.seed, epoch, "labels", self.keys_N[i : i + 1], len(names))
                 names = [names[k] for k in np.argsort(keys[0])]
-            prompts.append(self._classifier.prompt_tokens(self.rows.texts[i], names).ids)
-            answers.append(self._classifier.label_tokens([self.rows.labels[i]])[0])
-        return collate(prompts, answers, self._end, self._pad)
-
-
-class LlamaObjective:
-    """What `sce.training.epoch.train_epoch` lowers: the loss on the tokens of the right labels."""
-
-    def __init__(self, model: torch.nn.Module, sampler: LlamaSampler, device: torch.device) -> None:
-        self.model, self._sampler, self.device = model, sampler, device
-        self.seed, self.keys_N = sampler.seed, sampler.keys_N
+            prompts.append(classifier.prompt_tokens(rows.texts[i], names).ids)
+            answers.append(classifier.label_tokens([rows.labels[i]])[0])
+        end, pad = classifier.tokenizer.eos_token_id, classifier.tokenizer.pad_token_id
+        return collate(prompts, answers, end, end if pad is None else pad)
 
     def draw(self, epoch: int, rows_B: np.ndarray) -> tuple[Samples, np.ndarray]:
         """A micro-batch of these rows, and how many tokens each sample has."""
-        samples = self._sampler.draw(epoch, rows_B.tolist())
+        samples = self.samples(epoch, rows_B.tolist())
         return samples.to(self.device), samples.mask_BT.sum(1).numpy()
 
     def loss(self, samples: Samples) -> torch.Tensor:

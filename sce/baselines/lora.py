@@ -61,29 +61,16 @@ class LoraSettings(Section):
 def load_base(
     path: str | Path, settings: LoraSettings, device: str, quantised: bool = True
 ) -> PreTrainedModel:
-    """The frozen model.
-
-    Args:
-        path: a folder, a URI or the name of one on a hub.
-        quantised: False to have it unquantised whatever the settings, for merging.
-
-    Raises:
-        InputError: there is none at `path`.
-    """
+    """The frozen model in a folder, at a URI or on a hub; with `quantised` False as it is, whatever
+    the settings, for merging. Raises `InputError` where there is none."""
     dtype = getattr(torch, settings.dtype)
-    quantisation: dict[str, Any] = {}
+    options: dict[str, Any] = {"device_map": {"": device}, "use_safetensors": True}
     if quantised and settings.quantisation == "nf4":
-        quantisation["quantization_config"] = BitsAndBytesConfig(
+        options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
         )
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            fetch_model(path),
-            dtype=dtype,
-            device_map={"": device},
-            use_safetensors=True,
-            **quantisation,
-        )
+        model = AutoModelForCausalLM.from_pretrained(fetch_model(path), dtype=dtype, **options)
     except (OSError, ValueError) as error:
         raise InputError(f"no language model at {str(path)!r}: {error}") from error
     return model.requires_grad_(False)
@@ -107,11 +94,8 @@ def load_chat_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
 
 
 def add_adapters(base: PreTrainedModel, settings: LoraSettings) -> PeftModel:
-    """Fresh adapters, float32, the only weights that are trained.
-
-    Raises:
-        ConfigError: the model has none of the layers.
-    """
+    """Fresh adapters, float32, the only weights that are trained. Raises `ConfigError` where the
+    model has none of the layers."""
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha or settings.rank,  # type: ignore[arg-type]
@@ -132,11 +116,8 @@ def add_adapters(base: PreTrainedModel, settings: LoraSettings) -> PeftModel:
 
 
 def read_adapters(base: PreTrainedModel, adapter: str | Place) -> PeftModel:
-    """The model with saved adapters on it, not to be trained further.
-
-    Raises:
-        InputError: there are no adapters at `adapter`, or they are for another model.
-    """
+    """The model with saved adapters on it, not to be trained further. Raises `InputError` where
+    there are none, or they are for another model."""
     try:
         return PeftModel.from_pretrained(base, fetch_model(adapter))
     except (OSError, ValueError) as error:
@@ -147,11 +128,8 @@ def read_adapters(base: PreTrainedModel, adapter: str | Place) -> PeftModel:
 
 
 def merge(base: PreTrainedModel, adapter: str | Place) -> PreTrainedModel:
-    """An unquantised model with the adapters in its weights.
-
-    Raises:
-        InputError: as `read_adapters`; also where a merged weight would not be a number.
-    """
+    """An unquantised model with the adapters in its weights. Raises as `read_adapters`, and
+    `InputError` where a merged weight would not be a number."""
     model = read_adapters(base, adapter)
     try:
         merged = model.merge_and_unload(safe_merge=True)  # type: ignore[operator]
@@ -163,13 +141,8 @@ def merge(base: PreTrainedModel, adapter: str | Place) -> PreTrainedModel:
 
 @dataclass(frozen=True)
 class Samples:
-    """A micro-batch, padded on the left, so that all labels end in the last column.
-
-    Attributes:
-        ids_BT: int64.
-        mask_BT: int64, 1 at tokens.
-        targets_BS: int64, the tokens of label and end of turn; `IGNORED` before them.
-    """
+    """A micro-batch, int64, padded on the left, so that all labels end in the last column; the
+    targets are the tokens of label and end of turn, and `IGNORED` before them."""
 
     ids_BT: torch.Tensor
     mask_BT: torch.Tensor
@@ -182,11 +155,7 @@ class Samples:
 def collate(
     prompts: Sequence[Sequence[int]], labels: Sequence[Sequence[int]], end: int, pad: int
 ) -> Samples:
-    """Prompts and the tokens of their right labels as one micro-batch.
-
-    Args:
-        end: token of the end of the turn.
-    """
+    """Prompts, the tokens of their right labels, and the end of the turn, as one micro-batch."""
     answers = [[*ids, end] for ids in labels]
     whole = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
     width, last = max(map(len, whole)), max(map(len, answers))

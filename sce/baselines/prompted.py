@@ -19,12 +19,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from peft import PeftModel
-from transformers import AutoConfig, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    DynamicCache,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.cache_utils import DynamicLayer
 
 from sce.baselines.lora import LoraSettings, load_base, load_chat_tokenizer, read_adapters
@@ -96,8 +102,7 @@ def label_tokens(tokenizer: PreTrainedTokenizerBase, labels: Sequence[str]) -> l
     return found
 
 
-@dataclass(frozen=True)
-class Prompt:
+class Prompt(NamedTuple):
     """The tokens of a text's prompt, and whether its text was cut."""
 
     ids: list[int]
@@ -109,19 +114,15 @@ class Candidates:
     """A label set as the model reads it; tensors are int64, on the model's device.
 
     Attributes:
-        names: of the K labels.
-        tokens: of each label, as the beginning of the answer.
         behind_S: tokens that are read behind the prompt: of every label all but the last.
         depth_S: their places in their labels.
         allowed_SS: bool, who of them sees whom: a label's own tokens, up to itself.
         columns_A: where each token of each label is predicted: 0 at the prompt's last token, then
             at the S behind it.
         tokens_A, owners_A: each token of each label, and its label.
-        counts_K: tokens of each label.
     """
 
     names: list[str]
-    tokens: list[list[int]]
     behind_S: torch.Tensor
     depth_S: torch.Tensor
     allowed_SS: torch.Tensor
@@ -142,16 +143,9 @@ class Candidates:
         # A label's token is predicted by the one before it, its first by the prompt's last.
         columns_A = torch.where(depth_A == 0, 0, goes_on_A.cumsum(0) - goes_on_A.long())
         same_SS = owner_S[:, None] == owner_S[None, :]
-        tensors = {
-            "behind_S": tokens_A[goes_on_A],
-            "depth_S": depth_S,
-            "allowed_SS": same_SS & (depth_S[:, None] >= depth_S[None, :]),
-            "columns_A": columns_A,
-            "tokens_A": tokens_A,
-            "owners_A": owners_A,
-            "counts_K": counts_K,
-        }
-        return cls(names, tokens, **{name: t.to(device) for name, t in tensors.items()})
+        allowed_SS = same_SS & (depth_S[:, None] >= depth_S[None, :])
+        tensors = (tokens_A[goes_on_A], depth_S, allowed_SS, columns_A, tokens_A, owners_A)
+        return cls(names, *(tensor.to(device) for tensor in (*tensors, counts_K)))
 
 
 class _SharedLayer(DynamicLayer):
@@ -177,15 +171,9 @@ class _SharedLayer(DynamicLayer):
         )
 
 
-@dataclass(frozen=True)
-class PromptedScores:
-    """Answers to N texts.
-
-    Attributes:
-        scores_NK: mean log-likelihoods of the labels' tokens, float32.
-        truncated_N: whose text was cut, bool.
-        tokens_N: tokens that were read, of prompt and candidates, int64.
-    """
+class PromptedScores(NamedTuple):
+    """Answers to N texts: mean log-likelihoods of the labels' tokens, float32, whose text was cut,
+    and tokens that were read, of prompt and candidates, int64."""
 
     scores_NK: np.ndarray
     truncated_N: np.ndarray
@@ -196,9 +184,7 @@ class PromptedClassifier:
     """Scores candidates; never generates text.
 
     Args:
-        model: a causal language model, in evaluation mode.
-        tokenizer: with a chat template.
-        prompt: which of the paper's.
+        model: a causal language model, which is put into evaluation mode.
         max_text_tokens: longer texts are cut before they go into the prompt.
         max_batch_tokens: of a forward pass, padding included; None for the device's default.
 
@@ -215,13 +201,9 @@ class PromptedClassifier:
         max_batch_tokens: int | None = None,
     ) -> None:
         _need_chat_template(tokenizer, tokenizer.name_or_path)
-        self.model = model.eval()
-        self.prompt = prompt
-        self._tokenizer = tokenizer
-        self._max_text_tokens = max_text_tokens
-        self._max_batch_tokens = (
-            max_batch_tokens or BATCH_TOKENS["cuda" if model.device.type == "cuda" else "cpu"]
-        )
+        self.model, self.tokenizer = model.eval(), tokenizer
+        self._prompt, self._max_text_tokens = prompt, max_text_tokens
+        self._max_batch_tokens = max_batch_tokens or BATCH_TOKENS[model.device.type]
 
     def prompt_tokens(self, text: str, labels: Sequence[str]) -> Prompt:
         """The conversation up to where the model's answer begins."""
@@ -229,7 +211,7 @@ class PromptedClassifier:
 
     def label_tokens(self, labels: Sequence[str]) -> list[list[int]]:
         """Tokens of each label as the beginning of the model's answer. Raises `ConfigError`."""
-        return label_tokens(self._tokenizer, labels)
+        return label_tokens(self.tokenizer, labels)
 
     def scores(self, texts: Sequence[str], labels: Any) -> np.ndarray:
         """Mean log-likelihoods of the labels' tokens, float32 [N, K], in the order of `labels`,
@@ -244,11 +226,7 @@ class PromptedClassifier:
         return self.answer(texts, self.candidates(labels)).scores_NK
 
     def candidates(self, labels: Any) -> Candidates:
-        """A label set read once, to score many texts with it.
-
-        Raises:
-            LabelError, ConfigError: as `scores`.
-        """
+        """A label set read once, to score many texts with it. Raises as `scores`."""
         names = LabelSet.parse(labels).names
         return Candidates.of(names, self.label_tokens(names), self.model.device)
 
@@ -275,17 +253,17 @@ class PromptedClassifier:
         whole, cut = [], []
         for text, ids in zip(texts, self._encode(texts), strict=True):
             cut.append(len(ids) > limit)
-            text = str(self._tokenizer.decode(ids[:limit])) if cut[-1] else text
-            message = {"role": "user", "content": write_prompt(self.prompt, text, labels)}
+            text = str(self.tokenizer.decode(ids[:limit])) if cut[-1] else text
+            message = {"role": "user", "content": write_prompt(self._prompt, text, labels)}
             whole.append(
-                self._tokenizer.apply_chat_template(
+                self.tokenizer.apply_chat_template(
                     [message], add_generation_prompt=True, date_string=DATE, tokenize=False
                 )
             )
         return [Prompt(*one) for one in zip(self._encode(whole), cut, strict=True)]
 
     def _encode(self, texts: Sequence[Any]) -> list[list[int]]:
-        found: list[list[int]] = self._tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        found: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
         return found
 
     @torch.inference_mode()
@@ -339,7 +317,7 @@ class PromptedClassifier:
         """
         device, width = self.model.device, max(map(len, prompts))
         behind_S, rows = candidates.behind_S, len(prompts)
-        pad = self._tokenizer.pad_token_id or 0
+        pad = self.tokenizer.pad_token_id or 0
         padded = [[pad] * (width - len(ids)) + ids for ids in prompts]
         ids_BM = torch.tensor(padded, device=device)
         ids_BT = torch.cat([ids_BM, behind_S.expand(rows, -1)], dim=1)
@@ -384,11 +362,8 @@ def _mask(
     return torch.nn.functional.pad(mask_BTT, (shared, 0))[:, None]
 
 
-def check_prompted(config: PromptedConfig) -> PreTrainedTokenizerBase:
-    """Check, without loading weights, that the model of a configuration is there.
-
-    Returns:
-        Its tokenizer.
+def check_prompted(config: PromptedConfig) -> tuple[PreTrainedTokenizerBase, PretrainedConfig]:
+    """The tokenizer and configuration of a model that is there: its weights are not loaded.
 
     Raises:
         InputError: there is no language model, or there are no adapters.
@@ -398,7 +373,7 @@ def check_prompted(config: PromptedConfig) -> PreTrainedTokenizerBase:
     _need_chat_template(tokenizer, config.base)
     base = fetch_model(config.base)
     try:
-        AutoConfig.from_pretrained(base)
+        model_config = AutoConfig.from_pretrained(base)
     except (OSError, ValueError) as error:
         raise InputError(f"no language model at {config.base!r}: {error}") from error
     if Path(base).is_dir() and not any(Path(base).glob("*.safetensors")):
@@ -407,19 +382,15 @@ def check_prompted(config: PromptedConfig) -> PreTrainedTokenizerBase:
         for name in ("adapter_config.json", "adapter_model.safetensors"):
             if not (config.adapter / name).is_file():
                 raise InputError(f"no adapters at {str(config.adapter)!r}: no {name} there.")
-    return tokenizer
+    return tokenizer, model_config
 
 
 def load_prompted(config: PromptedConfig, device: Literal["cpu", "cuda"]) -> PromptedClassifier:
-    """Load what a configuration describes, ready to score.
-
-    Raises:
-        InputError, ConfigError: as `check_prompted`; also where the adapters do not fit.
-    """
+    """Load what a configuration describes, ready to score. Raises as `check_prompted`, and
+    `InputError` where the adapters do not fit."""
     tokenizer = load_chat_tokenizer(config.base)
-    dtype = config.dtype
-    if dtype == "auto":
-        dtype = "bfloat16" if device == "cuda" else "float32"
+    auto: Literal["bfloat16", "float32"] = "bfloat16" if device == "cuda" else "float32"
+    dtype = auto if config.dtype == "auto" else config.dtype
     settings = LoraSettings(quantisation=config.quantisation, dtype=dtype)
     model = load_base(config.base, settings, device)
     if config.adapter is not None:

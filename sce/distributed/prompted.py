@@ -1,8 +1,8 @@
 """Asks a language model which label fits, on Ray Data: `sce.baselines.prompted` in many actors.
 
 All requests are one execution, so that the model is loaded once an actor whatever the number of
-label sets. Rows are sorted by request and length; an actor reads a label set once, and answers
-with the row's place, its scores and figures of its own.
+label sets. A block has texts of one request, of similar length; an actor reads a label set once,
+and answers with the row's place, its scores and figures of its own.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,6 +36,8 @@ from sce.baselines.settings import PromptedConfig
 from sce.distributed.resources import ActorPlan, ResourcesConfig, TorchThread, embed_actors
 from sce.embedding.row_checks import check_texts
 from sce.errors import DataError, InputError
+from sce.evaluation import flops
+from sce.evaluation.costs import AnswerCost
 from sce.evaluation.evaluate import Request
 from sce.evaluation.peak_memory import peak_bytes
 from sce.labels import LabelSet
@@ -55,26 +57,20 @@ class PromptedAnswers:
             log-likelihood of a label's tokens. softmax over K is equation 4.
         truncated: rows whose text was cut.
         tokens_N: read of each row, prompt and candidates, int64; in no particular order.
-        seconds, texts_per_second: from the first row to the last; start-up and loading apart.
-        peak_memory_bytes: of the largest actor: allocated on the GPU, else resident.
-        parameters: of the model, adapters included.
-        device: "cuda" or "cpu".
+        parameters: adapters included.
+        cost: timed from the first row to the last, start-up and loading apart; memory is that of
+            the largest actor; operations are those of the model without adapters.
     """
 
     scores: list[np.ndarray]
     truncated: int
     tokens_N: np.ndarray
-    seconds: float
-    texts_per_second: float
-    peak_memory_bytes: int
     parameters: int
-    device: str
+    cost: AnswerCost
 
 
 def score_prompts(
-    requests: Sequence[Request],
-    config: PromptedConfig,
-    resources: ResourcesConfig,
+    requests: Sequence[Request], config: PromptedConfig, resources: ResourcesConfig
 ) -> PromptedAnswers:
     """Score the labels of each request for each of its texts.
 
@@ -88,59 +84,48 @@ def score_prompts(
         ConfigError: two labels of a request have the same tokens; the tokenizer has no chat
             template; the cluster cannot give what `resources` asks for.
     """
-    tokenizer = check_prompted(config)
+    tokenizer, model_config = check_prompted(config)
     for number, request in enumerate(requests):
         try:
             check_texts(request.texts)
             label_tokens(tokenizer, request.label_set.names)
         except InputError as error:
             raise type(error)(f"request {number}: {error}") from None
-    table = _rows_of(requests)
-    if not table.num_rows:
+    rows = sum(len(request.texts) for request in requests)
+    if not rows:
         raise DataError("requests: there is no text in them.")
-    local = {}
+    local: dict[str, Any] = {}
     if Path(config.base).is_dir():
         local["base"] = str(Path(config.base).resolve())
     if config.adapter is not None:
-        local["adapter"] = config.adapter.resolve()  # type: ignore[assignment]
+        local["adapter"] = config.adapter.resolve()
     plan = embed_actors(resources, what="prompting")
-    label_sets = [request.label_set for request in requests]
-    report = _run(table, label_sets, config.model_copy(update=local), plan)
+    report = _run(requests, rows, config.model_copy(update=local), plan)
     seconds = pc.max(report["finished"]).as_py() - pc.min(report["started"]).as_py()
     truncated = pc.sum(report["truncated"]).as_py()
-    log.info("asked %d texts in %.1f s; %d were cut", table.num_rows, seconds, truncated)
-    return PromptedAnswers(
-        scores=_in_order(report, requests),
-        truncated=truncated,
-        tokens_N=report["tokens"].to_numpy(),
-        seconds=seconds,
-        texts_per_second=table.num_rows / seconds,
+    log.info("asked %d texts in %.1f s; %d were cut", rows, seconds, truncated)
+    tokens_N = report["tokens"].to_numpy()
+    a = flops.architecture_of(model_config)
+    cost = AnswerCost(
+        texts_per_second=rows / seconds,
+        embedded_texts_per_second=None,
         peak_memory_bytes=pc.max(report["peak_memory_bytes"]).as_py(),
-        parameters=pc.max(report["parameters"]).as_py(),
+        flops_per_text=a.blocks * flops.mean(partial(flops.forward_block, a), tokens_N),
+        embedded_flops_per_text=None,
+        rows=rows,
         device=plan.device,
     )
-
-
-def _rows_of(requests: Sequence[Request]) -> pa.Table:
-    """Columns request, place (among the texts of its request) and text, by request, the longest
-    texts first."""
-    sizes = [len(request.texts) for request in requests]
-    request_N = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
-    place_N = np.concatenate([np.arange(size) for size in sizes] or [np.empty(0, np.int64)])
-    texts = [text for request in requests for text in request.texts]
-    lengths_N = np.fromiter(map(len, texts), np.int64, len(texts))
-    order_N = pa.array(np.lexsort((-lengths_N, request_N)))
-    text = pa.array(texts, pa.large_string())
-    return pa.table({"request": request_N, "place": place_N, "text": text}).take(order_N)
+    parameters = pc.max(report["parameters"]).as_py()
+    return PromptedAnswers(_in_order(report, requests), truncated, tokens_N, parameters, cost)
 
 
 def _run(
-    table: pa.Table, label_sets: Sequence[LabelSet], config: PromptedConfig, plan: ActorPlan
+    requests: Sequence[Request], rows: int, config: PromptedConfig, plan: ActorPlan
 ) -> pa.Table:
     """The actors' answers to all rows, in no particular order."""
-    rows = table.num_rows
     size = int(np.clip(rows // (plan.actors * BLOCKS_PER_ACTOR), *BLOCK_ROWS))
-    blocks = [table.slice(i, size) for i in range(0, rows, size)]
+    blocks = [block for pair in enumerate(requests) for block in _blocks(*pair, size)]
+    label_sets = [request.label_set for request in requests]
     context = DataContext.get_current()
     before = (context.enable_progress_bars, context.raise_original_map_exception)
     # With its own type, a user's mistake can be known from a bug.
@@ -148,8 +133,8 @@ def _run(
     try:
         dataset = ray.data.from_arrow(blocks).map_batches(
             PromptedActor,
-            fn_constructor_args=([ray.put(list(label_sets))], config, plan.device, plan.threads),
-            batch_size=size,
+            fn_constructor_args=([ray.put(label_sets)], config, plan.device, plan.threads),
+            batch_size=None,
             batch_format="pyarrow",
             compute=ActorPoolStrategy(size=min(plan.actors, len(blocks))),
             **plan.ray_arguments(),
@@ -163,26 +148,29 @@ def _run(
         context.enable_progress_bars, context.raise_original_map_exception = before
 
 
+def _blocks(number: int, request: Request, size: int) -> list[pa.Table]:
+    """A request's rows, the longest texts first: its number, a text's place in it, and the text."""
+    places = sorted(range(len(request.texts)), key=lambda i: -len(request.texts[i]))
+    text = pa.array([request.texts[i] for i in places], pa.large_string())
+    number_N = pa.repeat(number, len(places))
+    table = pa.table({"request": number_N, "place": places, "text": text})
+    return [table.slice(i, size) for i in range(0, len(places), size)]
+
+
 def _in_order(report: pa.Table, requests: Sequence[Request]) -> list[np.ndarray]:
     """Scores [N, K] of each request.
 
     Raises:
         RuntimeError: a row was answered not at all, or twice.
     """
-    request_N = report["request"].to_numpy()
-    place_N = report["place"].to_numpy()
-    lengths_N = pc.list_value_length(report["scores"]).to_numpy()
-    starts_N = np.cumsum(lengths_N) - lengths_N
-    flat = pc.list_flatten(report["scores"]).to_numpy()
     found = []
     for number, request in enumerate(requests):
-        texts, label_set = request.texts, request.label_set
-        mine_N = np.flatnonzero(request_N == number)
-        if not np.array_equal(np.sort(place_N[mine_N]), np.arange(len(texts))):
-            raise RuntimeError(f"request {number}: {len(mine_N)} answers to {len(texts)} texts.")
-        scores_NK = np.empty((len(texts), len(label_set)), np.float32)
-        scores_NK[place_N[mine_N]] = flat[starts_N[mine_N, None] + np.arange(len(label_set))]
-        found.append(scores_NK)
+        mine = report.filter(pc.equal(report["request"], number)).sort_by("place")
+        rows = len(request.texts)
+        if mine["place"].to_pylist() != list(range(rows)):
+            raise RuntimeError(f"request {number}: {len(mine)} answers to {rows} texts.")
+        scores = pc.list_flatten(mine["scores"]).to_numpy()
+        found.append(scores.reshape(rows, len(request.label_set)))
     return found
 
 
@@ -211,24 +199,11 @@ class PromptedActor:
         """Columns request, place and text in; request, place, scores and figures out."""
         classifier = self._classifier  # loaded before the clock runs
         started = time.time()
-        request_N = block["request"].to_numpy()
+        number = block["request"][0].as_py()
+        if number not in self._candidates:
+            self._candidates[number] = classifier.candidates(self._label_sets[number])
         texts = block["text"].to_pylist()
-        order, flat, lengths, truncated, tokens = [], [], [], [], []
-        for number in np.unique(request_N).tolist():
-            mine = np.flatnonzero(request_N == number)
-            if number not in self._candidates:
-                self._candidates[number] = classifier.candidates(self._label_sets[number])
-            answered = self._torch.run(
-                classifier.answer, [texts[i] for i in mine], self._candidates[number]
-            )
-            order.append(mine)
-            flat.append(answered.scores_NK.ravel())
-            lengths.append(np.full(len(mine), answered.scores_NK.shape[1]))
-            truncated.append(answered.truncated_N)
-            tokens.append(answered.tokens_N)
-        offsets = np.concatenate([[0], np.cumsum(np.concatenate(lengths))]).astype(np.int32)
-        rows = block.num_rows
-        kept = block.select(["request", "place"]).take(pa.array(np.concatenate(order)))
+        answered = self._torch.run(classifier.answer, texts, self._candidates[number])
         figures = {
             "started": started,
             "finished": time.time(),
@@ -237,11 +212,11 @@ class PromptedActor:
         }
         return pa.table(
             {
-                "request": kept["request"],
-                "place": kept["place"],
-                "scores": pa.ListArray.from_arrays(offsets, np.concatenate(flat)),
-                "truncated": np.concatenate(truncated),
-                "tokens": np.concatenate(tokens),
-                **{name: np.full(rows, value) for name, value in figures.items()},
+                "request": block["request"],
+                "place": block["place"],
+                "scores": pa.array(list(answered.scores_NK), pa.list_(pa.float32())),
+                "truncated": answered.truncated_N,
+                "tokens": answered.tokens_N,
+                **{name: pa.repeat(value, len(texts)) for name, value in figures.items()},
             }
         )

@@ -17,7 +17,6 @@ from peft import load_peft_weights, set_peft_model_state_dict
 from sce.baselines.llama_training import (
     LlamaObjective,
     LlamaRows,
-    LlamaSampler,
     LlamaTrainConfig,
     right_answers,
 )
@@ -74,17 +73,13 @@ class LlamaTraining(LlamaObjective):
         self._architecture, self._rank = flops.architecture_of(base.config), settings.lora.rank
         torch.manual_seed(settings.seed)
         self._adapted = add_adapters(base, settings.lora)
-        train = settings.train
-        self._classifier = PromptedClassifier(
+        classifier = PromptedClassifier(
             self._adapted,  # type: ignore[arg-type]
             tokenizer,
             settings.prompt,
-            train.max_text_tokens,
+            settings.train.max_text_tokens,
         )
-        end = tokenizer.eos_token_id
-        pad = end if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        sampler = LlamaSampler(rows, self._classifier, end, pad, train, settings.seed)
-        super().__init__(self._adapted, sampler, worker.device)
+        super().__init__(classifier, rows, settings.train, settings.seed)
 
     def sample_flops(self, tokens: float) -> float:
         return flops.lora_sample(self._architecture, tokens, self._rank)

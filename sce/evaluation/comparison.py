@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
+from typing import NamedTuple
 
 from sce.evaluation import paper
-from sce.evaluation.paper import EPOCHS, LORA, SCE, SEEN, TABLE_1, TABLE_2, UNSEEN
+from sce.evaluation.paper import EPOCHS, LORA, SCE, SEEN, UNSEEN
 from sce.evaluation.runs import Accuracy, MethodRuns, SetAnswers, difference, groups_of
 from sce.evaluation.tables import Table, bounds, change, number, percent
 
@@ -18,45 +19,31 @@ def build_tables(methods: Sequence[MethodRuns]) -> list[Table]:
     untuned = [m for m in methods if m.kind != "lora"]
     tuned = [m for m in methods if m.kind in ("sce", "lora")]
     table_1 = [SCE, paper.LLAMA, paper.F2LLM]
-    tables = [accuracy_table("table1", "Table 1: accuracy", untuned, TABLE_1, table_1)]
+    tables = [accuracy_table("table1", "Table 1: accuracy", untuned, table_1)]
     if any(m.kind == "lora" for m in methods):
         title = "Table 2: accuracy beside LoRA fine-tuning"
-        tables.append(accuracy_table("table2", title, tuned, TABLE_2, [SCE, LORA]))
-    tables += [
-        figures_table(methods),
-        differences_table(methods),
-        epochs_table(methods),
-        bound_table(methods),
-        cost_table(methods),
-        label_count_table(methods),
-    ]
-    return [table for table in tables if table.rows]
+        tables.append(accuracy_table("table2", title, tuned, [SCE, LORA]))
+    beside = (figures_table, differences_table, epochs_table, bound_table, cost_table)
+    tables += [table(methods) for table in (*beside, label_count_table)]
+    return [replace(t, note=t.note or _measured(methods)) for t in tables if t.rows]
 
 
 def accuracy_table(
-    name: str,
-    title: str,
-    methods: Sequence[MethodRuns],
-    printed: dict[str, dict[str, float]],
-    columns: list[str],
+    name: str, title: str, methods: Sequence[MethodRuns], columns: list[str]
 ) -> Table:
     """The paper's layout: its figures, and ours beside them; then datasets that it has not."""
-    measured = dict.fromkeys(d for m in methods for d in m.datasets)
-    groups = [("Unseen datasets", UNSEEN), ("Seen datasets", SEEN)]
-    rest = [d for d in measured if d not in {**UNSEEN, **SEEN}]
+    headings = {"Unseen datasets": UNSEEN, "Seen datasets": SEEN}
+    others = {d: d for m in methods for d in m.datasets if d not in paper.ACCURACY}
+    for dataset in others:
+        sets = max(len(m.datasets.get(dataset, [])) for m in methods)
+        others[dataset] += f", mean of {sets} sets" if sets > 1 else ""
     rows = []
-    for heading, names in groups:
+    for heading, names in (headings | ({"Other datasets": others} if others else {})).items():
         rows.append([heading])
         for dataset, shown in names.items():
-            cells = [shown, *(f"{printed[dataset][column]:.2f}" for column in columns)]
-            rows.append(cells + [_accuracy(m.accuracy(dataset)) for m in methods])
-    if rest:
-        rows.append(["Other datasets"])
-        for dataset in rest:
-            sets = max((m.datasets.get(dataset, []) for m in methods), key=len)
-            shown = dataset if len(sets) == 1 else f"{dataset}, mean of {len(sets)} sets"
-            cells = [shown, *("" for _ in columns)]
-            rows.append(cells + [_accuracy(m.accuracy(dataset)) for m in methods])
+            printed = paper.ACCURACY.get(dataset)
+            cells = [f"{printed[column]:.2f}" if printed else "" for column in columns]
+            rows.append([shown, *cells, *(_accuracy(m.accuracy(dataset)) for m in methods)])
     caption = (
         "Per cent; [low, high]: 95 % interval, rows resampled, or label sets where a dataset has "
         "several. Labels by their bare names."
@@ -80,19 +67,16 @@ def figures_table(methods: Sequence[MethodRuns]) -> Table:
             if (accuracy := m.mean(group, "accuracy")) is None:
                 continue
             cost = m.described["cost"]
-            rows.append(
-                [
-                    m.name,
-                    percent(accuracy),
-                    number(m.mean(group, "macro_f1"), 3),
-                    change(m.mean(group, "nll_uncalibrated"), m.mean(group, "nll"), 2),
-                    change(m.mean(group, "ece_uncalibrated"), m.mean(group, "ece"), 3),
-                    percent(m.mean(group, "flip_rate")),
-                    number(cost["texts_per_second"], 1),
-                    number(cost["embedded_texts_per_second"], 1),
-                    f"{cost['peak_memory_bytes'] / 1e6:,.0f}",
-                ]
-            )
+            cells = [
+                number(m.mean(group, "macro_f1"), 3),
+                change(m.mean(group, "nll_uncalibrated"), m.mean(group, "nll"), 2),
+                change(m.mean(group, "ece_uncalibrated"), m.mean(group, "ece"), 3),
+                percent(m.mean(group, "flip_rate")),
+                number(cost["texts_per_second"], 1),
+                number(cost["embedded_texts_per_second"], 1),
+                number(cost["peak_memory_bytes"] / 1e6, 0),
+            ]
+            rows.append([m.name, percent(accuracy), *cells])
     caption = (
         "Means over the datasets on which a method was measured (table 1). Accuracy and flips in "
         "per cent; flips: rows whose answer changes under any of five shuffles of the labels. NLL "
@@ -106,30 +90,26 @@ def figures_table(methods: Sequence[MethodRuns]) -> Table:
         "All figures",
         caption,
         name="figures",
-        note=_measured(methods),
     )
 
 
 def differences_table(methods: Sequence[MethodRuns]) -> Table:
     """The first SCE, or the first method, against every other."""
     reference = next((m for m in methods if m.kind == "sce"), methods[0])
-    rows = []
-    for m in methods:
-        if m is reference:
-            continue
-        for dataset in m.datasets:
-            found = difference(reference, m, dataset)
-            if found is not None:
-                rows.append(
-                    [
-                        m.name,
-                        dataset,
-                        percent(found.value, "+") + bounds(found.low, found.high, "+"),
-                        f"{found.p:.2g}" if found.p >= SMALLEST_P else f"< {SMALLEST_P:g}",
-                        f"{found.rows:,}",
-                        f"{found.left_out:,}",
-                    ]
-                )
+    rows = [
+        [
+            m.name,
+            dataset,
+            percent(found.value, "+") + bounds(found.low, found.high, "+"),
+            f"{found.p:.2g}" if found.p >= SMALLEST_P else f"< {SMALLEST_P:g}",
+            f"{found.rows:,}",
+            f"{found.left_out:,}",
+        ]
+        for m in methods
+        if m is not reference
+        for dataset in m.datasets
+        if (found := difference(reference, m, dataset)) is not None
+    ]
     return Table(
         ["against", "dataset", "difference", "McNemar p", "rows", "only one"],
         rows,
@@ -138,7 +118,6 @@ def differences_table(methods: Sequence[MethodRuns]) -> Table:
         "interval and the p value of McNemar's exact test (of the lowest seeds). 'Only one': rows "
         "that one of them did not answer.",
         name="differences",
-        note=_measured(methods),
     )
 
 
@@ -181,7 +160,6 @@ def epochs_table(methods: Sequence[MethodRuns]) -> Table:
         "of one epoch; ratios are SCE's over LoRA's for as many samples. The paper's are of one "
         "RTX A6000.",
         name="epochs",
-        note=_measured(methods),
     )  # fmt: skip
 
 
@@ -191,8 +169,7 @@ def bound_table(methods: Sequence[MethodRuns]) -> Table:
     rows = [["paper", *map(str, bound.values()), str(paper.FLOPS_RATIO)]]
     lora = _lora_epoch(methods)
     for m in methods:
-        epoch = _epoch(m)
-        if lora is None or m.kind != "sce" or epoch is None:
+        if lora is None or m.kind != "sce" or (epoch := _epoch(m)) is None:
             continue
         mine, theirs = epoch.flops / epoch.samples, lora.flops / lora.samples
         once = m.described["training"]["embedding_flops"] / epoch.samples
@@ -204,7 +181,6 @@ def bound_table(methods: Sequence[MethodRuns]) -> Table:
         "Section 3.3: SCE's training operations over LoRA's, the embedding counted in",
         "The texts are embedded once, whatever the number of epochs.",
         name="bound",
-        note=_measured(methods),
     )
 
 
@@ -214,16 +190,13 @@ def cost_table(methods: Sequence[MethodRuns]) -> Table:
     rows = []
     for m in methods:
         flops, cost = m.training_flops, m.described["cost"]
-        rows.append(
-            [
-                m.name,
-                *(percent(m.mean(group, "accuracy")) for group in groups),
-                "none" if flops is None else f"{flops:.3g}",
-                f"{cost['flops_per_text']:.3g}",
-                "" if cost["embedded_flops_per_text"] is None
-                else f"{cost['embedded_flops_per_text']:.3g}",
-            ]
-        )  # fmt: skip
+        embedded = cost["embedded_flops_per_text"]
+        cells = [
+            "none" if flops is None else f"{flops:.3g}",
+            f"{cost['flops_per_text']:.3g}",
+            "" if embedded is None else f"{embedded:.3g}",
+        ]
+        rows.append([m.name, *(percent(m.mean(g, "accuracy")) for g in groups), *cells])
     return Table(
         ["method", *(f"{g} accuracy" for g in groups), "training", "a text", "a stored vector"],
         rows,
@@ -232,16 +205,15 @@ def cost_table(methods: Sequence[MethodRuns]) -> Table:
         "of the whole training (all epochs and the embedding), of an answer from text, and of one "
         "from a stored vector, counted as the paper does.",
         name="costs",
-        note=_measured(methods),
     )
 
 
 def label_count_table(methods: Sequence[MethodRuns]) -> Table:
     """Accuracy of every label set, by its number of labels K."""
+    sets = [s for m in methods for s in m.sets.values()]
     largest: dict[str, SetAnswers] = {}
-    for one in (s for m in methods for s in m.sets.values()):
-        if one.name not in largest or len(largest[one.name].row_ids) < len(one.row_ids):
-            largest[one.name] = one
+    for one in sorted(sets, key=lambda s: -len(s.row_ids)):
+        largest.setdefault(one.name, one)
     rows = []
     for name, one in sorted(largest.items(), key=lambda item: (item[1].labels, item[0])):
         cells = [_accuracy(Accuracy.of([m.sets[name]])) if name in m.sets else "" for m in methods]
@@ -252,12 +224,10 @@ def label_count_table(methods: Sequence[MethodRuns]) -> Table:
         "Accuracy by dataset and number of labels K",
         "Per cent with 95 % intervals; rows: of the method with the most.",
         name="label_counts",
-        note=_measured(methods),
     )
 
 
-@dataclass(frozen=True)
-class _Epoch:
+class _Epoch(NamedTuple):
     seconds: float
     flops: float
     samples: int

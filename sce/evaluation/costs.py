@@ -31,10 +31,8 @@ class TrainingCost:
     Attributes:
         rows: of an epoch.
         epochs: that were run, the best one and those after it.
-        seconds: of all epochs, validation apart.
-        flops: of all epochs.
+        seconds, flops: of all epochs, validation apart.
         embedding_flops: of embedding the training texts, once; 0 where none are embedded.
-        trainable_parameters: that were fitted.
         workers: processes, and what they ran on.
     """
 
@@ -71,17 +69,9 @@ def embedding_flops(embedder: TextEmbedder, texts: Sequence[str]) -> float:
 
 @dataclass(frozen=True)
 class AnswerCost:
-    """What answers took.
-
-    Attributes:
-        texts_per_second: from text to answer, in one process, start-up apart.
-        embedded_texts_per_second: from a vector that is there; None where there is no such thing.
-        peak_memory_bytes: of the process that answers, of its GPU where it has one.
-        flops_per_text: from text to answer.
-        embedded_flops_per_text: from a vector; None likewise.
-        rows: that were measured.
-        device: "cpu" or "cuda".
-    """
+    """What answers to some rows took: from text to answer, in one process, start-up apart, and from
+    a vector that is there (`embedded_`), None where there is no such thing. The memory is that of
+    the process that answers, of its GPU where it has one; the device is "cpu" or "cuda"."""
 
     texts_per_second: float
     embedded_texts_per_second: float | None

@@ -6,6 +6,7 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
@@ -21,6 +22,8 @@ from sce.storage import Place
 
 ScoreVectors = Callable[[np.ndarray, LabelSet], np.ndarray]
 Information = Literal["name", "all"]
+Result = dict[str, Any]
+"""As `sce.evaluation.report` describes it."""
 
 
 class EvaluateConfig(Section):
@@ -108,21 +111,14 @@ class Method(ABC):
 
 
 class VectorMethod(Method):
-    """A method that reads vectors.
-
-    Args:
-        score: scores [N, K] of vectors [N, D] and a label set.
-    """
+    """A method that reads vectors: `score` gives scores [N, K] of vectors [N, D] and labels."""
 
     def __init__(self, score: ScoreVectors, temperature: Temperature) -> None:
         self.score, self.temperature = score, temperature
 
     def answer(self, requests: Sequence[Request]) -> list[np.ndarray]:
-        found = []
-        for request in requests:
-            assert request.vectors_ND is not None, "this method reads vectors"
-            found.append(self.score(request.vectors_ND, request.label_set))
-        return found
+        assert all(r.vectors_ND is not None for r in requests), "this method reads vectors"
+        return [self.score(r.vectors_ND, r.label_set) for r in requests]  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -177,29 +173,23 @@ class _Task:
 
 
 def evaluate_sets(
-    sets: Sequence[EvaluationSet],
-    methods: Sequence[Method],
-    config: EvaluateConfig,
-    seed: int = 0,
+    sets: Sequence[EvaluationSet], methods: Sequence[Method], config: EvaluateConfig, seed: int = 0
 ) -> list[Evaluated]:
     """Measure methods on the same rows: every set, with every kind of label information that is
-    asked for and that the first method can be given.
+    asked for and that the first method can be given; a second method is what that is compared with.
 
     A set whose labels have names alone is measured once. Where both kinds are measured, the
     bare-name result's group ends in "by name".
-
-    Args:
-        methods: the one that is measured first; a second is what it is compared with.
     """
     readable = methods[0].information
     kinds = [kind for kind in dict.fromkeys(config.information) if kind in readable] or readable
     tasks = [task for rows in sets for task in _tasks(rows, kinds, config.flip_shuffles, seed)]
-    answers = [method.answer([r for t in tasks for r in t.requests(config)]) for method in methods]
-    found, first = [], 0
+    requests = [request for task in tasks for request in task.requests(config)]
+    answers = [iter(method.answer(requests)) for method in methods]
+    found = []
     for task in tasks:
-        last = first + 1 + len(task.orders)
-        found.append(_evaluated(task, methods, [a[first:last] for a in answers], config, seed))
-        first = last
+        of_task = [list(islice(answer, 1 + len(task.orders))) for answer in answers]
+        found.append(_evaluated(task, methods, of_task, config, seed))
     return found
 
 
@@ -211,16 +201,11 @@ def _tasks(
     for kind in kinds if richer else ("all",):
         by_name = richer and kind == "name"
         label_set = bare if by_name else rows.label_set
-        group = rows.group + " by name" * by_name
-        yield _Task(rows, kind, label_set, group, _orders(label_set, shuffles, seed))
-
-
-def _orders(label_set: LabelSet, shuffles: int, seed: int) -> list[np.ndarray]:
-    """Permutations of the labels; the same for every method, whatever other sets are measured."""
-    if len(label_set) < 2:
-        return []
-    random = np.random.default_rng([seed, zlib.crc32(label_set.fingerprint.encode())])
-    return [random.permutation(len(label_set)) for _ in range(shuffles)]
+        # The same for every method, whatever other sets are measured.
+        random = np.random.default_rng([seed, zlib.crc32(label_set.fingerprint.encode())])
+        count = len(label_set)
+        orders = [random.permutation(count) for _ in range(shuffles)] if count > 1 else []
+        yield _Task(rows, kind, label_set, rows.group + " by name" * by_name, orders)
 
 
 def _evaluated(
@@ -239,7 +224,7 @@ def _evaluated(
         "dataset": rows.dataset,
         "group": task.group,
         "information": task.information,
-        "rows": len(targets_N),
+        "rows": len(rows),
         "labels": len(label_set),
         "method": methods[0].name,
     }
@@ -273,70 +258,83 @@ def _evaluated(
 def _predictions(
     method: str, task: _Task, names: np.ndarray, targets_N: np.ndarray, p_NK: np.ndarray
 ) -> pa.Table:
-    size = len(targets_N)
+    size, rows = len(targets_N), task.rows
     best_N = metrics.predicted(p_NK)
-    constants = {
+    columns: dict[str, Any] = {
         "method": method,
-        "set": task.rows.name,
-        "dataset": task.rows.dataset,
-        "group": task.rows.group,
+        "set": rows.name,
+        "dataset": rows.dataset,
+        "group": rows.group,
         "information": task.information,
+        "labels": len(names),
     }
-    columns: dict[str, Any] = {k: pa.repeat(pa.scalar(v), size) for k, v in constants.items()}
-    columns["labels"] = pa.repeat(pa.scalar(len(names), pa.int32()), size)
-    columns["row_id"] = list(task.rows.row_ids)
-    columns["target"] = names[targets_N].tolist()
-    columns["predicted"] = names[best_N].tolist()
-    columns["probability"] = p_NK[np.arange(size), best_N].astype(np.float32)
-    columns["target_probability"] = p_NK[np.arange(size), targets_N].astype(np.float32)
+    columns = {name: pa.repeat(value, size) for name, value in columns.items()}
+    columns |= {
+        "row_id": list(rows.row_ids),
+        "target": names[targets_N],
+        "predicted": names[best_N],
+        "probability": p_NK[np.arange(size), best_N].astype(np.float32),
+        "target_probability": p_NK[np.arange(size), targets_N].astype(np.float32),
+    }
     return pa.table(columns, schema=PREDICTIONS)
 
 
-def headline_metrics(results: Sequence[dict[str, Any]]) -> dict[str, float]:
+def headline_metrics(results: Sequence[Result]) -> dict[str, float]:
     """Figures by name for a tracker: every set, and the mean over each dataset's sets."""
     found: dict[str, float] = {}
-    by_dataset: dict[str, list[dict[str, Any]]] = {}
     for result in results:
         suffix = "_by_name" if result["group"].endswith("by name") else ""
         key = f"test/{result['name']}"
         found[f"{key}/accuracy{suffix}"] = result[result["method"]]["accuracy"]
         if "cosine" in result:
             found[f"{key}/cosine_accuracy{suffix}"] = result["cosine"]["accuracy"]
-        mean_of = f"test/{result['group']}/{result['dataset']}"
-        by_dataset.setdefault(mean_of, []).append(result)
-    for name, members in by_dataset.items():
-        main = members[0]["method"]
+    for (group, dataset), members in by_dataset(results).items():
+        key, main = f"test/{group}/{dataset}/mean", members[0]["method"]
         for figure in ("accuracy", "nll", "ece", "macro_f1"):
-            found[f"{name}/mean_{figure}"] = float(np.mean([m[main][figure] for m in members]))
-        if all("cosine" in member for member in members):
-            values = [member["cosine"]["accuracy"] for member in members]
-            found[f"{name}/mean_cosine_accuracy"] = float(np.mean(values))
+            found[f"{key}_{figure}"] = float(np.mean([m[main][figure] for m in members]))
+        if all("cosine" in m for m in members):
+            accuracies = [m["cosine"]["accuracy"] for m in members]
+            found[f"{key}_cosine_accuracy"] = float(np.mean(accuracies))
     return found
 
 
-def summary_metrics(results: Sequence[dict[str, Any]]) -> dict[str, float]:
+def rounded_means(results: Sequence[Result]) -> dict[str, float]:
+    """The means of `headline_metrics` as a job's summary has them."""
+    return {k: round(v, 4) for k, v in headline_metrics(results).items() if "mean_" in k}
+
+
+def summary_metrics(results: Sequence[Result]) -> dict[str, float]:
     """The figures by which methods are compared in a tracker: means over the datasets of a group,
     each dataset the mean over its sets, with bare label names where both kinds were measured."""
-    by_group: dict[str, dict[str, list[dict[str, Any]]]] = {}
-    for result in named_results(results):
-        group = result["group"].removesuffix(" by name")
-        by_group.setdefault(group, {}).setdefault(result["dataset"], []).append(result)
+    grouped = by_dataset(
+        [r | {"group": r["group"].removesuffix(" by name")} for r in named_results(results)]
+    )
     found: dict[str, float | None] = {}
-    for group, datasets in by_group.items():
+    for group in dict.fromkeys(group for group, _ in grouped):
         for figure in ("accuracy", "macro_f1", "nll", "ece", "flip_rate"):
             means = {
-                name: metrics.mean_of_known(m[m["method"]][figure] for m in members)
-                for name, members in datasets.items()
+                dataset: metrics.mean_of_known(m[m["method"]][figure] for m in members)
+                for (of_group, dataset), members in grouped.items()
+                if of_group == group
             }
             if figure == "accuracy":
-                found |= {f"compare/{group}/{name}/accuracy": means[name] for name in means}
+                found |= {f"compare/{group}/{name}/accuracy": mean for name, mean in means.items()}
             found[f"compare/{group}/{figure}"] = metrics.mean_of_known(means.values())
     return {name: value for name, value in found.items() if value is not None}
 
 
-def named_results(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def by_dataset(results: Sequence[Result]) -> dict[tuple[str, str], list[Result]]:
+    """Results by group and dataset; one that names no dataset stands for its group."""
+    found: dict[tuple[str, str], list[Result]] = {}
+    for result in results:
+        group = result["group"]
+        found.setdefault((group, str(result.get("dataset", group))), []).append(result)
+    return found
+
+
+def named_results(results: Sequence[Result]) -> list[Result]:
     """One result a set: with bare label names where both kinds were measured."""
-    chosen: dict[str, dict[str, Any]] = {}
+    chosen: dict[str, Result] = {}
     for result in results:
         if result["information"] == "name" or result["name"] not in chosen:
             chosen[result["name"]] = result

@@ -44,7 +44,6 @@ class Architecture:
 
     @property
     def ffn_layers(self) -> int:
-        """n_f1 + n_f2."""
         return self.n_f1 + self.n_f2
 
 
@@ -139,15 +138,6 @@ def lora_parameters(a: Architecture, r: int) -> int:
     return a.blocks * sum(r * (d_in + d_out) for d_in, d_out in _linears(a))
 
 
-def encoder_parameters(a: Architecture, d_ext: int) -> int:
-    """Trainable parameters of the SCE encoder: its blocks with biases and layer norms, and the
-    affine map from the external embedding. 85.8 million for roberta-base and jina-embeddings-v3;
-    the token dictionary E is frozen. (Appendix M matches LoRA's 126.8 million to it.)"""
-    attention = 4 * (a.d**2 + a.d)
-    ffn = a.ffn_layers * a.d * a.d_ff + a.n_f1 * a.d_ff + a.n_f2 * a.d
-    return a.blocks * (attention + ffn + 4 * a.d) + d_ext * a.d + a.d
-
-
 def exact_forward(a: Architecture, m: int, r: int = 0, output_tokens: int = 0) -> int:
     """Operations of a sequence forward.
 
@@ -163,9 +153,7 @@ def exact_forward(a: Architecture, m: int, r: int = 0, output_tokens: int = 0) -
 def exact_backward(a: Architecture, m: int, r: int = 0, output_tokens: int = 0) -> int:
     """Operations of a sequence backward, whose input needs gradients; every weight is trained, or
     with `r` those of LoRA alone (and the output layer never). Arguments as in `exact_forward`."""
-    if r:
-        linear = sum(d_in * d_out + 2 * r * (d_in + d_out) for d_in, d_out in _linears(a))
-    else:
-        linear = sum(2 * d_in * d_out for d_in, d_out in _linears(a))
+    passes = 1 if r else 2
+    linear = sum(passes * d_in * d_out + 2 * r * (d_in + d_out) for d_in, d_out in _linears(a))
     block = m * linear + 4 * m**2 * a.d
     return 2 * (a.blocks * block + output_tokens * a.d * a.vocabulary)

@@ -35,16 +35,11 @@ def correct(probabilities: ArrayLike, targets: ArrayLike) -> FloatArray:
 
 
 def macro_f1(probabilities: ArrayLike, targets: ArrayLike) -> float:
-    """Mean over the labels of each label's F1 (scikit-learn).
-
-    A label that is neither a target nor a prediction of any row has no F1 and is left out of
-    the mean.
-    """
+    """Mean over the labels of each label's F1 (scikit-learn). A label that is neither a target nor
+    a prediction of any row has no F1 and is left out."""
     p_NK, y_N = _checked(probabilities, targets)
-    names = np.arange(p_NK.shape[1])
-    return float(
-        f1_score(y_N, predicted(p_NK), labels=names, average="macro", zero_division=np.nan)
-    )
+    guesses, names = predicted(p_NK), np.arange(p_NK.shape[1])
+    return float(f1_score(y_N, guesses, labels=names, average="macro", zero_division=np.nan))
 
 
 def nll(probabilities: ArrayLike, targets: ArrayLike) -> float:
@@ -60,11 +55,8 @@ def nll(probabilities: ArrayLike, targets: ArrayLike) -> float:
 
 def brier(probabilities: ArrayLike, targets: ArrayLike) -> float:
     """Mean over rows of the squared distance between probabilities and one-hot target, summed over
-    the labels, so between 0 and 2.
-
-    This is scikit-learn's `brier_score_loss(..., scale_by_half=False)`, which refuses a label set
-    of one label.
-    """
+    the labels, so between 0 and 2. (scikit-learn's `brier_score_loss(..., scale_by_half=False)`
+    refuses a label set of one label.)"""
     p_NK, y_N = _checked(probabilities, targets)
     return float(np.square(p_NK - np.eye(p_NK.shape[1])[y_N]).sum(axis=1).mean())
 
@@ -96,21 +88,16 @@ def flip_rate(reference: ArrayLike, shuffled: Sequence[ArrayLike]) -> float:
     """Share of rows whose predicted label changes in at least one shuffle of the label set.
 
     Args:
-        reference: predicted labels of N rows in the first order. Labels are compared by
-            identity: names, or positions taken back to one common order.
+        reference: predicted labels of N rows in the first order, by name.
         shuffled: the same rows' predicted labels, one array a shuffle.
 
     Raises:
         ValueError: no rows, no shuffle, or lengths that differ.
     """
-    first = np.asarray(reference)
-    if not shuffled or not len(first):
+    first_N = np.asarray(reference)
+    if not shuffled or not len(first_N):
         raise ValueError("flip_rate needs at least one row and one shuffle.")
-    others = [np.asarray(labels) for labels in shuffled]
-    for labels in others:
-        if labels.shape != first.shape:
-            raise ValueError(f"a shuffle has shape {labels.shape}, the reference {first.shape}.")
-    return float(np.stack([labels != first for labels in others]).any(axis=0).mean())
+    return float((np.stack(shuffled) != first_N).any(axis=0).mean())
 
 
 def bootstrap_interval(
@@ -120,10 +107,7 @@ def bootstrap_interval(
 
     Give `correct(...)` for an accuracy, or the row-wise difference of two methods on the same
     rows for a paired comparison. Where every row has the same value the interval has no width: it
-    says nothing of rows that were never seen.
-
-    Returns:
-        (low, high); (nan, nan) for no rows.
+    says nothing of rows that were never seen. (nan, nan) for no rows.
     """
     values = np.asarray(per_row_values, dtype=np.float64)
     size = len(values)
@@ -148,10 +132,8 @@ def mean_of_known(values: Iterable[float | None]) -> float | None:
 
 
 def mcnemar(correct_a: ArrayLike, correct_b: ArrayLike) -> float:
-    """Exact two-sided p value that two methods are right equally often on the same rows.
-
-    Binomial test on the rows where exactly one of the two is right; 1.0 if there are none.
-    """
+    """Exact two-sided p value that two methods are right equally often on the same rows: binomial
+    test on the rows where exactly one of the two is right; 1.0 if there are none."""
     a, b = np.asarray(correct_a).astype(bool), np.asarray(correct_b).astype(bool)
     if a.shape != b.shape:
         raise ValueError(f"mcnemar needs the same rows twice, got {a.shape} and {b.shape}.")

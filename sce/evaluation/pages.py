@@ -27,10 +27,7 @@ def write_report(
     title: str, tables: Sequence[Table], charts: Mapping[str, Figure], folder: Path, stem: str
 ) -> dict[str, Path]:
     """Write STEM.md with charts/*.png, STEM.html with everything inside, a CSV for each table.
-
-    Returns:
-        The paths of the Markdown and HTML files, by "markdown" and "html".
-    """
+    Returns the paths of the first two, by "markdown" and "html"."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, figure in charts.items():
         save(figure, folder / "charts" / f"{name}.png")
@@ -44,8 +41,7 @@ def write_report(
 
 def report_markdown(title: str, tables: Sequence[Table], charts: Sequence[str] = ()) -> str:
     parts = [f"# {title}"]
-    for table in tables:
-        parts.append(f"## {table.title}\n\n{table.to_markdown()}\n\n{table.caption} {table.note}")
+    parts += [f"## {t.title}\n\n{t.to_markdown()}\n\n{t.caption} {t.note}" for t in tables]
     parts += [f"![{name.replace('_', ' ')}](charts/{name}.png)" for name in charts]
     return "\n\n".join(parts) + "\n"
 

@@ -7,10 +7,11 @@ touched and any thread may draw. `save` writes it as PNG.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
@@ -27,15 +28,9 @@ _MARKERS = {"sce": "o", "similarity": "s", "prompted": "^", "lora": "D"}
 
 
 def confusion_figure(matrix: ArrayLike, names: Sequence[str], title: str = "") -> Figure:
-    """Confusion matrix of one label set, each row divided by its sum.
-
-    Up to 15 labels show their counts in the cells (0 as a blank), up to 60 their names, more
-    are an image.
-
-    Args:
-        matrix: [K, K] counts, targets on the first axis.
-        names: K label names; long ones are cut.
-    """
+    """Confusion matrix of one label set, [K, K] counts with targets on the first axis, each row
+    divided by its sum. Up to 15 labels show their counts in the cells (0 as a blank), up to 60
+    their names (long ones are cut), more are an image."""
     counts = np.asarray(matrix)
     size = len(names)
     if counts.shape != (size, size):
@@ -43,8 +38,7 @@ def confusion_figure(matrix: ArrayLike, names: Sequence[str], title: str = "") -
     totals = counts.sum(axis=1, keepdims=True)
     shares = np.divide(counts, totals, out=np.zeros(counts.shape), where=totals > 0)
     side = float(np.clip(3.2 + 0.32 * size, 4.5, 12.0))
-    figure = Figure(figsize=(side + 0.8, side), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = _axes(side + 0.8, side)
     image = axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0, interpolation="nearest")
     figure.colorbar(image, ax=axes, label="share of the true label's rows", shrink=0.8)
     axes.set(xlabel="predicted label", ylabel="true label")
@@ -73,8 +67,7 @@ def precision_coverage_figure(curve: Curve, choice: Choice, title: str = "") -> 
     shown = np.unique(np.linspace(0, size - 1, min(size, MAX_CURVE_POINTS)).round().astype(int))
     coverage, precision = curve.coverage[shown], curve.precision[shown]
     low, high = (bound[shown] for bound in curve.interval)
-    figure = Figure(figsize=(6.5, 4.5), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = _axes(6.5, 4.5)
     axes.fill_between(coverage, low, high, color=_GREY, alpha=0.5, label="95 % interval")
     axes.plot(coverage, precision, color=_BLUE, label="precision")
     target = choice.target_precision
@@ -90,21 +83,15 @@ def precision_coverage_figure(curve: Curve, choice: Choice, title: str = "") -> 
 
 
 def rates_figure(series: Mapping[str, Mapping[int, float]], title: str = "") -> Figure:
-    """Texts a second against the number of labels, both on logarithmic axes.
-
-    Args:
-        series: by method, the rate at each number of labels.
-    """
-    figure = Figure(figsize=(7.5, 4.8), layout="constrained")
-    axes = figure.add_subplot()
+    """Texts a second against the number of labels, both on logarithmic axes; `series` has each
+    method's rate at each number of labels."""
+    figure, axes = _axes(7.5, 4.8)
     for place, (name, rates) in enumerate(series.items()):
         counts = sorted(rates)
         style = "-" if place < 2 else "--"
         axes.plot(counts, [rates[k] for k in counts], style, marker="o", label=_plain(name, 40))
-    ticks = sorted({k for rates in series.values() for k in rates})
     axes.set(xscale="log", yscale="log", xlabel="labels", ylabel="texts a second")
-    axes.set_xticks(ticks, [f"{k:,}" for k in ticks])
-    axes.set_xticks([], minor=True)
+    _tick(axes, sorted({k for rates in series.values() for k in rates}))
     axes.grid(alpha=0.3)
     axes.set_title(title or "A new label set, its labels embedded")
     axes.legend(frameon=False)
@@ -113,19 +100,15 @@ def rates_figure(series: Mapping[str, Mapping[int, float]], title: str = "") -> 
 
 def build_charts(methods: Sequence[MethodRuns]) -> dict[str, Figure]:
     """The pictures of a comparison by name; those without a point are left out."""
+    training = [m.training_flops for m in methods]
+    answer = [m.described["cost"]["flops_per_text"] for m in methods]
     charts = {
         "accuracy": accuracy_chart(methods),
         "training_compute": cost_chart(
-            methods,
-            lambda m: m.training_flops,
-            "operations of the whole training",
-            "Accuracy and training compute",
+            methods, training, "operations of the whole training", "Accuracy and training compute"
         ),
         "inference_cost": cost_chart(
-            methods,
-            lambda m: m.described["cost"]["flops_per_text"],
-            "operations a text",
-            "Accuracy and inference cost",
+            methods, answer, "operations a text", "Accuracy and inference cost"
         ),
         "label_counts": label_count_chart(methods),
     }
@@ -135,24 +118,14 @@ def build_charts(methods: Sequence[MethodRuns]) -> dict[str, Figure]:
 def accuracy_chart(methods: Sequence[MethodRuns]) -> Figure:
     """A group of bars for each dataset, 95 % intervals on them."""
     datasets = list(dict.fromkeys(d for m in methods for d in m.datasets))
-    figure = Figure(figsize=(max(6.0, 1.3 * len(datasets) + 2), 4.5), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = _axes(max(6.0, 1.3 * len(datasets) + 2), 4.5)
     width = 0.8 / len(methods)
     for place, m in enumerate(methods):
-        found = [(i, m.accuracy(d)) for i, d in enumerate(datasets)]
-        known = [(i, a) for i, a in found if a is not None]
-        values = np.array([a.value for _, a in known])
-        errors = np.array(
-            [[a.value - a.low for _, a in known], [a.high - a.value for _, a in known]]
-        )
-        axes.bar(
-            [i + (place - (len(methods) - 1) / 2) * width for i, _ in known],
-            100 * values,
-            width,
-            yerr=100 * np.clip(errors, 0, None),
-            capsize=2,
-            label=m.name,
-        )  # fmt: skip
+        found = {i: a for i, d in enumerate(datasets) if (a := m.accuracy(d)) is not None}
+        bars = [i + (place - (len(methods) - 1) / 2) * width for i in found]
+        value, low, high = np.array(list(found.values())).reshape(-1, 3).T
+        errors = 100 * np.clip([value - low, high - value], 0, None)
+        axes.bar(bars, 100 * value, width, yerr=errors, capsize=2, label=m.name)
     axes.set_xticks(range(len(datasets)), datasets, rotation=20)
     axes.set(ylabel="accuracy in per cent", ylim=(0, 100), title="Accuracy by dataset")
     figure.legend(loc="outside upper right", ncols=min(4, len(methods)))
@@ -160,27 +133,22 @@ def accuracy_chart(methods: Sequence[MethodRuns]) -> Figure:
 
 
 def cost_chart(
-    methods: Sequence[MethodRuns],
-    cost: Callable[[MethodRuns], float | None],
-    label: str,
-    title: str,
+    methods: Sequence[MethodRuns], costs: Sequence[float | None], label: str, title: str
 ) -> Figure | None:
     """Mean accuracy of each group of label sets against a cost, on a logarithmic axis; a method
     that costs nothing stands at the left edge."""
     groups = groups_of(methods)
-    costs = {m.name: cost(m) for m in methods}
-    known = [c for c in costs.values() if c]
+    known = [cost for cost in costs if cost]
     if not known:
         return None
     edge = min(known) / 10
     figure = Figure(figsize=(4.2 * len(groups) + 0.8, 4.2), layout="constrained")
     panels = figure.subplots(1, len(groups), squeeze=False, sharey=True)[0]
     for axes, group in zip(panels, groups, strict=True):
-        for m in methods:
+        for m, x in zip(methods, costs, strict=True):
             accuracy = m.mean(group, "accuracy")
             if accuracy is None:
                 continue
-            x = costs[m.name]
             name = m.name if x else f"{m.name} (none)"
             axes.plot([x or edge], [100 * accuracy], _MARKERS.get(m.kind, "o"), ms=9, label=name)
         axes.set(xscale="log", xlabel=label, title=f"{title}\n{group}", ylim=(0, 100))
@@ -192,8 +160,7 @@ def cost_chart(
 
 def label_count_chart(methods: Sequence[MethodRuns]) -> Figure:
     """A point for each label set: accuracy against K."""
-    figure = Figure(figsize=(7.0, 4.5), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = _axes(7.0, 4.5)
     for m in methods:
         sets = sorted(m.sets.values(), key=lambda s: s.labels)
         accuracies = [100 * s.right_N.mean() for s in sets]
@@ -204,8 +171,7 @@ def label_count_chart(methods: Sequence[MethodRuns]) -> Figure:
     axes.plot(line, 100 / line, color="#888888", linestyle="--", linewidth=1, label="chance")
     axes.set(xscale="log", xlabel="labels K", ylabel="accuracy in per cent", ylim=(0, 100))
     ticks = [k for k in (2, 3, 5, 10, 20, 50, 100, 150, 300) if min(counts) <= k <= max(counts)]
-    axes.set_xticks(ticks, [str(k) for k in ticks])
-    axes.set_xticks([], minor=True)
+    _tick(axes, ticks)
     axes.set_title("Accuracy by number of labels")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
@@ -213,11 +179,8 @@ def label_count_chart(methods: Sequence[MethodRuns]) -> Figure:
 
 
 def save(figure: Figure, path: str | Path, max_bytes: int = MAX_BYTES) -> Path:
-    """Write `figure` as a PNG of at most `max_bytes`, lowering the resolution if it must.
-
-    Returns:
-        The path. Missing folders are made.
-    """
+    """Write `figure` as a PNG of at most `max_bytes`, lowering the resolution if it must; missing
+    folders are made. Returns the path."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
@@ -227,6 +190,16 @@ def save(figure: Figure, path: str | Path, max_bytes: int = MAX_BYTES) -> Path:
             if path.stat().st_size <= max_bytes:
                 break
     return path
+
+
+def _axes(width: float, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def _tick(axes: Axes, counts: Sequence[int]) -> None:
+    axes.set_xticks(counts, [f"{k:,}" for k in counts])
+    axes.set_xticks([], minor=True)
 
 
 def _plain(text: str, chars: int = _NAME_CHARS) -> str:

@@ -19,56 +19,28 @@ over sets, unless all are asked for. The interval of such a mean resamples sets,
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
 from rich.text import Text
 
+from sce.evaluation.evaluate import Result, by_dataset
 from sce.evaluation.metrics import bootstrap_interval, mean_of_known
 from sce.evaluation.tables import Cell, Table, bounds, change, number, percent
 
 MAX_SHOWN_SETS = 8
-COLUMNS = (
-    "set",
-    "rows",
-    "labels",
-    "SCE accuracy",
-    "cosine",
-    "difference",
-    "verdict",
-    "macro-F1",
-    "NLL",
-    "ECE",
-    "flips",
-)
-NARROW_COLUMNS = ("set", "labels", "SCE accuracy", "cosine", "difference", "verdict")
-ALONE_COLUMNS = ("set", "rows", "labels", "accuracy", "macro-F1", "NLL", "ECE", "flips")
-NARROW_ALONE_COLUMNS = ("set", "labels", "accuracy", "NLL", "flips")
-"""The columns of a method that is measured beside no other, all and in a narrow terminal."""
+_COMPARED = ("SCE accuracy", "cosine", "difference", "verdict")
 WIDE_CHARS = 150
 """A terminal as wide as this shows all columns."""
 VERDICTS = {1: "SCE better", -1: "cosine better", 0: "no clear difference"}
 _COLOURS = {1: "green", -1: "red", 0: "yellow"}
 _GROUPS = ("own", "seen", "unseen")
-_METHOD_KEYS = (
-    "accuracy",
-    "macro_f1",
-    "nll",
-    "nll_uncalibrated",
-    "ece",
-    "ece_uncalibrated",
-    "flip_rate",
-)
-
-Result = Mapping[str, Any]
 
 
 def verdict(result: Result) -> int | None:
-    """1 if the interval of the difference lies above 0 (SCE better), -1 below, 0 across it.
-
-    None if the result has no comparison.
-    """
+    """1 if the interval of the difference lies above 0 (SCE better), -1 below, 0 across it; None
+    if the result has no comparison."""
     low, high = result.get("difference_low"), result.get("difference_high")
     if low is None or high is None:
         return None
@@ -90,38 +62,37 @@ def headline(results: Sequence[Result]) -> str:
 def dataset_mean(dataset: str, results: Sequence[Result]) -> dict[str, Any]:
     """One result for the sets of a dataset in a group: rows added up, every other figure the
     plain mean over the sets."""
+    sizes = [result["labels"] for result in results]
+    fewest, most = min(sizes), max(sizes)
     mean: dict[str, Any] = {
         "name": f"{dataset}: mean of {len(results)} sets",
         "group": results[0]["group"],
         "rows": sum(result["rows"] for result in results),
-        "labels": _range([result["labels"] for result in results]),
+        "labels": str(fewest) if fewest == most else f"{fewest}–{most}",
+        "method": _main(results[0]),
     }
-    mean["method"] = _main(results[0])
     for method in dict.fromkeys((mean["method"], "cosine")):
-        mean[method] = {
-            key: mean_of_known([(result.get(method) or {}).get(key) for result in results])
-            for key in _METHOD_KEYS
-        }
-        low, high = _interval([(r.get(method) or {}).get("accuracy") for r in results])
+        known = [result.get(method) or {} for result in results]
+        figures = dict.fromkeys(name for one in known for name in one)
+        mean[method] = {name: mean_of_known(one.get(name) for one in known) for name in figures}
+        low, high = _interval([one.get("accuracy") for one in known])
         mean[method].update(accuracy_low=low, accuracy_high=high)
     differences = [result.get("difference") for result in results]
-    mean["difference"] = mean_of_known(differences)
-    mean["difference_low"], mean["difference_high"] = _interval(differences)
-    return mean
+    low, high = _interval(differences)
+    difference = mean_of_known(differences)
+    return mean | {"difference": difference, "difference_low": low, "difference_high": high}
 
 
 def lines(results: Sequence[Result], show_all: bool = False) -> list[Result]:
     """The results that a table shows, in order: own, seen, unseen; large groups as a mean."""
-    names = [*_GROUPS, *sorted({r["group"] for r in results} - set(_GROUPS))]
+    ranks = {group: rank for rank, group in enumerate(_GROUPS)}
+    ordered = sorted(results, key=lambda r: (ranks.get(r["group"], len(ranks)), r["group"]))
     shown: list[Result] = []
-    for group in names:
-        of_group = [result for result in results if result["group"] == group]
-        for dataset in dict.fromkeys(result.get("dataset", group) for result in of_group):
-            members = [r for r in of_group if r.get("dataset", group) == dataset]
-            if show_all or len(members) <= MAX_SHOWN_SETS:
-                shown.extend(members)
-            if len(members) > MAX_SHOWN_SETS:
-                shown.append(dataset_mean(dataset, members))
+    for (_, dataset), members in by_dataset(ordered).items():
+        if show_all or len(members) <= MAX_SHOWN_SETS:
+            shown.extend(members)
+        if len(members) > MAX_SHOWN_SETS:
+            shown.append(dataset_mean(dataset, members))
     return shown
 
 
@@ -132,11 +103,12 @@ def to_table(results: Sequence[Result], show_all: bool = False, wide: bool = Tru
         wide: all columns (`WIDE_CHARS`); else what fits 80 characters, without calibration.
     """
     alone = any(_main(r) != "sce" and not ("cosine" in r and "difference" in r) for r in results)
-    all_columns = ALONE_COLUMNS if alone else COLUMNS
-    columns = all_columns if wide else NARROW_ALONE_COLUMNS if alone else NARROW_COLUMNS
-    caption = "[low, high]: 95 % interval. SCE accuracy, cosine and difference in percent."
-    if alone:
-        caption = "[low, high]: 95 % interval. Accuracy in percent."
+    columns = ["set", "rows", "labels", *(["accuracy"] if alone else _COMPARED)]
+    columns += ["macro-F1", "NLL", "ECE", "flips"]
+    if not wide:
+        columns = ["set", "labels", *(("accuracy", "NLL", "flips") if alone else _COMPARED)]
+    shown = "Accuracy" if alone else "SCE accuracy, cosine and difference"
+    caption = f"[low, high]: 95 % interval. {shown} in percent."
     if wide:
         caption += (
             " NLL and ECE: before → after calibration."
@@ -159,14 +131,14 @@ def _main(result: Result) -> str:
 
 def _cells(result: Result) -> dict[str, Cell]:
     main, cosine = result.get(_main(result)) or {}, result.get("cosine") or {}
-    won = verdict(result)
+    name, group, won = " ".join(str(result["name"]).split()), result["group"], verdict(result)
     colour = "" if won is None else _COLOURS[won]
     difference = percent(result.get("difference"), "+")
     difference += bounds(result.get("difference_low"), result.get("difference_high"), "+")
     accuracy = percent(main.get("accuracy"))
     accuracy += bounds(main.get("accuracy_low"), main.get("accuracy_high"))
     return {
-        "set": _title(result),
+        "set": name if group == "own" else f"{name} ({group})",
         "rows": f"{result['rows']:,}",
         "labels": str(result["labels"]),
         "SCE accuracy": accuracy,
@@ -181,16 +153,6 @@ def _cells(result: Result) -> dict[str, Cell]:
     }
 
 
-def _title(result: Result) -> str:
-    name, group = " ".join(str(result["name"]).split()), result["group"]
-    return name if group == "own" else f"{name} ({group})"
-
-
 def _interval(values: Sequence[float | None]) -> tuple[float | None, float | None]:
     known = [value for value in values if value is not None]
     return bootstrap_interval(known) if known else (None, None)
-
-
-def _range(values: Sequence[int]) -> str:
-    low, high = min(values), max(values)
-    return str(low) if low == high else f"{low}–{high}"

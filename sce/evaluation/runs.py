@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -19,27 +19,13 @@ from sce.evaluation.evaluate import named_results
 from sce.evaluation.metrics import bootstrap_interval, mcnemar
 
 
-@dataclass(frozen=True)
-class Run:
-    """What one measured run wrote.
-
-    Attributes:
-        described: its entry of `methods.json`.
-        results: as `sce.evaluation.report` describes them.
-        predictions: `sce.evaluation.evaluate.PREDICTIONS`, of the method that was measured alone.
-    """
+class Run(NamedTuple):
+    """What one measured run wrote: its method's entry of `methods.json`, results as
+    `sce.evaluation.report` describes them, and the method's `PREDICTIONS`."""
 
     described: Mapping[str, Any]
-    results: Sequence[Mapping[str, Any]]
+    results: Sequence[dict[str, Any]]
     predictions: pa.Table
-
-    @property
-    def name(self) -> str:
-        return str(self.described["name"])
-
-    @property
-    def seed(self) -> int:
-        return int(self.described["seed"])
 
 
 @dataclass(frozen=True)
@@ -65,11 +51,10 @@ class MethodRuns:
     """
 
     def __init__(self, runs: Sequence[Run]) -> None:
-        self.runs = sorted(runs, key=lambda run: run.seed)
+        self.runs = sorted(runs, key=lambda run: run.described["seed"])
+        self.seeds = [run.described["seed"] for run in self.runs]
         self.described = self.runs[0].described
-        self.name = self.runs[0].name
-        self.kind = str(self.described["kind"])
-        self.results = [named_results(run.results) for run in self.runs]  # type: ignore[arg-type]
+        self.name, self.kind = str(self.described["name"]), str(self.described["kind"])
 
     @cached_property
     def sets(self) -> dict[str, SetAnswers]:
@@ -78,25 +63,20 @@ class MethodRuns:
         for name, table in parts[0].items():
             ids = table["row_id"].to_pylist()
             right = []
-            for run, part in zip(self.runs, parts, strict=True):
+            for seed, part in zip(self.seeds, parts, strict=True):
                 other = part.get(name)
                 if other is None or other["row_id"].to_pylist() != ids:
                     raise DataError(
-                        f"{self.name}: the runs with seeds {self.runs[0].seed} and {run.seed} were "
-                        f"not measured on the same rows of {name!r}."
+                        f"{self.name}: the runs with seeds {self.seeds[0]} and {seed} were not "
+                        f"measured on the same rows of {name!r}."
                     )
                 right.append(pc.equal(other["target"], other["predicted"]).to_numpy())
             dataset, group = table["dataset"][0].as_py(), table["group"][0].as_py()
-            found[name] = SetAnswers(
-                name,
-                # The sets of one dataset may be seen and unseen ones.
-                dataset if name == dataset else f"{dataset} ({group})",
-                group,
-                table["labels"][0].as_py(),
-                ids,
-                np.mean(right, axis=0),
-                np.asarray(right[0], float),
-            )
+            if name != dataset:  # the sets of one dataset may be seen and unseen ones
+                dataset = f"{dataset} ({group})"
+            labels, first_N = table["labels"][0].as_py(), np.asarray(right[0], float)
+            right_N = np.mean(right, axis=0)
+            found[name] = SetAnswers(name, dataset, group, labels, ids, right_N, first_N)
         return found
 
     @cached_property
@@ -115,8 +95,8 @@ class MethodRuns:
     def mean(self, group: str, figure: str) -> float | None:
         """Mean of a figure over the datasets of a group, each the mean over its sets and seeds."""
         by_dataset: dict[str, list[float]] = {}
-        for results in self.results:
-            for result in results:
+        for run in self.runs:
+            for result in named_results(run.results):
                 value = result[result["method"]].get(figure)
                 if result["group"].removesuffix(" by name") == group and value is not None:
                     by_dataset.setdefault(result["dataset"], []).append(value)
@@ -131,17 +111,16 @@ class MethodRuns:
     @property
     def caption(self) -> str:
         """What was run, at what size."""
-        found = f"{self.name}: {self.described['title']} ({self.described['model']}, "
-        found += f"{self.described['parameters'] / 1e6:,.1f} M parameters"
-        found += f", {'GPU' if self.described['cost']['device'] == 'cuda' else 'CPU'}"
+        described = self.described
+        parts = [described["model"], f"{described['parameters'] / 1e6:,.1f} M parameters"]
+        parts.append("GPU" if described["cost"]["device"] == "cuda" else "CPU")
         if len(self.runs) > 1:
-            found += f", seeds {', '.join(str(run.seed) for run in self.runs)}"
-        note = self.described.get("note")
-        return f"{found}{', ' + note if note else ''})"
+            parts.append(f"seeds {', '.join(map(str, self.seeds))}")
+        parts += [described["note"]] if described.get("note") else []
+        return f"{self.name}: {described['title']} ({', '.join(parts)})"
 
 
-@dataclass(frozen=True)
-class Accuracy:
+class Accuracy(NamedTuple):
     """Mean over the sets of a dataset, with its 95 % interval: rows resampled where it is one set,
     sets where there are several."""
 
@@ -156,15 +135,10 @@ class Accuracy:
         return cls(float(means.mean()), low, high)
 
 
-@dataclass(frozen=True)
-class Difference:
-    """Accuracy of one method less that of another on the rows that both answered.
-
-    Attributes:
-        low, high: 95 % interval, rows resampled in pairs.
-        p: of McNemar's exact test, on the run with each method's lowest seed.
-        rows: that both answered; `left_out` that only one did.
-    """
+class Difference(NamedTuple):
+    """Accuracy of one method less that of another on the rows that both answered, with its 95 %
+    interval, rows resampled in pairs; p of McNemar's exact test on the run with each method's
+    lowest seed; rows that both answered, and those left out that only one did."""
 
     value: float
     low: float
@@ -186,18 +160,16 @@ def difference(a: MethodRuns, b: MethodRuns, dataset: str) -> Difference | None:
         theirs = b.sets.get(name)
         if mine.dataset != dataset or theirs is None:
             continue
-        place = {row_id: i for i, row_id in enumerate(theirs.row_ids)}
-        common = [(i, place[r]) for i, r in enumerate(mine.row_ids) if r in place]
+        common, mine_C, theirs_C = np.intersect1d(
+            mine.row_ids, theirs.row_ids, assume_unique=True, return_indices=True
+        )
         left_out += len(mine.row_ids) + len(theirs.row_ids) - 2 * len(common)
-        if not common:
-            continue
-        mine_C, theirs_C = np.array(common).T
         gains.append(mine.right_N[mine_C] - theirs.right_N[theirs_C])
         first_a.append(mine.first_right_N[mine_C])
         first_b.append(theirs.first_right_N[theirs_C])
-    if not gains:
+    gain_C = np.concatenate([*gains, []])
+    if not len(gain_C):
         return None
-    gain_C = np.concatenate(gains)
     low, high = bootstrap_interval(gain_C)
     p = mcnemar(np.concatenate(first_a), np.concatenate(first_b))
     return Difference(float(gain_C.mean()), low, high, p, len(gain_C), left_out)

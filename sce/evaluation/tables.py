@@ -101,18 +101,14 @@ class Table:
         return lines.getvalue()
 
     def to_html(self) -> str:
-        def line(row: Sequence[Cell], tag: str) -> str:
-            cells = (f"<{tag}>{html.escape(self._plain(cell))}</{tag}>" for cell in row)
-            return f"<tr>{''.join(cells)}</tr>"
-
-        lines = [line(self.columns, "th")]
-        for row in filter(len, self.rows):
+        lines = []
+        for row in filter(len, [self.columns, *self.rows]):
+            tag, style, width = "th" if row is self.columns else "td", "", ""
             if self._is_heading(row):
-                cell = f'<td colspan="{len(self.columns)}">{html.escape(str(row[0]))}</td>'
-                lines.append(f'<tr class="heading">{cell}</tr>')
-            else:
-                lines.append(line(row, "td"))
-        return "<table>\n" + "\n".join(lines) + "\n</table>"
+                style, width = ' class="heading"', f' colspan="{len(self.columns)}"'
+            cells = (f"<{tag}{width}>{html.escape(self._plain(c))}</{tag}>" for c in row)
+            lines.append(f"<tr{style}>{''.join(cells)}</tr>\n")
+        return f"<table>\n{''.join(lines)}</table>"
 
     def _plain(self, cell: Cell) -> str:
         return self.missing if cell is None else str(cell)

@@ -34,16 +34,12 @@ IntArray = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Point:
-    """A threshold and what it gives.
-
-    Attributes:
-        threshold: the shortest decimal that answers the same labelled rows, so never above the
-            lowest of their scores, as float32 or as float64, and at most 0.001 below it.
-        rows, right: rows that are answered, and those of them that are right.
-        low, high: 95 % interval of the precision (Wilson).
-    """
+    """A threshold and what it gives: rows answered, those of them that are right, and Wilson's 95 %
+    interval of the precision."""
 
     threshold: float
+    """The shortest decimal that answers the same labelled rows, so never above the lowest of their
+    scores, as float32 or as float64, and at most 0.001 below it."""
     rows: int
     right: int
     coverage: float
@@ -54,13 +50,8 @@ class Point:
 
 @dataclass(frozen=True)
 class Curve:
-    """Every distinct score as a threshold, the lowest first; the first one answers every row.
-
-    Attributes:
-        thresholds: float32 [T], strictly rising.
-        rows: rows with at least this score, [T].
-        right: those of them whose label is right, [T].
-    """
+    """Every distinct score as a threshold, [T], the lowest first, which answers every row; `rows`
+    with at least this score, [T], and those of them whose label is right, [T]."""
 
     thresholds: NDArray[np.float32]
     rows: IntArray
@@ -68,10 +59,6 @@ class Curve:
 
     def __len__(self) -> int:
         return len(self.thresholds)
-
-    @property
-    def labelled_rows(self) -> int:
-        return int(self.rows[0])
 
     @property
     def coverage(self) -> FloatArray:
@@ -89,16 +76,10 @@ class Curve:
         return wilson_interval(self.right, self.rows)
 
     def point(self, index: int) -> Point:
-        low, high = wilson_interval(self.right[index], self.rows[index])
-        return Point(
-            _short(self.thresholds[index], self.thresholds[index - 1] if index else None),
-            int(self.rows[index]),
-            int(self.right[index]),
-            float(self.coverage[index]),
-            float(self.precision[index]),
-            float(low),
-            float(high),
-        )
+        rows, right = int(self.rows[index]), int(self.right[index])
+        low, high = map(float, wilson_interval(right, rows))
+        threshold = _short(self.thresholds[index], self.thresholds[index - 1] if index else None)
+        return Point(threshold, rows, right, rows / int(self.rows[0]), right / rows, low, high)
 
 
 @dataclass(frozen=True)
@@ -106,7 +87,6 @@ class Choice:
     """The lowest threshold that reaches a precision, and how far to trust it.
 
     Attributes:
-        target_precision: what was asked for.
         point: the threshold chosen; None if no threshold reaches the target.
         best: the most precise threshold, of equally precise ones the lowest.
         cautious: the lowest threshold whose lower bound reaches the target, None if none does.
@@ -121,29 +101,25 @@ class Choice:
 
     @property
     def threshold(self) -> float:
-        """To be compared as `score >= threshold`.
-
-        Raises:
-            InputError: no threshold reaches the target; says which precision is within reach.
-        """
+        """To be compared as `score >= threshold`. Raises `InputError` where none reaches the
+        target, which says what precision is within reach."""
         if self.point is None:
             raise InputError(self.headline())
         return self.point.threshold
 
     def headline(self) -> str:
         """One sentence: the threshold and what it gives, or the best that can be had."""
+        target, point = _percent(self.target_precision), self.point or self.best
+        precision, coverage = _percent(point.precision), _percent(point.coverage)
         if self.point is None:
             return (
-                f"No threshold reaches a precision of {_percent(self.target_precision)} on these "
-                f"rows; the best is {_percent(self.best.precision)} at threshold "
-                f"{self.best.threshold}, which answers {_percent(self.best.coverage)} of "
-                f"them ({self.best.rows:,})."
+                f"No threshold reaches a precision of {target} on these rows; the best is "
+                f"{precision} at threshold {point.threshold}, which answers {coverage} of them "
+                f"({point.rows:,})."
             )
         return (
-            f"Threshold {self.point.threshold}: precision "
-            f"{_percent(self.point.precision)} [{_percent(self.point.low)}, "
-            f"{_percent(self.point.high)}] for a target of {_percent(self.target_precision)}, "
-            f"{_percent(self.point.coverage)} of the rows answered ({self.point.rows:,})."
+            f"Threshold {point.threshold}: precision {precision} {_interval(point)} for a target "
+            f"of {target}, {coverage} of the rows answered ({point.rows:,})."
         )
 
 
@@ -204,7 +180,7 @@ def choose_threshold(curve: Curve, target_precision: float) -> Choice:
     chosen = curve.point(int(reached[0])) if len(reached) else None
     cautious = curve.point(int(safe[0])) if len(safe) else None
     best = curve.point(int(np.argmax(curve.precision)))
-    warnings = _warnings(curve, target_precision, chosen or best, cautious)
+    warnings = _warnings(int(curve.rows[0]), target_precision, chosen or best, cautious)
     return Choice(target_precision, chosen, best, cautious, tuple(warnings))
 
 
@@ -248,40 +224,34 @@ def to_table(curve: Curve, choice: Choice) -> Table:
     rows = []
     for index in np.union1d(steps, marked).tolist():
         point = curve.point(index)
-        cells = [
-            str(point.threshold),
-            _percent(point.coverage),
-            f"{point.rows:,}",
-            _percent(point.precision),
-            f"[{_percent(point.low)}, {_percent(point.high)}]",
-            marks.get(point.rows, ""),
-        ]
-        rows.append([Text(cell, "bold" if point.rows in marks else "") for cell in cells])
+        answered = (_percent(point.coverage), f"{point.rows:,}")
+        precise = (_percent(point.precision), _interval(point))
+        mark, style = marks.get(point.rows, ""), "bold" if point.rows in marks else ""
+        cells = (str(point.threshold), *answered, *precise, mark)
+        rows.append([Text(cell, style) for cell in cells])
     columns = ("threshold", "coverage", "rows", "precision", "95 % interval", "")
     return Table(columns, rows, left=("",), wrap=False)
 
 
-def _warnings(curve: Curve, target: float, chosen: Point, cautious: Point | None) -> list[str]:
+def _warnings(labelled: int, target: float, chosen: Point, cautious: Point | None) -> list[str]:
     found = []
     if chosen.precision < target:
         found.append(f"No threshold reaches {_percent(target)}; the figures are of the best one.")
     elif chosen.low < target:
         instead = "none has its lower bound there"
         if cautious:
-            instead = (
-                f"threshold {cautious.threshold} has its lower bound there and answers "
-                f"{_percent(cautious.coverage)} of the rows"
-            )
+            instead = f"threshold {cautious.threshold} has its lower bound there and answers "
+            instead += f"{_percent(cautious.coverage)} of the rows"
         found.append(
             f"The precision may well be below {_percent(target)} on other rows: its 95 % interval "
             f"begins at {_percent(chosen.low)}; {instead}."
         )
     if chosen.rows < MIN_ROWS:
         found.append(
-            f"Only {chosen.rows:,} of {curve.labelled_rows:,} labelled rows are at or above the "
+            f"Only {chosen.rows:,} of {labelled:,} labelled rows are at or above the "
             f"threshold; label more rows (at least {MIN_ROWS:,} there) before relying on it."
         )
-    if chosen.rows == curve.labelled_rows and chosen.precision >= target:
+    if chosen.rows == labelled and chosen.precision >= target:
         found.append("Every labelled row is answered: the target is reached without a threshold.")
     return found
 
@@ -294,6 +264,10 @@ def _short(score: np.float32, next_lower: np.float32 | None) -> float:
         if floor < float(np.float32(short)) and short <= float(score):
             return short
     return float(score)
+
+
+def _interval(point: Point) -> str:
+    return f"[{_percent(point.low)}, {_percent(point.high)}]"
 
 
 def _percent(share: float) -> str:

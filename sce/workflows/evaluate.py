@@ -28,8 +28,10 @@ from sce.evaluation.evaluate import (
     Evaluated,
     EvaluationSet,
     Method,
+    Result,
     evaluate_sets,
     headline_metrics,
+    rounded_means,
     summary_metrics,
 )
 from sce.evaluation.report import WIDE_CHARS, to_markdown, to_table
@@ -58,23 +60,20 @@ def evaluate(experiment: Experiment) -> dict[str, Any]:
     transformers_logging.disable_progress_bar()
     started = time.perf_counter()
     tracking_uri(experiment.tracking, experiment.home.parent)
-    trained = experiment.method == "sce"
-    if trained and not (experiment.model_dir / "config.json").exists():
-        raise InputError(
-            f"there is no model in {experiment.model_dir}. jobs/train_sce.py makes one."
-        )
+    trained, model = experiment.method == "sce", experiment.model_dir
+    if trained and not (model / "config.json").exists():
+        raise InputError(f"there is no model in {model}. jobs/train_sce.py makes one.")
     prepared = _prepared(experiment)
     labelled = experiment.evaluate.labelled
     folder = experiment.own_results_dir / labelled.stem if labelled else experiment.results_dir
     with open_tracker(experiment, None, "evaluate") as tracker:
         tracker.log_params(experiment.model_dump(mode="json"))
-        evaluated = measure(experiment, prepared, tracker, folder)
-    results = [e.result for e in evaluated]
-    summary = {"model": str(experiment.model_dir)} if trained else {"method": experiment.method}
+        results = measure(experiment, prepared, tracker, folder)
+    summary = {"model": str(model)} if trained else {"method": experiment.method}
     return summary | {
         "results": str(folder),
         "sets": len(results),
-        "test": {k: round(v, 4) for k, v in headline_metrics(results).items() if "mean_" in k},
+        "test": rounded_means(results),
         "mlflow_run_id": tracker.run_id,
         "seconds": round(time.perf_counter() - started, 1),
     }
@@ -94,12 +93,8 @@ def _prepared(experiment: Experiment) -> PreparedData | None:
         )
     prepared = PreparedData.load(experiment.data_dir)
     if experiment.method != "prompted":
-        embed_prepared(
-            experiment.data_dir,
-            experiment.embeddings_dir,
-            experiment.embedder,
-            experiment.resources,
-        )
+        folders = experiment.data_dir, experiment.embeddings_dir
+        embed_prepared(*folders, experiment.embedder, experiment.resources)
     return prepared
 
 
@@ -118,16 +113,15 @@ def measure(
     tracker: Tracker,
     folder: Place,
     embedder: TextEmbedder | None = None,
-) -> list[Evaluated]:
-    """Evaluate the experiment's method on the test sets of `prepared` and on the user's own rows,
-    where there are any; print the table, write the results to `folder` and log them.
+) -> list[Result]:
+    """`measure_sets` of the experiment's method on the test sets of `prepared` and on the user's
+    own rows, where there are any.
 
     Args:
         embedder: the experiment's, where it is loaded already.
     """
-    config = experiment.evaluate
     sets, methods = _sets_and_methods(experiment, prepared, embedder)
-    return measure_sets(sets, methods, config, experiment.name, experiment.seed, tracker, folder)
+    return measure_sets(experiment, sets, methods, tracker, folder)
 
 
 def _sets_and_methods(
@@ -144,10 +138,9 @@ def _sets_and_methods(
     store = None
     known, known_MD = [], np.empty((0, embedder.dimension), np.float32)
     if prepared is not None:
-        store = EmbeddingStore.open(experiment.embeddings_dir / "rows")
-        labels = EmbeddingStore.open(experiment.embeddings_dir / "labels").read(
-            ["text", "embedding"]
-        )
+        stores = experiment.embeddings_dir
+        store = EmbeddingStore.open(stores / "rows")
+        labels = EmbeddingStore.open(stores / "labels").read(["text", "embedding"])
         known, known_MD = labels["text"].to_pylist(), embedding_matrix(labels["embedding"])
     text_vectors = TextLookup(known, known_MD, lambda texts: embedder.embed(texts).vectors)
     sets = rows_to_measure(prepared, config, store, embedder)
@@ -162,28 +155,26 @@ def _sets_and_methods(
 
 
 def measure_sets(
+    experiment: RunSettings,
     sets: Sequence[EvaluationSet],
     methods: Sequence[Method],
-    config: EvaluateConfig,
-    name: str,
-    seed: int,
     tracker: Tracker,
     folder: Place,
-) -> list[Evaluated]:
+) -> list[Result]:
     """Evaluate methods on the same rows; print the table, write everything to `folder`, log it.
+    Returns the results.
 
     Args:
+        experiment: whose name reports call the first method by.
         methods: the one that is measured, and one that it is compared with.
-        name: of the experiment, which reports call the first method by.
     """
+    config = experiment.evaluate
     logger.info("measuring %d label sets, %d rows", len(sets), sum(map(len, sets)))
     started = time.perf_counter()
-    evaluated = evaluate_sets(sets, methods, config, seed)
+    evaluated = evaluate_sets(sets, methods, config, experiment.seed)
     results = [e.result for e in evaluated]
-    described = {
-        method.name: method.describe(sets) | {"name": name, "seed": seed, "note": config.note}
-        for method in methods
-    }
+    run = {"name": experiment.name, "seed": experiment.seed, "note": config.note}
+    described = {method.name: method.describe(sets) | run for method in methods}
     logger.info("measured in %.1f s", time.perf_counter() - started)
     _write_results(evaluated, described, config.pictures, folder)
     console = Console(stderr=True)  # standard output is left to the closing line of JSON
@@ -193,14 +184,11 @@ def measure_sets(
     tracker.log_artifact(folder, "results")
     on = "test" if config.labelled is None else config.labelled.stem
     tracker.set_tags({"measured": on, "kind": main["kind"]})
-    return evaluated
+    return results
 
 
 def _write_results(
-    evaluated: Sequence[Evaluated],
-    described: Mapping[str, Mapping[str, Any]],
-    pictures: bool,
-    folder: Place,
+    evaluated: Sequence[Evaluated], described: Mapping[str, Any], pictures: bool, folder: Place
 ) -> None:
     """Everything that a comparison and a reader want of a run, whole or not at all."""
     results = [e.result for e in evaluated]
@@ -238,9 +226,7 @@ def rows_to_measure(
 
 
 def validation_sets(
-    prepared: PreparedData | None,
-    config: EvaluateConfig,
-    store: EmbeddingStore | None = None,
+    prepared: PreparedData | None, config: EvaluateConfig, store: EmbeddingStore | None = None
 ) -> list[EvaluationSet]:
     """At most `calibration_rows` validation rows, to fit a temperature on."""
     if prepared is None or not config.calibration_rows:
@@ -256,12 +242,11 @@ def _test_sets(
     table = prepared.select("test")
     names, datasets = table["label_set"].to_pylist(), table["dataset"].to_pylist()
     known = {*names, *datasets}
-    unknown = [name for name in config.sets if name not in known]
-    if unknown:
-        raise ConfigError(
-            f"evaluate.sets: {unknown[0]!r} has no test rows. These have: "
-            f"{', '.join(sorted(known))}."
-        )
+    for name in config.sets:
+        if name not in known:
+            raise ConfigError(
+                f"evaluate.sets: {name!r} has no test rows. These have: {', '.join(sorted(known))}."
+            )
     if config.sets:
         wanted = pa.array(config.sets)
         table = table.filter(
@@ -279,20 +264,13 @@ def _sets_of(
     """Rows by label set, in the order of their names."""
     sets = []
     for name in sorted(set(table["label_set"].to_pylist())):
-        members = _some(table.filter(pc.equal(table["label_set"], name)), rows_per_set)
-        ids = members["row_id"].to_pylist()
-        sets.append(
-            EvaluationSet(
-                name=name,
-                dataset=members["dataset"][0].as_py(),
-                group="seen" if name in prepared.seen_label_sets else "unseen",
-                label_set=prepared.label_sets[name],
-                row_ids=ids,
-                texts=members["text"].to_pylist(),
-                labels=members["label"].to_pylist(),
-                vectors_ND=None if store is None else store.vectors_for(ids),
-            )
-        )
+        members = _some(table.filter(pc.equal(table["label_set"], name)), rows_per_set).to_pydict()
+        ids = members["row_id"]
+        group = "seen" if name in prepared.seen_label_sets else "unseen"
+        label_set, texts, labels = prepared.label_sets[name], members["text"], members["label"]
+        vectors_ND = None if store is None else store.vectors_for(ids)
+        dataset = members["dataset"][0]
+        sets.append(EvaluationSet(name, dataset, group, label_set, ids, texts, labels, vectors_ND))
     return sets
 
 
@@ -303,38 +281,27 @@ def _some(table: pa.Table, limit: int | None) -> pa.Table:
 
 def _own_set(config: EvaluateConfig, embedder: TextEmbedder | None) -> EvaluationSet:
     assert config.labelled is not None
-    label_set = None
-    if config.labelled_labels is not None:
-        label_set = LabelSet.parse(
-            read_label_file(config.labelled_labels), str(config.labelled_labels)
-        )
+    file, label_set = config.labelled_labels, None
+    if file is not None:
+        label_set = LabelSet.parse(read_label_file(file), str(file))
     texts, names, label_set = read_labelled(
         config.labelled, config.text_column, config.label_column, label_set
     )
-    ids = [str(i) for i in range(len(texts))]
-    places = some_places(ids, config.rows_per_set)
+    places = some_places([str(i) for i in range(len(texts))], config.rows_per_set)
+    ids, labels = [str(i) for i in places], [names[i] for i in places]
     texts = [texts[i] for i in places]
-    return EvaluationSet(
-        name=config.labelled.stem,
-        dataset="own",
-        group="own",
-        label_set=label_set,
-        row_ids=[ids[i] for i in places],
-        texts=texts,
-        labels=[names[i] for i in places],
-        vectors_ND=None if embedder is None else embedder.embed(texts).vectors,
-    )
+    vectors_ND = None if embedder is None else embedder.embed(texts).vectors
+    name = config.labelled.stem
+    return EvaluationSet(name, "own", "own", label_set, ids, texts, labels, vectors_ND)
 
 
 def _cost_metrics(described: Mapping[str, Any]) -> dict[str, float]:
     """The costs in an entry of `methods.json`, for the tracker; what is not known is left out."""
     cost, training = described["cost"], described.get("training") or {}
-    found = {
+    rates = ("texts_per_second", "embedded_texts_per_second", "flops_per_text")
+    found = {f"compare/{name}": cost[name] for name in rates} | {
         "compare/parameters": described["parameters"],
-        "compare/texts_per_second": cost["texts_per_second"],
-        "compare/embedded_texts_per_second": cost["embedded_texts_per_second"],
         "compare/peak_memory_mb": cost["peak_memory_bytes"] / 1e6,
-        "compare/flops_per_text": cost["flops_per_text"],
         "compare/train_flops": training.get("flops", 0.0) + training.get("embedding_flops", 0.0),
         "compare/epoch_seconds": training.get("epoch_seconds"),
     }

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import AutoConfig
 
 from sce.baselines.cosine import cosine_scores
 from sce.baselines.settings import PromptedConfig
@@ -25,7 +24,7 @@ from sce.evaluation.evaluate import EvaluationSet, Method, Request, VectorMethod
 from sce.model.calibration import Temperature, fit_temperature
 from sce.model.label_vectors import TextVectors
 from sce.predictor import Predictor
-from sce.storage import fetch, fetch_model
+from sce.storage import fetch
 
 COST_ROWS = 512
 """Rows whose answers are timed, of all sets together."""
@@ -123,18 +122,7 @@ class PromptedMethod(Method):
         answered = score_prompts(asked, self._config, self._resources)
         first = len(self._validation)
         self.temperature = _fitted(answered.scores[:first], self._validation)
-        self._parameters = answered.parameters
-        a = flops.architecture_of(AutoConfig.from_pretrained(fetch_model(self._config.base)))
-        layer_flops = flops.mean(partial(flops.forward_block, a), answered.tokens_N)
-        self._cost = AnswerCost(
-            texts_per_second=answered.texts_per_second,
-            embedded_texts_per_second=None,
-            peak_memory_bytes=answered.peak_memory_bytes,
-            flops_per_text=a.blocks * layer_flops,
-            embedded_flops_per_text=None,
-            rows=len(answered.tokens_N),
-            device=answered.device,
-        )
+        self._parameters, self._cost = answered.parameters, answered.cost
         return answered.scores[first:]
 
     def describe(self, sets: Sequence[EvaluationSet]) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from sce.embedding.embedder import TextEmbedder, load_embedder
 from sce.embedding.store import EmbeddingStore
 from sce.errors import ConfigError
 from sce.evaluation.costs import TrainingCost, embedding_flops
-from sce.evaluation.evaluate import headline_metrics
+from sce.evaluation.evaluate import rounded_means
 from sce.evaluation.paper import paper_settings
 from sce.model.calibration import TemperatureFit, fit_temperature
 from sce.model.encoder import SCEModel, trainable_parameters
@@ -101,8 +101,7 @@ def train(experiment: Experiment) -> dict[str, Any]:
         card = _card(plan, embedder, fitted.best, fits)
         results: list[dict[str, Any]] = []
         try:
-            measured = measure(experiment, plan.prepared, tracker, experiment.results_dir, embedder)
-            results += [one.result for one in measured]
+            results += measure(experiment, plan.prepared, tracker, experiment.results_dir, embedder)
         finally:  # also where it cannot be measured: the card then says so
             write_model_card(experiment.model_dir, card | {"results": results})
         tracker.log_artifact(experiment.model_dir, "model")
@@ -113,7 +112,7 @@ def train(experiment: Experiment) -> dict[str, Any]:
         "best_epoch": int(fitted.best["epoch"]),
         "validation_accuracy": round(fitted.best["score"], 4),
         "temperature": fits["sce"].temperature.to_dict(),
-        "test": {k: round(v, 4) for k, v in headline_metrics(results).items() if "mean_" in k},
+        "test": rounded_means(results),
         "mlflow_run_id": tracker.run_id,
         "seconds": round(time.perf_counter() - started, 1),
     }

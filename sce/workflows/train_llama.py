@@ -20,7 +20,7 @@ from sce.distributed.resources import training_workers
 from sce.distributed.train_llama import LlamaFitSettings, fit_llama
 from sce.distributed.workers import Run
 from sce.errors import DataError
-from sce.evaluation.evaluate import headline_metrics
+from sce.evaluation.evaluate import rounded_means
 from sce.evaluation.flops import LORA_RANK
 from sce.storage import Place, absolute_model, replace_folder
 from sce.training.random_keys import some_places
@@ -138,19 +138,15 @@ def _measure(
     experiment: LlamaExperiment, prepared: PreparedData, tracker: Tracker
 ) -> dict[str, Any]:
     """Measure on the test sets, where there are any, as every other method is."""
-    config, seed = experiment.evaluate, experiment.seed
+    config = experiment.evaluate
     if config.labelled is None and not len(prepared.select("test")):
         return {}
     validation = validation_sets(prepared, config)
     method = PromptedMethod(experiment.prompted, experiment.resources, validation)
     sets = rows_to_measure(prepared, config)
     folder = experiment.results_dir
-    evaluated = measure_sets(sets, [method], config, experiment.name, seed, tracker, folder)
-    figures = headline_metrics([e.result for e in evaluated])
-    return {
-        "results": str(folder),
-        "test": {k: round(v, 4) for k, v in figures.items() if "mean_" in k},
-    }
+    results = measure_sets(experiment, sets, [method], tracker, folder)
+    return {"results": str(folder), "test": rounded_means(results)}
 
 
 def _merge(experiment: LlamaExperiment, validation: LlamaRows) -> dict[str, Any]:

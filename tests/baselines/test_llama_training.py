@@ -5,12 +5,7 @@ import threading
 import pytest
 import torch
 
-from sce.baselines.llama_training import (
-    LlamaObjective,
-    LlamaRows,
-    LlamaSampler,
-    LlamaTrainConfig,
-)
+from sce.baselines.llama_training import LlamaObjective, LlamaRows, LlamaTrainConfig
 from sce.baselines.lora import LoraSettings, add_adapters, load_base, load_chat_tokenizer
 from sce.baselines.prompted import PromptedClassifier
 from sce.labels import LabelSet
@@ -27,7 +22,6 @@ ROWS = LlamaRows(
     ["s"] * 25,
     {"s": SET},
 )
-CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +36,8 @@ def fresh(folder, config):
     tokenizer = load_chat_tokenizer(folder / "base")
     model = add_adapters(load_base(folder / "base", SETTINGS, "cpu"), SETTINGS)
     classifier = PromptedClassifier(model, tokenizer, "sentence")
-    sampler = LlamaSampler(ROWS, classifier, tokenizer.eos_token_id, 1, config, seed=3)
-    return model, classifier, sampler, make_optimizer(model, config)
+    objective = LlamaObjective(classifier, ROWS, config, seed=3)
+    return model, classifier, objective, make_optimizer(model, config)
 
 
 def weights(model) -> torch.Tensor:
@@ -59,7 +53,7 @@ def train(folder, micro, accumulation, workers, epochs=1, rate=3e-3):
     barrier, shared = threading.Barrier(workers), [None] * workers
 
     def run(rank: int) -> None:
-        model, _, sampler, optimizer = made[rank]
+        _, _, objective, optimizer = made[rank]
 
         def reduce(gradients) -> None:
             shared[rank] = gradients
@@ -70,7 +64,6 @@ def train(folder, micro, accumulation, workers, epochs=1, rate=3e-3):
                 gradient.copy_(total)
 
         for epoch in range(epochs):
-            objective = LlamaObjective(model, sampler, CPU)
             stats = train_epoch(objective, optimizer, config, epoch, rank, workers, reduce)
         losses[rank] = stats.loss_sum
 
@@ -102,14 +95,14 @@ def test_the_loss_goes_down_and_the_labels_are_learned(folder):
 
 def test_what_is_drawn_follows_from_seed_epoch_and_row(folder):
     config = LlamaTrainConfig()
-    _, _, sampler, _ = fresh(folder, config)
-    one = sampler.draw(0, [0, 5])
-    again = sampler.draw(0, [5, 0])
+    _, _, objective, _ = fresh(folder, config)
+    one = objective.samples(0, [0, 5])
+    again = objective.samples(0, [5, 0])
     assert sorted(map(tuple, one.ids_BT.tolist())) == sorted(map(tuple, again.ids_BT.tolist()))
-    orders = {tuple(sampler.draw(epoch, [0]).ids_BT[0].tolist()) for epoch in range(8)}
+    orders = {tuple(objective.samples(epoch, [0]).ids_BT[0].tolist()) for epoch in range(8)}
     assert len(orders) > 2
     _, _, fixed, _ = fresh(folder, LlamaTrainConfig(shuffle_labels=False))
-    assert len({tuple(fixed.draw(e, [0]).ids_BT[0].tolist()) for e in range(8)}) == 1
+    assert len({tuple(fixed.samples(e, [0]).ids_BT[0].tolist()) for e in range(8)}) == 1
 
 
 def test_the_batch_size_follows_from_its_parts():

@@ -70,9 +70,9 @@ def test_the_answers_are_those_of_one_process(folder):
         for text in request.texts
     ]
     assert sorted(answers.tokens_N.tolist()) == sorted(wanted)
-    assert answers.device == "cpu"
-    assert answers.texts_per_second == pytest.approx(174 / answers.seconds)
-    assert answers.peak_memory_bytes > 50 * 2**20
+    assert (answers.cost.device, answers.cost.rows) == ("cpu", 174)
+    assert answers.cost.texts_per_second > 0
+    assert answers.cost.peak_memory_bytes > 50 * 2**20
     assert answers.parameters == sum(p.numel() for p in classifier.model.parameters())
 
 
