@@ -28,8 +28,7 @@ from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
 import pyarrow.fs as pafs
-from pydantic import BeforeValidator, PlainSerializer
-from pydantic_core import core_schema
+from pydantic import BeforeValidator, InstanceOf, PlainSerializer
 
 from sce.errors import DataError
 
@@ -149,9 +148,9 @@ class RemotePath:
         try:
             if self.exists():
                 return
-            root = self._of(PurePosixPath(*self._path.parts[:2]))
         except DataError as error:
             raise DataError(f"{head}{error}") from None
+        root = self._of(PurePosixPath(*self._path.parts[:2]))
         try:
             there = root.exists()
         except DataError:
@@ -186,10 +185,6 @@ class RemotePath:
             selector = pafs.FileSelector(path, allow_not_found=True, recursive=recursive)
             return list(filesystem.get_file_info(selector))
 
-    @classmethod
-    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> core_schema.CoreSchema:
-        return core_schema.is_instance_schema(cls)
-
 
 def to_place(place: str | Path | RemotePath) -> Path | RemotePath:
     """A path for a path or a file:// URI, else a `RemotePath`.
@@ -216,7 +211,7 @@ def _setting(value: Any) -> Any:
 
 
 Place: TypeAlias = Annotated[
-    Path | RemotePath, BeforeValidator(_setting), PlainSerializer(str, return_type=str)
+    Path | InstanceOf[RemotePath], BeforeValidator(_setting), PlainSerializer(str, return_type=str)
 ]
 """A place; as the type of a setting it reads paths and URIs."""
 
@@ -296,7 +291,12 @@ def replace_folder(target: Place, last: str) -> Iterator[Path]:
             folder = Path(scratch, target.name)
             folder.mkdir()
             yield folder
-            _upload(folder, target, last)
+            (target / last).unlink(missing_ok=True)
+            with _reached(target, "written") as (filesystem, root):
+                filesystem.delete_dir_contents(root, missing_dir_ok=True)
+            files = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
+            for name in sorted(files, key=lambda name: (name == last, name)):
+                put(folder / name, target / name)
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     tag = uuid.uuid4().hex[:8]
@@ -320,8 +320,7 @@ def replace_folder(target: Place, last: str) -> Iterator[Path]:
 
 def put(file: Path, place: Place) -> None:
     """Copy a file of this machine to `place`."""
-    if isinstance(place, Path):
-        place.parent.mkdir(parents=True, exist_ok=True)
+    place.parent.mkdir(parents=True, exist_ok=True)
     with _reached(place, "written"):
         _copy(file, place)
 
@@ -333,15 +332,6 @@ def _copy(source: Place, target: Place) -> None:
     pafs.copy_files(
         from_path, to_path, source_filesystem=from_filesystem, destination_filesystem=to_filesystem
     )
-
-
-def _upload(folder: Path, target: RemotePath, last: str) -> None:
-    (target / last).unlink(missing_ok=True)
-    with _reached(target, "written") as (filesystem, root):
-        filesystem.delete_dir_contents(root, missing_dir_ok=True)
-    files = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
-    for name in sorted(files, key=lambda name: (name == last, name)):
-        put(folder / name, target / name)
 
 
 def fetch(place: str | Place) -> Path:
