@@ -17,7 +17,6 @@ import os
 import re
 import shutil
 import tempfile
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -35,6 +34,14 @@ from sce.errors import DataError
 SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs")
 _REFUSED = "?#%\\ \t\r\n"
 _ATTEMPTS = 3
+_HINTS = {
+    "ACCESS_DENIED|INVALID_ACCESS_KEY|SIGNATURE": (
+        "are AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY set, and allowed to?"
+    ),
+    "OAuth2": "is GOOGLE_APPLICATION_CREDENTIALS set?",
+    "NETWORK_CONNECTION": "is AWS_ENDPOINT_URL right?",
+}
+"""Of what pyarrow says: what the user may look at."""
 _MODEL_FILES = ("config.json", "modules.json", "adapter_config.json")
 
 
@@ -287,8 +294,8 @@ def replace_folder(target: Place, last: str) -> Iterator[Path]:
             renaming, it is deleted first and written last.
     """
     if isinstance(target, RemotePath):
-        with tempfile.TemporaryDirectory(prefix="sce-") as scratch:
-            folder = Path(scratch, target.name)
+        with _scratch(None, "sce-") as scratch:
+            folder = scratch / target.name
             folder.mkdir()
             yield folder
             (target / last).unlink(missing_ok=True)
@@ -299,10 +306,8 @@ def replace_folder(target: Place, last: str) -> Iterator[Path]:
                 put(folder / name, target / name)
         return
     target.parent.mkdir(parents=True, exist_ok=True)
-    tag = uuid.uuid4().hex[:8]
-    new = target.with_name(f".{target.name}.new-{tag}")
-    old = target.with_name(f".{target.name}.old-{tag}")
-    try:
+    with _scratch(target.parent, f".{target.name}.new-") as scratch:
+        new, old = scratch / "new", scratch / "old"
         new.mkdir()
         yield new
         if target.exists():
@@ -313,9 +318,13 @@ def replace_folder(target: Place, last: str) -> Iterator[Path]:
             if old.exists():
                 os.rename(old, target)
             raise
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def _scratch(parent: Path | None, prefix: str) -> Iterator[Path]:
+    """A folder that is gone after the block, unless it was renamed."""
+    with tempfile.TemporaryDirectory("", prefix, parent, ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
 
 
 def put(file: Path, place: Place) -> None:
@@ -395,8 +404,7 @@ def _reached(place: Place, what: str) -> Iterator[tuple[pafs.FileSystem, str]]:
 
 
 def _cache() -> Path:
-    root = os.environ.get("XDG_CACHE_HOME") or str(Path("~/.cache").expanduser())
-    folder = Path(root) / "sce"
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "sce"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -409,31 +417,20 @@ def _cache() -> Path:
 
 def _download(place: RemotePath, files: list[tuple[str, int, str]], target: Path) -> bool:
     """Fill `target`; False where the content had become another by the end."""
-    scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=".new-"))
-    copy = scratch / place.name
-    try:
+    with suppress(FileNotFoundError), _scratch(target.parent, ".new-") as scratch:
+        copy = scratch / place.name
         if files[0][0]:  # a folder: `copy_files` makes those below it, but not itself
             copy.mkdir()
         with _reached(place, "read"):
             _copy(place, copy)
-        if place.files() != files:
-            return False
-        os.rename(scratch, target)
-        return True
-    except FileNotFoundError:
-        return False
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        if place.files() == files:
+            os.rename(scratch, target)
+            return True
+    return False
 
 
 def _reason(error: Exception) -> str:
     """What a message of pyarrow says, without ids of requests and the like."""
     text = re.split(r"; Details:| \(Request ID| Learn more", " ".join(str(error).split()))[0]
-    hint = ""
-    if "ACCESS_DENIED" in text or "INVALID_ACCESS_KEY" in text or "SIGNATURE" in text:
-        hint = "; are AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY set, and allowed to?"
-    elif "OAuth2" in text:
-        hint = "; is GOOGLE_APPLICATION_CREDENTIALS set?"
-    elif "NETWORK_CONNECTION" in text:
-        hint = "; is AWS_ENDPOINT_URL right?"
-    return text.rstrip(". ")[:300] + hint
+    hints = [hint for words, hint in _HINTS.items() if re.search(words, text)]
+    return "; ".join([text.rstrip(". ")[:300], *hints[:1]])
