@@ -145,12 +145,8 @@ def resolve_output(path: str | Place) -> Place:
 
 
 def _yaml_files(place: Place, name: str, above: tuple[Place, ...] = ()) -> list[Path]:
-    """The files that a configuration is made of, as local ones; a later one wins.
-
-    Args:
-        name: of the file, as the user or the including file wrote it.
-        above: the files that include this one.
-    """
+    """The files that a configuration is made of, as local ones; a later one wins. `name` is the
+    file's as it was written, `above` are the files that include it."""
     if place.resolve() in above:
         raise ConfigError(f"--config: {name!r} includes itself, by way of {above[-1]}.")
     try:

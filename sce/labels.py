@@ -262,11 +262,8 @@ class RaggedLabels:
 
     @classmethod
     def from_sets(cls, sets: Iterable[Any], where: str = "labels") -> RaggedLabels:
-        """Read one label set a row, each in any form that `LabelSet.parse` accepts.
-
-        Raises:
-            LabelError: as `LabelSet.parse`, with the row's position.
-        """
+        """Read one label set a row, each in any form that `LabelSet.parse` accepts; it raises as
+        that does, with the row's position."""
         places: dict[Label, int] = {}
         known: dict[tuple[str, ...], list[int]] = {}  # lists of names that were parsed before
         rows: list[list[int]] = []
@@ -292,11 +289,7 @@ class RaggedLabels:
         return np.diff(self.offsets)
 
     def counts_by_row(self, rows: int) -> np.ndarray:
-        """`label_counts`, for so many rows.
-
-        Raises:
-            InputError: there are not as many sets as rows.
-        """
+        """`label_counts`; an `InputError` if there are not as many sets as rows."""
         if len(self) != rows:
             raise InputError(f"labels: {len(self)} label sets for {rows} texts; one a text.")
         return self.label_counts

@@ -281,11 +281,8 @@ class Predictor:
     def probabilities(
         self, queries_ND: np.ndarray, labels: Any, calibrated: bool = True
     ) -> np.ndarray:
-        """Probabilities float64 [N, K] in the order of `labels` (equation 3).
-
-        Args:
-            calibrated: divide the scores by the fitted temperature first.
-        """
+        """Probabilities float64 [N, K] in the order of `labels` (equation 3), of the scores as they
+        are or `calibrated`, divided by the fitted temperature."""
         label_set = LabelSet.parse(labels)
         p_NK = np.zeros((len(queries_ND), len(label_set)))
         for group, batch in self._groups.batches(queries_ND, label_set, self._text_vectors):

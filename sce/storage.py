@@ -146,11 +146,8 @@ class RemotePath:
             filesystem.delete_file(path)
 
     def check(self, setting: str | None = None) -> None:
-        """See that the store answers and has the bucket, so that a mistake is said before the work.
-
-        Args:
-            setting: that the URI is of, for the message.
-        """
+        """See that the store answers and has the bucket, so that a mistake in `setting` is said
+        before the work."""
         head = "" if setting is None else f"{setting}: "
         try:
             if self.exists():
@@ -287,12 +284,8 @@ def remove(folder: Place) -> None:
 @contextmanager
 def replace_folder(target: Place, last: str) -> Iterator[Path]:
     """An empty local folder, whose content takes the place of `target`'s when the block ends; an
-    error leaves `target` as it was.
-
-    Args:
-        last: the file without which no reader takes the folder for whole. Where there is no
-            renaming, it is deleted first and written last.
-    """
+    error leaves `target` as it was. Where there is no renaming, the file `last`, without which no
+    reader takes the folder for whole, is deleted first and written last."""
     if isinstance(target, RemotePath):
         with _scratch(None, "sce-") as scratch:
             folder = scratch / target.name

@@ -37,10 +37,7 @@ _NOISY = ("alembic", "mlflow.store.db.utils", "mlflow.system_metrics.system_metr
 
 
 def connect(uri: str, create: bool = False) -> MlflowClient:
-    """A client of the store.
-
-    Args:
-        create: make the folder of a SQLite database that is not there.
+    """A client of the store; with `create` the folder of a SQLite database is made.
 
     Raises:
         OSError: nothing answers at once; a server may fail later.

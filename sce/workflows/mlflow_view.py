@@ -25,15 +25,9 @@ COSTS = ("texts_per_second", "peak_memory_mb", "flops_per_text", "train_flops", 
 def share_view(
     client: MlflowClient, experiment_id: str, groups: Iterable[str], search_filter: str
 ) -> str:
-    """Write the view into the experiment.
-
-    Args:
-        groups: of label sets: "seen", "unseen", "own".
-        search_filter: of the runs that are compared.
-
-    Returns:
-        The view's address, to be put behind that of the MLflow server.
-    """
+    """Write the view of the runs that `search_filter` finds into the experiment, with charts of
+    these groups of label sets ("seen", "unseen", "own"). Returns what stands in its address behind
+    the MLflow server."""
     text = json.dumps(_state(list(groups), search_filter), separators=(",", ":"))
     packed = "deflate;" + base64.b64encode(zlib.compress(text.encode())).decode()
     client.set_experiment_tag(experiment_id, TAG, packed)

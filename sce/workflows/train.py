@@ -126,11 +126,7 @@ def train(experiment: Experiment) -> dict[str, Any]:
 
 def resolve(experiment: Experiment) -> Plan:
     """Prepare the data and embed it where that is not done, build the model, and check all that
-    may be refused: the state of an earlier run is touched only after this.
-
-    Raises:
-        InputError: wrong settings or data.
-    """
+    may be refused: the state of an earlier run is touched only after this."""
     if experiment.method != "sce":
         raise ConfigError(
             f"method: {experiment.method!r} needs no training; jobs/evaluate.py measures it."
@@ -173,9 +169,9 @@ def _identity(plan: Plan) -> dict[str, Any]:
 
 
 def _log_plan(plan: Plan, tracker: Tracker) -> None:
-    tracker.log_params(plan.experiment.model_dump(mode="json"))
     tracker.log_params(
-        {
+        plan.experiment.model_dump(mode="json")
+        | {
             "data_fingerprint": plan.prepared.fingerprint,
             "embedder_fingerprint": plan.rows_store.manifest.embedder["id"],
             "train_rows": len(plan.data.train),
