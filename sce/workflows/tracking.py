@@ -95,10 +95,10 @@ class Tracker:
         store has no such run.
 
         Args:
-            run_name: of a new run, used if the configuration names none.
+            run_name: of a new run, where the configuration names none.
             tags: added to MLflow's own (user, source, git revision).
-            default_dir: folder of the default SQLite store and of local artifacts; for a URI it
-                is `runs` in the working directory.
+            default_dir: of the default SQLite store and of local artifacts; instead of a URI
+                `runs` in the working directory.
 
         Raises:
             ConfigError: a URI of a kind that cannot work; nothing else raises.
@@ -303,9 +303,8 @@ class Tracker:
 
 
 def tracking_uri(config: TrackingConfig, default_dir: str | Place) -> str:
-    """The store's URI: the configuration's, the environment's, or SQLite in `default_dir`.
-
-    SQLite paths come back absolute.
+    """The store's URI: the configuration's, the environment's, or SQLite in `default_dir`, with an
+    absolute path.
 
     Raises:
         ConfigError: a `file:` URI or bare path, which MLflow no longer takes; an unknown kind.
@@ -356,10 +355,8 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def git_tags() -> dict[str, str]:
-    """Revision of this code: of its git checkout, else GIT_COMMIT or GITHUB_SHA, else {}.
-
-    MLflow's own tag is of the program's checkout, which an image or a wheel has not.
-    """
+    """Revision of this code: of its git checkout, else GIT_COMMIT or GITHUB_SHA, else {}. MLflow's
+    own tag is of the program's checkout, which an image or a wheel has not."""
     mlflow_store.prepare()
     from mlflow.utils.git_utils import get_git_commit
     from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT
