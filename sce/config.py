@@ -95,27 +95,19 @@ def load_config(config_class: type[ConfigT], argv: Sequence[str], prog: str, doc
     """
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--config", metavar="FILE")
-    known, rest = parser.parse_known_args(list(argv))
+    known, rest = parser.parse_known_args(argv)
     files = [] if known.config is None else _yaml_files(to_place(known.config), known.config)
     _check_environment(config_class)
     _check_spelling(rest)
 
-    loaded = type(
-        config_class.__name__,
-        (config_class,),
-        {
-            "__module__": config_class.__module__,
-            "__doc__": f"{doc.strip()}\n\nAlso: --config FILE, a YAML file with these keys.",
-            "model_config": SettingsConfigDict(
-                **{
-                    **config_class.model_config,
-                    "yaml_file": files,
-                    "cli_prog_name": prog,
-                    "cli_parse_args": rest,
-                }
-            ),
-        },
-    )
+    content = {
+        "__module__": config_class.__module__,
+        "__doc__": f"{doc.strip()}\n\nAlso: --config FILE, a YAML file with these keys.",
+        "model_config": SettingsConfigDict(
+            yaml_file=files, cli_prog_name=prog, cli_parse_args=rest
+        ),
+    }
+    loaded = type(config_class.__name__, (config_class,), content)
     try:
         return loaded()
     except ValidationError as error:
@@ -153,12 +145,8 @@ def resolve_output(path: str | Place) -> Place:
 
 
 def _yaml_files(place: Place, name: str, above: tuple[Place, ...] = ()) -> list[Path]:
-    """The files that a configuration is made of, as local ones; a later one wins.
-
-    Args:
-        name: of the file, as the user or the including file wrote it.
-        above: the files that include this one.
-    """
+    """The files that a configuration is made of, as local ones; a later one wins. `name` is the
+    file's as it was written, `above` are the files that include it."""
     if place.resolve() in above:
         raise ConfigError(f"--config: {name!r} includes itself, by way of {above[-1]}.")
     try:
@@ -181,9 +169,9 @@ def _check_environment(config_class: type[JobConfig]) -> None:
     """pydantic-settings skips variables that name no field; a typing error must not pass."""
     known = {f"{ENV_PREFIX}{name}".upper() for name in config_class.model_fields}
     for variable in os.environ:
-        if variable.upper() in SECRETS:
-            continue
-        if variable.upper().startswith(ENV_PREFIX) and variable.upper().split("__")[0] not in known:
+        name = variable.upper()
+        ours = name.startswith(ENV_PREFIX) and name not in SECRETS
+        if ours and name.split("__")[0] not in known:
             raise ConfigError(
                 f"environment variable {variable}: no such setting. Sections: "
                 f"{', '.join(sorted(config_class.model_fields))}."
@@ -191,9 +179,8 @@ def _check_environment(config_class: type[JobConfig]) -> None:
 
 
 def _explain(error: ValidationError, file: str | None) -> str:
-    lines = [
-        f"{error.error_count()} wrong setting(s)" + (f" (with --config {file})" if file else "")
-    ]
+    where = f" (with --config {file})" if file else ""
+    lines = [f"{error.error_count()} wrong setting(s){where}"]
     for item in error.errors():
         where = ".".join(str(part) for part in item["loc"]) or "(top level)"
         if item["type"] == "extra_forbidden":

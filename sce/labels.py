@@ -24,6 +24,7 @@ import numpy as np
 from sce.errors import MAX_NAME_CHARS, InputError, LabelError
 
 MAX_INFO_CHARS = 10_000
+MAX_NAMES_SHOWN = 12
 _FIELDS = ("name", "synonyms", "description", "examples")
 
 
@@ -60,12 +61,7 @@ class Label:
         return normalise_name(self.name)
 
     def to_dict(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "synonyms": list(self.synonyms),
-            "description": self.description,
-            "examples": list(self.examples),
-        }
+        return vars(self) | {"synonyms": list(self.synonyms), "examples": list(self.examples)}
 
     @property
     def info_texts(self) -> list[str]:
@@ -76,16 +72,13 @@ class Label:
 
 @dataclass(frozen=True)
 class LabelSet:
-    """A validated set of distinct labels, in the user's order.
-
-    Build one with `LabelSet.parse`, which accepts every form that users write.
-    """
+    """A validated set of distinct labels, in the user's order. `parse` makes one."""
 
     labels: tuple[Label, ...]
 
     @classmethod
     def parse(cls, value: Any, where: str = "labels") -> LabelSet:
-        """Read a label set from any of the accepted forms.
+        """Read a label set from any of the forms that users write.
 
         Args:
             value: a `LabelSet`, a list of names, a mapping from name to description, or a
@@ -133,12 +126,13 @@ class LabelSet:
 
     def index(self, name: str) -> int:
         """Position of a label by name. Raises `LabelError` if the set lacks it."""
-        try:
-            return self._positions[normalise_name(name)]
-        except KeyError:
-            raise LabelError(
-                f"the label {name!r} is not in its label set: {_shorten(self.names)}"
-            ) from None
+        position = self._positions.get(normalise_name(name))
+        if position is None:
+            shown = ", ".join(map(repr, self.names[:MAX_NAMES_SHOWN]))
+            if len(self) > MAX_NAMES_SHOWN:
+                shown += f" and {len(self) - MAX_NAMES_SHOWN} more"
+            raise LabelError(f"the label {name!r} is not in its label set: {shown}")
+        return position
 
     @cached_property
     def canonical_order(self) -> list[int]:
@@ -178,11 +172,8 @@ class LabelSet:
 
 
 def parse_labels(value: Any, where: str = "labels") -> LabelSet | RaggedLabels:
-    """One set for all rows, or one set a row where the value is a list of sets.
-
-    Raises:
-        LabelError: as `LabelSet.parse`.
-    """
+    """One set for all rows, or one set a row where the value is a list of sets; raises as
+    `LabelSet.parse`."""
     if isinstance(value, RaggedLabels):
         return value
     if is_set_a_row(value):
@@ -197,16 +188,15 @@ def only_names(label_set: LabelSet) -> LabelSet:
 
 def _parse_label(item: Any, where: str) -> Label:
     if isinstance(item, Label):
-        item = item.to_dict()
-    if isinstance(item, str):
+        item = vars(item)
+    elif isinstance(item, str):
         item = {"name": item}
-    if not isinstance(item, Mapping):
+    elif not isinstance(item, Mapping):
         raise LabelError(
             f"{where}: a label is a name or an object with {', '.join(_FIELDS)}, "
             f"not {type(item).__name__} ({item!r:.80})."
         )
-    unknown = sorted(str(k) for k in item if k not in _FIELDS)
-    if unknown:
+    if unknown := sorted(str(k) for k in item if k not in _FIELDS):
         raise LabelError(
             f"{where}: unknown field {unknown[0]!r}. A label has {', '.join(_FIELDS)}."
         )
@@ -220,12 +210,12 @@ def _parse_label(item: Any, where: str) -> Label:
             f"{where}.name: {len(key)} characters, at most {MAX_NAME_CHARS} are allowed."
         )
     description = item.get("description")
-    if description is not None:
-        description = _parse_text(description, f"{where}.description").strip()
+    if description is None:
+        description = ""
     return Label(
         name=name,
         synonyms=_parse_texts(item.get("synonyms"), f"{where}.synonyms"),
-        description=description or "",
+        description=_parse_text(description, f"{where}.description").strip(),
         examples=_parse_texts(item.get("examples"), f"{where}.examples"),
     )
 
@@ -247,16 +237,10 @@ def _parse_texts(value: Any, where: str) -> tuple[str, ...]:
         return ()
     if isinstance(value, str) or not isinstance(value, Sequence):
         raise LabelError(f"{where}: a list of texts is needed, not {type(value).__name__}.")
-    texts = [_parse_text(text, f"{where}[{i}]").strip() for i, text in enumerate(value)]
-    for i, text in enumerate(texts):
-        if not text:
-            raise LabelError(f"{where}[{i}]: the text is empty. Leave it out instead.")
-    return tuple(texts)
-
-
-def _shorten(names: Sequence[str], limit: int = 12) -> str:
-    shown = ", ".join(repr(n) for n in names[:limit])
-    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
+    texts = tuple(_parse_text(text, f"{where}[{i}]").strip() for i, text in enumerate(value))
+    if "" in texts:
+        raise LabelError(f"{where}[{texts.index('')}]: the text is empty. Leave it out instead.")
+    return texts
 
 
 @dataclass(frozen=True)
@@ -278,25 +262,19 @@ class RaggedLabels:
 
     @classmethod
     def from_sets(cls, sets: Iterable[Any], where: str = "labels") -> RaggedLabels:
-        """Read one label set a row, each in any form that `LabelSet.parse` accepts.
-
-        Raises:
-            LabelError: as `LabelSet.parse`, with the row's position.
-        """
+        """Read one label set a row, each in any form that `LabelSet.parse` accepts; it raises as
+        that does, with the row's position."""
         places: dict[Label, int] = {}
         known: dict[tuple[str, ...], list[int]] = {}  # lists of names that were parsed before
         rows: list[list[int]] = []
         for row, item in enumerate(sets):
-            names: tuple[str, ...] | None = None
-            if isinstance(item, (list, tuple)) and all(isinstance(name, str) for name in item):
-                names = tuple(item)
-                if names in known:
-                    rows.append(known[names])
-                    continue
-            label_set = LabelSet.parse(item, f"{where}[{row}]")
-            ids = [places.setdefault(label, len(places)) for label in label_set.labels]
-            if names is not None:
-                known[names] = ids
+            is_names = isinstance(item, (list, tuple)) and all(isinstance(n, str) for n in item)
+            ids = known.get(tuple(item)) if is_names else None
+            if ids is None:
+                labels = LabelSet.parse(item, f"{where}[{row}]").labels
+                ids = [places.setdefault(label, len(places)) for label in labels]
+                if is_names:
+                    known[tuple(item)] = ids
             rows.append(ids)
         offsets = np.cumsum([0, *map(len, rows)], dtype=np.int64)
         ids_M = np.fromiter((i for ids in rows for i in ids), np.int64, int(offsets[-1]))
@@ -311,11 +289,7 @@ class RaggedLabels:
         return np.diff(self.offsets)
 
     def counts_by_row(self, rows: int) -> np.ndarray:
-        """`label_counts`, for so many rows.
-
-        Raises:
-            InputError: there are not as many sets as rows.
-        """
+        """`label_counts`; an `InputError` if there are not as many sets as rows."""
         if len(self) != rows:
             raise InputError(f"labels: {len(self)} label sets for {rows} texts; one a text.")
         return self.label_counts
@@ -360,7 +334,12 @@ class RaggedLabels:
             order, int64 [M].
         """
         used_L, ids_M = np.unique(self.ids_M, return_inverse=True)
-        order_L = sorted(range(len(used_L)), key=lambda i: _sort_key(self.labels[used_L[i]]))
+
+        def sort_key(i: int) -> tuple[object, ...]:
+            label = self.labels[used_L[i]]
+            return label.key, label.description, label.synonyms, label.examples, label.name
+
+        order_L = sorted(range(len(used_L)), key=sort_key)
         rank_L = np.empty(len(used_L), np.int64)
         rank_L[order_L] = np.arange(len(used_L))
         row_M = np.repeat(np.arange(len(self)), self.label_counts)
@@ -368,16 +347,9 @@ class RaggedLabels:
         return [self.labels[used_L[i]] for i in order_L], rank_L[ids_M], places_M
 
 
-def _sort_key(label: Label) -> tuple[object, ...]:
-    return (label.key, label.description, label.synonyms, label.examples, label.name)
-
-
 def is_set_a_row(labels: Any) -> bool:
-    """Whether `labels` is a list of label sets rather than one set.
-
-    It is when any item of the sequence is a list, a tuple or a `LabelSet`; mappings in it are
-    the labels of one set.
-    """
+    """Whether `labels` is a list of label sets rather than one set: whether any item is a list, a
+    tuple or a `LabelSet`. Mappings in it are the labels of one set."""
     if isinstance(labels, str) or not isinstance(labels, Sequence):
         return False
     return any(isinstance(item, (list, tuple, LabelSet)) for item in labels)

@@ -74,9 +74,9 @@ class Predictor:
         self.tokenizer = tokenizer
         self.temperature = Temperature(*model.config.calibration)
         self.shortlist_above = SHORTLIST_ABOVE if shortlist_above is None else shortlist_above
-        self.shortlist_size = min(SHORTLIST_SIZE, self.shortlist_above)
-        if shortlist_size is not None:
-            self.shortlist_size = shortlist_size
+        if shortlist_size is None:
+            shortlist_size = min(SHORTLIST_SIZE, self.shortlist_above)
+        self.shortlist_size = shortlist_size
         if self.shortlist_size < 1:
             raise ConfigError("shortlist_above, shortlist_size: both must be at least 1.")
         if self.shortlist_above < self.shortlist_size:
@@ -166,20 +166,13 @@ class Predictor:
         label_set = LabelSet.parse(candidate_labels, "candidate_labels")
         texts = [sequences] if isinstance(sequences, str) else list(sequences)
         answers = self.answer(self.embedder.embed(texts).vectors, label_set, len(label_set))
-        names, places = label_set.names, range(len(label_set))
-        found = []
-        for text, top, scores in zip(
-            texts, answers.top_NT.tolist(), answers.top_scores_NT.tolist()
-        ):
+        names, found = label_set.names, []
+        for text, top, scores in zip(texts, answers.top_NT.tolist(), answers.top_scores_NT):
             kept = [k for k in top if k >= 0]
-            rest = sorted(set(places) - set(kept))  # not shortlisted
-            found.append(
-                {
-                    "sequence": text,
-                    "labels": [names[k] for k in kept + rest],
-                    "scores": scores[: len(kept)] + [0.0] * len(rest),
-                }
-            )
+            rest = sorted(set(range(len(names))) - set(kept))  # not shortlisted
+            labels = [names[k] for k in kept + rest]
+            scores = scores[: len(kept)].tolist() + [0.0] * len(rest)
+            found.append({"sequence": text, "labels": labels, "scores": scores})
         return found[0] if isinstance(sequences, str) else found
 
     def warm_up(self, labels: Any) -> None:
@@ -225,7 +218,7 @@ class Predictor:
         labels = candidate_labels if labels is None else labels
         if (texts is None) == (embeddings is None):
             raise InputError("give either texts or embeddings.")
-        if _is_numeric_array(texts):
+        if hasattr(texts, "__array__") and np.asarray(texts).dtype.kind in "fiu":
             texts, embeddings = None, texts  # type: ignore[assignment]
         if texts is not None:
             embedded = self.embedder.embed([texts] if isinstance(texts, str) else list(texts))
@@ -288,11 +281,8 @@ class Predictor:
     def probabilities(
         self, queries_ND: np.ndarray, labels: Any, calibrated: bool = True
     ) -> np.ndarray:
-        """Probabilities float64 [N, K] in the order of `labels` (equation 3).
-
-        Args:
-            calibrated: divide the scores by the fitted temperature first.
-        """
+        """Probabilities float64 [N, K] in the order of `labels` (equation 3), of the scores as they
+        are or `calibrated`, divided by the fitted temperature."""
         label_set = LabelSet.parse(labels)
         p_NK = np.zeros((len(queries_ND), len(label_set)))
         for group, batch in self._groups.batches(queries_ND, label_set, self._text_vectors):
@@ -308,9 +298,8 @@ class Predictor:
         contextualised, however many there are."""
         label_set = LabelSet.parse(labels)
         scores_NK = np.empty((len(queries_ND), len(label_set)), np.float32)
-        for group, batch in self._groups.batches(
-            queries_ND, label_set, self._text_vectors, exact=True
-        ):
+        batches = self._groups.batches(queries_ND, label_set, self._text_vectors, exact=True)
+        for group, batch in batches:
             logits_BK = batch.logits_BK.cpu().numpy()
             np.put_along_axis(scores_NK[batch.rows], group.to_user(batch), logits_BK, 1)
         return scores_NK
@@ -345,8 +334,3 @@ class Predictor:
         if len(bad):
             raise InputError(f"embeddings[{bad[0]}]: holds NaN or infinity ({len(bad)} such rows).")
         return queries_ND
-
-
-def _is_numeric_array(value: Any) -> bool:
-    """Whether a value is an array of numbers (numpy, torch or alike) rather than texts."""
-    return hasattr(value, "__array__") and np.asarray(value).dtype.kind in "fiu"

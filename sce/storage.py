@@ -17,7 +17,6 @@ import os
 import re
 import shutil
 import tempfile
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -28,14 +27,21 @@ from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
 import pyarrow.fs as pafs
-from pydantic import BeforeValidator, PlainSerializer
-from pydantic_core import core_schema
+from pydantic import BeforeValidator, InstanceOf, PlainSerializer
 
 from sce.errors import DataError
 
 SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs")
 _REFUSED = "?#%\\ \t\r\n"
 _ATTEMPTS = 3
+_HINTS = {
+    "ACCESS_DENIED|INVALID_ACCESS_KEY|SIGNATURE": (
+        "are AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY set, and allowed to?"
+    ),
+    "OAuth2": "is GOOGLE_APPLICATION_CREDENTIALS set?",
+    "NETWORK_CONNECTION": "is AWS_ENDPOINT_URL right?",
+}
+"""Of what pyarrow says: what the user may look at."""
 _MODEL_FILES = ("config.json", "modules.json", "adapter_config.json")
 
 
@@ -140,18 +146,15 @@ class RemotePath:
             filesystem.delete_file(path)
 
     def check(self, setting: str | None = None) -> None:
-        """See that the store answers and has the bucket, so that a mistake is said before the work.
-
-        Args:
-            setting: that the URI is of, for the message.
-        """
+        """See that the store answers and has the bucket, so that a mistake in `setting` is said
+        before the work."""
         head = "" if setting is None else f"{setting}: "
         try:
             if self.exists():
                 return
-            root = self._of(PurePosixPath(*self._path.parts[:2]))
         except DataError as error:
             raise DataError(f"{head}{error}") from None
+        root = self._of(PurePosixPath(*self._path.parts[:2]))
         try:
             there = root.exists()
         except DataError:
@@ -186,10 +189,6 @@ class RemotePath:
             selector = pafs.FileSelector(path, allow_not_found=True, recursive=recursive)
             return list(filesystem.get_file_info(selector))
 
-    @classmethod
-    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> core_schema.CoreSchema:
-        return core_schema.is_instance_schema(cls)
-
 
 def to_place(place: str | Path | RemotePath) -> Path | RemotePath:
     """A path for a path or a file:// URI, else a `RemotePath`.
@@ -216,7 +215,7 @@ def _setting(value: Any) -> Any:
 
 
 Place: TypeAlias = Annotated[
-    Path | RemotePath, BeforeValidator(_setting), PlainSerializer(str, return_type=str)
+    Path | InstanceOf[RemotePath], BeforeValidator(_setting), PlainSerializer(str, return_type=str)
 ]
 """A place; as the type of a setting it reads paths and URIs."""
 
@@ -285,24 +284,23 @@ def remove(folder: Place) -> None:
 @contextmanager
 def replace_folder(target: Place, last: str) -> Iterator[Path]:
     """An empty local folder, whose content takes the place of `target`'s when the block ends; an
-    error leaves `target` as it was.
-
-    Args:
-        last: the file without which no reader takes the folder for whole. Where there is no
-            renaming, it is deleted first and written last.
-    """
+    error leaves `target` as it was. Where there is no renaming, the file `last`, without which no
+    reader takes the folder for whole, is deleted first and written last."""
     if isinstance(target, RemotePath):
-        with tempfile.TemporaryDirectory(prefix="sce-") as scratch:
-            folder = Path(scratch, target.name)
+        with _scratch(None, "sce-") as scratch:
+            folder = scratch / target.name
             folder.mkdir()
             yield folder
-            _upload(folder, target, last)
+            (target / last).unlink(missing_ok=True)
+            with _reached(target, "written") as (filesystem, root):
+                filesystem.delete_dir_contents(root, missing_dir_ok=True)
+            files = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
+            for name in sorted(files, key=lambda name: (name == last, name)):
+                put(folder / name, target / name)
         return
     target.parent.mkdir(parents=True, exist_ok=True)
-    tag = uuid.uuid4().hex[:8]
-    new = target.with_name(f".{target.name}.new-{tag}")
-    old = target.with_name(f".{target.name}.old-{tag}")
-    try:
+    with _scratch(target.parent, f".{target.name}.new-") as scratch:
+        new, old = scratch / "new", scratch / "old"
         new.mkdir()
         yield new
         if target.exists():
@@ -313,15 +311,18 @@ def replace_folder(target: Place, last: str) -> Iterator[Path]:
             if old.exists():
                 os.rename(old, target)
             raise
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def _scratch(parent: Path | None, prefix: str) -> Iterator[Path]:
+    """A folder that is gone after the block, unless it was renamed."""
+    with tempfile.TemporaryDirectory("", prefix, parent, ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
 
 
 def put(file: Path, place: Place) -> None:
     """Copy a file of this machine to `place`."""
-    if isinstance(place, Path):
-        place.parent.mkdir(parents=True, exist_ok=True)
+    place.parent.mkdir(parents=True, exist_ok=True)
     with _reached(place, "written"):
         _copy(file, place)
 
@@ -333,15 +334,6 @@ def _copy(source: Place, target: Place) -> None:
     pafs.copy_files(
         from_path, to_path, source_filesystem=from_filesystem, destination_filesystem=to_filesystem
     )
-
-
-def _upload(folder: Path, target: RemotePath, last: str) -> None:
-    (target / last).unlink(missing_ok=True)
-    with _reached(target, "written") as (filesystem, root):
-        filesystem.delete_dir_contents(root, missing_dir_ok=True)
-    files = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
-    for name in sorted(files, key=lambda name: (name == last, name)):
-        put(folder / name, target / name)
 
 
 def fetch(place: str | Place) -> Path:
@@ -405,8 +397,7 @@ def _reached(place: Place, what: str) -> Iterator[tuple[pafs.FileSystem, str]]:
 
 
 def _cache() -> Path:
-    root = os.environ.get("XDG_CACHE_HOME") or str(Path("~/.cache").expanduser())
-    folder = Path(root) / "sce"
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "sce"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -419,31 +410,20 @@ def _cache() -> Path:
 
 def _download(place: RemotePath, files: list[tuple[str, int, str]], target: Path) -> bool:
     """Fill `target`; False where the content had become another by the end."""
-    scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=".new-"))
-    copy = scratch / place.name
-    try:
+    with suppress(FileNotFoundError), _scratch(target.parent, ".new-") as scratch:
+        copy = scratch / place.name
         if files[0][0]:  # a folder: `copy_files` makes those below it, but not itself
             copy.mkdir()
         with _reached(place, "read"):
             _copy(place, copy)
-        if place.files() != files:
-            return False
-        os.rename(scratch, target)
-        return True
-    except FileNotFoundError:
-        return False
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        if place.files() == files:
+            os.rename(scratch, target)
+            return True
+    return False
 
 
 def _reason(error: Exception) -> str:
     """What a message of pyarrow says, without ids of requests and the like."""
     text = re.split(r"; Details:| \(Request ID| Learn more", " ".join(str(error).split()))[0]
-    hint = ""
-    if "ACCESS_DENIED" in text or "INVALID_ACCESS_KEY" in text or "SIGNATURE" in text:
-        hint = "; are AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY set, and allowed to?"
-    elif "OAuth2" in text:
-        hint = "; is GOOGLE_APPLICATION_CREDENTIALS set?"
-    elif "NETWORK_CONNECTION" in text:
-        hint = "; is AWS_ENDPOINT_URL right?"
-    return text.rstrip(". ")[:300] + hint
+    hints = [hint for words, hint in _HINTS.items() if re.search(words, text)]
+    return "; ".join([text.rstrip(". ")[:300], *hints[:1]])

@@ -108,11 +108,12 @@ def check_model(config: ClassifyConfig) -> None:
         "resources.gpus_per_embed_actor": bool(resources.gpus_per_embed_actor),
         "resources.accelerator_type": resources.accelerator_type is not None,
     }
-    for name in (name for name, is_given in given.items() if is_given):
-        raise ConfigError(
-            f"{name}: with --endpoint the model is the server's, and so is what decides how it "
-            f"is used. Leave {name} out, or give --model rather than --endpoint."
-        )
+    for name, is_given in given.items():
+        if is_given:
+            raise ConfigError(
+                f"{name}: with --endpoint the model is the server's, and so is what decides how it "
+                f"is used. Leave {name} out, or give --model rather than --endpoint."
+            )
 
 
 def check_together(config: ClassifyConfig) -> None:

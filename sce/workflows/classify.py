@@ -100,9 +100,8 @@ def resolve(config: ClassifyConfig) -> ClassifyPlan:
         run = OutputRun.open(uri, _request(config, asked, corpus))
     labelled = None
     if config.labelled is not None and config.target_precision is not None:
-        texts, names, _ = read_labelled(
-            config.labelled, config.text_column, config.label_column, labels
-        )
+        text, label = config.text_column, config.label_column
+        texts, names, _ = read_labelled(config.labelled, text, label, labels)
         labelled = (texts, names, config.target_precision)
     has_text = config.embedding_column is None and (
         corpus.store is None or config.text_column in corpus.store.column_names()
@@ -175,12 +174,7 @@ def classify(config: ClassifyConfig) -> dict[str, Any]:
 
 
 def _read_labels(config: ClassifyConfig) -> LabelSet | None:
-    """The label set, or with a column of labels what is known of some.
-
-    Raises:
-        ConfigError: none or two sources of labels.
-        LabelError, DataError: they cannot be used.
-    """
+    """The label set, or with a column of labels what is known of some."""
     if config.labels and config.labels_file is not None:
         raise ConfigError("give the labels either with --labels or with --labels-file.")
     if config.labels:
@@ -194,11 +188,9 @@ def _read_labels(config: ClassifyConfig) -> LabelSet | None:
 
 def _previous_output(place: Place) -> tuple[str, list[str] | None]:
     run = read_run(str(place))
-    if run is None:
-        return str(place), None
-    if run.summary is None:
+    if run is not None and run.summary is None:
         raise ConfigError(f"compare_to: the job that writes {place} is unfinished.")
-    return str(place), run.summary["label_names"]
+    return str(place), run.summary["label_names"] if run and run.summary else None
 
 
 def _backend(config: ClassifyConfig) -> LocalModel | ServedByEndpoint:
@@ -279,13 +271,8 @@ def _embed(
         plan.error_limit,
         plan.commit_rows,
     )
-    columns = replace(
-        columns,
-        text=None,
-        embedding="embedding",
-        id=columns.id if columns.id in keep else ROW_ID,
-        raw_json=False,
-    )
+    ids = columns.id if columns.id in keep else ROW_ID
+    columns = replace(columns, text=None, embedding="embedding", id=ids, raw_json=False)
     asked = replace(plan.asked, columns=columns)
     return replace(plan, asked=asked, corpus=open_corpus([str(stored.folder)])), summary
 
@@ -348,9 +335,8 @@ def _texts_of(plan: ClassifyPlan, ids: list[str]) -> dict[str, str]:
 
 
 def _tracker(plan: ClassifyPlan, run: OutputRun, run_id: str | None = None) -> Tracker:
-    place = to_place(run.uri)
-    name = f"classify-{place.name}"
-    return Tracker.open(plan.tracking, run_id, name, {"job": "classify"}, place.parent)
+    place, tags = to_place(run.uri), {"job": "classify"}
+    return Tracker.open(plan.tracking, run_id, f"classify-{place.name}", tags, place.parent)
 
 
 def _metrics(summary: dict[str, Any]) -> dict[str, float]:

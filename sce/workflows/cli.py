@@ -26,14 +26,8 @@ def run_job(
     doc: str,
     argv: Sequence[str] | None = None,
 ) -> int:
-    """Load the configuration, run `job` and print its summary as one last line of JSON.
-
-    Args:
-        argv: None for this program's own command line; it then leaves the cluster before that
-            last line.
-
-    Returns:
-        The exit code.
+    """Load the configuration, run `job`, print its summary as one last line of JSON, and return the
+    exit code. Without `argv` it is this program that runs, and leaves the cluster before that line.
     """
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S"

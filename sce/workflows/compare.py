@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,12 +54,9 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     folder = resolve_output(config.output)
     uri = tracking_uri(config.tracking, folder.parent)
     with reading(uri) as client:
-        experiment_id, methods = read_methods(
-            client, config.tracking.experiment, config.methods, config.measured_on
-        )
-        view = share_view(
-            client, experiment_id, groups_of(methods), search_filter(config.measured_on)
-        )
+        experiment_id, methods = read_methods(client, config)
+        groups, shown = groups_of(methods), search_filter(config.measured_on)
+        view = share_view(client, experiment_id, groups, shown)
     tables, charts = build_tables(methods), build_charts(methods)
     with tempfile.TemporaryDirectory() as scratch:
         written = write_report("Comparison of methods", tables, charts, Path(scratch), "compare")
@@ -90,19 +86,13 @@ def search_filter(measured_on: str) -> str:
     return f"tags.measured = '{quoted}' and attributes.status = 'FINISHED'"
 
 
-def read_methods(
-    client: MlflowClient, experiment: str, names: Sequence[str], measured_on: str
-) -> tuple[str, list[MethodRuns]]:
+def read_methods(client: MlflowClient, config: CompareConfig) -> tuple[str, list[MethodRuns]]:
     """The experiment's id, and of each method and seed the latest measured run.
-
-    Args:
-        experiment: of MLflow.
-        measured_on: "test" for the test sets, or the file of the user's own rows (its stem).
-        names: of methods (the experiments' `name`), in the order of the report; none means all.
 
     Raises:
         InputError: no such experiment, no measured run, or a name that none has.
     """
+    experiment, measured_on = config.tracking.experiment, config.measured_on
     found = client.get_experiment_by_name(experiment)
     if found is None:
         raise InputError(f"tracking.experiment: MLflow has no experiment {experiment!r}.")
@@ -120,13 +110,12 @@ def read_methods(
             f"tracking.experiment: {experiment!r} has no run measured on {measured_on!r}. "
             "jobs/train_sce.py, jobs/train_llama.py and jobs/evaluate.py make some."
         )
-    unknown = [name for name in names if name not in known]
-    if unknown:
+    if unknown := [name for name in config.methods if name not in known]:
         raise InputError(
             f"methods: no measured run is named {unknown[0]!r}. There are: {', '.join(known)}."
         )
     methods = []
-    for name in names or known:
+    for name in config.methods or known:
         of_name = [run for (method, _), run in runs.items() if method == name]
         methods.append(MethodRuns([_read(client, run.info.run_id) for run in of_name]))
     return found.experiment_id, methods

@@ -44,14 +44,10 @@ def embed(config: EmbedJob) -> dict[str, Any]:
     if bool(config.input) != (config.store is not None):
         raise ConfigError("input and store go together: texts to embed, and where to.")
     if config.store is None:
-        return embed_prepared(
-            config.data_dir, config.embeddings_dir, config.embedder, config.resources
-        )
-    columns = Columns(
-        text=config.text_column,
-        id=config.id_column,
-        keep=tuple(dict.fromkeys([*config.keep_columns, config.text_column])),
-    )
+        data, embeddings = config.data_dir, config.embeddings_dir
+        return embed_prepared(data, embeddings, config.embedder, config.resources)
+    keep = tuple(dict.fromkeys([*config.keep_columns, config.text_column]))
+    columns = Columns(text=config.text_column, id=config.id_column, keep=keep)
     _, summary = embed_corpus(
         open_corpus(config.input),
         columns,

@@ -37,11 +37,7 @@ KINDS = {
 
 
 class SceMethod(VectorMethod):
-    """A trained model.
-
-    Args:
-        folder: the model's, which says what its training took.
-    """
+    """A trained model, whose folder says what its training took."""
 
     name = "sce"
 
@@ -68,11 +64,7 @@ class SceMethod(VectorMethod):
 
 
 class SimilarityMethod(VectorMethod):
-    """Cosine similarity of the text's and the labels' vectors (appendix E).
-
-    Args:
-        text_vectors: vectors of the labels' texts by `embedder`.
-    """
+    """Cosine similarity of the text's and the labels' vectors by one embedder (appendix E)."""
 
     name = "cosine"
 
@@ -81,7 +73,6 @@ class SimilarityMethod(VectorMethod):
         self._embedder = embedder
 
     def calibrate(self, validation: Sequence[EvaluationSet]) -> None:
-        """Fit the temperature on these rows."""
         self.temperature = _fitted(self.answer([s.request for s in validation]), validation)
 
     def describe(self, sets: Sequence[EvaluationSet]) -> dict[str, Any]:
@@ -95,10 +86,7 @@ class SimilarityMethod(VectorMethod):
 
 class PromptedMethod(Method):
     """A language model that is asked (appendix D), as it is or with LoRA adapters (section 3.3).
-
-    Args:
-        validation: rows on which the temperature is fitted.
-    """
+    Its temperature is fitted on the rows of `validation`."""
 
     name = "prompted"
     information = ("name",)  # the paper's prompts name the labels and say nothing else of them
@@ -148,8 +136,7 @@ def _fitted(scores: Sequence[np.ndarray], sets: Sequence[EvaluationSet]) -> Temp
 def _description(
     kind: str, model: str, parameters: int, training: TrainingCost | None, cost: AnswerCost
 ) -> dict[str, Any]:
-    found: dict[str, Any] = {"kind": kind, "title": KINDS[kind], "model": model}
-    found["parameters"] = parameters
+    found = {"kind": kind, "title": KINDS[kind], "model": model, "parameters": parameters}
     if training is not None:
         found["training"] = asdict(training) | {"epoch_seconds": training.epoch_seconds}
     return found | {"cost": asdict(cost)}

@@ -11,7 +11,7 @@ import os
 import socket
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -32,14 +32,12 @@ _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
+_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 _NOISY = ("alembic", "mlflow.store.db.utils", "mlflow.system_metrics.system_metrics_monitor")
 
 
 def connect(uri: str, create: bool = False) -> MlflowClient:
-    """A client of the store.
-
-    Args:
-        create: make the folder of a SQLite database that is not there.
+    """A client of the store; with `create` the folder of a SQLite database is made.
 
     Raises:
         OSError: nothing answers at once; a server may fail later.
@@ -48,7 +46,10 @@ def connect(uri: str, create: bool = False) -> MlflowClient:
     if uri.startswith(SQLITE):
         _check_sqlite(Path(uri.removeprefix(SQLITE)), create)
     elif not uri.startswith("http"):
-        _check_reachable(uri)
+        parts = urlsplit(uri)
+        port = parts.port or _PORTS.get(parts.scheme.split("+")[0])
+        if parts.hostname and port:
+            socket.create_connection((parts.hostname, port), timeout=5.0).close()
     from mlflow import MlflowClient
 
     return MlflowClient(tracking_uri=uri)
@@ -81,17 +82,16 @@ def experiment_id(client: MlflowClient, name: str, uri: str, default_dir: Path) 
     elif not uri.startswith(("http", "databricks")):
         location = (default_dir / ARTIFACTS_NAME).as_uri()
     found = client.get_experiment_by_name(name)
-    if found is not None and found.lifecycle_stage == "deleted":
+    if found is None:
+        try:
+            return client.create_experiment(name, artifact_location=location)
+        except MlflowException:  # another job may just have made it
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise
+    if found.lifecycle_stage == "deleted":
         client.restore_experiment(found.experiment_id)
-    if found is not None:
-        return found.experiment_id
-    try:
-        return client.create_experiment(name, artifact_location=location)
-    except MlflowException:
-        found = client.get_experiment_by_name(name)
-        if found is None:
-            raise
-        return found.experiment_id
+    return found.experiment_id
 
 
 def prepare() -> None:
@@ -111,19 +111,8 @@ def _check_sqlite(path: Path, create: bool) -> None:
         raise OSError(
             f"{path} is not on this machine; runs on several machines need an MLflow server"
         )
-    connection = sqlite3.connect(path, timeout=5.0)
-    try:
+    with closing(sqlite3.connect(path, timeout=5.0)) as connection:
         connection.execute("PRAGMA schema_version").fetchone()
-    finally:
-        connection.close()
-
-
-def _check_reachable(uri: str) -> None:
-    parts = urlsplit(uri)
-    ports = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
-    port = parts.port or ports.get(parts.scheme.split("+")[0])
-    if parts.hostname and port:
-        socket.create_connection((parts.hostname, port), timeout=5.0).close()
 
 
 def without_password(uri: str) -> str:

@@ -18,39 +18,16 @@ if TYPE_CHECKING:
 
 KEY = "methods"
 TAG = f"mlflow.sharedViewState.{KEY}"
-BARS = tuple(
-    f"compare/{{group}}/{name}" for name in ("accuracy", "macro_f1", "nll", "ece", "flip_rate")
-)
-"""Metrics, for each group of label sets."""
-COST_BARS = tuple(
-    f"compare/{name}"
-    for name in (
-        "texts_per_second",
-        "peak_memory_mb",
-        "flops_per_text",
-        "train_flops",
-        "epoch_seconds",
-    )
-)
-SCATTERS = (
-    ("compare/train_flops", "compare/{group}/accuracy"),
-    ("compare/flops_per_text", "compare/{group}/accuracy"),
-)
-"""Metrics on the x and y axes."""
+QUALITY = ("accuracy", "macro_f1", "nll", "ece", "flip_rate")
+COSTS = ("texts_per_second", "peak_memory_mb", "flops_per_text", "train_flops", "epoch_seconds")
 
 
 def share_view(
     client: MlflowClient, experiment_id: str, groups: Iterable[str], search_filter: str
 ) -> str:
-    """Write the view into the experiment.
-
-    Args:
-        groups: of label sets: "seen", "unseen", "own".
-        search_filter: of the runs that are compared.
-
-    Returns:
-        The view's address, to be put behind that of the MLflow server.
-    """
+    """Write the view of the runs that `search_filter` finds into the experiment, with charts of
+    these groups of label sets ("seen", "unseen", "own"). Returns what stands in its address behind
+    the MLflow server."""
     text = json.dumps(_state(list(groups), search_filter), separators=(",", ":"))
     packed = "deflate;" + base64.b64encode(zlib.compress(text.encode())).decode()
     client.set_experiment_tag(experiment_id, TAG, packed)
@@ -58,9 +35,10 @@ def share_view(
 
 
 def _state(groups: list[str], search_filter: str) -> dict[str, Any]:
-    charts = [_bar(metric.format(group=group), "quality") for group in groups for metric in BARS]
-    charts += [_bar(metric, "cost") for metric in COST_BARS]
-    charts += [_scatter(x, y.format(group=group)) for group in groups for x, y in SCATTERS]
+    charts = [_bar(f"{group}/{name}", "quality") for group in groups for name in QUALITY]
+    charts += [_bar(name, "cost") for name in COSTS]
+    for group in groups:
+        charts += [_scatter(x, f"{group}/accuracy") for x in ("train_flops", "flops_per_text")]
     names = {"quality": "Quality", "cost": "Cost", "both": "Accuracy against compute"}
     return {
         "searchFilter": search_filter,
@@ -82,15 +60,15 @@ def _state(groups: list[str], search_filter: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _bar(metric: str, section: str) -> dict[str, Any]:
+def _bar(name: str, section: str) -> dict[str, Any]:
+    metric = f"compare/{name}"
     return _card("BAR", metric, section) | {"metricKey": metric}
 
 
 def _scatter(x: str, y: str) -> dict[str, Any]:
-    return _card("SCATTER", f"{x}:{y}", "both") | {
-        "xaxis": {"key": x, "type": "METRIC"},
-        "yaxis": {"key": y, "type": "METRIC"},
-    }
+    axes = {"xaxis": f"compare/{x}", "yaxis": f"compare/{y}"}
+    card = _card("SCATTER", ":".join(axes.values()), "both")
+    return card | {axis: {"key": metric, "type": "METRIC"} for axis, metric in axes.items()}
 
 
 def _card(kind: str, uuid: str, section: str) -> dict[str, Any]:

@@ -36,9 +36,9 @@ def prepare(experiment: Experiment) -> dict[str, Any]:
 def _dataset_table(manifest: dict[str, Any]) -> Table:
     rows = []
     for name, counts in manifest["counts"].items():
-        left_out = sum(manifest["dropped"][name].values())
         cells = [counts.get(split, 0) for split in SPLITS]
-        rows.append([name, *map(_number, [*cells, left_out]), manifest["licences"][name]])
+        cells.append(sum(manifest["dropped"][name].values()))
+        rows.append([name, *map(_number, cells), manifest["licences"][name]])
     columns = ["dataset", *SPLITS, "left out", "licence"]
     return Table(columns, rows, "Rows by dataset", left=("dataset", "licence"))
 

@@ -1,8 +1,8 @@
 """Experiment tracking with MLflow, which training must never wait for or die of.
 
-`Tracker` is a small picklable handle (URI, experiment id, run id). The driver opens and closes
-the run; any process may log to it. It speaks to MLflow by run id, never through MLflow's
-global state. A failing tracker says so once in the log and is left alone for a minute.
+The driver opens and closes a run; any process may log to it. A `Tracker` speaks to MLflow by run
+id, never through MLflow's global state. Where it fails it says so once in the log and is left alone
+for a minute.
 
 Default store: `mlflow.db` (SQLite) in a folder that the caller names, artifacts beside it;
 `mlflow ui` on it needs no server. Runs on several machines need one: set `tracking.uri` or
@@ -17,10 +17,9 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -62,16 +61,26 @@ class TrackingConfig(Section):
 
 @dataclass
 class Tracker:
-    """Handle of one MLflow run; one without a run id does nothing.
+    """Picklable handle of one MLflow run, from `open`; one without a run id does nothing.
 
-    Build it with `open`. No method raises on a tracking failure. As a context
-    manager it closes the run: FINISHED, FAILED on an exception, KILLED on Ctrl-C.
+    No method raises on a tracking failure. As a context manager it closes the run: FINISHED,
+    FAILED on an exception, KILLED on Ctrl-C.
     """
 
     uri: str = ""
     experiment_id: str | None = None
     run_id: str | None = None
-    _state: _ProcessState = field(default_factory=lambda: _ProcessState(), repr=False)
+
+    def __post_init__(self) -> None:
+        # Of this process alone: a pickled handle has none of it.
+        self._client: MlflowClient | None = None
+        self._monitor: Any = None
+        self._paused_until = 0.0
+        self._warned: set[str] = set()
+        self._config: dict[str, Any] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Tracker, (self.uri, self.experiment_id, self.run_id)
 
     @classmethod
     def open(
@@ -86,10 +95,10 @@ class Tracker:
         store has no such run.
 
         Args:
-            run_name: of a new run, used if the configuration names none.
+            run_name: of a new run, where the configuration names none.
             tags: added to MLflow's own (user, source, git revision).
-            default_dir: folder of the default SQLite store and of local artifacts; for a URI it
-                is `runs` in the working directory.
+            default_dir: of the default SQLite store and of local artifacts; instead of a URI
+                `runs` in the working directory.
 
         Raises:
             ConfigError: a URI of a kind that cannot work; nothing else raises.
@@ -103,7 +112,7 @@ class Tracker:
             if found is False:
                 log.warning("tracking: the store has no run %s, so a new one is opened.", run_id)
                 tracker.run_id = None
-        if not tracker.active:
+        if tracker.run_id is None:
             if tracker.uri.startswith(SQLITE) and isinstance(to_place(default_dir), RemotePath):
                 log.warning(
                     "tracking: this run is recorded on this machine alone, in %s. A server keeps "
@@ -112,19 +121,15 @@ class Tracker:
                 )
             begin = partial(tracker._create, config, run_name, tags, _local(default_dir))
             tracker._guard("start a run", begin)
-        if tracker.active and config.system_metrics:
-            tracker._guard("record system metrics", partial(tracker._watch, run_id))
+        if tracker.run_id is not None and config.system_metrics:
+            resumed = tracker.run_id == run_id
+            tracker._guard("record system metrics", partial(tracker._watch, resumed))
         return tracker
-
-    @property
-    def active(self) -> bool:
-        """True if there is a run to log to."""
-        return self.run_id is not None
 
     @property
     def hint(self) -> str:
         """Where to look at the run: a URL or a command. "" if there is no run."""
-        if not self.active:
+        if self.run_id is None:
             return ""
         if self.uri.startswith("http"):
             server = without_password(self.uri).rstrip("/")
@@ -132,31 +137,28 @@ class Tracker:
         return f"mlflow ui --backend-store-uri {without_password(self.uri)}"
 
     def log_params(self, config: Mapping[str, Any]) -> None:
-        """Record a nested configuration: dotted keys as params, all of it as config.yaml.
-
-        Called again, config.yaml holds what this handle was given so far.
+        """Record a nested configuration: dotted keys as params, and all that this handle was given
+        so far as config.yaml.
 
         MLflow keeps the first value of a param for ever: on a resumed run, changed values are
         named in a warning and stand in config.yaml only.
         """
         plain = _plain(config)
-        everything = self._state.config
-        everything.update(plain)
+        self._config.update(plain)
 
         def send(client: MlflowClient, run_id: str) -> None:
             from mlflow.entities import Param
             from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH, MAX_PARAMS_TAGS_PER_BATCH
 
-            client.log_text(run_id, yaml.safe_dump(everything, sort_keys=False), "config.yaml")
+            client.log_text(run_id, yaml.safe_dump(self._config, sort_keys=False), "config.yaml")
             known = client.get_run(run_id).data.params
-            params = {metric_name(k): v[:MAX_PARAM_VAL_LENGTH] for k, v in flatten(plain)}
+            params = {metric_name(k): str(v)[:MAX_PARAM_VAL_LENGTH] for k, v in flatten(plain)}
             changed = [key for key, value in params.items() if known.get(key, value) != value]
             if changed:
                 log.warning("tracking: params changed on resume: %s", ", ".join(changed))
             new = [Param(key, value) for key, value in params.items() if key not in known]
             for first in range(0, len(new), MAX_PARAMS_TAGS_PER_BATCH):
-                some = new[first : first + MAX_PARAMS_TAGS_PER_BATCH]
-                client.log_batch(run_id, params=some)
+                client.log_batch(run_id, params=new[first : first + MAX_PARAMS_TAGS_PER_BATCH])
 
         self._send("log params", send)
 
@@ -167,14 +169,9 @@ class Tracker:
             from mlflow.entities import Metric
 
             now = int(time.time() * 1000)
-            client.log_batch(
-                run_id,
-                metrics=[
-                    Metric(metric_name(name), float(value), now, int(step))
-                    for name, value in metrics.items()
-                    if value is not None
-                ],
-            )
+            known = {metric_name(k): float(v) for k, v in metrics.items() if v is not None}
+            found = [Metric(name, value, now, int(step)) for name, value in known.items()]
+            client.log_batch(run_id, metrics=found)
 
         self._send("log metrics", send)
 
@@ -213,30 +210,20 @@ class Tracker:
 
     def finish(self, status: str = "FINISHED") -> None:
         """Close the run with FINISHED, FAILED or KILLED and stop the system metrics."""
-        if self._state.monitor is not None:
-            self._guard("stop system metrics", self._state.monitor.finish)
-            self._state.monitor = None
-        self._state.paused_until = 0.0
-        self._send(
-            "close the run", lambda client, run_id: client.set_terminated(run_id, status=status)
-        )
+        if self._monitor is not None:
+            self._guard("stop system metrics", self._monitor.finish)
+            self._monitor = None
+        self._paused_until = 0.0
+        self._send("close the run", lambda client, run_id: client.set_terminated(run_id, status))
 
     def __enter__(self) -> Tracker:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if kind is None or (isinstance(error, SystemExit) and not error.code):
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if error is None or (isinstance(error, SystemExit) and not error.code):
             self.finish("FINISHED")
         else:
-            self.finish("KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED")
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Tracker, (self.uri, self.experiment_id, self.run_id)
+            self.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
 
     def _create(
         self,
@@ -271,18 +258,17 @@ class Tracker:
         self.set_tags({**git_tags(), **(tags or {})})
         return True
 
-    def _watch(self, resumed_run_id: str | None) -> None:
+    def _watch(self, resumed: bool) -> None:
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-        resumed = self.run_id == resumed_run_id
         monitor = SystemMetricsMonitor(self.run_id, resume_logging=resumed, tracking_uri=self.uri)
         monitor.start()
-        self._state.monitor = monitor
+        self._monitor = monitor
 
     def _connect(self, create: bool = False) -> MlflowClient:
-        if self._state.client is None:
-            self._state.client = mlflow_store.connect(self.uri, create)
-        return self._state.client
+        if self._client is None:
+            self._client = mlflow_store.connect(self.uri, create)
+        return self._client
 
     def _send(self, what: str, call: Callable[[MlflowClient, str], Any]) -> None:
         run_id = self.run_id
@@ -291,8 +277,7 @@ class Tracker:
 
     def _guard(self, what: str, call: Callable[[], Any]) -> Any:
         """Run `call`; on an error say it once, and leave a store that is down for a minute."""
-        state = self._state
-        if time.monotonic() < state.paused_until:
+        if time.monotonic() < self._paused_until:
             return None
         try:
             return call()
@@ -303,10 +288,10 @@ class Tracker:
                 error, (FileNotFoundError, TypeError, ValueError)
             )
             if not refused:
-                state.paused_until = time.monotonic() + PAUSE_SECONDS
+                self._paused_until = time.monotonic() + PAUSE_SECONDS
             topic = what if refused else "down"
-            if topic not in state.warned:
-                state.warned.add(topic)
+            if topic not in self._warned:
+                self._warned.add(topic)
                 log.warning(
                     "tracking: could not %s at %s: %s. The work goes on%s",
                     what,
@@ -317,36 +302,24 @@ class Tracker:
             return None
 
 
-@dataclass
-class _ProcessState:
-    """What a handle has in one process alone: its connection, and what it has said already."""
-
-    client: MlflowClient | None = None
-    monitor: Any = None
-    paused_until: float = 0.0
-    warned: set[str] = field(default_factory=set)
-    config: dict[str, Any] = field(default_factory=dict)
-
-
 def tracking_uri(config: TrackingConfig, default_dir: str | Place) -> str:
-    """The store's URI: the configuration's, the environment's, or SQLite in `default_dir`.
-
-    SQLite paths come back absolute.
+    """The store's URI: the configuration's, the environment's, or SQLite in `default_dir`, with an
+    absolute path.
 
     Raises:
         ConfigError: a `file:` URI or bare path, which MLflow no longer takes; an unknown kind.
     """
     default = SQLITE + str(_local(default_dir) / DATABASE_NAME)
     uri = config.uri or os.environ.get("MLFLOW_TRACKING_URI") or default
-    scheme = uri.split(":", 1)[0].split("+")[0].lower() if ":" in uri else ""
+    scheme = urlsplit(uri).scheme.split("+")[0]
     where = "tracking.uri" if config.uri else "MLFLOW_TRACKING_URI"
     if scheme in ("", "file"):
-        folder = urlsplit(uri).path if scheme else uri
+        folder = Path(urlsplit(uri).path).absolute()
         raise ConfigError(
             f"{where}: {uri!r} is a folder, and MLflow no longer keeps runs in plain files. "
-            f"Use a database: {SQLITE}{Path(folder).absolute() / DATABASE_NAME}"
+            f"Use a database: {SQLITE}{folder / DATABASE_NAME}"
         )
-    if uri != "databricks" and scheme not in _SCHEMES:
+    if scheme not in _SCHEMES:
         raise ConfigError(f"{where}: {uri!r} is none of {', '.join(_SCHEMES)}.")
     if scheme == "sqlite":
         path = uri.removeprefix(SQLITE)
@@ -365,30 +338,25 @@ def _local(folder: str | Place) -> Path:
 
 
 def metric_name(name: str) -> str:
-    """`name` with every character that MLflow refuses replaced by `_`, at most 250 long.
-
-    Letters of any script, digits and `_ - . / :` and space stay; empty, `.` and `..` parts of
-    a path go.
-    """
+    """`name` with every character that MLflow refuses replaced by `_`, at most 250 long, and
+    without empty, `.` and `..` parts of a path."""
     parts = _REPLACED.sub("_", name).split("/")
     kept = [part for part in parts if part.strip() not in ("", ".", "..")]
     return "/".join(kept)[:MAX_NAME_CHARS].rstrip("/") or "_"
 
 
-def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Dotted keys and values as text: `{"train": {"epochs": 3}}` gives `("train.epochs", "3")`."""
+def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and their values: `{"train": {"epochs": 3}}` gives `("train.epochs", 3)`."""
     for key, value in config.items():
         if isinstance(value, Mapping) and value:
             yield from flatten(value, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}", str(value)
+            yield f"{prefix}{key}", value
 
 
 def git_tags() -> dict[str, str]:
-    """Revision of this code: of its git checkout, else GIT_COMMIT or GITHUB_SHA, else {}.
-
-    MLflow's own tag is of the program's checkout, which an image or a wheel has not.
-    """
+    """Revision of this code: of its git checkout, else GIT_COMMIT or GITHUB_SHA, else {}. MLflow's
+    own tag is of the program's checkout, which an image or a wheel has not."""
     mlflow_store.prepare()
     from mlflow.utils.git_utils import get_git_commit
     from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT

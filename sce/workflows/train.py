@@ -27,7 +27,7 @@ from sce.distributed.workers import Run
 from sce.embedding.embedder import TextEmbedder, load_embedder
 from sce.embedding.store import EmbeddingStore
 from sce.errors import ConfigError
-from sce.evaluation.costs import TrainingCost, embedding_flops
+from sce.evaluation.costs import embedding_flops
 from sce.evaluation.evaluate import rounded_means
 from sce.evaluation.paper import paper_settings
 from sce.model.calibration import TemperatureFit, fit_temperature
@@ -78,7 +78,10 @@ def train(experiment: Experiment) -> dict[str, Any]:
     run = TrainingRun.open(
         experiment.checkpoints_dir, _identity(plan), experiment.resume, experiment.restart
     )
-    _write_config(experiment)
+    # Beside the model, so that later jobs can be given it whole.
+    settings = experiment.model_dump(mode="json", exclude={"resume", "restart"})
+    text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+    write_text(experiment.home / CONFIG_FILE, text)
     with run.recorded(open_tracker(experiment, run.tracker_run_id, "train")) as tracker:
         _log_plan(plan, tracker)
         model, fitted = fit(
@@ -91,13 +94,15 @@ def train(experiment: Experiment) -> dict[str, Any]:
         )
         fits = _calibrate(model, plan.validator, plan.data.label_texts)
         embedder = load_embedder(experiment.embedder)
-        texts = plan.prepared.select("train")["text"].to_pylist()
-        cost = fitted.cost(
-            len(plan.data.train),
-            trainable_parameters(plan.fresh.model),
-            embedding_flops(embedder, texts),
-        )
-        _write_model(experiment.model_dir, model, plan.fresh, cost)
+        flops = embedding_flops(embedder, plan.prepared.select("train")["text"].to_pylist())
+        parameters = trainable_parameters(plan.fresh.model)
+        cost = fitted.cost(len(plan.data.train), parameters, flops)
+        # The artifact whole, or nothing; its card follows once it is measured.
+        with replace_folder(experiment.model_dir, "config.json") as new:
+            model.save_pretrained(new)
+            if plan.fresh.tokenizer is not None:
+                plan.fresh.tokenizer.save_pretrained(new)
+            cost.save(new)
         card = _card(plan, embedder, fitted.best, fits)
         results: list[dict[str, Any]] = []
         try:
@@ -120,11 +125,7 @@ def train(experiment: Experiment) -> dict[str, Any]:
 
 def resolve(experiment: Experiment) -> Plan:
     """Prepare the data and embed it where that is not done, build the model, and check all that
-    may be refused: the state of an earlier run is touched only after this.
-
-    Raises:
-        InputError: wrong settings or data.
-    """
+    may be refused: the state of an earlier run is touched only after this."""
     if experiment.method != "sce":
         raise ConfigError(
             f"method: {experiment.method!r} needs no training; jobs/evaluate.py measures it."
@@ -167,9 +168,9 @@ def _identity(plan: Plan) -> dict[str, Any]:
 
 
 def _log_plan(plan: Plan, tracker: Tracker) -> None:
-    tracker.log_params(plan.experiment.model_dump(mode="json"))
     tracker.log_params(
-        {
+        plan.experiment.model_dump(mode="json")
+        | {
             "data_fingerprint": plan.prepared.fingerprint,
             "embedder_fingerprint": plan.rows_store.manifest.embedder["id"],
             "train_rows": len(plan.data.train),
@@ -193,12 +194,13 @@ def _say_what_is_trained(fresh: FreshModel, data: TrainingData, prepared: Prepar
         f"{trainable_parameters(fresh.model):,}",
     )
     if fresh.tokenizer is not None:
-        long = multi_token_labels(seen, fresh.tokenizer)
+        long = list(multi_token_labels(seen, fresh.tokenizer))
+        names = len({label.key for s in seen for label in s.labels})
         logger.info(
             "%d of %d label names are a single token, as the paper wants%s",
-            len({label.key for s in seen for label in s.labels}) - len(long),
-            len({label.key for s in seen for label in s.labels}),
-            f"; not so: {', '.join(list(long)[:8])}{' ...' if len(long) > 8 else ''}" * bool(long),
+            names - len(long),
+            names,
+            f"; not so: {', '.join(long[:8])}{' ...' if len(long) > 8 else ''}" if long else "",
         )
 
 
@@ -207,35 +209,23 @@ def _calibrate(
 ) -> dict[str, TemperatureFit]:
     """Temperatures of the model and of the cosine baseline, fitted on the validation rows;
     both are stored in the model's configuration."""
-    scores_VNK = validator.scores(model)
-    cosine_VNK = validator.collect(
-        lambda vectors_nD, label_set, _: cosine_scores(vectors_nD, label_set, label_texts)
-    )
+    scores = {
+        "sce": validator.scores(model),
+        "cosine": validator.collect(
+            lambda vectors_nD, label_set, _: cosine_scores(vectors_nD, label_set, label_texts)
+        ),
+    }
     # Each row under one view: the same row twice would make the data look twice as certain.
     rows_N = np.arange(len(validator.rows))
     views_N = rows_N % len(VIEWS)
-    fits = {
-        name: fit_temperature(
-            validator.finish(method_VNK)[views_N, rows_N],
-            validator.targets_N,
-            validator.label_counts_N,
-        )
-        for name, method_VNK in (("sce", scores_VNK), ("cosine", cosine_VNK))
-    }
-    for name, chosen in fits.items():
-        logger.info("temperature of %s: %s", name, chosen.reason)
-    model.config.calibration = [fits["sce"].temperature.a, fits["sce"].temperature.b]
-    model.config.cosine_calibration = [fits["cosine"].temperature.a, fits["cosine"].temperature.b]
+    fits = {}
+    for name, scores_VNK in scores.items():
+        scores_NK = validator.finish(scores_VNK)[views_N, rows_N]
+        fits[name] = fit_temperature(scores_NK, validator.targets_N, validator.label_counts_N)
+        logger.info("temperature of %s: %s", name, fits[name].reason)
+    sce, cosine = fits["sce"].temperature, fits["cosine"].temperature
+    model.config.calibration, model.config.cosine_calibration = [sce.a, sce.b], [cosine.a, cosine.b]
     return fits
-
-
-def _write_model(folder: Place, model: SCEModel, fresh: FreshModel, cost: TrainingCost) -> None:
-    """The artifact whole, or nothing; its card follows once it is measured."""
-    with replace_folder(folder, "config.json") as new:
-        model.save_pretrained(new)
-        if fresh.tokenizer is not None:
-            fresh.tokenizer.save_pretrained(new)
-        cost.save(new)
 
 
 def _card(
@@ -265,19 +255,12 @@ def _card(
     }
 
 
-def _write_config(experiment: Experiment) -> None:
-    """The resolved configuration beside the model, so that later jobs can be given it whole."""
-    settings = experiment.model_dump(mode="json", exclude={"resume", "restart"})
-    text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
-    write_text(experiment.home / CONFIG_FILE, text)
-
-
 def _say_what_is_next(experiment: Experiment, tracker: Tracker) -> None:
     lines = [
         f"The model is in {_relative(experiment.model_dir)} (see README.md there).",
         "",
         "Classify with labels of your own:",
-        "  from sce.predictor import Predictor"
+        "  from sce.predictor import Predictor",
         f'  predictor = Predictor.from_pretrained("{_relative(experiment.model_dir)}")',
         '  predictor.predict(["The parcel never came."], ["late delivery", "billing", "praise"])',
         "How good is it on your data (JSONL or CSV with text and label):",

@@ -115,13 +115,8 @@ def _fit(
     experiment: LlamaExperiment, rows: LlamaRows, validation: LlamaRows, run: Run
 ) -> dict[str, Any]:
     """Fit the adapters and write them, whole or not at all."""
-    settings = LlamaFitSettings(
-        absolute_model(experiment.base),
-        experiment.prompt,
-        experiment.lora,
-        experiment.train,
-        experiment.seed,
-    )
+    base, prompt = absolute_model(experiment.base), experiment.prompt
+    settings = LlamaFitSettings(base, prompt, experiment.lora, experiment.train, experiment.seed)
     with replace_folder(experiment.adapter_dir, "adapter_config.json") as new:
         fitted = fit_llama(rows, validation, settings, run, new)
     loss = fitted.last.get("train/loss")
@@ -143,8 +138,7 @@ def _measure(
         return {}
     validation = validation_sets(prepared, config)
     method = PromptedMethod(experiment.prompted, experiment.resources, validation)
-    sets = rows_to_measure(prepared, config)
-    folder = experiment.results_dir
+    sets, folder = rows_to_measure(prepared, config), experiment.results_dir
     results = measure_sets(experiment, sets, [method], tracker, folder)
     return {"results": str(folder), "test": rounded_means(results)}
 
@@ -153,14 +147,12 @@ def _merge(experiment: LlamaExperiment, validation: LlamaRows) -> dict[str, Any]
     """Merge into the unquantised base: merging into 4 bits would round the adapters away."""
     base = load_base(experiment.base, experiment.lora, "cpu", quantised=False)
     merged = merge(base, experiment.adapter_dir)
-    tokenizer = load_chat_tokenizer(experiment.base)
+    tokenizer, max_tokens = load_chat_tokenizer(experiment.base), experiment.train.max_text_tokens
     folder = experiment.home / "merged"
     with replace_folder(folder, "config.json") as new:
         merged.save_pretrained(new)
         tokenizer.save_pretrained(new)
-    classifier = PromptedClassifier(
-        merged, tokenizer, experiment.prompt, experiment.train.max_text_tokens
-    )
+    classifier = PromptedClassifier(merged, tokenizer, experiment.prompt, max_tokens)
     accuracy = float(right_answers(classifier, validation, range(len(validation))).mean())
     logger.info("merged: validation %.1f", 100 * accuracy)
     return {"merged": str(folder), "merged_accuracy": round(accuracy, 4)}

@@ -15,7 +15,7 @@ from typing import Any
 
 from sce.errors import ConfigError
 from sce.storage import Place, remove, write_text
-from sce.workflows.tracking import Tracker
+from sce.workflows.tracking import Tracker, flatten
 
 STATE_FILE = "run.json"
 
@@ -55,7 +55,12 @@ class TrainingRun:
         if resume:
             if old is None:
                 raise ConfigError(f"--resume: there is no training run in {folder}.")
-            differences = _differences(old.settings, plain)
+            then, now = dict(flatten(old.settings)), dict(flatten(plain))
+            differences = [
+                f"  {key}: {then.get(key)!r} then, {now.get(key)!r} now"
+                for key in sorted({*then, *now})
+                if then.get(key) != now.get(key)
+            ]
             if differences:
                 raise ConfigError(
                     f"--resume: the run in {folder} was started with other settings or data:\n"
@@ -100,13 +105,3 @@ class TrainingRun:
             raise ConfigError(
                 f"{path}: damaged ({error}). Delete {folder} to begin again."
             ) from None
-
-
-def _differences(old: Any, new: Any, where: str = "") -> list[str]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        return [
-            line
-            for key in sorted({*old, *new})
-            for line in _differences(old.get(key), new.get(key), f"{where}.{key}" if where else key)
-        ]
-    return [] if old == new else [f"  {where}: {old!r} then, {new!r} now"]
