@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -112,7 +112,7 @@ def train(experiment: Experiment) -> dict[str, Any]:
         "results": str(experiment.results_dir),
         "best_epoch": int(fitted.best["epoch"]),
         "validation_accuracy": round(fitted.best["score"], 4),
-        "temperature": fits["sce"].temperature.to_dict(),
+        "temperature": asdict(fits["sce"].temperature),
         "test": {k: round(v, 4) for k, v in headline_metrics(results).items() if "mean_" in k},
         "mlflow_run_id": tracker.run_id,
         "seconds": round(time.perf_counter() - started, 1),
@@ -217,9 +217,11 @@ def _calibrate(
     views_N = rows_N % len(VIEWS)
     fits = {
         name: fit_temperature(
-            validator.finish(method_VNK)[views_N, rows_N],
+            [
+                scores_K[:count]
+                for scores_K, count in zip(method_VNK[views_N, rows_N], validator.label_counts_N)
+            ],
             validator.targets_N,
-            validator.label_counts_N,
         )
         for name, method_VNK in (("sce", scores_VNK), ("cosine", cosine_VNK))
     }
@@ -261,7 +263,7 @@ def _card(
         "paper_settings": paper_settings(experiment.model_dump(mode="json")),
         "git_commit": git_tags().get("mlflow.source.git.commit"),
         "versions": {name: version(name) for name in ("torch", "transformers", "ray")},
-        "calibration": fits["sce"].to_dict(),
+        "calibration": asdict(fits["sce"]),
         "validation": {k: v for k, v in best.items() if k.startswith("validation/")},
     }
 
