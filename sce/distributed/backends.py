@@ -46,8 +46,7 @@ class LocalModel:
         model: as the user named it.
         path: where the actors, which run in another folder, find it.
         model_id: says which weights they are.
-        embedder: the embedder that its vectors are of.
-        embedder_config: where to find that.
+        embedder, embedder_config: the embedder that its vectors are of, and where to find it.
         dtype: of the encoder.
         exact: every label is contextualised also of a large set.
     """
@@ -116,12 +115,8 @@ class LocalModel:
 
 @dataclass(frozen=True)
 class ServedByEndpoint:
-    """A model that the actors ask at an endpoint. Build it with `ServedByEndpoint.find`.
-
-    Attributes:
-        endpoint: refuses to answer by another model than `served`.
-        served: the model that answers.
-    """
+    """A model that the actors ask at an endpoint, which refuses to answer by another than the one
+    `served`. Build it with `ServedByEndpoint.find`."""
 
     endpoint: Endpoint
     served: ServedModel
@@ -167,16 +162,11 @@ class ServedByEndpoint:
 
 @dataclass(frozen=True)
 class Classification:
-    """What is asked of every block; pickled into each actor.
-
-    Attributes:
-        labels: the label set; with a column of labels, what is known of some, or None.
-        columns: of the input.
-        answer: columns of the output.
-    """
+    """What is asked of every block; pickled into each actor."""
 
     backend: LocalModel | ServedByEndpoint
     labels: LabelSet | None
+    """The label set; with a column of labels, what is known of some, or None."""
     columns: Columns
     answer: AnswerColumns
 
@@ -188,11 +178,8 @@ class Classification:
     def stage(
         self, actors: ActorPlan, output_format: OutputFormat, rows_per_file: int | None = None
     ) -> Stage:
-        """What the engine does to every block, and how large blocks, batches and files are.
-
-        Args:
-            rows_per_file: None for what suits the device.
-        """
+        """What the engine does to every block, and how large blocks, batches and files are;
+        `rows_per_file` is None for what suits the device."""
         from_text = self.columns.text is not None
         batch_rows = BLOCK_ROWS
         if self.answer.return_scores and self.labels is not None:

@@ -57,10 +57,8 @@ class ActorPlan:
     """Concrete arguments of a pool of actors.
 
     Attributes:
-        actors: size of the pool.
         num_cpus, num_gpus: what Ray sets aside for each.
         threads: torch's in each actor; the actor takes no more than its machine has cores.
-        device: "cuda" or "cpu".
     """
 
     actors: int
@@ -72,12 +70,8 @@ class ActorPlan:
 
     def ray_arguments(self) -> dict[str, Any]:
         """Keyword arguments of `map_batches` and of `ray.remote`."""
-        arguments: dict[str, Any] = {"num_cpus": self.num_cpus}
-        if self.num_gpus:
-            arguments["num_gpus"] = self.num_gpus
-        if self.accelerator_type:
-            arguments["accelerator_type"] = self.accelerator_type
-        return arguments
+        asked = ("num_cpus", "num_gpus", "accelerator_type")
+        return {name: getattr(self, name) for name in asked if getattr(self, name)}
 
 
 @dataclass(frozen=True)
@@ -123,7 +117,6 @@ class ClusterSize:
 
     @property
     def accelerators(self) -> list[str]:
-        """Types of accelerators, by Ray's names."""
         return sorted(k.split(":")[1] for k in self.total if k.startswith(_ACCELERATOR))
 
     def room(self, num_cpus: float, num_gpus: float, accelerator_type: str | None = None) -> float:
@@ -214,8 +207,9 @@ def embed_actors(
         threads = max(1, int(config.cpus_per_embed_actor or _shared_threads(size, actors, 1)))
     check_fits(size, what, actors, "actors", num_cpus, num_gpus, accelerator)
     _log_plan(what, f"{actors} actor(s)", num_gpus, threads, size)
-    device: Literal["cpu", "cuda"] = "cuda" if num_gpus else "cpu"
-    return ActorPlan(actors, num_cpus, num_gpus, threads, device, accelerator)
+    return ActorPlan(
+        actors, num_cpus, num_gpus, threads, "cuda" if num_gpus else "cpu", accelerator
+    )
 
 
 def training_workers(config: ResourcesConfig) -> WorkerPlan:
@@ -245,17 +239,12 @@ def use_threads(threads: int) -> None:
 
 
 class TorchThread:
-    """One thread for all of torch's work in an actor.
+    """One thread for all of torch's work in an actor, with `threads` as for `use_threads`; its
+    `executor` is for event loops.
 
     Ray builds an actor in one thread and calls it in another. OpenMP keeps a team of threads for
     each thread that ever computed, and with more of them than cores they no longer spin but sleep
     between two operations: a quarter of the rate is lost.
-
-    Args:
-        threads: as for `use_threads`.
-
-    Attributes:
-        executor: runs what it is given in that thread, for event loops.
     """
 
     def __init__(self, threads: int) -> None:
@@ -291,9 +280,7 @@ def _gpus_each(
             f"resources.use_gpu is true, but {what} would get no GPU: the cluster has {size} and "
             f"resources.{setting} is {'automatic' if asked is None else format(asked, 'g')}."
         )
-    if asked is not None:
-        return asked
-    return 1.0 if size.gpus else 0.0
+    return float(size.gpus > 0) if asked is None else asked
 
 
 def check_fits(
@@ -325,15 +312,14 @@ def check_fits(
     if count * num_cpus > size.cpus or count * num_gpus > size.gpus:
         raise ConfigError(f"{asked}, but the cluster has {size}. Lower the settings `{settings}`.")
     nodes = size.room(num_cpus, num_gpus, accelerator_type)
-    if not size.grows and nodes < count:
-        raise ConfigError(
-            f"{asked}, but the nodes have room for {nodes:g} of them; the cluster has {size}."
-        )
     new = any(_room(kind, num_cpus, num_gpus, accelerator_type) >= 1 for kind in size.kinds)
-    if size.grows and size.kinds and not nodes and not new:
-        raise ConfigError(
-            f"{asked}, but no kind of node has room for one of them; the cluster has {size}."
-        )
+    lacks = ""
+    if not size.grows and nodes < count:
+        lacks = f"the nodes have room for {nodes:g} of them"
+    elif size.grows and size.kinds and not nodes and not new:
+        lacks = "no kind of node has room for one of them"
+    if lacks:
+        raise ConfigError(f"{asked}, but {lacks}; the cluster has {size}.")
 
 
 def _room(

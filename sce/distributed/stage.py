@@ -16,11 +16,11 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import ray
 import ray.data
@@ -34,7 +34,7 @@ from sce.bulk.output import OutputFormat, OutputRun, PartCounts, count_part, row
 from sce.bulk.reading import BLOCK_ROWS
 from sce.distributed.block_io import JSONLinesSink, ShardSource
 from sce.distributed.resources import ActorPlan, TorchThread, ensure_ray
-from sce.distributed.watch import Watch
+from sce.distributed.watch import watched
 from sce.errors import SCEError
 from sce.storage import filesystem_of
 
@@ -52,15 +52,10 @@ FILTER_MEMORY_BYTES = 256 * 2**20
 FOOTERS_AT_ONCE = 16
 ITEMS_DONE_HERE = 8
 """Files or shards that the driver goes through itself, sooner than a worker has started."""
-_IO_CPUS = 0.25
-_IO_ENVIRONMENT = {
-    "env_vars": {
-        "ARROW_DEFAULT_MEMORY_POOL": "system",
-        "MALLOC_MMAP_THRESHOLD_": str(2**22),
-    }
-}
-"""For the workers that read and write, so that one that has read many shards is no larger than one
-that has read two: Arrow's own pool, and glibc's with a threshold that grows, keep freed blocks."""
+_IO_VARIABLES = {"ARROW_DEFAULT_MEMORY_POOL": "system", "MALLOC_MMAP_THRESHOLD_": str(2**22)}
+_IO_TASK: dict[str, Any] = {"num_cpus": 0.25, "runtime_env": {"env_vars": _IO_VARIABLES}}
+"""The workers that read and write. One that has read many shards is to be no larger than one that
+has read two: Arrow's own pool, and glibc's with a threshold that grows, keep freed blocks."""
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +69,6 @@ class Stage:
 
     Attributes:
         make: builds the function in the actor, model and all; pickled, so keep it small.
-        output_format: of the files that are written.
         rows_per_file: at least; None for a file a block.
         block_bytes: target size of the blocks that are read.
         batch_rows: that the function gets at once.
@@ -123,7 +117,7 @@ def in_tasks(
         yield from (function(*item, *shared) for item in items)
         return
     ensure_ray()
-    task = ray.remote(num_cpus=_IO_CPUS, runtime_env=_IO_ENVIRONMENT)(function)
+    task = ray.remote(**_IO_TASK)(function)
     held = [ray.put(one) for one in shared]
     try:
         yield from map(ray.get, [task.remote(*item, *held) for item in items])
@@ -131,7 +125,7 @@ def in_tasks(
         raise cause_of(error) from None
 
 
-def split_parts(shards: Sequence[Shard], rows: int = COMMIT_ROWS) -> list[list[Shard]]:
+def split_parts(shards: Sequence[Shard], rows: int) -> list[list[Shard]]:
     """Consecutive shards of at least `rows` rows together, the last part what is left."""
     parts: list[list[Shard]] = [[]]
     size = 0
@@ -146,13 +140,8 @@ def split_parts(shards: Sequence[Shard], rows: int = COMMIT_ROWS) -> list[list[S
 
 @dataclass(frozen=True)
 class StageResult:
-    """What a stage has done.
-
-    Attributes:
-        counts: of all rows, read back from what was written.
-        new_rows: how many of them this run wrote; an earlier one wrote the others.
-        work: what the actors of this run did, rows that a kill undid counted again.
-    """
+    """What a stage has done: all rows as read back from what was written, how many of them this run
+    wrote and not an earlier one, and what its actors did, with what a kill undid counted again."""
 
     counts: PartCounts
     new_rows: int
@@ -181,17 +170,15 @@ def run_stage(
         run.save()
         rows_before = rows_done(run)
         counter: Any = ray.remote(RowCounter).options(num_cpus=0, max_restarts=-1).remote(limit)
-        watch = Watch(counter, what, total, rows_before, run)
         try:
-            for number in missing:
-                _run_part(run, number, parts[number], stage, plan, counter)
-                counts = _check_part(run, number, parts[number], stage)
-                run.commit_part(number, counts)
-            work: ActorCounts = ray.get(counter.totals.remote())
+            with watched(counter, what, total, rows_before, run):
+                for number in missing:
+                    _run_part(run, number, parts[number], stage, plan, counter)
+                    _commit_part(run, number, parts[number], stage)
+                work: ActorCounts = ray.get(counter.totals.remote())
         except RayTaskError as error:
             raise cause_of(error) from None
         finally:
-            watch.stop()
             ray.kill(counter)
     counts = PartCounts.total(list(run.parts.values()))
     if limit.exceeded(counts.rows, sum(counts.errors.values())):
@@ -214,12 +201,16 @@ def _run_part(
         delete_checkpoint_on_success=False,
     )
     checkpoint.checkpoint_actor_memory_bytes = FILTER_MEMORY_BYTES
-    with _data_context(checkpoint, stage.block_bytes):
+    context = DataContext.get_current().copy()
+    context.checkpoint_config = checkpoint
+    context.target_max_block_size = stage.block_bytes
+    context.enable_progress_bars = False
+    context.raise_original_map_exception = True  # a user's mistake is told from a bug by its type
+    with DataContext.current(context):
         dataset = ray.data.read_datasource(
             ShardSource(shards, stage.columns, stage.block_bytes),
             override_num_blocks=len(shards),
-            num_cpus=_IO_CPUS,
-            runtime_env=_IO_ENVIRONMENT,
+            **_IO_TASK,
         ).map_batches(
             BlockActor,
             fn_constructor_args=(stage.make, plan.threads, counter),
@@ -228,24 +219,21 @@ def _run_part(
             compute=ActorPoolStrategy(size=plan.actors),
             **plan.ray_arguments(),
         )
-        remote = {"num_cpus": _IO_CPUS, "runtime_env": _IO_ENVIRONMENT}
-        folder = run.part_uri(number)
+        folder, rows_per_file = run.part_uri(number), stage.rows_per_file
         if stage.output_format == "parquet":
             dataset.write_parquet(
                 folder,
-                min_rows_per_file=stage.rows_per_file,
-                ray_remote_args=remote,
+                min_rows_per_file=rows_per_file,
+                ray_remote_args=_IO_TASK,
                 **(stage.write_options or {}),
             )
         else:
-            dataset.write_datasink(
-                JSONLinesSink(folder, stage.json_columns, min_rows_per_file=stage.rows_per_file),
-                ray_remote_args=remote,
-            )
+            sink = JSONLinesSink(folder, stage.json_columns, min_rows_per_file=rows_per_file)
+            dataset.write_datasink(sink, ray_remote_args=_IO_TASK)
 
 
-def _check_part(run: OutputRun, number: int, shards: Sequence[Shard], stage: Stage) -> PartCounts:
-    """Rows in = rows out, each once, by what lies in the folder."""
+def _commit_part(run: OutputRun, number: int, shards: Sequence[Shard], stage: Stage) -> None:
+    """Commit the part if rows in = rows out, each once, by what lies in the folder."""
     _delete_unconfirmed(run, number)
     counts = count_part(run.part_uri(number), stage.output_format, stage.classified)
     expected = sum(shard.rows for shard in shards)
@@ -254,7 +242,7 @@ def _check_part(run: OutputRun, number: int, shards: Sequence[Shard], stage: Sta
             f"{run.part_uri(number)}: {counts.rows} rows were written of {expected} that were "
             "read. If the input changed meanwhile, begin again with a new output."
         )
-    return counts
+    run.commit_part(number, counts)
 
 
 def _delete_unconfirmed(run: OutputRun, number: int) -> None:
@@ -272,7 +260,7 @@ def _delete_unconfirmed(run: OutputRun, number: int) -> None:
 
 
 class BlockActor:
-    """One model; works off blocks and tells the counter of it."""
+    """One model; works off blocks, and reports them to the counter."""
 
     def __init__(self, make: Callable[[], BlockFunction], threads: int, counter: Any) -> None:
         started = time.time()
@@ -289,41 +277,17 @@ class BlockActor:
         self._started = self._started or time.time()
         answered = self._torch.run(self._apply, block)
         self._rows += answered.num_rows
-        found = answered["error"].value_counts()
-        for code, count in zip(
-            found.field("values").to_pylist(), found.field("counts").to_pylist()
-        ):
-            if code:
-                self._errors[code] += count
+        codes = answered["error"]
+        self._errors.update(codes.filter(pc.not_equal(codes, "")).to_pylist())
+        errors, now = dict(self._errors), time.time()
+        work = ActorCounts(self._rows, errors, self._started, now, self._load_seconds)
         try:
-            errors, now = dict(self._errors), time.time()
-            work = ActorCounts(self._rows, errors, self._started, now, self._load_seconds)
             over = ray.get(self._counter.report.remote(self._name, work), timeout=30)
         except RayError:  # the counter is being restarted: it hears of everything next time
             over = None
         if over is not None:
             raise too_many_errors(over.rows, over.errors)
         return answered
-
-
-@contextmanager
-def _data_context(checkpoint: CheckpointConfig, block_bytes: int) -> Iterator[None]:
-    """Ray Data's settings of one execution; a dataset takes a copy when it is built."""
-    context = DataContext.get_current()
-    changed = {
-        "checkpoint_config": checkpoint,
-        "target_max_block_size": block_bytes,
-        "enable_progress_bars": False,
-        "raise_original_map_exception": True,  # a user's mistake is told from a bug by its type
-    }
-    before = {name: getattr(context, name) for name in changed}
-    for name, value in changed.items():
-        setattr(context, name, value)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            setattr(context, name, value)
 
 
 def cause_of(error: RayTaskError) -> Exception:

@@ -6,6 +6,8 @@ import logging
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import ray
@@ -26,63 +28,58 @@ PROGRESS_SECONDS = 60
 log = logging.getLogger(__name__)
 
 
-class Watch:
-    """Shows how far a stage is: a bar on a terminal, else one line a minute in the log; and
-    keeps the output's lock and clock going."""
+@contextmanager
+def watched(
+    counter: Any, what: str, total: int, rows_before: int, run: OutputRun
+) -> Iterator[None]:
+    """Show how far a stage is while its rows are worked off, as a bar on a terminal or as one line
+    a minute in the log; and keep the output's lock and clock going."""
+    if rows_before:
+        log.info("%s: %d of %d rows were done before", what, rows_before, total)
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]} rows/s"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        disable=not sys.stderr.isatty(),
+    )
+    task = bar.add_task(what, total=total, completed=rows_before, rate="-")
+    over = threading.Event()
 
-    def __init__(
-        self, counter: Any, what: str, total: int, rows_before: int, run: OutputRun
-    ) -> None:
-        self._counter, self._what, self._total, self._before = counter, what, total, rows_before
-        self._run = run
-        self._stop = threading.Event()
-        self._bar: Progress | None = None
-        if sys.stderr.isatty():
-            self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[rate]} rows/s"),
-                TimeRemainingColumn(),
-                console=Console(stderr=True),
-            )
-            self._task = self._bar.add_task(what, total=total, completed=rows_before, rate="-")
-            self._bar.start()
-        if rows_before:
-            log.info("%s: %d of %d rows were done before", what, rows_before, total)
-        self._thread = threading.Thread(target=self._loop, daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._stop.set()
-        self._thread.join(timeout=10)
-        if self._bar is not None:
-            self._bar.stop()
-
-    def _loop(self) -> None:
+    def follow() -> None:
         logged = ticked = time.monotonic()
-        while not self._stop.wait(1.0 if self._bar else 2.0):
+        while not over.wait(2.0 if bar.disable else 1.0):
             now = time.monotonic()
-            self._run.seconds, ticked = self._run.seconds + now - ticked, now
+            run.seconds, ticked = run.seconds + now - ticked, now
             try:
-                self._run.lock.beat()
-                work = ray.get(self._counter.totals.remote(), timeout=10)
+                run.lock.beat()
+                work = ray.get(counter.totals.remote(), timeout=10)
             except (RayError, OSError):
                 continue
             if not work.rows:
                 continue
-            done = min(self._before + work.rows, self._total)  # a killed actor's rows count twice
+            done = min(rows_before + work.rows, total)  # a killed actor's rows count twice
             rate = work.rows / max(work.finished - work.started, 1e-3)
-            if self._bar is not None:
-                self._bar.update(self._task, completed=done, rate=f"{rate:,.0f}")
-            elif now - logged >= PROGRESS_SECONDS:
+            bar.update(task, completed=done, rate=f"{rate:,.0f}")
+            if bar.disable and now - logged >= PROGRESS_SECONDS:
                 logged = now
                 log.info(
                     "%s: %d of %d rows, %.0f a second, %.0f s left, %d with errors",
-                    self._what,
+                    what,
                     done,
-                    self._total,
+                    total,
                     rate,
-                    max(0, self._total - done) / rate,
+                    max(0, total - done) / rate,
                     sum(work.errors.values()),
                 )
+
+    thread = threading.Thread(target=follow, daemon=True)
+    with bar:
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join(timeout=10)

@@ -18,14 +18,7 @@ from typing import Any, Protocol
 import ray
 import ray.train
 import torch
-from ray.train import (
-    CheckpointConfig,
-    FailureConfig,
-    LoggingConfig,
-    RunConfig,
-    ScalingConfig,
-    UserCallback,
-)
+from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, get_device
 from transformers import logging as transformers_logging
 
@@ -48,13 +41,7 @@ from sce.training.epoch import (
 
 STATE_FILE = "training_state.pt"
 PROGRESS_SECONDS = 15.0
-FRESH_STATE: dict[str, Any] = {
-    "epoch": 0,
-    "best": -1.0,
-    "epochs_without_gain": 0,
-    "flops": 0.0,
-    "seconds": 0.0,
-}
+FRESH_STATE = {"epoch": 0, "best": -1.0, "epochs_without_gain": 0, "flops": 0.0, "seconds": 0.0}
 """State of a training that has not begun: epochs done, the best score, and what they took so far
 (operations as the paper counts them, seconds without validation)."""
 
@@ -138,13 +125,8 @@ class Run:
 
 @dataclass(frozen=True)
 class Fitted:
-    """What came of a training.
-
-    Attributes:
-        checkpoint: of the epoch with the best score, the earliest of equal ones.
-        best, last: figures of that epoch and of the last.
-        workers: that trained.
-    """
+    """What came of a training: the checkpoint of the epoch with the best score, the earliest of
+    equal ones, and the figures of that epoch and of the last."""
 
     checkpoint: ray.train.Checkpoint
     best: Figures
@@ -241,7 +223,7 @@ def _run_epoch(
         worker.rank,
         worker.world_size,
         training.reduce,
-        Progress(state["epoch"] + 1, train.epochs) if worker.rank == 0 else None,
+        _progress(state["epoch"] + 1, train.epochs) if worker.rank == 0 else None,
     )
     sums = [stats.loss_sum, stats.rows, stats.tokens, stats.squared_tokens]
     totals = worker.sum(torch.tensor(sums, dtype=torch.float64))
@@ -292,13 +274,13 @@ def _restore(
     training: Training, optimizer: torch.optim.Optimizer, worker: Worker
 ) -> dict[str, Any]:
     """The state of the last checkpoint, put into model and optimiser; a fresh one if none."""
+    state: dict[str, Any] = FRESH_STATE.copy()
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
-        return FRESH_STATE.copy()
+        return state
     with checkpoint.as_directory() as folder:
-        state = torch.load(Path(folder) / STATE_FILE, weights_only=False, map_location="cpu")
+        state |= torch.load(Path(folder) / STATE_FILE, weights_only=False, map_location="cpu")
         training.load(folder)
-    state = FRESH_STATE | state
     optimizer.load_state_dict(state["optimizer"])
     # With another number of workers each begins its own stream: see `TrainConfig.dropout`.
     if len(state["random"]) == worker.world_size:
@@ -318,7 +300,7 @@ def _quiet() -> None:
             logging.getLogger(name).setLevel(logging.WARNING)
 
 
-class EpochLog(UserCallback):
+class EpochLog(ray.train.UserCallback):
     """Says how each epoch went, in the log and to the tracker. Runs in Ray's controller."""
 
     def __init__(self, metrics_log: MetricsLog, epochs: int) -> None:
@@ -352,17 +334,16 @@ class EpochLog(UserCallback):
             log.warning("the figures of epoch %d were not recorded: %s", epoch, error)
 
 
-class Progress:
-    """A line every few seconds for a person who watches."""
+def _progress(epoch: int, epochs: int) -> Callable[[int, int], None]:
+    """Prints a line every few seconds for a person who watches."""
+    started = last = time.monotonic()
 
-    def __init__(self, epoch: int, epochs: int) -> None:
-        self._head = f"epoch {epoch}/{epochs}"
-        self._started = self._last = time.monotonic()
-
-    def __call__(self, step: int, steps: int) -> None:
+    def say(step: int, steps: int) -> None:
+        nonlocal last
         now = time.monotonic()
-        if now - self._last < PROGRESS_SECONDS:
-            return
-        self._last = now
-        left = (now - self._started) / step * (steps - step)
-        print(f"{self._head}  step {step}/{steps}  {left:.0f} s left", flush=True)
+        if now - last >= PROGRESS_SECONDS:
+            last = now
+            left = (now - started) / step * (steps - step)
+            print(f"epoch {epoch}/{epochs}  step {step}/{steps}  {left:.0f} s left", flush=True)
+
+    return say

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -90,20 +90,16 @@ class Answers:
         """The rows of several, one after another."""
         if len(parts) == 1:
             return parts[0]
-        width = max(part.top_NT.shape[1] for part in parts)
-        more = [((0, 0), (0, width - part.top_NT.shape[1])) for part in parts]
-        top_scores = [part.top_scores_NT for part in parts]
         counts_N = np.concatenate([np.diff(part.offsets) for part in parts])
         scores = [part.scores_M for part in parts if part.scores_M is not None]
-        return cls(
-            np.concatenate([np.pad(p.top_NT, w, constant_values=-1) for p, w in zip(parts, more)]),
-            np.concatenate(
-                [np.pad(s, w, constant_values=np.nan) for s, w in zip(top_scores, more)]
-            ),
-            np.concatenate([[0], np.cumsum(counts_N)]),
-            np.concatenate(scores) if scores else None,
-            next((part.shortlist for part in parts if part.shortlist is not None), None),
-        )
+        shortlist = next((part.shortlist for part in parts if part.shortlist is not None), None)
+        width = max(part.top_NT.shape[1] for part in parts)
+        joined = cls.empty(counts_N, width, False, shortlist)
+        start = 0
+        for part in parts:
+            place = slice(start, start := start + len(part)), slice(part.top_NT.shape[1])
+            joined.top_NT[place], joined.top_scores_NT[place] = part.top_NT, part.top_scores_NT
+        return replace(joined, scores_M=np.concatenate(scores) if scores else None)
 
     def predictions(
         self,
@@ -134,13 +130,6 @@ class Answers:
             if with_top:
                 pairs = zip(tops[row], top_scores[row], strict=True)
                 top = [(names[k], p) for k, p in pairs if k >= 0]
-            predictions.append(
-                Prediction(
-                    label=names[tops[row][0]] if sure_N[row] else None,
-                    score=top_scores[row][0],
-                    scores=scores,
-                    top=top,
-                    truncated=truncated[row],
-                )
-            )
+            label = names[tops[row][0]] if sure_N[row] else None
+            predictions.append(Prediction(label, top_scores[row][0], scores, top, truncated[row]))
         return predictions

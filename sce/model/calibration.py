@@ -12,11 +12,11 @@ Legend of shapes: N rows, K labels of a row's own set, Kmax the widest set.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy.optimize import minimize
 from scipy.special import logsumexp
 
@@ -26,9 +26,6 @@ MAX_SLOPE = 1.0
 MIN_DISTINCT_COUNTS = 3
 FOLDS = 5
 
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
-
 
 @dataclass(frozen=True)
 class Temperature:
@@ -37,7 +34,7 @@ class Temperature:
     a: float = 0.0
     b: float = 0.0
 
-    def at(self, label_counts: ArrayLike) -> FloatArray:
+    def at(self, label_counts: ArrayLike) -> np.ndarray:
         """T for each label count (float64, the shape of `label_counts`)."""
         log_K = np.log(np.asarray(label_counts, dtype=np.float64))
         return np.clip(np.exp(self.a + self.b * log_K), MIN_TEMPERATURE, MAX_TEMPERATURE)
@@ -54,17 +51,13 @@ class Temperature:
             return logits / logits.new_tensor(temperature)
         return logits / temperature.astype(logits.dtype)
 
-    def to_dict(self) -> dict[str, float]:
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class TemperatureFit:
     """A chosen temperature and why. NLL figures are means over the fitted rows, in nats.
 
     Attributes:
-        temperature: what to apply.
-        kind: "identity" (nothing to fit), "constant" or "by_label_count".
+        kind: "identity" where there was nothing to fit.
         reason: one sentence for the model card.
         rows: rows that carry information (K >= 2).
         nll_uncalibrated: at T = 1.
@@ -84,35 +77,28 @@ class TemperatureFit:
     held_out_gain: float | None = None
     held_out_error: float | None = None
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class _Rows:
     """logits [N, Kmax] with -inf padding, targets [N], counts [N] of labels."""
 
-    logits: FloatArray
-    targets: IntArray
-    counts: IntArray
+    logits: np.ndarray
+    targets: np.ndarray
+    counts: np.ndarray
 
-    def take(self, keep: NDArray[np.bool_]) -> _Rows:
-        return _Rows(self.logits[keep], self.targets[keep], self.counts[keep])
+    def take(self, keep_N: np.ndarray) -> _Rows:
+        return _Rows(self.logits[keep_N], self.targets[keep_N], self.counts[keep_N])
 
-    def at_target(self, values_NK: FloatArray) -> FloatArray:
+    def at_target(self, values_NK: np.ndarray) -> np.ndarray:
         return values_NK[np.arange(len(self.targets)), self.targets]
 
-    def losses(self, temperature: Temperature) -> FloatArray:
+    def losses(self, temperature: Temperature) -> np.ndarray:
         """Negative log likelihood of the targets, [N]."""
         scaled_NK = temperature.scale(self.logits, self.counts)
         return logsumexp(scaled_NK, axis=1) - self.at_target(scaled_NK)
 
 
-def fit_temperature(
-    logits: Sequence[ArrayLike] | NDArray[Any],
-    targets: ArrayLike,
-    label_counts: ArrayLike | None = None,
-) -> TemperatureFit:
+def fit_temperature(logits: Sequence[ArrayLike], targets: ArrayLike) -> TemperatureFit:
     """Fit T and T(K) by the likelihood of `targets` and choose between them.
 
     Constant T is exact: NLL is convex in 1/T. If every row with K >= 2 is already right, NLL
@@ -123,15 +109,14 @@ def fit_temperature(
     others, and T(K) is chosen if the NLL that it saves exceeds its standard error.
 
     Args:
-        logits: per-row arrays of length K, or padded [N, Kmax] with a row's labels first.
+        logits: N arrays, each of the length K of its row.
         targets: position of the right label, [N].
-        label_counts: K of each row, [N]; only with padded logits, default Kmax.
 
     Raises:
         ValueError: no rows, lengths that differ, a target outside its set, a logit that is
             not finite.
     """
-    rows = _checked(logits, targets, label_counts)
+    rows = _checked(logits, targets)
     rows = rows.take(rows.counts >= 2)
     if not len(rows.targets):
         return TemperatureFit(Temperature(), "identity", "No row has two labels.", 0)
@@ -168,7 +153,7 @@ def _fit(rows: _Rows, start_from: Temperature | None = None) -> Temperature:
     finite_NK = np.where(np.isfinite(rows.logits), rows.logits, 0.0)  # padding is -inf
     at_target_N = rows.at_target(rows.logits)
 
-    def loss(parameters: FloatArray) -> tuple[float, FloatArray]:
+    def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
         slope = parameters[1] if len(parameters) == 2 else 0.0
         inverse_N = np.exp(-(parameters[0] + slope * from_centre_N))
         scaled_NK = rows.logits * inverse_N[:, None]
@@ -189,7 +174,7 @@ def _fit(rows: _Rows, start_from: Temperature | None = None) -> Temperature:
     return Temperature(float(found.x[0]) - slope * centre, slope)
 
 
-def _held_out_gain(rows: _Rows, counts: IntArray) -> FloatArray:
+def _held_out_gain(rows: _Rows, counts: np.ndarray) -> np.ndarray:
     """NLL of constant T minus NLL of T(K), [N], each row predicted from other label counts."""
     folds = min(FOLDS, len(counts))
     fold_N = np.searchsorted(counts, rows.counts) % folds
@@ -203,28 +188,19 @@ def _held_out_gain(rows: _Rows, counts: IntArray) -> FloatArray:
     return gain_N
 
 
-def _checked(
-    logits: Sequence[ArrayLike] | NDArray[Any], targets: ArrayLike, label_counts: ArrayLike | None
-) -> _Rows:
+def _checked(logits: Sequence[ArrayLike], targets: ArrayLike) -> _Rows:
     y_N = np.asarray(targets, dtype=np.int64)
-    if isinstance(logits, np.ndarray) and logits.ndim == 2:
-        z_NK = logits.astype(np.float64)
-        full = np.full(len(z_NK), z_NK.shape[1])
-        count_N = full if label_counts is None else np.asarray(label_counts, dtype=np.int64)
-        if len(count_N) == len(z_NK):
-            z_NK[np.arange(z_NK.shape[1])[None, :] >= count_N[:, None]] = -np.inf
-    else:
-        rows = [np.asarray(row, dtype=np.float64) for row in logits]
-        count_N = np.array([len(row) for row in rows], dtype=np.int64)
-        z_NK = np.full((len(rows), int(count_N.max(initial=1))), -np.inf)
-        for z_K, row in zip(z_NK, rows):
-            z_K[: len(row)] = row
-    if not len(y_N) or not len(y_N) == len(z_NK) == len(count_N):
+    rows = [np.asarray(row, dtype=np.float64) for row in logits]
+    if not len(y_N) or len(y_N) != len(rows):
         raise ValueError(
-            f"logits, targets and label counts need the same number of rows, at least one: got "
-            f"{len(z_NK)}, {len(y_N)} and {len(count_N)}."
+            f"logits and targets need the same number of rows, at least one: got {len(rows)} and "
+            f"{len(y_N)}."
         )
-    if (y_N < 0).any() or (y_N >= count_N).any() or (count_N > z_NK.shape[1]).any():
+    count_N = np.array([len(row) for row in rows])
+    z_NK = np.full((len(rows), count_N.max()), -np.inf)
+    for z_K, row in zip(z_NK, rows):
+        z_K[: len(row)] = row
+    if (y_N < 0).any() or (y_N >= count_N).any():
         raise ValueError("a target lies outside its row's label set.")
     if (np.isfinite(z_NK).sum(axis=1) != count_N).any():
         raise ValueError("a logit is not a finite number.")

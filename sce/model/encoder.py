@@ -136,7 +136,6 @@ class SCEModel(PreTrainedModel):
         encoder_config = AutoConfig.for_model(**config.encoder)
         encoder_config._attn_implementation = "sdpa"
         width = encoder_config.hidden_size
-        self.width = width
         self.query_adaptor = nn.Linear(config.embedding_dim, width)
         if config.label_source == "embedder":
             self.label_adaptor = nn.Linear(config.embedding_dim, width)
@@ -183,23 +182,16 @@ class SCEModel(PreTrainedModel):
 
     def freeze(self) -> None:
         """Switch off the gradient of everything that the recipe keeps frozen."""
-        config = self.config
-        frozen: list[nn.Parameter] = []
-        for name in ("token_embeddings", "position_embeddings"):
-            if hasattr(self, name):
-                frozen += list(getattr(self, name).parameters())
-        if config.input_norm == "frozen":
-            frozen += list(self.input_norm.parameters())
-        if config.token_type:
-            frozen.append(self.token_type_embedding)
-        if not config.learn_scales:
-            frozen.append(self.log_logit_scale)
-            if config.prior_scale > 0:
-                frozen.append(self.log_prior_scale)
-        if self.uses_embedded_labels and not config.learn_example_weight:
-            frozen.append(self.example_weight)
-        for parameter in frozen:
-            parameter.requires_grad_(False)
+        frozen = {"token_embeddings", "position_embeddings", "token_type_embedding"}
+        if self.config.input_norm == "frozen":
+            frozen.add("input_norm")
+        if not self.config.learn_scales:
+            frozen |= {"log_logit_scale", "log_prior_scale"}
+        if not self.config.learn_example_weight:
+            frozen.add("example_weight")
+        for name, parameter in self.named_parameters():
+            if name.partition(".")[0] in frozen:
+                parameter.requires_grad_(False)
 
     @torch.no_grad()
     def cast_weights(self, dtype: torch.dtype) -> SCEModel:
@@ -213,25 +205,21 @@ class SCEModel(PreTrainedModel):
 
     @torch.no_grad()
     def load_pretrained_encoder(self, pretrained: Any) -> None:
-        """Copy the weights of a pretrained BERT or RoBERTa model: its first layers, and of its
-        embedding block what this model keeps. Its position embeddings are left out.
-
-        Args:
-            pretrained: a `BertModel` or `RobertaModel` of the same width, with at least as
-                many layers.
-        """
+        """Copy the weights of a `BertModel` or `RobertaModel` of the same width: its first layers,
+        and of its embedding block what this model has. It needs at least as many layers."""
         layers: Any = self.encoder.layer
         for mine, theirs in zip(layers, pretrained.encoder.layer[: len(layers)], strict=True):
             mine.load_state_dict(theirs.state_dict())
         embeddings = pretrained.embeddings
-        if self.config.label_source == "tokens":
-            self.token_embeddings.load_state_dict(embeddings.word_embeddings.state_dict())
         if self.config.token_type:
             self.token_type_embedding.copy_(embeddings.token_type_embeddings.weight[0])
-        if self.config.positions:
-            self.position_embeddings.load_state_dict(embeddings.position_embeddings.state_dict())
-        if self.config.input_norm != "none":
-            self.input_norm.load_state_dict(embeddings.LayerNorm.state_dict())
+        for name, block in {
+            "token_embeddings": embeddings.word_embeddings,
+            "position_embeddings": embeddings.position_embeddings,
+            "input_norm": embeddings.LayerNorm,
+        }.items():
+            if hasattr(self, name):
+                getattr(self, name).load_state_dict(block.state_dict())
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
@@ -263,13 +251,9 @@ class SCEModel(PreTrainedModel):
                 "tokens".
             label_mask: True where a label stands [B, K]; None if nothing is padding.
             targets: index of the right label [B].
-            example_embeddings, example_counts: see `pool_labels`; [B, K, D] or [K, D], and
-                [B, K] or [K].
-
-        Returns:
-            `SCEOutput` with float32 logits [B, K].
+            example_embeddings, example_counts: see `pool_labels`; [(B,) K, D] and [(B,) K].
         """
-        g_KD: torch.Tensor | None = None
+        g_KD = None
         if self.uses_embedded_labels:
             if label_embeddings is None:
                 raise ValueError(
@@ -304,12 +288,8 @@ class SCEModel(PreTrainedModel):
     def embed_labels(
         self, g_KD: torch.Tensor | None, label_tokens: torch.Tensor | None
     ) -> torch.Tensor:
-        """h_k as the encoder reads it, [..., K, H].
-
-        Args:
-            g_KD: what `pool_labels` gives; None in a model that has no use for it.
-            label_tokens: as in `forward`.
-        """
+        """h_k as the encoder reads it, [..., K, H], from what `pool_labels` gives or, in a model
+        with `label_source` "tokens", from the tokens that `forward` takes."""
         dtype = self.query_adaptor.weight.dtype
         if self.config.label_source == "embedder":
             assert g_KD is not None

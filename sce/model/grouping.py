@@ -11,7 +11,7 @@ embedder's dimension.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from threading import Lock
 
@@ -19,13 +19,7 @@ import numpy as np
 import torch
 
 from sce.labels import LabelSet, RaggedLabels
-from sce.model.label_vectors import (
-    LabelBank,
-    LabelVectors,
-    TextVectors,
-    TokenMeans,
-    encode_labels,
-)
+from sce.model.label_vectors import LabelBank, LabelVectors, TextVectors, TokenMeans, encode_labels
 from sce.model.scoring import PreparedLabels, ScoredBatch, Scorer
 
 CACHED_SETS = 64
@@ -87,10 +81,8 @@ class GroupScorer:
         shortlist_above: int,
         shortlist_size: int,
     ) -> None:
-        self._scorer = scorer
-        self._token_means = token_means
-        self._shortlist_above = shortlist_above
-        self._shortlist_size = shortlist_size
+        self._scorer, self._token_means = scorer, token_means
+        self._shortlist_above, self._shortlist_size = shortlist_above, shortlist_size
         # Held while labels are encoded: two threads with one new set encode it once.
         self._lock = Lock()
         self._prepared_sets: dict[tuple[str, bool], PreparedLabels] = {}
@@ -109,10 +101,8 @@ class GroupScorer:
             with_text = self._needs_text(len(labels))
             known = self._set_key(labels, exact=False) in self._prepared_sets
             new = [] if known else list(labels.labels)
-        if not with_text:
-            return []
         texts = (text for label in new for text in (*label.info_texts, *label.examples))
-        return list(dict.fromkeys(texts))
+        return list(dict.fromkeys(texts)) if with_text else []
 
     def batches(
         self,
@@ -128,8 +118,11 @@ class GroupScorer:
             text_vectors: asked for the vectors of label texts that are not known yet.
             exact: every label of one set is contextualised, however many there are.
         """
+        groups: Iterable[Group]
         if isinstance(labels, LabelSet):
-            groups = self._one_set(labels, len(queries_ND), text_vectors, exact)
+            prepared = self._prepared(labels, text_vectors, exact)
+            order_K = np.array(labels.canonical_order)
+            groups = [Group(np.arange(len(queries_ND)), prepared, None, order_K)]
         else:
             groups = self._a_set_a_row(labels, text_vectors)
         for group in groups:
@@ -142,12 +135,6 @@ class GroupScorer:
                 self._shortlist_size if shortlisted else None,
             ):
                 yield group, batch
-
-    def _one_set(
-        self, labels: LabelSet, rows: int, text_vectors: TextVectors, exact: bool
-    ) -> Iterator[Group]:
-        prepared = self._prepared(labels, text_vectors, exact)
-        yield Group(np.arange(rows), prepared, None, np.array(labels.canonical_order))
 
     def _a_set_a_row(self, labels: RaggedLabels, text_vectors: TextVectors) -> Iterator[Group]:
         if not len(labels):

@@ -34,13 +34,8 @@ LONG_SEQUENCE = 128
 
 @dataclass(frozen=True)
 class EncodedLabels:
-    """Labels as the first layer reads them.
-
-    Attributes:
-        h_KH: input vectors.
-        qkv_K3H: their queries (divided by sqrt(P)), keys and values in the first layer.
-        shared: what a set gains that serves many rows, or None.
-    """
+    """Labels as the first layer reads them: input vectors, and their queries (divided by sqrt(P)),
+    keys and values there; and what a set gains that serves many rows."""
 
     h_KH: torch.Tensor
     qkv_K3H: torch.Tensor

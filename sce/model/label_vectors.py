@@ -147,10 +147,8 @@ def token_means_of(model: SCEModel, tokenizer: PreTrainedTokenizerBase) -> Token
     prefix = " " if model.config.label_prefix_space else ""
 
     def token_means(names: Sequence[str]) -> torch.Tensor:
-        texts = [prefix + name for name in names]
-        ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
-        unknown = tokenizer.unk_token_id if tokenizer.unk_token_id is not None else 0
-        ids = [label_ids or [unknown] for label_ids in ids]
+        found = tokenizer([prefix + name for name in names], add_special_tokens=False)
+        ids = [label_ids or [tokenizer.unk_token_id or 0] for label_ids in found["input_ids"]]
         weight = model.token_embeddings.weight.detach()
         flat = torch.tensor(list(chain(*ids)), device=weight.device)
         offsets = torch.tensor([0, *accumulate(map(len, ids))][:-1], device=weight.device)

@@ -63,18 +63,13 @@ class PreparedLabels:
 
 @dataclass(frozen=True)
 class ScoredBatch:
-    """Scores of consecutive rows.
-
-    Attributes:
-        rows: which of the R rows.
-        logits_BK: uncalibrated, float32, on the model's device; [B, M] with a shortlist.
-        kept_BM: which labels of each row's set they belong to, ascending, where a shortlist was
-            used.
-    """
+    """Scores of consecutive rows."""
 
     rows: slice
     logits_BK: torch.Tensor
+    """Uncalibrated, float32, on the model's device; [B, M] with a shortlist."""
     kept_BM: torch.Tensor | None
+    """With a shortlist: which labels of each row's set they belong to, ascending."""
 
 
 class Scorer:
@@ -109,10 +104,7 @@ class Scorer:
             if self.model.uses_embedded_labels:
                 weight = self.model.example_weight
             similarity_KD = pool_labels(
-                labels.text_KD,
-                labels.examples_KD,
-                labels.example_counts_K,
-                weight,
+                labels.text_KD, labels.examples_KD, labels.example_counts_K, weight
             ).float()
         g_KD = similarity_KD if self.model.uses_embedded_labels else None
         encoded = None
@@ -147,8 +139,13 @@ class Scorer:
             ids_BK = kept_BM = None
             if ids_RK is not None:
                 ids_BK = torch.from_numpy(ids_RK[batch]).to(self.device)
-            if shortlist is not None:
-                kept_BM = self._nearest(queries_BD, labels, ids_BK, shortlist)
+            if shortlist is not None:  # those with the largest cosine
+                assert labels.similarity_KD is not None
+                cosine_BK = queries_BD @ labels.similarity_KD.T
+                if ids_BK is not None:
+                    cosine_BK = cosine_BK.gather(1, ids_BK)
+                nearest_BM = cosine_BK.topk(shortlist, dim=1, sorted=False).indices
+                kept_BM = nearest_BM.sort(dim=1).values
                 ids_BK = kept_BM if ids_BK is None else ids_BK.gather(1, kept_BM)
             yield ScoredBatch(batch, self.logits(queries_BD, labels, ids_BK), kept_BM)
 
@@ -173,20 +170,6 @@ class Scorer:
         if ids_BK is not None and tokens_KH is not None:
             tokens_KH = tokens_KH[ids_BK]
         return self.model(queries_BD, label_embeddings=g_KD, label_tokens=tokens_KH).logits
-
-    def _nearest(
-        self,
-        queries_BD: torch.Tensor,
-        labels: PreparedLabels,
-        ids_BK: torch.Tensor | None,
-        size: int,
-    ) -> torch.Tensor:
-        """The `size` labels of each row with the largest cosine, ascending places [B, M]."""
-        assert labels.similarity_KD is not None
-        cosine_BK = queries_BD @ labels.similarity_KD.T
-        if ids_BK is not None:
-            cosine_BK = cosine_BK.gather(1, ids_BK)
-        return cosine_BK.topk(size, dim=1, sorted=False).indices.sort(dim=1).values
 
 
 def multiplies_bfloat16(device: str) -> bool:

@@ -62,12 +62,12 @@ class TextLookup:
             DataError: one of them is not there, and there is no `embed`.
         """
         new = [text for text in dict.fromkeys(texts) if text not in self._place]
-        if new and self._embed is None:
-            raise DataError(
-                f"the embedding store lacks the label text {new[0]!r:.80}. "
-                "Run jobs/embed.py again on this data."
-            )
-        if new and self._embed is not None:
+        if new:
+            if self._embed is None:
+                raise DataError(
+                    f"the embedding store lacks the label text {new[0]!r:.80}. "
+                    "Run jobs/embed.py again on this data."
+                )
             self._place |= {text: len(self._vectors_MD) + i for i, text in enumerate(new)}
             self._vectors_MD = np.concatenate([self._vectors_MD, self._embed(new)])
         return self._vectors_MD[[self._place[text] for text in texts]]

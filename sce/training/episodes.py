@@ -47,11 +47,7 @@ class AugmentConfig(Section):
     foreign_similarity_limit: float = 0.7
     """A foreign label whose vector is at least this similar (cosine) to the right label's is
     left out: it may be right too."""
-    view_weights: dict[View, float] = {
-        "name": 1.0,
-        "synonym": 1.0,
-        "all": 1.0,
-    }
+    view_weights: dict[View, float] = {"name": 1.0, "synonym": 1.0, "all": 1.0}
     """How often an episode shows its labels by name, by one synonym each (drawn among the
     name and the synonyms), by name and description, or by all that is known."""
     synonym_scope: Literal["all", "right"] = "all"
@@ -79,9 +75,7 @@ class EpisodeSampler:
     """Draws episodes for rows; every draw is a function of (seed, epoch, row id).
 
     Args:
-        row_ids: ids of the N training rows.
-        row_labels: label name of each row.
-        row_sets: label set id of each row.
+        row_ids, row_labels, row_sets: id, label name and label set id of each of the N rows.
         label_sets: every label set that a row names; their labels are also the foreign labels.
         text_vectors: the text embedder's vectors for label texts.
         token_means: equation 2 for names and synonyms, or None.
@@ -144,14 +138,8 @@ class EpisodeSampler:
         """Episodes of the given rows (indices into the training rows) in an epoch."""
         labels_BK, targets_B = self._candidates(epoch, rows_B)
         text_BK, token_BK = self._views(epoch, rows_B, labels_BK, targets_B)
-        return Episodes(
-            rows_B=rows_B,
-            text_index_BK=text_BK,
-            token_index_BK=token_BK,
-            mask_BK=labels_BK >= 0,
-            targets_B=targets_B,
-            example_rows_BKX=self._examples(epoch, rows_B, labels_BK, targets_B),
-        )
+        examples_BKX = self._examples(epoch, rows_B, labels_BK, targets_B)
+        return Episodes(rows_B, text_BK, token_BK, labels_BK >= 0, targets_B, examples_BKX)
 
     def _uniforms(self, epoch: int, stream: str, rows_B: np.ndarray, count: int = 1) -> np.ndarray:
         return uniforms(self.seed, epoch, stream, self.keys_N[rows_B], count)
@@ -270,16 +258,11 @@ class EpisodeObjective:
     """
 
     def __init__(
-        self,
-        model: SCEModel,
-        sampler: EpisodeSampler,
-        queries_ND: np.ndarray,
-        device: torch.device,
+        self, model: SCEModel, sampler: EpisodeSampler, queries_ND: np.ndarray, device: torch.device
     ) -> None:
         self.model: nn.Module = model
         self.seed, self.keys_N = sampler.seed, sampler.keys_N
-        self.device = device
-        self._sampler = sampler
+        self.device, self._sampler = device, sampler
         # Copies, since arrays that Ray's workers share cannot be written to, which torch warns of.
         self._queries_ND = torch.from_numpy(np.array(queries_ND)).to(device)
         self._texts_MD = self._tokens_MH = None
@@ -324,9 +307,8 @@ class EpisodeObjective:
                 counts_BK = present_BKX.sum(-1).to(text_BKD.dtype)
                 some_B = counts_BK.sum(-1) > 0
                 some_BKXD = self._queries_ND[rows_BKX[some_B].clamp(min=0)]
-                some_BKXD = some_BKXD * present_BKX[some_B].unsqueeze(-1)
-                means_BKD = some_BKXD.sum(2) / counts_BK[some_B].clamp(min=1).unsqueeze(-1)
-                examples_BKD[some_B] = means_BKD
+                sums_BKD = (some_BKXD * present_BKX[some_B].unsqueeze(-1)).sum(2)
+                examples_BKD[some_B] = sums_BKD / counts_BK[some_B].clamp(min=1).unsqueeze(-1)
             # Always given, so that the weights of the examples are in every step's graph.
             inputs["example_embeddings"] = examples_BKD
             inputs["example_counts"] = counts_BK

@@ -89,7 +89,6 @@ class EpochStats:
 
     loss_sum: float
     rows: int
-    steps: int
     seconds: float
     overhead_seconds: float
     """Time in which samples were drawn and brought to the device."""
@@ -106,10 +105,9 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             is_scalar = parameter.dim() == 0 or name.endswith("example_weight")
-            (scalars if is_scalar else matrices if parameter.dim() > 1 else vectors).append(
-                parameter
-            )
-    groups: list[dict[str, Any]] = [
+            group = scalars if is_scalar else matrices if parameter.dim() > 1 else vectors
+            group.append(parameter)
+    groups = [
         {"params": matrices, "weight_decay": config.weight_decay, "rate": config.learning_rate},
         {"params": vectors, "weight_decay": 0.0, "rate": config.learning_rate},
         {"params": scalars, "weight_decay": 0.0, "rate": config.scale_learning_rate},
@@ -180,7 +178,9 @@ def train_epoch(
         optimizer.zero_grad(set_to_none=True)
         # A last batch with fewer rows than workers: one without any still takes part in the
         # reduction, with a row that weighs nothing.
-        for part_B in _parts(mine_B if len(mine_B) else batch_B[:1], config.pass_rows):
+        drawn_B = mine_B if len(mine_B) else batch_B[:1]
+        for first in range(0, len(drawn_B), config.pass_rows):
+            part_B = drawn_B[first : first + config.pass_rows]
             begin = time.perf_counter()
             count = len(part_B) if len(mine_B) else 0
             samples, tokens_B = objective.draw(epoch, part_B)
@@ -202,11 +202,7 @@ def train_epoch(
             on_step(step + 1, steps)
     loss_sum = float(torch.stack(losses).sum()) if losses else 0.0
     seconds = time.perf_counter() - started
-    return EpochStats(loss_sum, rows, steps, seconds, overhead, tokens, squared_tokens)
-
-
-def _parts(rows_B: np.ndarray, size: int) -> list[np.ndarray]:
-    return [rows_B[first : first + size] for first in range(0, len(rows_B), size)]
+    return EpochStats(loss_sum, rows, seconds, overhead, tokens, squared_tokens)
 
 
 def random_state() -> dict[str, Any]:

@@ -128,7 +128,7 @@ def _fitted(scores: Sequence[np.ndarray], sets: Sequence[EvaluationSet]) -> Temp
     """A temperature for these scores [N, K] of labelled rows; the identity for none."""
     if not scores:
         return Temperature()
-    logits = [row_K for scores_NK in scores for row_K in scores_NK.astype(np.float64)]
+    logits = [row_K for scores_NK in scores for row_K in scores_NK]
     targets = [s.label_set.index(name) for s in sets for name in s.labels]
     return fit_temperature(logits, targets).temperature
 

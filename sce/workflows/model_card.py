@@ -8,7 +8,7 @@
     training_data    list of dicts: name, rows, licence
     recipe           dict of settings as in the resolved configuration; may be nested
     paper_settings   dotted names of the settings that are the paper's; all others are ours
-    calibration      `TemperatureFit.to_dict()`
+    calibration      a `TemperatureFit` as a dictionary
     results          evaluation results as `sce.evaluation.report` describes them; may be empty
     validation       dict of figures, shown when there are no `results`
     versions         dict: package -> version

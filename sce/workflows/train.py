@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -116,7 +116,7 @@ def train(experiment: Experiment) -> dict[str, Any]:
         "results": str(experiment.results_dir),
         "best_epoch": int(fitted.best["epoch"]),
         "validation_accuracy": round(fitted.best["score"], 4),
-        "temperature": fits["sce"].temperature.to_dict(),
+        "temperature": asdict(fits["sce"].temperature),
         "test": rounded_means(results),
         "mlflow_run_id": tracker.run_id,
         "seconds": round(time.perf_counter() - started, 1),
@@ -220,8 +220,11 @@ def _calibrate(
     views_N = rows_N % len(VIEWS)
     fits = {}
     for name, scores_VNK in scores.items():
-        scores_NK = validator.finish(scores_VNK)[views_N, rows_N]
-        fits[name] = fit_temperature(scores_NK, validator.targets_N, validator.label_counts_N)
+        scores_N = [
+            scores_K[:count]
+            for scores_K, count in zip(scores_VNK[views_N, rows_N], validator.label_counts_N)
+        ]
+        fits[name] = fit_temperature(scores_N, validator.targets_N)
         logger.info("temperature of %s: %s", name, fits[name].reason)
     sce, cosine = fits["sce"].temperature, fits["cosine"].temperature
     model.config.calibration, model.config.cosine_calibration = [sce.a, sce.b], [cosine.a, cosine.b]
@@ -250,7 +253,7 @@ def _card(
         "paper_settings": paper_settings(experiment.model_dump(mode="json")),
         "git_commit": git_tags().get("mlflow.source.git.commit"),
         "versions": {name: version(name) for name in ("torch", "transformers", "ray")},
-        "calibration": fits["sce"].to_dict(),
+        "calibration": asdict(fits["sce"]),
         "validation": {k: v for k, v in best.items() if k.startswith("validation/")},
     }
 
