@@ -67,7 +67,7 @@ def read_source(source: SourceConfig, config: DataConfig, seed: int) -> Source:
     if source.license is not None:
         result.licence = source.license
     if source.sizes is not None:
-        result.sizes = _own_sizes(source)
+        result.sizes = dict(source.sizes)  # type: ignore[arg-type]
     return result
 
 
@@ -103,7 +103,7 @@ def _known(source: SourceConfig, config: DataConfig) -> Source:
     write = spec.as_printed if config.label_case == "paper" else str
     name = source.output_name
     files, origin = _files(source, spec)
-    sizes = _own_sizes(source) or dict(spec.sizes)
+    sizes: dict[str, Size] = dict(source.sizes or spec.sizes)  # type: ignore[arg-type]
     dropped: Counter[str] = Counter()
     rows: list[Row] = []
     columns = _columns(source, Columns(text=spec.text, label=spec.label, header=spec.header))
@@ -120,8 +120,7 @@ def _known(source: SourceConfig, config: DataConfig) -> Source:
                 continue
             split_of = raw.split or split
             rows.append(Row(name, split_of, raw.text, write(label), name, text_key(raw.text)))
-    labels = spec.labels or tuple(dict.fromkeys((spec.label_map or {}).values()))
-    labels = labels or tuple(sorted({row.label for row in rows}))
+    labels = spec.labels or tuple(sorted({row.label for row in rows}))
     return Source(
         name=name,
         rows=rows,
@@ -161,18 +160,8 @@ def _custom(source: SourceConfig) -> Source:
     )
 
 
-def _own_sizes(source: SourceConfig) -> dict[str, Size] | None:
-    return None if source.sizes is None else {str(k): v for k, v in source.sizes.items()}
-
-
 def _on_bad(source: SourceConfig, dropped: Counter[str]) -> Callable[[BadRow], None]:
-    if not source.skip_bad_rows:
-        return raise_bad
-
-    def count(bad: BadRow) -> None:
-        dropped[bad.reason] += 1
-
-    return count
+    return (lambda bad: dropped.update([bad.reason])) if source.skip_bad_rows else raise_bad
 
 
 def _columns(source: SourceConfig, columns: Columns) -> Columns:

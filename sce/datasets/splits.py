@@ -125,12 +125,10 @@ def assign_splits(
         chosen, left = _fill(_Pool(pool, seed, balanced), counts, order, pinned)
         result += chosen
         for row in left:
-            pin = pinned.get(row.key)
-            held = pin is not None and pin != "train"
-            dropped[same_text_in(pin) if held and pin else NOT_SAMPLED] += 1
-    filled = {row.split for row in result}
+            pin = pinned.get(row.key, "train")
+            dropped[NOT_SAMPLED if pin == "train" else same_text_in(pin)] += 1
     for split in wanted:
-        if split not in filled:
+        if not any(row.split == split for row in result):
             raise DataError(
                 f"{where}: no rows for the split {split!r} among {len(rows)} rows with sizes "
                 f"{dict(sizes)}. Set smaller `sizes` for this source, or leave {split!r} out."
@@ -187,7 +185,6 @@ class _Pool:
         ]
         groups.sort(key=lambda group: (rank(seed, group.key), group.key))
         self.groups = groups
-        self.n_rows = len(rows)
         totals = Counter(group.label for group in groups)
         # The step between two groups of a label in the common order: small for a frequent
         # label, so that each prefix holds the labels in proportion; equal when balanced.
