@@ -3,8 +3,8 @@
 import pytest
 
 from sce.datasets.custom import read_label_file
+from sce.datasets.sources import label_set_for, synonym_tables
 from sce.datasets.specs import SPECS
-from sce.datasets.synonyms import label_set_for, synonym_tables
 from sce.errors import DataError
 from sce.labels import LabelSet
 
