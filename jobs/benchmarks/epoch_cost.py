@@ -22,6 +22,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -84,13 +85,10 @@ def timed(
     warmups = math.ceil(settings.warmup / stretch.steps)
     for done in range(warmups):
         stretch.run(done)
-    seconds = []
-    for done in range(math.ceil(settings.steps / stretch.steps)):
-        synchronise(device)
-        begin = clock()
-        stretch.run(warmups + done)
-        synchronise(device)
-        seconds.append(clock() - begin)
+    seconds = [
+        seconds_of(partial(stretch.run, warmups + done), device, clock)
+        for done in range(math.ceil(settings.steps / stretch.steps))
+    ]
     samples = stretch.samples * len(seconds)
     return Row(
         model=workload.name,
@@ -118,23 +116,25 @@ def matrix_rate(settings: EpochCost, clock: Callable[[], float]) -> float:
     torch.manual_seed(settings.seed)
     left, right = torch.randn(2, size, size, dtype=settings.torch_dtype, device=device)
     out = torch.empty_like(left)
-    products, rates = _PRODUCTS[device.type], []
-    for look in range(_LOOKS[device.type] + 1):
-        synchronise(device)
-        begin = clock()
+    products, looks = _PRODUCTS[device.type], _LOOKS[device.type]
+
+    def multiply() -> None:
         for _ in range(products):
             torch.mm(left, right, out=out)
-        synchronise(device)
-        seconds = clock() - begin
-        if look:  # the first warms up
-            rates.append(products * 2 * size**3 / seconds)
-    return max(rates)
+
+    seconds_of(multiply, device, clock)  # the first warms up
+    seconds = [seconds_of(multiply, device, clock) for _ in range(looks)]
+    return products * 2 * size**3 / min(seconds)
 
 
-def synchronise(device: torch.device) -> None:
-    """Wait until the device has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def seconds_of(call: Callable[[], None], device: torch.device, clock: Callable[[], float]) -> float:
+    """Seconds until the device has done what the call gives it."""
+    wait = partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
+    wait()
+    begin = clock()
+    call()
+    wait()
+    return clock() - begin
 
 
 @dataclass(frozen=True)
