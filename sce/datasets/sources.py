@@ -220,20 +220,17 @@ def _files(
         origin = {"dataset": source.dataset, "hub_id": spec.hub_id, "revision": folder.name}
     else:
         path = fetch(source.path).expanduser()
-        files = _path_files(path, spec, named=any(given for given, _ in extra))
+        if path.is_dir():
+            files = split_files(path, spec.files)
+        elif path.exists():
+            # Beside files of their own for validation or test, the main file is the training file.
+            files = [(path, "train" if any(given for given, _ in extra) else None)]
+        else:
+            how = f" To get this dataset, {spec.get_it}." if spec.get_it else ""
+            raise DataError(f"{path}: no such file or folder.{how}")
         origin = {"dataset": source.dataset, "path": source.path}
     for given, split in extra:
         if given is not None:
             files.append((fetch(given).expanduser(), split))
             origin[f"{split}_path"] = given
     return files, origin
-
-
-def _path_files(path: Path, spec: DatasetSpec, named: bool) -> list[tuple[Path, str | None]]:
-    if path.is_dir():
-        return split_files(path, spec.files)
-    if not path.exists():
-        how = f" To get this dataset, {spec.get_it}." if spec.get_it else ""
-        raise DataError(f"{path}: no such file or folder.{how}")
-    # Beside files of their own for validation or test, the main file is the training file.
-    return [(path, "train" if named else None)]
