@@ -20,19 +20,14 @@ is best given as SCE_ENDPOINT_TOKEN.
 The last line of standard output is JSON. Exit code 0: done, 1: failed, 2: wrong input.
 """
 
-from __future__ import annotations
-
 import sys
-from collections.abc import Sequence
+from functools import partial
 
 from sce.workflows.bulk_settings import ClassifyConfig
 from sce.workflows.classify import classify
 from sce.workflows.cli import run_job
 
-
-def main(argv: Sequence[str] | None = None) -> int:
-    return run_job(ClassifyConfig, classify, __doc__ or "", argv)
-
+main = partial(run_job, ClassifyConfig, classify, __doc__)
 
 if __name__ == "__main__":
     sys.exit(main())

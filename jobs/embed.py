@@ -15,18 +15,13 @@ another one needs another store.
 The last line of standard output is JSON. Exit code 0: done, 1: failed, 2: wrong input.
 """
 
-from __future__ import annotations
-
 import sys
-from collections.abc import Sequence
+from functools import partial
 
 from sce.workflows.cli import run_job
 from sce.workflows.embed import EmbedJob, embed
 
-
-def main(argv: Sequence[str] | None = None) -> int:
-    return run_job(EmbedJob, embed, __doc__ or "", argv)
-
+main = partial(run_job, EmbedJob, embed, __doc__)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -21,6 +21,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from pydantic import Field
 
@@ -97,7 +98,8 @@ def benchmark_classify(config: ClassifyBenchmark) -> dict[str, Any]:
         PeakMemory() as memory,
         Tracker.open(config.tracking, None, "benchmark-classify", {"job": "benchmark"}) as tracker,
     ):
-        model = _model(config, Path(scratch))
+        folder = config.model or write_model(Path(scratch) / "model", config.embedder)
+        model = LocalModel.find(folder, config.embedder, config.dtype, exact=False)
         predictor = model.load(plan.device)
         texts = make_texts(predictor, config.texts, config.text_tokens)
         found: dict[str, Any] = {
@@ -122,17 +124,13 @@ def benchmark_classify(config: ClassifyBenchmark) -> dict[str, Any]:
             save(figure, Path(scratch) / "classify.png")
             put(Path(scratch) / "classify.png", folder / "classify.png")
         tracker.log_params(config.model_dump(mode="json"))
-        tracker.log_metrics(_flat(found))
+        figures = pd.json_normalize({"benchmark": found}, sep="/").select_dtypes("number")
+        tracker.log_metrics(figures.astype(float).iloc[0].to_dict())
         tracker.log_text(table, "benchmark.md")
         tracker.log_figure(figure, "benchmark.png")
         tracker.log_dict(found, "benchmark.json")
     print(table)
     return found
-
-
-def _model(config: ClassifyBenchmark, scratch: Path) -> LocalModel:
-    folder = config.model or write_model(scratch / "model", config.embedder)
-    return LocalModel.find(folder, config.embedder, config.dtype, exact=False)
 
 
 def _measure_ours(
@@ -148,23 +146,23 @@ def _measure_ours(
     vectors_ND = predictor.embedder.embed(texts).vectors
     same = _agreement(predictor, texts, vectors_ND, counts)
     embed: list[float] = []
-    empty: list[dict[int, list[float]]] = [{k: [] for k in counts} for _ in range(4)]
-    text, store, labels, ratios = empty
+    rounds: dict[int, list[tuple[float, ...]]] = {k: [] for k in counts}
     for _ in range(config.rounds):
         embed.append(len(texts) / seconds_of(lambda: predictor.embedder.embed(texts)))
         for k in counts:
             queries_ND = unit_vectors(rows[k], dimension)
-            labels[k].append(_from_store(predictor, queries_ND[:1], k))
-            store[k].append(rows[k] / _from_store(predictor, queries_ND, k))
-            text[k].append(len(texts) / _from_text(predictor, texts, k))
-            ratios[k].append(store[k][-1] / text[k][-1])
+            seconds = _from_store(predictor, queries_ND[:1], k)
+            store = rows[k] / _from_store(predictor, queries_ND, k)
+            text = len(texts) / _from_text(predictor, texts, k)
+            rounds[k].append((seconds, store, text, store / text))
+    medians = {k: [median(values) for values in zip(*found)] for k, found in rounds.items()}
     return {
         "embed": median(embed),
-        "text": {k: median(rates) for k, rates in text.items()},
-        "store": {k: median(rates) for k, rates in store.items()},
+        "text": {k: found[2] for k, found in medians.items()},
+        "store": {k: found[1] for k, found in medians.items()},
         "store_rows": rows,
-        "label_set_seconds": {k: median(seconds) for k, seconds in labels.items()},
-        "store_over_text": {k: round(median(found), 2) for k, found in ratios.items()},
+        "label_set_seconds": {k: found[0] for k, found in medians.items()},
+        "store_over_text": {k: round(found[3], 2) for k, found in medians.items()},
     } | same
 
 
@@ -303,19 +301,15 @@ def _series(found: dict[str, Any]) -> dict[str, Rates]:
 
 def _markdown(found: dict[str, Any]) -> str:
     """Texts a second by number of labels, and the ratios."""
-    series, peers = _series(found), found.get("peers", {})
+    series, peers, seconds = _series(found), found.get("peers", {}), found["label_set_seconds"]
     counts = sorted({k for rates in series.values() for k in rates})
-    seconds = found["label_set_seconds"]
     numbers = {"store over text": found["store_over_text"]}
     for side in ("store", "text"):
-        for name, rates in peers.get(f"our_{side}_over_theirs", {}).items():
-            numbers[f"{side} over {name}"] = rates
+        over = peers.get(f"our_{side}_over_theirs", {})
+        numbers |= {f"{side} over {name}": rates for name, rates in over.items()}
     cells = [
         *([name, *(_cell(rates.get(k)) for k in counts)] for name, rates in series.items()),
-        [
-            "seconds to embed the labels",
-            *(f"{seconds[k]:.2f}" if k in seconds else "" for k in counts),
-        ],
+        ["seconds to embed the labels", *(_seconds(seconds.get(k)) for k in counts)],
         *([name, *(_cell(rates.get(k)) for k in counts)] for name, rates in numbers.items()),
     ]
     lines = [
@@ -332,26 +326,18 @@ def _markdown(found: dict[str, Any]) -> str:
         f"{found['share_of_matmul_rate']:.0%} of the {found['matmul_gflops']} of a bare matrix "
         "product (operations of the plain forward pass).",
     ]
-    if "ray" in found:
-        ray = found["ray"]
+    if ray := found.get("ray"):
+        ratios = ", ".join(map(str, ray["ratios"]))
         lines.append(
-            f"Ray job over bare loop, {ray['rows']:,} rows: {ray['ratio']} (rounds "
-            f"{', '.join(map(str, ray['ratios']))})."
+            f"Ray job over bare loop, {ray['rows']:,} rows: {ray['ratio']} (rounds {ratios})."
         )
     peaks = ", ".join(f"{k} {v / 1e9:.2f} GB" for k, v in found["peak_memory_bytes"].items())
     return "\n".join([*lines, f"Peak memory: {peaks}."]) + "\n"
 
 
+def _seconds(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
 def _cell(value: float | None) -> str:
     return "" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def _flat(found: dict[str, Any], prefix: str = "benchmark") -> dict[str, float]:
-    flat: dict[str, float] = {}
-    for key, value in found.items():
-        name = f"{prefix}/{key}"
-        if isinstance(value, dict):
-            flat |= _flat(value, name)
-        elif isinstance(value, (int, float)):
-            flat[name] = float(value)
-    return flat

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import tempfile
 import time
+from functools import partial
 from itertools import product
-from statistics import median
 from typing import Any
 
 import pyarrow as pa
@@ -13,6 +13,7 @@ import pyarrow.json as paj
 import pyarrow.parquet as pq
 from pydantic import Field
 
+from jobs.benchmarks.rounds import beside_bare
 from sce.bulk.corpus import Columns, open_corpus
 from sce.bulk.counts import ErrorLimit
 from sce.bulk.reading import BLOCK_ROWS
@@ -21,7 +22,7 @@ from sce.datasets.starter import read_starter
 from sce.distributed.embed import embed_corpus
 from sce.distributed.resources import ActorPlan, ResourcesConfig, embed_actors, use_threads
 from sce.distributed.stage import ACTOR_CPUS
-from sce.embedding.embedder import load_embedder
+from sce.embedding.embedder import TextEmbedder, load_embedder
 from sce.embedding.settings import EmbedderConfig
 from sce.errors import ConfigError
 from sce.storage import Place, fetch
@@ -46,10 +47,6 @@ def benchmark_embed(config: EmbedBenchmark) -> dict[str, Any]:
     Both embed the same texts in the same blocks with the same number of threads. Start-up is
     left out on both sides: Ray's time goes from the start of the first block to the end of
     the last one; meanwhile blocks are read and written, which the bare embedder does not do.
-
-    Returns:
-        texts, ray_texts_per_second and bare_texts_per_second of each round, and `ratio`, the
-        median over the rounds of Ray's rate to the mean of the bare rates before and after it.
     """
     texts = _texts(config)
     plan = embed_actors(config.resources, default_cpus=ACTOR_CPUS)
@@ -58,25 +55,17 @@ def benchmark_embed(config: EmbedBenchmark) -> dict[str, Any]:
     bare.embed(texts[:64])
     _ray_rate(texts[:64], config, plan)  # starts Ray Data's own actors, once a cluster
 
-    ray_rates, bare_rates = [], [_bare_rate(bare, texts)]
-    for _ in range(config.rounds):
-        ray_rates.append(_ray_rate(texts, config, plan))
-        bare_rates.append(_bare_rate(bare, texts))
-    ratios = [
-        2 * rate / (before + after)
-        for rate, before, after in zip(ray_rates, bare_rates, bare_rates[1:])
-    ]
+    by_ray = partial(_ray_rate, texts, config, plan)
+    rounds = beside_bare(by_ray, partial(_bare_rate, bare, texts), config.rounds)
     return {
         "texts": len(texts),
         "embedder": str(bare.fingerprint),
         "dtype": config.embedder.dtype,
         "actors": plan.actors,
         "threads": plan.threads,
-        "ray_texts_per_second": ray_rates,
-        "bare_texts_per_second": bare_rates,
-        "ratios": [round(ratio, 3) for ratio in ratios],
-        "ratio": round(median(ratios), 3),
-    }
+        "ray_texts_per_second": rounds.rates,
+        "bare_texts_per_second": rounds.bare,
+    } | rounds.summary()
 
 
 def _ray_rate(texts: list[str], config: EmbedBenchmark, plan: ActorPlan) -> float:
@@ -87,7 +76,7 @@ def _ray_rate(texts: list[str], config: EmbedBenchmark, plan: ActorPlan) -> floa
     return done["texts_per_second"]
 
 
-def _bare_rate(embedder: Any, texts: list[str]) -> float:
+def _bare_rate(embedder: TextEmbedder, texts: list[str]) -> float:
     started = time.perf_counter()
     for first in range(0, len(texts), BLOCK_ROWS):
         embedder.embed(texts[first : first + BLOCK_ROWS])

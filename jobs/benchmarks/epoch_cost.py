@@ -21,9 +21,11 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 
 from jobs.benchmarks.epoch_models import EpochCost
@@ -31,9 +33,6 @@ from jobs.benchmarks.epoch_workloads import WORKLOADS, Workload
 from jobs.benchmarks.rounds import markdown_table
 from sce.evaluation.paper import EPOCHS, FLOPS_BOUND, FLOPS_RATIO, LORA, SCE, TIME_RATIO
 from sce.evaluation.peak_memory import peak_bytes, reset_peak
-
-Clock = Callable[[], float]
-"""Seconds since some moment."""
 
 PAPER_SECONDS = {
     "sce": f"under {EPOCHS[SCE].seconds:,.0f}",
@@ -54,13 +53,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Row:
-    """A model's figures; operations are floating-point operations, shares are of 1.
-
-    Attributes:
-        peak_bytes: see `sce.evaluation`'s function of that name.
-        matrix_rate_share: of the chip's rate of matrix products; 0 until that is known.
-        spread: between the slowest and the fastest stretch, as a share of the mean.
-    """
+    """A model's figures. Operations are floating-point operations; `spread` is between the slowest
+    and the fastest stretch, as a share of the mean."""
 
     model: str
     epoch_seconds: float
@@ -69,7 +63,6 @@ class Row:
     exact_operations_per_sample: float
     recomputed_operations_per_sample: float
     operations_per_second: float
-    matrix_rate_share: float
     samples_timed: int
     steps_timed: int
     seconds_timed: float
@@ -79,7 +72,9 @@ class Row:
     notes: tuple[str, ...]
 
 
-def timed(workload: Workload, settings: EpochCost, clock: Clock = time.perf_counter) -> Row:
+def timed(
+    workload: Workload, settings: EpochCost, clock: Callable[[], float] = time.perf_counter
+) -> Row:
     """Warm up, then time stretches until there are `settings.steps` steps."""
     device = settings.torch_device
     stretch = workload.stretch(min(workload.epoch_steps, math.ceil(settings.steps / STRETCHES)))
@@ -90,13 +85,10 @@ def timed(workload: Workload, settings: EpochCost, clock: Clock = time.perf_coun
     warmups = math.ceil(settings.warmup / stretch.steps)
     for done in range(warmups):
         stretch.run(done)
-    seconds = []
-    for done in range(math.ceil(settings.steps / stretch.steps)):
-        synchronise(device)
-        begin = clock()
-        stretch.run(warmups + done)
-        synchronise(device)
-        seconds.append(clock() - begin)
+    seconds = [
+        seconds_of(partial(stretch.run, warmups + done), device, clock)
+        for done in range(math.ceil(settings.steps / stretch.steps))
+    ]
     samples = stretch.samples * len(seconds)
     return Row(
         model=workload.name,
@@ -106,7 +98,6 @@ def timed(workload: Workload, settings: EpochCost, clock: Clock = time.perf_coun
         exact_operations_per_sample=workload.operations.exact,
         recomputed_operations_per_sample=workload.operations.recomputed,
         operations_per_second=workload.operations.exact * samples / sum(seconds),
-        matrix_rate_share=0.0,
         samples_timed=samples,
         steps_timed=stretch.steps * len(seconds),
         seconds_timed=sum(seconds),
@@ -117,7 +108,7 @@ def timed(workload: Workload, settings: EpochCost, clock: Clock = time.perf_coun
     )
 
 
-def matrix_rate(settings: EpochCost, clock: Clock) -> float:
+def matrix_rate(settings: EpochCost, clock: Callable[[], float]) -> float:
     """Operations a second of a large matrix product, random numbers, in the number format that
     the models are measured in; the best of a few."""
     device = settings.torch_device
@@ -125,23 +116,25 @@ def matrix_rate(settings: EpochCost, clock: Clock) -> float:
     torch.manual_seed(settings.seed)
     left, right = torch.randn(2, size, size, dtype=settings.torch_dtype, device=device)
     out = torch.empty_like(left)
-    products, rates = _PRODUCTS[device.type], []
-    for look in range(_LOOKS[device.type] + 1):
-        synchronise(device)
-        begin = clock()
+    products, looks = _PRODUCTS[device.type], _LOOKS[device.type]
+
+    def multiply() -> None:
         for _ in range(products):
             torch.mm(left, right, out=out)
-        synchronise(device)
-        seconds = clock() - begin
-        if look:  # the first warms up
-            rates.append(products * 2 * size**3 / seconds)
-    return max(rates)
+
+    seconds_of(multiply, device, clock)  # the first warms up
+    seconds = [seconds_of(multiply, device, clock) for _ in range(looks)]
+    return products * 2 * size**3 / min(seconds)
 
 
-def synchronise(device: torch.device) -> None:
-    """Wait until the device has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def seconds_of(call: Callable[[], None], device: torch.device, clock: Callable[[], float]) -> float:
+    """Seconds until the device has done what the call gives it."""
+    wait = partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
+    wait()
+    begin = clock()
+    call()
+    wait()
+    return clock() - begin
 
 
 @dataclass(frozen=True)
@@ -160,24 +153,18 @@ def ratios(rows: dict[str, Row]) -> list[Ratio]:
     section 3.3's upper bound has it."""
     if "sce" not in rows or "llama" not in rows:
         return []
+
+    def costs(name: str) -> np.ndarray:
+        return np.array([rows[name].epoch_seconds, rows[name].paper_operations_per_sample])
+
+    alone = (costs("sce") / costs("llama")).tolist()
     paper = f"{TIME_RATIO} of seconds, {FLOPS_RATIO} of operations"
-    found = [_ratio("an epoch", rows, 1, False, paper)]
-    if "jina" in rows:
-        for epochs, theory in FLOPS_BOUND.items():
-            what = f"{epochs} epoch{'s' * (epochs > 1)} and the embedding"
-            found.append(_ratio(what, rows, epochs, True, f"{theory} of operations"))
+    found = [Ratio("an epoch", *alone, paper)]
+    for epochs, theory in FLOPS_BOUND.items() if "jina" in rows else ():
+        both = (costs("sce") + costs("jina") / epochs) / costs("llama")
+        what = f"{epochs} epoch{'s' * (epochs > 1)} and the embedding"
+        found.append(Ratio(what, *both.tolist(), f"{theory} of operations"))
     return found
-
-
-def _ratio(what: str, rows: dict[str, Row], epochs: int, embedded: bool, paper: str) -> Ratio:
-    def over_llama(cost: str) -> float:
-        once = getattr(rows["jina"], cost) if embedded else 0.0
-        return (epochs * getattr(rows["sce"], cost) + once) / (
-            epochs * getattr(rows["llama"], cost)
-        )
-
-    seconds, operations = map(over_llama, ("epoch_seconds", "paper_operations_per_sample"))
-    return Ratio(what, seconds, operations, paper)
 
 
 def benchmark_epoch(settings: EpochCost) -> dict[str, Any]:
@@ -189,33 +176,22 @@ def benchmark_epoch(settings: EpochCost) -> dict[str, Any]:
     return summary
 
 
-def measure(settings: EpochCost, clock: Clock = time.perf_counter) -> tuple[str, dict[str, Any]]:
-    """Measure every model of the settings.
-
-    Args:
-        clock: for tests.
-
-    Returns:
-        The report in Markdown, and all its figures.
-    """
+def measure(
+    settings: EpochCost, clock: Callable[[], float] = time.perf_counter
+) -> tuple[str, dict[str, Any]]:
+    """The report on every model of the settings in Markdown, and all its figures."""
     rates = [matrix_rate(settings, clock)]
     rows: dict[str, Row] = {}
-
-    def with_shares() -> dict[str, Row]:
-        # A GPU's clock moves and a CPU has other work to do: the best matrix rate counts.
-        return {
-            name: replace(row, matrix_rate_share=row.operations_per_second / max(rates))
-            for name, row in rows.items()
-        }
-
     for name in settings.models:
         # The workload goes before the next one is built: both would not fit.
         rows[name] = timed(WORKLOADS[name](settings), settings, clock)
         gc.collect()
         rates.append(matrix_rate(settings, clock))
         # All that is there, should the next one fail.
-        log.info("%s: %s", name, json.dumps(asdict(with_shares()[name])))
-    rows = with_shares()
+        log.info("%s: %s, matrix rate %.4g", name, json.dumps(asdict(rows[name])), max(rates))
+    # A GPU's clock moves and a CPU has other work to do: the best matrix rate counts.
+    rate = max(rates)
+    shares = {name: row.operations_per_second / rate for name, row in rows.items()}
     summary = {
         "size": settings.size,
         "machine": machine(settings.torch_device),
@@ -223,12 +199,12 @@ def measure(settings: EpochCost, clock: Clock = time.perf_counter) -> tuple[str,
             name: importlib.metadata.version(name) for name in ("torch", "transformers", "peft")
         },
         "dtype": settings.dtype,
-        "matrix_rate": max(rates),
-        "models": {name: asdict(row) for name, row in rows.items()},
+        "matrix_rate": rate,
+        "models": {n: asdict(row) | {"matrix_rate_share": shares[n]} for n, row in rows.items()},
         "ratios": [asdict(ratio) for ratio in ratios(rows)],
         "settings": settings.model_dump(mode="json"),
     }
-    return markdown(settings, rows, summary), summary
+    return markdown(settings, rows, shares, summary), summary
 
 
 def machine(device: torch.device) -> str:
@@ -238,8 +214,10 @@ def machine(device: torch.device) -> str:
     return f"CPU ({platform.machine()}, {torch.get_num_threads()} threads of {os.cpu_count()})"
 
 
-def markdown(settings: EpochCost, rows: dict[str, Row], summary: dict[str, Any]) -> str:
-    """The report."""
+def markdown(
+    settings: EpochCost, rows: dict[str, Row], shares: dict[str, float], summary: dict[str, Any]
+) -> str:
+    """The report; `shares` are of the rate of matrix products."""
     versions = ", ".join(f"{name} {version}" for name, version in summary["versions"].items())
     parts = [
         f"**An epoch of {settings.samples:,} samples**, {settings.size} size, random weights, on "
@@ -266,7 +244,7 @@ def markdown(settings: EpochCost, rows: dict[str, Row], summary: dict[str, Any])
             f"{row.paper_operations_per_sample:.4g}",
             f"{row.exact_operations_per_sample:.4g}",
             f"{row.operations_per_second:.3g}",
-            f"{100 * row.matrix_rate_share:.3g}%",
+            f"{100 * shares[name]:.3g}%",
         ]
         for name, row in rows.items()
     ]
@@ -278,17 +256,16 @@ def markdown(settings: EpochCost, rows: dict[str, Row], summary: dict[str, Any])
     if found:
         columns = ["SCE over LoRA Llama", "seconds, measured", "operations, paper's count"]
         parts.append(markdown_table([*columns, "the paper"], found))
-    lines = [_note(row) for row in rows.values()]
-    if max(row.matrix_rate_share for row in rows.values()) > 1:
+    lines = [_note(row, shares[name]) for name, row in rows.items()]
+    if max(shares.values()) > 1:
         lines.insert(0, "- A share above 100%: something else took this machine's time.")
     return "\n\n".join([*parts, "\n".join(lines)])
 
 
-def _note(row: Row) -> str:
+def _note(row: Row, share: float) -> str:
     recomputed = ""
-    if row.recomputed_operations_per_sample:
-        done = row.exact_operations_per_sample + row.recomputed_operations_per_sample
-        share = row.matrix_rate_share * done / row.exact_operations_per_sample
+    if again := row.recomputed_operations_per_sample:
+        share *= 1 + again / row.exact_operations_per_sample
         recomputed = (
             f"; with what the checkpoints compute again, {100 * share:.3g}% of the matrix rate"
         )

@@ -43,27 +43,23 @@ SCHEDULE_EPOCHS = 1_000_000
 
 @dataclass(frozen=True)
 class ModelSizes:
-    """The three architectures, with what `Architecture` does not say: their attention heads."""
+    """The three architectures, and the width of an attention head, which is one for all."""
 
     encoder: Architecture
-    encoder_heads: int
     embedder: Architecture
-    embedder_heads: int
     llama: Architecture
-    llama_heads: int
     lora_rank: int
+    head_size: int
 
 
-FULL = ModelSizes(ROBERTA_BASE, 12, JINA_V3, 16, LLAMA_1B, 32, LORA_RANK)
+FULL = ModelSizes(ROBERTA_BASE, JINA_V3, LLAMA_1B, LORA_RANK, head_size=64)
 """Appendices I, J, L and M."""
 TINY = ModelSizes(
     Architecture(d=32, d_ff=64, n_f1=1, n_f2=1, blocks=2, kv_size=32, vocabulary=64),
-    4,
     Architecture(d=48, d_ff=96, n_f1=1, n_f2=1, blocks=2, kv_size=48, vocabulary=64),
-    4,
     Architecture(d=64, d_ff=96, n_f1=2, n_f2=1, blocks=2, kv_size=32, vocabulary=64),
-    4,
-    4,
+    lora_rank=4,
+    head_size=16,
 )
 """For tests."""
 TINY_SETTINGS: dict[str, Any] = {
@@ -146,9 +142,8 @@ class EpochCost(JobConfig):
 
     @property
     def torch_device(self) -> torch.device:
-        return torch.device(
-            self.device, torch.cuda.current_device() if self.device == "cuda" else 0
-        )
+        gpu = torch.cuda.current_device() if self.device == "cuda" else 0
+        return torch.device(self.device, gpu)
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -172,16 +167,16 @@ def encoder_training(settings: EpochCost) -> TrainConfig:
 
 def llama_training(settings: EpochCost) -> LlamaTrainConfig:
     """How the paper fine-tunes Llama (configs/paper/llama.yaml)."""
-    names = ("micro_batch_size", "accumulation_steps")
-    given = {name: getattr(settings, name) for name in names} | {"precision": settings.dtype}
+    given = settings.model_dump(include={"micro_batch_size", "accumulation_steps"})
+    given["precision"] = settings.dtype
     return LlamaTrainConfig(**_recipe("llama")["train"] | given | {"epochs": SCHEDULE_EPOCHS})
 
 
 def lora_settings(settings: EpochCost, quantisation: str) -> LoraSettings:
     """The paper's adapters (configs/paper/llama.yaml)."""
-    names = ("dtype", "gradient_checkpointing")
-    given = {name: getattr(settings, name) for name in names} | {"quantisation": quantisation}
-    return LoraSettings(**_recipe("llama")["lora"] | given | {"rank": settings.sizes.lora_rank})
+    given = settings.model_dump(include={"dtype", "gradient_checkpointing"})
+    given |= {"quantisation": quantisation, "rank": settings.sizes.lora_rank}
+    return LoraSettings(**_recipe("llama")["lora"] | given)
 
 
 def augmentation(labels: int) -> AugmentConfig:
@@ -193,10 +188,9 @@ def augmentation(labels: int) -> AugmentConfig:
 def sce_config(sizes: ModelSizes, dropout: float) -> SCEConfig:
     """The paper's encoder (configs/paper/sce.yaml), the architecture of its checkpoint written
     out."""
-    recipe = dict(_recipe("sce")["model"])
-    for of_a_checkpoint in ("encoder", "num_layers"):
-        del recipe[of_a_checkpoint]
-    encoder = _shape(sizes.encoder, sizes.encoder_heads) | {
+    of_a_checkpoint = ("encoder", "num_layers")
+    recipe = {k: v for k, v in _recipe("sce")["model"].items() if k not in of_a_checkpoint}
+    encoder = _shape(sizes.encoder, sizes) | {
         "model_type": "roberta",
         "max_position_embeddings": 514,
         "type_vocab_size": 1,
@@ -209,7 +203,7 @@ def sce_config(sizes: ModelSizes, dropout: float) -> SCEConfig:
 
 def jina_model(sizes: ModelSizes, dtype: torch.dtype) -> PreTrainedModel:
     """The text embedder with a task adapter, as `sce.embedding.embedder.load_embedder` has it."""
-    config = JinaEmbeddingsV3Config(**_shape(sizes.embedder, sizes.embedder_heads))
+    config = JinaEmbeddingsV3Config(**_shape(sizes.embedder, sizes))
     config._attn_implementation = "sdpa"
     model: Any = JinaEmbeddingsV3Model(config, add_pooling_layer=False)
     model = model.to(dtype)
@@ -223,24 +217,23 @@ def jina_model(sizes: ModelSizes, dtype: torch.dtype) -> PreTrainedModel:
 
 def llama_config(sizes: ModelSizes) -> LlamaConfig:
     """Llama-3.2-1B (its scaling of the rotary frequencies apart, which costs nothing)."""
-    head_size = sizes.llama.d // sizes.llama_heads
     return LlamaConfig(
-        **_shape(sizes.llama, sizes.llama_heads),
-        num_key_value_heads=sizes.llama.kv_size // head_size,
-        head_dim=head_size,
+        **_shape(sizes.llama, sizes),
+        num_key_value_heads=sizes.llama.kv_size // sizes.head_size,
+        head_dim=sizes.head_size,
         max_position_embeddings=131_072,
         rms_norm_eps=1e-5,
         tie_word_embeddings=True,
     )
 
 
-def _shape(a: Architecture, heads: int) -> dict[str, Any]:
+def _shape(a: Architecture, sizes: ModelSizes) -> dict[str, Any]:
     return {
         "vocab_size": a.vocabulary,
         "hidden_size": a.d,
         "intermediate_size": a.d_ff,
         "num_hidden_layers": a.blocks,
-        "num_attention_heads": heads,
+        "num_attention_heads": a.d // sizes.head_size,
     }
 
 

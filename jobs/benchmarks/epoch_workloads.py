@@ -13,6 +13,7 @@ import math
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -49,12 +50,8 @@ ANSWER_TOKENS = 2
 
 @dataclass(frozen=True)
 class Stretch:
-    """Part of an epoch, or the whole of it.
-
-    Attributes:
-        run: does it; its argument is how many were done before.
-        samples, steps: that one run of it takes; a step is one batch's pass.
-    """
+    """Part of an epoch, or the whole of it: `run` does it, given how many were done before. A step
+    is one batch's pass."""
 
     run: Callable[[int], None]
     samples: int
@@ -63,13 +60,8 @@ class Stretch:
 
 @dataclass(frozen=True)
 class Operations:
-    """Floating-point operations of a sample, by `sce.evaluation.flops`.
-
-    Attributes:
-        paper: in the paper's convention.
-        exact: as the hardware counts them.
-        recomputed: exact, done a second time for gradient checkpoints; not part of `exact`.
-    """
+    """Floating-point operations of a sample, by `sce.evaluation.flops`: in the paper's convention,
+    as the hardware counts them, and those done again for gradient checkpoints (not in `exact`)."""
 
     paper: float
     exact: float
@@ -81,12 +73,8 @@ class Workload:
     """A model on its device, ready to be timed.
 
     Attributes:
-        name: for the report.
         stretch: as many steps of an epoch as asked for, or a few more where an optimiser step
             needs them.
-        epoch_steps: of a whole epoch.
-        operations: of a sample.
-        parameters, trainable: of the model.
         notes: what a reader of its figures has to know.
     """
 
@@ -154,9 +142,7 @@ def sce_workload(settings: EpochCost) -> Workload:
         )
         objective = EpisodeObjective(model, sampler, queries_ND, settings.torch_device)
 
-        def run(epoch: int) -> None:
-            train_epoch(objective, optimizer, train, epoch)
-
+        run = partial(train_epoch, objective, optimizer, train)
         return Stretch(run, rows, math.ceil(rows / train.batch_size))
 
     return Workload(
@@ -221,9 +207,7 @@ def llama_workload(settings: EpochCost) -> Workload:
         rows = min(settings.samples, optimizer_steps * train.batch_size)
         objective = RandomPrompts(settings, rows, model)
 
-        def run(epoch: int) -> None:
-            train_epoch(objective, optimizer, train, epoch)
-
+        run = partial(train_epoch, objective, optimizer, train)
         return Stretch(run, rows, math.ceil(rows / train.micro_batch_size))
 
     name = "Llama-3.2-1B" if settings.size == "full" else "Llama (tiny)"
@@ -245,11 +229,7 @@ def llama_workload(settings: EpochCost) -> Workload:
     )
 
 
-WORKLOADS: dict[str, Callable[[EpochCost], Workload]] = {
-    "sce": sce_workload,
-    "jina": embedding_workload,
-    "llama": llama_workload,
-}
+WORKLOADS = {"sce": sce_workload, "jina": embedding_workload, "llama": llama_workload}
 
 
 def _lora_llama(settings: EpochCost, quantisation: str) -> PeftModel:
@@ -257,10 +237,9 @@ def _lora_llama(settings: EpochCost, quantisation: str) -> PeftModel:
     lora = lora_settings(settings, quantisation)
     torch.manual_seed(settings.seed)
     with tempfile.TemporaryDirectory(prefix="llama-") as folder:
+        config = llama_config(settings.sizes)
         with settings.torch_device:
-            plain = AutoModelForCausalLM.from_config(
-                llama_config(settings.sizes), dtype=settings.torch_dtype
-            )
+            plain = AutoModelForCausalLM.from_config(config, dtype=settings.torch_dtype)
         plain.save_pretrained(folder)
         del plain
         return add_adapters(load_base(folder, lora, str(settings.torch_device)), lora)

@@ -24,7 +24,7 @@ from sce.config import JobConfig
 from sce.embedding.embedder import embedder_fingerprint
 from sce.embedding.settings import EmbedderConfig
 
-_JOB = Path(__file__).parents[2] / "jobs" / "classify.py"
+_JOB = Path(__file__).parents[1] / "classify.py"
 
 
 class MemoryBenchmark(JobConfig):
@@ -47,31 +47,28 @@ def benchmark_memory(config: MemoryBenchmark) -> dict[str, Any]:
         write_model(home / "model", config.embedder)
         for name, rows in (("tenth", config.rows // 10), ("whole", config.rows)):
             write_store(home / name, embedder_fingerprint(config.embedder), rows)
-        tenth = _run(home, "tenth", config)
-        whole = _run(home, "whole", config)
+        found: dict[str, Any] = {
+            "rows": config.rows,
+            "label_count": config.label_count,
+            "tenth": _run(home, "tenth", config, "tenth"),
+            "whole": _run(home, "whole", config, "whole"),
+        }
         stopped = _run(home, "whole", config, "resumed", stop_at=config.rows // 2)
-        resumed = _run(home, "whole", config, "resumed")
-    found: dict[str, Any] = {
-        "rows": config.rows,
-        "label_count": config.label_count,
-        "tenth": tenth,
-        "whole": whole,
-        "stopped_after_rows": stopped["rows_confirmed"],
-        "resumed": resumed,
-    }
-    for name, one in (("whole", whole), ("resumed", resumed)):
+        found["stopped_after_rows"] = stopped["rows_confirmed"]
+        found["resumed"] = _run(home, "whole", config, "resumed")
+    tenth = found["tenth"]["peak_bytes"]
+    for name in ("whole", "resumed"):
+        peaks = found[name]["peak_bytes"]
         found[f"ratio_{name}"] = {
-            kind: round(one["peak_bytes"][kind] / tenth["peak_bytes"][kind], 3)
-            for kind in tenth["peak_bytes"]
-            if kind in one["peak_bytes"]
+            kind: round(peaks[kind] / tenth[kind], 3) for kind in tenth if kind in peaks
         }
     return found
 
 
 def _run(
-    home: Path, store: str, config: MemoryBenchmark, output: str = "", stop_at: int | None = None
+    home: Path, store: str, config: MemoryBenchmark, output: str, stop_at: int | None = None
 ) -> dict[str, Any]:
-    folder = home / f"answers-{output or store}"
+    folder = home / f"answers-{output}"
     names = json.dumps(label_names(config.label_count, 0))
     command = [sys.executable, str(_JOB), "--model", str(home / "model"), "--labels", names]
     command += ["--input", str(home / store), "--output", str(folder), "--no-tracking.enabled"]

@@ -36,14 +36,18 @@ BATCH_ROWS = 32
 
 def nli_pipeline(device: str) -> Peer:
     """The transformers zero-shot pipeline over a cross-encoder: one pass a text and label."""
-    config = _backbone(num_labels=3, max_position_embeddings=NLI_TOKENS)
-    config.id2label = {0: "entailment", 1: "neutral", 2: "contradiction"}
-    config.label2id = {name: i for i, name in config.id2label.items()}
+    names = {0: "entailment", 1: "neutral", 2: "contradiction"}
+    config = BertConfig.from_pretrained(
+        minilm_folder(),
+        max_position_embeddings=NLI_TOKENS,
+        id2label=names,
+        label2id={name: i for i, name in names.items()},
+    )
     build: Any = pipeline
     classify = build(
         "zero-shot-classification",
         model=BertForSequenceClassification(config).eval(),
-        tokenizer=_tokenizer(),
+        tokenizer=AutoTokenizer.from_pretrained(minilm_folder()),
         device=device,
     )
 
@@ -98,10 +102,11 @@ def _build_gliclass() -> tuple[Any, PreTrainedTokenizerBase]:
         raise ConfigError(
             "gliclass is not installed: pip install 'soft-contextualized-encoder[peers]'"
         ) from None
-    tokenizer = _tokenizer()
+    tokenizer = AutoTokenizer.from_pretrained(minilm_folder())
     tokenizer.add_special_tokens({"additional_special_tokens": list(GLICLASS_TOKENS)})
     tokenizer.model_max_length = GLICLASS_MAX_TOKENS
-    encoder = _backbone(vocab_size=len(tokenizer), max_position_embeddings=GLICLASS_MAX_TOKENS)
+    room = {"vocab_size": len(tokenizer), "max_position_embeddings": GLICLASS_MAX_TOKENS}
+    encoder = BertConfig.from_pretrained(minilm_folder(), **room)
     class_id, text_id, example_id = map(tokenizer.convert_tokens_to_ids, GLICLASS_TOKENS)
     config = GLiClassModelConfig(
         encoder_config=encoder,
@@ -130,11 +135,3 @@ def cosine_similarity(device: str) -> Peer:
         return (text_ND @ label_KD.T).argmax(1)
 
     return answer
-
-
-def _tokenizer() -> PreTrainedTokenizerBase:
-    return AutoTokenizer.from_pretrained(minilm_folder())
-
-
-def _backbone(**changes: Any) -> BertConfig:
-    return BertConfig.from_pretrained(minilm_folder(), **changes)

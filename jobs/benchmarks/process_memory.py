@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 
 import psutil
 
@@ -48,19 +49,12 @@ class PeakMemory:
         except psutil.Error:
             return
         for process in processes:
-            try:
-                kind = self._kind(process)
-                if kind is not None:
-                    memory = process.memory_info()
-                    used = memory.rss - memory.shared
-                    self._peaks[kind] = max(self._peaks.get(kind, 0), used)
-            except psutil.Error:
-                continue
-
-    def _kind(self, process: psutil.Process) -> str | None:
-        if process.pid == self._driver.pid:
-            return "driver"
-        title = " ".join(process.cmdline()[:1])
-        if not title.startswith("ray::"):
-            return None
-        return "actor" if "BlockActor" in title else "worker"
+            with suppress(psutil.Error):
+                title = "".join(process.cmdline()[:1])
+                kind = "actor" if "BlockActor" in title else "worker"
+                if process == self._driver:
+                    kind = "driver"
+                elif not title.startswith("ray::"):
+                    continue
+                memory = process.memory_info()
+                self._peaks[kind] = max(self._peaks.get(kind, 0), memory.rss - memory.shared)

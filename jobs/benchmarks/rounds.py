@@ -11,26 +11,15 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Rounds:
-    """Rates of a side and of the bare loop beside it, and what is made of them.
-
-    Attributes:
-        bare: one rate before the first round, and one after each.
-        ratios: of each round's rate to the mean of the bare rates before and after it.
-    """
+    """A rate for each round, and of the bare loop one before the first round and after each."""
 
     rates: list[float]
     bare: list[float]
 
-    @property
-    def ratios(self) -> list[float]:
-        return [2 * rate / (a + b) for rate, a, b in zip(self.rates, self.bare, self.bare[1:])]
-
     def summary(self) -> dict[str, Any]:
-        """The `ratios` of the rounds, and `ratio`, their median."""
-        return {
-            "ratios": [round(ratio, 3) for ratio in self.ratios],
-            "ratio": round(median(self.ratios), 3),
-        }
+        """`ratios` of each rate to the mean of the bare ones around it; `ratio`, their median."""
+        ratios = [2 * rate / (a + b) for rate, a, b in zip(self.rates, self.bare, self.bare[1:])]
+        return {"ratios": [round(one, 3) for one in ratios], "ratio": round(median(ratios), 3)}
 
 
 def beside_bare(rate: Callable[[], float], bare: Callable[[], float], rounds: int) -> Rounds:

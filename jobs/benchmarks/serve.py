@@ -77,7 +77,7 @@ class ServeBenchmark(JobConfig):
 class Load:
     """What came back: seconds of each request, and requests a second."""
 
-    latencies: np.ndarray
+    latencies: list[float]
     rate: float
 
     def milliseconds(self) -> dict[str, float]:
@@ -124,11 +124,11 @@ def _throughput(
     """Texts a second at saturation over the bare predictor's, before and after each round."""
 
     def bare() -> float:
-        started, done = time.perf_counter(), 0
-        while time.perf_counter() - started < config.seconds / 2:
-            predictor.predict(texts, labels)
+        done, seconds = 0, 0.0
+        while seconds < config.seconds / 2:
+            seconds += seconds_of(lambda: predictor.predict(texts, labels))
             done += len(texts)
-        return done / (time.perf_counter() - started)
+        return done / seconds
 
     bare()
     found: dict[str, Any] = {}
@@ -168,8 +168,7 @@ def _one_request(
     bodies = _bodies(texts, labels, 1)
     served, bare = [], []
     for i in range(config.rounds):
-        load = run_load(url, bodies, 1, config.seconds / 2)
-        served.append(float(np.median(load.latencies)))
+        served.append(median(run_load(url, bodies, 1, config.seconds / 2).latencies))
         some = texts[i * 50 : i * 50 + 50] or texts[:1]
         bare.append(median(seconds_of(partial(predictor.predict, [t], labels)) for t in some))
     return {
@@ -186,13 +185,10 @@ def _peer(
 
     Its weights are random around a backbone of the same size.
     """
-    dtype = config.peer_dtype
-    if dtype == "auto":
-        dtype = "bfloat16" if multiplies_bfloat16("cpu") else "float32"
-    peer_bodies = [
-        json.dumps({"text": text, "labels": labels, "multi_label": False}).encode()
-        for text in texts
-    ]
+    own = "bfloat16" if multiplies_bfloat16("cpu") else "float32"
+    dtype = own if config.peer_dtype == "auto" else config.peer_dtype
+    asked = {"labels": labels, "multi_label": False}
+    peer_bodies = [json.dumps({"text": text} | asked).encode() for text in texts]
     clients = min(128, config.saturating_texts)
     ours, theirs = [], []
     with gliclass_server(home, dtype) as peer_url:
@@ -226,14 +222,11 @@ def _bulk(
     for name, source in (("text", home / "texts.parquet"), ("store", home / "store")):
         rates = {}
         for way, flags in (("actors", ["--model", model]), ("endpoint", ["--endpoint", url])):
-            output = home / f"{name}-{way}"
-            command = [sys.executable, str(ROOT / "jobs" / "classify.py"), "--input", str(source)]
-            command += ["--labels", json.dumps(label_names(config.labels, 0)), *flags]
-            command += ["--output", str(output), "--no-tracking.enabled"]
-            done = subprocess.run(
-                command, cwd=ROOT, check=True, stdout=subprocess.PIPE, env=own_ray(home, way)
-            )
-            rates[way] = json.loads(done.stdout.splitlines()[-1])["texts_per_second"]
+            command = [sys.executable, "jobs/classify.py", "--input", str(source), *flags]
+            command += ["--labels", json.dumps(label_names(config.labels, 0))]
+            command += ["--output", str(home / f"{name}-{way}"), "--no-tracking.enabled"]
+            out = subprocess.check_output(command, cwd=ROOT, env=own_ray(home, way))
+            rates[way] = json.loads(out.splitlines()[-1])["texts_per_second"]
         found[name] = rates | {"ratio": round(rates["endpoint"] / rates["actors"], 3)}
     return found
 
@@ -254,7 +247,7 @@ def run_load(url: str, bodies: Sequence[bytes], clients: int, seconds: float) ->
     elapsed = time.perf_counter() - started
     if set(statuses) != {200}:
         raise RuntimeError(f"the server did not answer every request: {dict(statuses)}")
-    return Load(np.array(latencies), statuses[200] / elapsed)
+    return Load(latencies, statuses[200] / elapsed)
 
 
 async def _load(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -13,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ def serve_app(home: Path, settings: dict[str, Any]) -> Iterator[str]:
     config.write_text(yaml.safe_dump(settings), encoding="utf-8")
     command = [sys.executable, "-m", "serve.app", "--config", str(config), "--port", str(port)]
     url = f"http://127.0.0.1:{port}"
-    with _server(home, "serve", command, lambda: _answers(f"{url}/health")):
+    with _server(home, "serve", command, partial(requests.get, f"{url}/health")):
         yield url
 
 
@@ -45,25 +45,24 @@ def gliclass_server(home: Path, dtype: str) -> Iterator[str]:
     command = [sys.executable, "-m", "jobs.benchmarks.gliclass_server", "--dtype", dtype]
     command += ["--model", str(home / "gliclass"), "--port", str(port)]
     url = f"http://127.0.0.1:{port}{GLICLASS_ROUTE}"
-    body = json.dumps({"text": "a text", "labels": ["a", "b"]}).encode()
-    with _server(home, "peer", command, lambda: _answers(url, body)):
+    body = {"text": "a text", "labels": ["a", "b"]}
+    with _server(home, "peer", command, partial(requests.post, url, json=body)):
         yield url
 
 
 @contextmanager
 def _server(
-    home: Path, name: str, command: Sequence[str], ready: Callable[[], bool]
+    home: Path, name: str, command: Sequence[str], request: Callable[..., requests.Response]
 ) -> Iterator[None]:
-    """A process with a Ray of its own, until it is ready; ended with all its children."""
-    said = home / f"{name}.log"
+    """A process with a Ray of its own that answers the request; ended with all its children."""
+    said, env = home / f"{name}.log", own_ray(home, name)
     with said.open("w") as file:
         process = subprocess.Popen(
-            command, cwd=ROOT, stdout=file, stderr=file, start_new_session=True,
-            env=own_ray(home, name),
-        )  # fmt: skip
+            command, cwd=ROOT, stdout=file, stderr=file, start_new_session=True, env=env
+        )
     try:
         deadline = time.monotonic() + START_SECONDS
-        while not ready():
+        while not _answered(request):
             if process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"{' '.join(command)}:\n{said.read_text()[-3000:]}")
             time.sleep(0.5)
@@ -75,23 +74,18 @@ def _server(
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-        shutil.rmtree(_ray_folder(home, name), ignore_errors=True)
+        shutil.rmtree(env["RAY_TMPDIR"], ignore_errors=True)
 
 
 def own_ray(home: Path, name: str) -> dict[str, str]:
-    """Its sockets do not take the long paths of temporary folders."""
-    return {**os.environ, "RAY_TMPDIR": str(_ray_folder(home, name))}
+    """The environment of a Ray whose sockets do not take the long paths of temporary folders."""
+    folder = Path(tempfile.gettempdir()) / f"{home.name[-8:]}-{name}"
+    return {**os.environ, "RAY_TMPDIR": str(folder)}
 
 
-def _ray_folder(home: Path, name: str) -> Path:
-    return Path(tempfile.gettempdir()) / f"{home.name[-8:]}-{name}"
-
-
-def _answers(url: str, body: bytes | None = None) -> bool:
-    headers = {"Content-Type": "application/json"}
+def _answered(request: Callable[..., requests.Response]) -> bool:
     try:
-        method = "GET" if body is None else "POST"
-        return requests.request(method, url, data=body, headers=headers, timeout=10).ok
+        return request(timeout=10).ok
     except requests.RequestException:
         return False
 

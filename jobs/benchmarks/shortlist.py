@@ -43,16 +43,6 @@ def benchmark_shortlist(config: ShortlistBenchmark) -> dict[str, Any]:
         raise ConfigError(f"sizes: none is from 1 to {len(labels) - 1}, below all labels.")
     exact = Predictor.from_pretrained(config.model, config.embedder, shortlist_above=EXACT)
     vectors_ND = exact.embedder.embed(texts).vectors
-    predictors = {
-        size: Predictor(
-            exact.model,
-            exact.embedder,
-            exact.tokenizer,
-            shortlist_above=size,
-            shortlist_size=size,
-        )
-        for size in sizes
-    }
     truth_N = np.array([labels.index(name) for name in names])
     answers_N, _ = _timed(exact, vectors_ND, labels)
     found: dict[str, Any] = {
@@ -61,11 +51,13 @@ def benchmark_shortlist(config: ShortlistBenchmark) -> dict[str, Any]:
         "exact_accuracy": _percent(answers_N == truth_N),
         "shortlist": {},
     }
-    for size, predictor in predictors.items():
+    model = exact.model, exact.embedder, exact.tokenizer
+    for size in sizes:
+        short = Predictor(*model, shortlist_above=size, shortlist_size=size)
         ratios = []
         for _ in range(config.rounds):
             _, before = _timed(exact, vectors_ND, labels)
-            short_N, seconds = _timed(predictor, vectors_ND, labels)
+            short_N, seconds = _timed(short, vectors_ND, labels)
             ratios.append(before / seconds)
         found["shortlist"][size] = {
             "accuracy": _percent(short_N == truth_N),

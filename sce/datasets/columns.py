@@ -78,8 +78,7 @@ def read_rows(path: Path, columns: Columns, on_bad: Callable[[BadRow], None]) ->
         if isinstance(item, BadRow):
             on_bad(item)
             continue
-        if found is None:
-            found = _find(path, columns, item.fields)
+        found = found or _find(path, columns, item.fields)
         try:
             row = _parse(item, found)
         except _RowError as problem:
@@ -111,22 +110,14 @@ def _find(path: Path, columns: Columns, fields: Mapping[str, Any]) -> Columns:
     if label is None:
         missing.append(" or ".join(columns.label))
     if missing or text is None or label is None:
-        raise DataError(
-            f"{path}: no column {', '.join(missing)}. Its columns: "
-            f"{', '.join(str(name) for name in fields)}."
-        )
+        has = ", ".join(map(str, fields))
+        raise DataError(f"{path}: no column {', '.join(missing)}. Its columns: {has}.")
 
-    def present(name: str) -> str:
-        return name if name in fields else ""
-
-    return replace(
-        columns,
-        text=(text,),
-        label=(label,),
-        split=present(columns.split),
-        label_set=present(columns.label_set),
-        all_labels=present(columns.all_labels),
-    )
+    optional = {name: getattr(columns, name) for name in ("split", "label_set", "all_labels")}
+    present: dict[str, Any] = {
+        name: column if column in fields else "" for name, column in optional.items()
+    }
+    return replace(columns, text=(text,), label=(label,), **present)
 
 
 def _parse(record: Record, columns: Columns) -> RawRow:
@@ -166,10 +157,8 @@ def _text(fields: Mapping[str, Any], names: Sequence[str]) -> str:
 def _label(value: Any, name: str) -> str:
     if isinstance(value, list):
         if len(value) != 1:
-            raise _RowError(
-                "not exactly one label",
-                f"{name!r} holds {len(value)} labels; exactly one is needed.",
-            )
+            count = f"{name!r} holds {len(value)} labels; exactly one is needed."
+            raise _RowError("not exactly one label", count)
         value = value[0]
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
@@ -181,9 +170,8 @@ def _label(value: Any, name: str) -> str:
     if error == "label_empty":
         raise _RowError("no label", f"{name!r} is empty; a label's name is needed.")
     if error:
-        raise _RowError(
-            "label too long", f"{name!r} has {len(key)} characters, at most {MAX_NAME_CHARS}."
-        )
+        length = f"{name!r} has {len(key)} characters, at most {MAX_NAME_CHARS}."
+        raise _RowError("label too long", length)
     return key
 
 

@@ -76,9 +76,8 @@ class CustomLabels:
             try:
                 label_set = self._listed_set(raw.all_labels)
             except LabelError as error:
-                on_bad(
-                    BadRow(raw.line, "all_labels is not a label set", f"{path}:{raw.line}: {error}")
-                )
+                message = f"{path}:{raw.line}: {error}"
+                on_bad(BadRow(raw.line, "all_labels is not a label set", message))
                 return None
         elif raw.label_set is not None:
             label_set = f"{self._name}/{raw.label_set}"
@@ -95,9 +94,8 @@ class CustomLabels:
                     )
                     on_bad(BadRow(raw.line, "unknown label set", message))
                     return None
-                self._sets[label_set] = LabelSet.parse(
-                    self._given[raw.label_set], f"{self._where}: {raw.label_set}"
-                )
+                where = f"{self._where}: {raw.label_set}"
+                self._sets[label_set] = LabelSet.parse(self._given[raw.label_set], where)
         else:
             label_set = self._name
             if self._given is not None and label_set not in self._sets:

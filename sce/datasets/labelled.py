@@ -31,14 +31,13 @@ def read_labelled(
     texts: list[str] = []
     names: list[str] = []
     for row in read_rows(path, Columns(text=((text_column,),), label=(label_column,)), raise_bad):
-        name = row.label
+        texts.append(row.text)
+        names.append(row.label)
         if labels is not None:
             try:
-                name = labels.names[labels.index(row.label)]
+                names[-1] = labels.names[labels.index(row.label)]
             except LabelError:
                 raise_bad(not_in_set(path, row.line, row.label, labels))
-        texts.append(row.text)
-        names.append(name)
     if not texts:
         raise DataError(f"{path}: no rows. At least one labelled text is needed.")
     return texts, names, labels if labels is not None else LabelSet.parse(sorted(set(names)))

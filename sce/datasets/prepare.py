@@ -62,17 +62,26 @@ def prepare(config: DataConfig, out: str | Place, seed: int) -> tuple[PreparedDa
     """
     out = to_place(out)
     check_replaceable(out)
-    sources = [_read(source, config, seed) for source in config.sources]
+    sources = []
+    for source in config.sources:
+        start = time.perf_counter()
+        sources.append(read_source(source, config, seed))
+        found = sources[-1].name, len(sources[-1].rows), time.perf_counter() - start
+        logger.info("read %s: %d rows in %.1f s", *found)
     rows, dropped = _split(sources, seed)
     rows_table = _rows_table(rows)
     label_sets_table = _label_sets_table(sources, {row.label_set for row in rows})
     fingerprint = content_fingerprint(rows_table, label_sets_table)
+    counts = Counter((row.dataset, row.split) for row in rows)
     manifest = {
         "fingerprint": fingerprint,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "seed": seed,
         "rows": rows_table.num_rows,
-        "counts": _counts(rows, sources),
+        "counts": {
+            source.name: {s: n for s in SPLITS if (n := counts[source.name, s])}
+            for source in sources
+        },
         "label_counts": _label_counts(rows),
         "asked": {source.name: source.sizes for source in sources},
         "dropped": dropped,
@@ -86,14 +95,6 @@ def prepare(config: DataConfig, out: str | Place, seed: int) -> tuple[PreparedDa
     write_prepared(out, rows_table, label_sets_table, manifest)
     logger.info("wrote %d rows to %s (%s)", rows_table.num_rows, out, fingerprint[:12])
     return PreparedData.load(out), False
-
-
-def _read(source: SourceConfig, config: DataConfig, seed: int) -> Source:
-    start = time.perf_counter()
-    result = read_source(source, config, seed)
-    seconds = time.perf_counter() - start
-    logger.info("read %s: %d rows in %.1f s", result.name, len(result.rows), seconds)
-    return result
 
 
 def _split(sources: Sequence[Source], seed: int) -> tuple[list[Row], dict[str, dict[str, int]]]:
@@ -112,24 +113,25 @@ def _split(sources: Sequence[Source], seed: int) -> tuple[list[Row], dict[str, d
             source.rows, source.sizes, seed, pinned, source.balanced, f"source {source.name!r}"
         )
         _pin(pinned, chosen)
-        _log_short(source, chosen)
+        got = Counter(row.split for row in chosen)
+        for split, size in (source.sizes or {}).items():
+            if isinstance(size, int) and got[split] < size:
+                short = source.name, got[split], split, size
+                logger.warning("%s: %d rows for %s, %d were asked for", *short)
         dropped[source.name].update(left_out)
         rows += chosen
     rows, straddling = keep_apart(rows)
     for name, counts in straddling.items():
         dropped[name].update(counts)
-    _check_none_lost(rows, sources)
+    kept = {row.dataset for row in rows}
+    for source in sources:
+        if source.name not in kept:
+            raise ConfigError(
+                f"source {source.name!r}: every row of it also stands in a held-out split of "
+                "another source. Leave one of them out."
+            )
     rows.sort(key=lambda r: (r.dataset, PRECEDENCE[r.split or "train"], r.content))
     return rows, {name: dict(sorted(counts.items())) for name, counts in dropped.items()}
-
-
-def _log_short(source: Source, chosen: Sequence[Row]) -> None:
-    got = Counter(row.split for row in chosen)
-    for split, size in (source.sizes or {}).items():
-        if isinstance(size, int) and got[split] < size:
-            logger.warning(
-                "%s: %d rows for %s, %d were asked for", source.name, got[split], split, size
-            )
 
 
 def _trains(source: Source) -> bool:
@@ -142,17 +144,6 @@ def _pin(pinned: dict[bytes, str], rows: Any) -> None:
             pinned[row.key] = row.split
 
 
-def _check_none_lost(rows: Sequence[Row], sources: Sequence[Source]) -> None:
-    """Every source must have kept rows. Raises `ConfigError` naming the one that has none."""
-    kept = {row.dataset for row in rows}
-    for source in sources:
-        if source.name not in kept:
-            raise ConfigError(
-                f"source {source.name!r}: every row of it also stands in a held-out split of "
-                "another source. Leave one of them out."
-            )
-
-
 def _rows_table(rows: Sequence[Row]) -> pa.Table:
     """Rows in `schema.ROWS`, each with an id that its content decides."""
     repeats: Counter[str] = Counter()
@@ -162,15 +153,8 @@ def _rows_table(rows: Sequence[Row]) -> pa.Table:
         row_id = f"{row.dataset}-{digest}"
         repeats[row_id] += 1
         ids.append(row_id if repeats[row_id] == 1 else f"{row_id}-{repeats[row_id]}")
-    columns = {
-        "row_id": ids,
-        "dataset": [row.dataset for row in rows],
-        "split": [row.split for row in rows],
-        "text": [row.text for row in rows],
-        "label": [row.label for row in rows],
-        "label_set": [row.label_set for row in rows],
-    }
-    return pa.table(columns, schema=ROWS)
+    columns = {name: [getattr(row, name) for row in rows] for name in ROWS.names[1:]}
+    return pa.table({"row_id": ids} | columns, schema=ROWS)
 
 
 def _label_sets_table(sources: Sequence[Source], used: set[str]) -> pa.Table:
@@ -192,17 +176,6 @@ def _label_sets_table(sources: Sequence[Source], used: set[str]) -> pa.Table:
                 "labels": labels.to_list(),
             }
     return pa.Table.from_pylist([items[key] for key in sorted(items)], schema=LABEL_SETS)
-
-
-def _counts(rows: Sequence[Row], sources: Sequence[Source]) -> dict[str, dict[str, int]]:
-    """Rows by dataset and split, datasets in the order of the configuration."""
-    counts = Counter((row.dataset, row.split) for row in rows)
-    return {
-        source.name: {
-            split: counts[source.name, split] for split in SPLITS if counts[source.name, split]
-        }
-        for source in sources
-    }
 
 
 def _label_counts(rows: Sequence[Row]) -> dict[str, dict[str, dict[str, int]]]:

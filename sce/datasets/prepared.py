@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -51,14 +51,10 @@ class PreparedData:
         folder = to_place(folder)
         with _whole(folder):
             rows = pq.read_table(parquet_source(folder / ROWS_FILE), schema=ROWS)
-            sets = _read_label_sets(folder).to_pylist()
+            sets = _read_label_sets(folder)
             manifest = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
-        return cls(
-            rows=rows,
-            label_sets=_parse(sets),
-            domains={s["label_set"]: s["domain"] for s in sets},
-            manifest=manifest,
-        )
+        domains = dict(zip(sets["label_set"].to_pylist(), sets["domain"].to_pylist()))
+        return cls(rows, _parse(sets), domains, manifest)
 
     @property
     def fingerprint(self) -> str:
@@ -86,38 +82,36 @@ class PreparedData:
         table = self.rows if split is None else self._of_split(split)
         if datasets is not None:
             known = self.manifest["counts"]
-            unknown = [name for name in datasets if name not in known]
-            if unknown:
-                raise ConfigError(
-                    f"no dataset {unknown[0]!r} in the prepared data. Allowed: {', '.join(known)}."
-                )
-            table = _where_in(table, "dataset", datasets)
+            for name in datasets:
+                if name not in known:
+                    raise ConfigError(
+                        f"no dataset {name!r} in the prepared data. Allowed: {', '.join(known)}."
+                    )
+            table = table.filter(_is_in(table, "dataset", datasets))
         if seen is not None:
-            mask = pc.is_in(
-                table["label_set"], value_set=pa.array(sorted(self.seen_label_sets), pa.string())
-            )
+            mask = _is_in(table, "label_set", self.seen_label_sets)
             table = table.filter(mask if seen else pc.invert(mask))
         return table
 
     def _of_split(self, split: str) -> pa.Table:
         if split not in SPLITS:
             raise ConfigError(f"no split {split!r}. Allowed: {', '.join(SPLITS)}.")
-        return _where_in(self.rows, "split", [split])
+        return self.rows.filter(pc.equal(self.rows["split"], split))
 
 
-def _where_in(table: pa.Table, column: str, values: Collection[str]) -> pa.Table:
-    return table.filter(pc.is_in(table[column], value_set=pa.array(list(values), pa.string())))
+def _is_in(table: pa.Table, column: str, values: Collection[str]) -> pa.ChunkedArray:
+    return pc.is_in(table[column], value_set=pa.array(list(values), pa.string()))
 
 
 def read_label_sets(folder: str | Place) -> dict[str, LabelSet]:
     """The label sets of a prepared data folder alone, by id. Raises like `PreparedData.load`."""
     folder = to_place(folder)
     with _whole(folder):
-        return _parse(_read_label_sets(folder).to_pylist())
+        return _parse(_read_label_sets(folder))
 
 
-def _parse(sets: Sequence[Mapping[str, Any]]) -> dict[str, LabelSet]:
-    return {one["label_set"]: LabelSet.parse(one["labels"]) for one in sets}
+def _parse(sets: pa.Table) -> dict[str, LabelSet]:
+    return {one["label_set"]: LabelSet.parse(one["labels"]) for one in sets.to_pylist()}
 
 
 @contextmanager

@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import starmap
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO
 
@@ -111,23 +112,20 @@ def _jsonl(path: PurePath, open_file: Callable[[], BinaryIO]) -> Iterator[Record
                 raw = raw.removeprefix(b"\xef\xbb\xbf")
             if not raw.strip():
                 continue
+            reason = "unreadable line"
             try:
                 fields = json.loads(raw.decode("utf-8"))
             except UnicodeDecodeError as error:
-                yield BadRow(number, "not UTF-8", f"{path}:{number}: not UTF-8 ({error.reason}).")
-                continue
+                reason, message = "not UTF-8", f"not UTF-8 ({error.reason})."
             except (ValueError, RecursionError) as error:
-                message = f"{path}:{number}: not a line of JSON ({error}). One object a line."
-                yield BadRow(number, "unreadable line", message)
-                continue
-            if not isinstance(fields, dict):
-                message = (
-                    f"{path}:{number}: a JSON {type(fields).__name__}; an object with named "
-                    "fields is needed, one a line."
-                )
-                yield BadRow(number, "unreadable line", message)
-                continue
-            yield Record(number, fields)
+                message = f"not a line of JSON ({error}). One object a line."
+            else:
+                if isinstance(fields, dict):
+                    yield Record(number, fields)
+                    continue
+                kind = type(fields).__name__
+                message = f"a JSON {kind}; an object with named fields is needed, one a line."
+            yield BadRow(number, reason, f"{path}:{number}: {message}")
 
 
 def _csv(
@@ -136,10 +134,8 @@ def _csv(
     csv.field_size_limit(MAX_FIELD_BYTES)
     with open_file() as file:
         lines = _decoded_lines(file)
-        if kind == ".tsv":
-            reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
-        else:
-            reader = csv.reader(lines, strict=True)
+        tabs: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
+        reader = csv.reader(lines, **(tabs if kind == ".tsv" else {"strict": True}))
         try:
             first = next(reader, None)
             if first is None:
@@ -179,11 +175,9 @@ def _decoded_lines(file: BinaryIO) -> Iterator[str]:
 
 def _parquet(path: Path) -> Iterator[Record]:
     try:
-        number = 0
         with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=4096):
-                for fields in batch.to_pylist():
-                    number += 1
-                    yield Record(number, fields)
+            batches = file.iter_batches(batch_size=4096)
+            rows = (fields for batch in batches for fields in batch.to_pylist())
+            yield from starmap(Record, enumerate(rows, start=1))
     except pa.ArrowException as error:
         raise DataError(f"{path}: not readable as Parquet ({error}).") from None

@@ -9,16 +9,8 @@ import pyarrow as pa
 
 SPLITS = ("train", "validation", "test")
 
-ROWS = pa.schema(
-    [
-        pa.field("row_id", pa.string(), nullable=False),
-        pa.field("dataset", pa.string(), nullable=False),
-        pa.field("split", pa.string(), nullable=False),
-        pa.field("text", pa.string(), nullable=False),
-        pa.field("label", pa.string(), nullable=False),
-        pa.field("label_set", pa.string(), nullable=False),
-    ]
-)
+_ROW_COLUMNS = ("row_id", "dataset", "split", "text", "label", "label_set")
+ROWS = pa.schema([pa.field(name, pa.string(), nullable=False) for name in _ROW_COLUMNS])
 
 LABEL = pa.struct(
     [

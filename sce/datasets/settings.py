@@ -8,13 +8,13 @@ from pydantic import Field, field_validator, model_validator
 
 from sce.config import Section
 from sce.datasets.specs import SPECS
+from sce.datasets.splits import Size
 
 STARTER = "starter"
 CUSTOM = "custom"
 DATASETS = (STARTER, CUSTOM, *SPECS)
 
 Split = Literal["train", "validation", "test"]
-SplitSize = int | float | Literal["all"]
 
 
 class SourceConfig(Section):
@@ -48,7 +48,7 @@ class SourceConfig(Section):
     """Custom only: the label set, or a YAML or JSON file that holds it: names, {name:
     description}, or {name, description, synonyms, examples} objects. With a label set column: a
     mapping from its values to label sets. Default: the distinct labels found."""
-    sizes: dict[Split, SplitSize] | None = None
+    sizes: dict[Split, Size] | None = None
     """Rows for each split: a count, a fraction, or "all" (the rest). Defaults: a known dataset
     has the paper's; custom files with a split column keep it, others are split 0.8, 0.1, 0.1."""
     skip_bad_rows: bool = False
@@ -95,14 +95,11 @@ class SourceConfig(Section):
         if self.dataset == CUSTOM and self.path is None:
             raise ValueError("dataset custom needs a path")
         if self.dataset == STARTER:
-            defaults = {name: field.default for name, field in type(self).model_fields.items()}
-            extra = {n for n, default in defaults.items() if getattr(self, n) != default}
-            extra -= {"dataset", "name"}
+            extra = self.model_dump(exclude_defaults=True).keys() - {"dataset", "name"}
             if extra:
                 raise ValueError(f"dataset starter does not take {', '.join(sorted(extra))}")
         elif self.dataset != CUSTOM:
-            mine = ("labels", "label_set_column", "all_labels_column")
-            for field in mine:
+            for field in ("labels", "label_set_column", "all_labels_column"):
                 if getattr(self, field) is not None:
                     raise ValueError(f"{field} is for dataset custom; {self.dataset} has its own")
         return self

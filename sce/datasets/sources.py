@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import resources
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from sce.datasets.columns import Columns, raise_bad, read_rows
 from sce.datasets.custom import CustomLabels
@@ -16,12 +20,12 @@ from sce.datasets.settings import CUSTOM, STARTER, DataConfig, SourceConfig
 from sce.datasets.specs import SPECS, DatasetSpec
 from sce.datasets.splits import Row, Size, text_key
 from sce.datasets.starter import LICENCE, choose_validation_sets, read_starter, starter_rows
-from sce.datasets.synonyms import label_set_for
 from sce.errors import ConfigError, DataError
 from sce.labels import LabelSet
 from sce.storage import fetch, to_place
 
 OTHER_LABEL = "label not used"
+CUSTOM_FILES = DatasetSpec(CUSTOM, {}, "not stated", label=("label", "labels"), domain=CUSTOM)
 DEFAULT_CUSTOM_SIZES: dict[str, Size] = {"train": 0.8, "validation": 0.1, "test": 0.1}
 
 
@@ -67,7 +71,7 @@ def read_source(source: SourceConfig, config: DataConfig, seed: int) -> Source:
     if source.license is not None:
         result.licence = source.license
     if source.sizes is not None:
-        result.sizes = _own_sizes(source)
+        result.sizes = dict(source.sizes)  # type: ignore[arg-type]
     return result
 
 
@@ -103,10 +107,10 @@ def _known(source: SourceConfig, config: DataConfig) -> Source:
     write = spec.as_printed if config.label_case == "paper" else str
     name = source.output_name
     files, origin = _files(source, spec)
-    sizes = _own_sizes(source) or dict(spec.sizes)
+    sizes: dict[str, Size] = dict(source.sizes or spec.sizes)  # type: ignore[arg-type]
     dropped: Counter[str] = Counter()
     rows: list[Row] = []
-    columns = _columns(source, Columns(text=spec.text, label=spec.label, header=spec.header))
+    columns = _columns(source, spec)
     wanted = {split for split, size in sizes.items() if size != 0}
     named = {split for _, split in files}
     for path, split in files:
@@ -120,8 +124,7 @@ def _known(source: SourceConfig, config: DataConfig) -> Source:
                 continue
             split_of = raw.split or split
             rows.append(Row(name, split_of, raw.text, write(label), name, text_key(raw.text)))
-    labels = spec.labels or tuple(dict.fromkeys((spec.label_map or {}).values()))
-    labels = labels or tuple(sorted({row.label for row in rows}))
+    labels = spec.labels or tuple(sorted({row.label for row in rows}))
     return Source(
         name=name,
         rows=rows,
@@ -135,15 +138,36 @@ def _known(source: SourceConfig, config: DataConfig) -> Source:
     )
 
 
+@cache
+def synonym_tables() -> dict[str, dict[str, dict[str, Any]]]:
+    """Table name -> label -> {synonyms, description}, from `synonyms.yaml`."""
+    text = resources.files("sce.datasets").joinpath("synonyms.yaml").read_text(encoding="utf-8")
+    return yaml.safe_load(text)
+
+
+def label_set_for(
+    names: Sequence[str], table: str = "", write: Callable[[str], str] = str
+) -> LabelSet:
+    """A label set of these names, each with what the table knows about it.
+
+    Args:
+        table: a table of `synonyms.yaml`, or "" for bare names.
+        write: how a name is written in the set; the table has it in lower case.
+    """
+    known = synonym_tables()[table] if table else {}
+    return LabelSet.parse([{"name": write(name), **known.get(name, {})} for name in names])
+
+
 def _custom(source: SourceConfig) -> Source:
     name = source.output_name
-    files, origin = _files(source, None)
+    files, origin = _files(source, CUSTOM_FILES)
+    columns = _columns(source, CUSTOM_FILES)
     labels = CustomLabels(name, source.labels)
     dropped: Counter[str] = Counter()
     on_bad = _on_bad(source, dropped)
     rows: list[Row] = []
     for path, split in files:
-        for raw in read_rows(path, _columns(source, Columns()), on_bad):
+        for raw in read_rows(path, columns, on_bad):
             label_set = labels.accept(path, raw, on_bad)
             if label_set is not None:
                 key = text_key(raw.text)
@@ -153,75 +177,60 @@ def _custom(source: SourceConfig) -> Source:
         name=name,
         rows=rows,
         label_sets=label_sets,
-        domains=dict.fromkeys(label_sets, source.domain or CUSTOM),
-        licence="not stated",
+        domains=dict.fromkeys(label_sets, source.domain or CUSTOM_FILES.domain),
+        licence=CUSTOM_FILES.licence,
         origin=origin,
         sizes=None if any(row.split for row in rows) else dict(DEFAULT_CUSTOM_SIZES),
         dropped=dropped,
     )
 
 
-def _own_sizes(source: SourceConfig) -> dict[str, Size] | None:
-    return None if source.sizes is None else {str(k): v for k, v in source.sizes.items()}
-
-
 def _on_bad(source: SourceConfig, dropped: Counter[str]) -> Callable[[BadRow], None]:
-    if not source.skip_bad_rows:
-        return raise_bad
-
-    def count(bad: BadRow) -> None:
-        dropped[bad.reason] += 1
-
-    return count
+    return (lambda bad: dropped.update([bad.reason])) if source.skip_bad_rows else raise_bad
 
 
-def _columns(source: SourceConfig, columns: Columns) -> Columns:
-    """The columns of a source, where its settings differ from the defaults."""
-    changes: dict[str, Any] = {}
-    if source.text_columns is not None:
-        changes["text"] = (tuple(source.text_columns),)
-    if source.label_column is not None:
-        changes["label"] = (source.label_column,)
-    for optional in ("split", "label_set", "all_labels"):
-        value = getattr(source, f"{optional}_column")
-        if value is not None:
-            changes[optional] = value
-            changes["required"] = (*changes.get("required", ()), value)
-    return replace(columns, **changes)
+def _columns(source: SourceConfig, spec: DatasetSpec) -> Columns:
+    """The columns that the settings of a source name, else those of its dataset."""
+    names = ("split", "label_set", "all_labels")
+    given = {name: getattr(source, f"{name}_column") for name in names}
+    named = {name: column for name, column in given.items() if column is not None}
+    return Columns(
+        text=spec.text if source.text_columns is None else (tuple(source.text_columns),),
+        label=spec.label if source.label_column is None else (source.label_column,),
+        required=tuple(named.values()),
+        header=spec.header,
+        **named,
+    )
 
 
 def _files(
-    source: SourceConfig, spec: DatasetSpec | None
+    source: SourceConfig, spec: DatasetSpec
 ) -> tuple[list[tuple[Path, str | None]], dict[str, Any]]:
     """The files of a source with the split each one is of, and their origin for the manifest."""
     extra = [(source.validation_path, "validation"), (source.test_path, "test")]
     if source.path is None:
-        if spec is None or spec.hub_id is None:
-            how = spec.get_it if spec else "give a file"
+        if spec.hub_id is None:
             raise ConfigError(
                 f"source {source.output_name!r} has no `path`, and this dataset cannot be "
-                f"downloaded without an account or a licence. To get it, {how}; then set `path` "
-                "of this source to the file or folder."
+                f"downloaded without an account or a licence. To get it, {spec.get_it}; then set "
+                "`path` of this source to the file or folder."
             )
         folder = download(spec.hub_id, source.revision)
         files = split_files(folder, spec.files)
         origin = {"dataset": source.dataset, "hub_id": spec.hub_id, "revision": folder.name}
     else:
         path = fetch(source.path).expanduser()
-        files = _path_files(path, spec, named=any(given for given, _ in extra))
+        if path.is_dir():
+            files = split_files(path, spec.files)
+        elif path.exists():
+            # Beside files of their own for validation or test, the main file is the training file.
+            files = [(path, "train" if any(given for given, _ in extra) else None)]
+        else:
+            how = f" To get this dataset, {spec.get_it}." if spec.get_it else ""
+            raise DataError(f"{path}: no such file or folder.{how}")
         origin = {"dataset": source.dataset, "path": source.path}
     for given, split in extra:
         if given is not None:
             files.append((fetch(given).expanduser(), split))
             origin[f"{split}_path"] = given
     return files, origin
-
-
-def _path_files(path: Path, spec: DatasetSpec | None, named: bool) -> list[tuple[Path, str | None]]:
-    if path.is_dir():
-        return split_files(path, spec.files if spec else "*")
-    if not path.exists():
-        how = f" To get this dataset, {spec.get_it}." if spec and spec.get_it else ""
-        raise DataError(f"{path}: no such file or folder.{how}")
-    # Beside files of their own for validation or test, the main file is the training file.
-    return [(path, "train" if named else None)]

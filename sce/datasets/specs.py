@@ -8,7 +8,7 @@ label maps. All labels are lower-case (the paper mixes "wellness" and "Politics"
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from sce.datasets.splits import Size
@@ -30,10 +30,8 @@ class DatasetSpec:
 
     Attributes:
         name: its name in a configuration, and the id of its label set.
-        labels: the label names, in the paper's order; () means those of the label map, or,
-            without a map, those found (see `label_form`).
-        label_map: original label -> ours. A label that is absent is dropped and counted.
-            None takes every original label.
+        label_map: original label -> ours, in the paper's order. A label that is absent is dropped
+            and counted. None takes every original label.
         label_form: how an original label becomes ours without a map: "lower" (lower case),
             "words" (lower case, underscores to spaces).
         dropped: originals that are dropped on purpose although there is no label map.
@@ -55,7 +53,6 @@ class DatasetSpec:
     name: str
     sizes: Mapping[str, Size]
     licence: str
-    labels: tuple[str, ...] = ()
     label_map: Mapping[str, str] | None = None
     label_form: str = "lower"
     dropped: tuple[str, ...] = ()
@@ -69,6 +66,11 @@ class DatasetSpec:
     domain: str = "news"
     capitals: frozenset[str] = frozenset()
     synonyms: str = ""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The label names in the paper's order; without a label map only the rows have them."""
+        return tuple(dict.fromkeys((self.label_map or {}).values()))
 
     def our_label(self, original: str) -> str | None:
         """Our name for an original label; None if it is dropped."""
@@ -99,10 +101,19 @@ _HUFFPOST_MAP = {
     "BUSINESS": "business",
     "SPORTS": "sports",
 }
-_HUFFPOST_CAPITALS = frozenset(_HUFFPOST_MAP.values()) - {"wellness", "parenting"} | {"world"}
-_HUFFPOST_TEXT = (("headline", "short_description"), ("text",))
-_HUFFPOST_KAGGLE = (
-    "download News_Category_Dataset_v3.json from kaggle.com/datasets/rmisra/news-category-dataset"
+_HUFFPOST = DatasetSpec(
+    name="huffpost",
+    get_it=(
+        "download News_Category_Dataset_v3.json from "
+        "kaggle.com/datasets/rmisra/news-category-dataset"
+    ),
+    label_map=_HUFFPOST_MAP,
+    text=(("headline", "short_description"), ("text",)),
+    label=("category", "label"),
+    capitals=frozenset(_HUFFPOST_MAP.values()) - {"wellness", "parenting"},
+    sizes={"train": 5000, "validation": 2000, "test": 5000},
+    licence="CC BY 4.0",
+    synonyms="huffpost",
 )
 _YAHOO = {
     "Society & Culture": "society",
@@ -120,48 +131,30 @@ _NYTIMES = (
     "Television", "Movies", "Sports", "Music", "Theater", "Media", "Art", "Style", "Food",
     "Health", "Science", "Travel",
 )  # fmt: skip
-_HUFFPOST_SIZES: dict[str, Size] = {"train": 5000, "validation": 2000, "test": 5000}
 
 _SPECS = (
     DatasetSpec(
         name="bbc",
         hub_id="SetFit/bbc-news",
-        labels=("tech", "business", "sport", "entertainment", "politics"),
         label_map=_same("tech", "business", "sport", "entertainment", "politics"),
         sizes={"train": 1000, "validation": BBC_VALIDATION, "test": 1000},
         licence="BBC copyright; research, non-commercial",
         synonyms="bbc",
     ),
-    DatasetSpec(
-        name="huffpost",
-        get_it=_HUFFPOST_KAGGLE,
-        label_map=_HUFFPOST_MAP,
-        text=_HUFFPOST_TEXT,
-        label=("category", "label"),
-        capitals=_HUFFPOST_CAPITALS,
-        sizes=_HUFFPOST_SIZES,
-        licence="CC BY 4.0",
-        synonyms="huffpost",
-    ),
-    DatasetSpec(
+    _HUFFPOST,
+    replace(
+        _HUFFPOST,
         name="huffpost10",
-        get_it=_HUFFPOST_KAGGLE,
         label_map={**_HUFFPOST_MAP, **HUFFPOST_WORLD},
-        text=_HUFFPOST_TEXT,
-        label=("category", "label"),
-        capitals=_HUFFPOST_CAPITALS,
-        sizes=_HUFFPOST_SIZES,
-        licence="CC BY 4.0",
-        synonyms="huffpost",
+        capitals=_HUFFPOST.capitals | {"world"},
     ),
-    DatasetSpec(
+    replace(
         # Not in the paper: every original category as a label, a richer label set.
+        _HUFFPOST,
         name="huffpost41",
-        get_it=_HUFFPOST_KAGGLE,
-        text=_HUFFPOST_TEXT,
-        label=("category", "label"),
+        label_map=None,
+        capitals=frozenset(),
         sizes={"train": "all", "validation": 2000, "test": 4000},
-        licence="CC BY 4.0",
         synonyms="huffpost41",
     ),
     DatasetSpec(
@@ -172,17 +165,14 @@ _SPECS = (
         ),
         # F.1 names "movie"; the files say "movies". The food category is "foodanddrink".
         label_map={
-            **_same("travel", "health", "sports", "weather", "finance", "entertainment"),
-            **_same("music", "lifestyle", "autos"),
+            **_same("travel", "health"),
             "foodanddrink": "food",
+            **_same("sports", "weather", "finance", "entertainment", "music", "lifestyle"),
+            **_same("autos"),
             "movie": "entertainment",
             "movies": "entertainment",
             "tv": "entertainment",
         },
-        labels=(
-            "travel", "health", "food", "sports", "weather", "finance", "entertainment", "music",
-            "lifestyle", "autos",
-        ),
         # F.1 does not say which parts form the text; title and abstract as for the others.
         text=(("title", "abstract"), ("text",)),
         label=("category", "label"),
@@ -216,7 +206,6 @@ _SPECS = (
     DatasetSpec(
         name="ag_news",
         hub_id="SetFit/ag_news",
-        labels=("science", "world", "sports", "business"),
         label_map={
             "Sci/Tech": "science",
             "World": "world",
@@ -235,7 +224,6 @@ _SPECS = (
         ),
         # Kaggle's files number the classes from 1 in this order and have no header line.
         label_map={**_YAHOO, **{str(i): name for i, name in enumerate(_YAHOO.values(), start=1)}},
-        labels=tuple(_YAHOO.values()),
         text=(("question_title", "question_content"), ("text",)),
         label=("class", "topic", "label"),
         header=("class", "question_title", "question_content", "best_answer"),
@@ -262,18 +250,14 @@ _SPECS = (
         # One word a label, as F.2 lists them; the originals of "religion", "war", "crime",
         # "disaster" and "science" are phrases. `MNDS_NOT_NAMED` and F.2's four are absent.
         label_map={
-            **_same("society", "politics", "sport", "health", "education", "environment"),
-            **_same("weather", "science", "religion", "war", "crime", "disaster"),
+            **_same("society", "science", "politics", "sport", "religion", "war", "health"),
+            **_same("education", "environment", "crime", "disaster", "weather"),
             "science and technology": "science",
             "religion and belief": "religion",
             "conflict, war and peace": "war",
             "crime, law and justice": "crime",
             "disaster, accident and emergency incident": "disaster",
         },
-        labels=(
-            "society", "science", "politics", "sport", "religion", "war", "health", "education",
-            "environment", "crime", "disaster", "weather",
-        ),
         # "Headline and abstract": the file calls them title and content.
         text=(("title", "abstract"), ("title", "content"), ("headline", "abstract"), ("text",)),
         label=("category_level_1", "label"),

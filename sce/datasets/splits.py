@@ -115,22 +115,20 @@ def assign_splits(
             dropped[SPLIT_NOT_USED] += len(given)
             continue
         counts = _counts({split: sizes[split]}, len(given))
-        chosen, left = _fill(_Pool(given, seed, balanced), counts, [split], {})
+        chosen, left = _fill(_groups(given, seed), balanced, counts, [split], {})
         result += chosen
         dropped[NOT_SAMPLED] += len(left)
     if pool:
         counts = _counts({s: sizes[s] for s in pool_splits}, len(pool))
         held_out_first = sum(counts.values()) <= len(pool)
         order = pool_splits[::-1] if held_out_first else pool_splits
-        chosen, left = _fill(_Pool(pool, seed, balanced), counts, order, pinned)
+        chosen, left = _fill(_groups(pool, seed), balanced, counts, order, pinned)
         result += chosen
         for row in left:
-            pin = pinned.get(row.key)
-            held = pin is not None and pin != "train"
-            dropped[same_text_in(pin) if held and pin else NOT_SAMPLED] += 1
-    filled = {row.split for row in result}
+            pin = pinned.get(row.key, "train")
+            dropped[NOT_SAMPLED if pin == "train" else same_text_in(pin)] += 1
     for split in wanted:
-        if split not in filled:
+        if not any(row.split == split for row in result):
             raise DataError(
                 f"{where}: no rows for the split {split!r} among {len(rows)} rows with sizes "
                 f"{dict(sizes)}. Set smaller `sizes` for this source, or leave {split!r} out."
@@ -176,37 +174,39 @@ class _Group:
     label: tuple[str, str]
 
 
-class _Pool:
-    def __init__(self, rows: Sequence[Row], seed: int, balanced: bool) -> None:
-        by_key: dict[bytes, list[Row]] = defaultdict(list)
-        for row in rows:
-            by_key[row.key].append(row)
-        groups = [
-            _Group(key, members, min((r.label_set, r.label) for r in members))
-            for key, members in by_key.items()
-        ]
-        groups.sort(key=lambda group: (rank(seed, group.key), group.key))
-        self.groups = groups
-        self.n_rows = len(rows)
-        totals = Counter(group.label for group in groups)
-        # The step between two groups of a label in the common order: small for a frequent
-        # label, so that each prefix holds the labels in proportion; equal when balanced.
-        self.step = {label: 1.0 if balanced else 1.0 / n for label, n in totals.items()}
+def _groups(rows: Sequence[Row], seed: int) -> list[_Group]:
+    """In the random order of the seed."""
+    by_key: dict[bytes, list[Row]] = defaultdict(list)
+    for row in rows:
+        by_key[row.key].append(row)
+    groups = [
+        _Group(key, members, min((r.label_set, r.label) for r in members))
+        for key, members in by_key.items()
+    ]
+    return sorted(groups, key=lambda group: (rank(seed, group.key), group.key))
 
-    def in_order(self, groups: Sequence[_Group]) -> list[_Group]:
-        at: Counter[tuple[str, str]] = Counter()
-        keyed = []
-        for i, group in enumerate(groups):
-            keyed.append(((at[group.label] + 0.5) * self.step[group.label], i, group))
-            at[group.label] += 1
-        return [group for _, _, group in sorted(keyed, key=lambda item: item[:2])]
+
+def _in_order(groups: Sequence[_Group], step: Mapping[tuple[str, str], float]) -> list[_Group]:
+    at: Counter[tuple[str, str]] = Counter()
+    places = []
+    for group in groups:
+        places.append((at[group.label] + 0.5) * step[group.label])
+        at[group.label] += 1
+    return [groups[i] for i in sorted(range(len(groups)), key=places.__getitem__)]
 
 
 def _fill(
-    pool: _Pool, counts: Mapping[str, int], order: Sequence[str], pinned: Mapping[bytes, str]
+    left: list[_Group],
+    balanced: bool,
+    counts: Mapping[str, int],
+    order: Sequence[str],
+    pinned: Mapping[bytes, str],
 ) -> tuple[list[Row], list[Row]]:
     """Fill the splits of a pool one after the other; (rows with their split, rows left)."""
-    left = pool.groups
+    totals = Counter(group.label for group in left)
+    # The step between two groups of a label in the common order: small for a frequent
+    # label, so that each prefix holds the labels in proportion; equal when balanced.
+    step = {label: 1.0 if balanced else 1.0 / n for label, n in totals.items()}
     chosen: list[Row] = []
     for split in order:
         room = counts[split]
@@ -214,7 +214,7 @@ def _fill(
         eligible = [g for g in left if _may_go(split, pinned.get(g.key), order)]
         # Of each label, texts that can go nowhere else are taken before free ones.
         eligible.sort(key=lambda group: group.key not in pinned)
-        for group in pool.in_order(eligible):
+        for group in _in_order(eligible, step):
             # Exact repeats leave train later, so they take no room there.
             size = len({r.content for r in group.rows}) if split == "train" else len(group.rows)
             if size > room:

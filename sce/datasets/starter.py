@@ -34,21 +34,14 @@ def read_starter() -> list[StarterSet]:
     """All label sets of the corpus, in the order of the files."""
     sets = []
     folder = resources.files("sce.datasets").joinpath("starter")
-    for file in sorted(folder.iterdir(), key=lambda f: f.name):
-        if not file.name.endswith(".jsonl"):
-            continue
+    files = sorted((f for f in folder.iterdir() if f.name.endswith(".jsonl")), key=lambda f: f.name)
+    for file in files:
         for line in file.read_text(encoding="utf-8").strip().split("\n"):
             item = json.loads(line)
-            name = item["label_set"]
-            sets.append(
-                StarterSet(
-                    name=name,
-                    domain=item["domain"],
-                    unseen=item["split"] == "unseen",
-                    labels=LabelSet.parse(item["labels"], f"starter/{name}"),
-                    examples=tuple((e["text"], e["label"]) for e in item["examples"]),
-                )
-            )
+            labels = LabelSet.parse(item["labels"], f"starter/{item['label_set']}")
+            examples = tuple((e["text"], e["label"]) for e in item["examples"])
+            unseen = item["split"] == "unseen"
+            sets.append(StarterSet(item["label_set"], item["domain"], unseen, labels, examples))
     return sets
 
 

@@ -20,12 +20,10 @@ def multi_token_labels(label_sets: Iterable[LabelSet], tokenizer: Any) -> dict[s
     Returns:
         Name -> number of tokens, at least 2, sorted by name; empty if all are single tokens.
     """
+
+    def n_tokens(name: str) -> int:
+        forms = (name, f" {name}")
+        return min(len(tokenizer.encode(form, add_special_tokens=False)) for form in forms)
+
     names = sorted({label.key for label_set in label_sets for label in label_set.labels})
-    long: dict[str, int] = {}
-    for name in names:
-        n_tokens = min(
-            len(tokenizer.encode(form, add_special_tokens=False)) for form in (name, f" {name}")
-        )
-        if n_tokens != 1:
-            long[name] = n_tokens
-    return long
+    return {name: n for name in names if (n := n_tokens(name)) != 1}

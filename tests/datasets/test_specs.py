@@ -3,8 +3,8 @@
 import pytest
 
 from sce.datasets.custom import read_label_file
+from sce.datasets.sources import label_set_for, synonym_tables
 from sce.datasets.specs import SPECS
-from sce.datasets.synonyms import label_set_for, synonym_tables
 from sce.errors import DataError
 from sce.labels import LabelSet
 
@@ -24,14 +24,10 @@ def trained_on(spec):
     return spec.sizes.get("train", 0) != 0
 
 
-def labels_of(spec):
-    return spec.labels or tuple(dict.fromkeys(spec.label_map.values()))
-
-
 @pytest.mark.parametrize(("name", "count"), PAPER_LABELS.items())
 def test_label_names_of_appendix_f(name, count):
     spec = SPECS[name]
-    labels = labels_of(spec)
+    labels = spec.labels
     assert len(labels) == count
     assert set(labels) == set(spec.label_map.values())
     assert all(label == label.lower() for label in labels)
@@ -82,7 +78,7 @@ def test_synonyms_are_enough_and_collide_with_no_other_label(table):
 def test_tables_cover_the_training_labels_and_only_those():
     for spec in SPECS.values():
         if spec.synonyms and spec.name != "huffpost41":
-            label_set = label_set_for(labels_of(spec), spec.synonyms)
+            label_set = label_set_for(spec.labels, spec.synonyms)
             assert all(label.synonyms and label.description for label in label_set.labels)
         assert bool(spec.synonyms) == trained_on(spec)
     assert len(synonym_tables()["huffpost41"]) == 41
@@ -126,7 +122,7 @@ PRINTED = {  # appendix F, letter by letter
 @pytest.mark.parametrize("name", PRINTED)
 def test_labels_are_as_appendix_f_prints_them_on_request(name):
     spec = SPECS[name]
-    labels = labels_of(spec)
+    labels = spec.labels
     assert [spec.as_printed(label) for label in labels] == PRINTED[name]
     label_set = label_set_for(labels, spec.synonyms, spec.as_printed)
     assert label_set.names == PRINTED[name]
