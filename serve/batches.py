@@ -204,7 +204,7 @@ def plain_place(place: str) -> str | None:
         return None
     if parts.scheme == "file":
         return plain_place(parts.path) if not parts.netloc else None
-    path_in = posixpath.normpath(f"/{parts.path}")
+    path_in = posixpath.normpath("/" + parts.path.lstrip("/"))  # it keeps two slashes
     if ".." in parts.path.split("/"):
         return None
     return f"{parts.scheme.lower()}://{parts.netloc}{path_in.rstrip('/')}"

@@ -20,6 +20,7 @@ from sce.client.wire import (
     ErrorResponse,
 )
 from serve.auth import Guard
+from serve.batches import plain_place
 from serve.engine import Engine
 from serve.ingress import Ingress
 from serve.routes import make_app
@@ -350,3 +351,20 @@ def test_the_document_describes_the_bodies(client):
     assert (
         "http" not in client.get("/docs").text.replace("http://testserver", "").split("<body>")[0]
     )
+
+
+@pytest.mark.parametrize(
+    ("given", "plain"),
+    [
+        ("s3://bucket/in/x", "s3://bucket/in/x"),
+        ("S3://bucket/in//x/", "s3://bucket/in/x"),
+        ("s3://bucket", "s3://bucket"),
+        ("file:///tmp/no-such/./x", "/tmp/no-such/x"),
+        ("s3://bucket/in/../../other", None),
+        ("s3://bucket/in?endpoint_override=elsewhere", None),
+        ("s3://user@bucket/in", None),
+        ("relative/in", None),
+    ],
+)
+def test_places_of_batches_are_compared_in_one_form(given, plain):
+    assert plain_place(given) == plain
