@@ -70,6 +70,7 @@ def figures(summary):
     return tuple(summary[name] for name in ("rows_out", "embedded", "reused", "removed"))
 
 
+@pytest.mark.system
 def test_incremental(model, tmp_path, monkeypatch):
     """Interrupted and resumed at first, unchanged, less, then grown, interrupted and resumed."""
     rows, store = tmp_path / "rows", tmp_path / "store"

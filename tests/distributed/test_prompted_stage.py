@@ -76,6 +76,7 @@ def test_the_answers_are_those_of_one_process(folder):
     assert answers.parameters == sum(p.numel() for p in classifier.model.parameters())
 
 
+@pytest.mark.system
 @pytest.mark.usefixtures("ray_session")
 def test_adapters_change_the_answers_or_are_refused_as_what_they_are(folder):
     config = PromptedConfig(

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 
 CHATTY_JOB = """
@@ -30,6 +32,7 @@ run_job(Settings, job, "A job.")
 """
 
 
+@pytest.mark.system
 def test_the_summary_is_the_last_line_even_when_ray_has_more_to_say(tmp_path):
     script = tmp_path / "chatty.py"
     script.write_text(CHATTY_JOB)
