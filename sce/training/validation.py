@@ -78,7 +78,7 @@ class Validator:
         """Figures of finished scores, each the mean over the views: mean NLL of the rows, accuracy
         by dataset, and the mean of those (every dataset counts the same)."""
         logits = torch.from_numpy(scores_VNK).double()
-        targets = torch.from_numpy(self.targets_N).expand(len(VIEWS), -1)
+        targets = torch.tensor(self.targets_N).expand(len(VIEWS), -1)
         nll = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
         right_N = (scores_VNK.argmax(2) == self.targets_N).mean(0)
         datasets = np.array(self.rows.datasets)
