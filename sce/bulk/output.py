@@ -331,7 +331,9 @@ def _differences(old: Any, new: Any, where: str = "") -> Iterator[str]:
         files = ({file["file"]: file for file in one} for one in (old, new))
         yield from _changes("input:", "changed", *files)
     elif old != new:
-        yield f"{where}: {_shown(old)} then, {_shown(new)} now"
+        texts = [json.dumps(value, ensure_ascii=False) for value in (old, new)]
+        then, now = (text if len(text) <= 200 else text[:200] + " ..." for text in texts)
+        yield f"{where}: {then} then, {now} now"
 
 
 def _changes(what: str, changed: str, old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
@@ -344,8 +346,3 @@ def _changes(what: str, changed: str, old: dict[str, Any], new: dict[str, Any]) 
         if names:
             more = f" and {len(names) - 10} more" if len(names) > 10 else ""
             yield f"{what} {word}: {', '.join(sorted(names)[:10])}{more}"
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 200 else text[:200] + " ..."
