@@ -14,8 +14,7 @@ import math
 import os
 import socket
 import time
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -30,6 +29,7 @@ import pyarrow.fs as pafs
 import pyarrow.json as paj
 import pyarrow.parquet as pq
 
+from sce.bulk.counts import add_counts
 from sce.errors import ConfigError, DataError
 from sce.storage import Place, RemotePath, filesystem_of, remove, to_place, write_text
 
@@ -68,10 +68,10 @@ class PartCounts:
     def total(cls, parts: Sequence[PartCounts]) -> PartCounts:
         return cls(
             sum(p.rows for p in parts),
-            _added(p.errors for p in parts),
+            add_counts(p.errors for p in parts),
             sum(p.truncated for p in parts),
             sum(p.null_labels for p in parts),
-            _added(p.labels for p in parts),
+            add_counts(p.labels for p in parts),
         )
 
 
@@ -310,14 +310,6 @@ def _write_json(place: Place, content: Mapping[str, Any]) -> None:
 def _counted(column: pa.Array | pa.ChunkedArray) -> dict[str, int]:
     found = column.value_counts().to_pylist()
     return {one["values"]: one["counts"] for one in found if one["values"] is not None}
-
-
-def _added(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
-    """The sums by word, the largest first."""
-    total: Counter[str] = Counter()
-    for one in counts:
-        total.update(one)
-    return dict(total.most_common())
 
 
 def _differences(old: Any, new: Any, where: str = "") -> Iterator[str]:
