@@ -101,8 +101,12 @@ class BlockClassifier:
             labels, names = self._labels, self._names
             if self._columns.labels is not None:
                 labels, names = row_labels(block["labels"], asked_N, self._known)
-            found_G = self._ask(block, asked_N, vectors_GD, labels)
-            if vectors_GD is None:
+            asked = labels, self._answer.top_k or 1, self._answer.return_scores
+            if vectors_GD is not None:
+                found_G = self._predictor.answer_vectors(vectors_GD, *asked)
+            else:
+                texts_G = block["text"].filter(pa.array(asked_N)).combine_chunks()
+                found_G = self._predictor.answer_texts(texts_G, *asked)
                 truncated_N[asked_N] = found_G.truncated_G
             errors.mark_found(asked_N, found_G.errors_G)
             # Where each row stands among those that were asked; null gives a row without answer.
@@ -127,15 +131,6 @@ class BlockClassifier:
             return check_vectors(block["embedding"], self._predictor.dimension, errors)
         check_texts(block["text"], errors)
         return None
-
-    def _ask(
-        self, block: pa.Table, asked_N: np.ndarray, vectors_GD: np.ndarray | None, labels: Any
-    ) -> BlockAnswers:
-        top_k, return_scores = self._answer.top_k or 1, self._answer.return_scores
-        if vectors_GD is not None:
-            return self._predictor.answer_vectors(vectors_GD, labels, top_k, return_scores)
-        texts_G = block["text"].filter(pa.array(asked_N)).combine_chunks()
-        return self._predictor.answer_texts(texts_G, labels, top_k, return_scores)
 
     def _answers(self, answers: Answers, names: pa.Array) -> dict[str, pa.Array]:
         """The columns `_types` for the rows that were asked for. The `names` are the user's own, of

@@ -6,7 +6,7 @@ Ray keeps a `RowCounter` in an actor; this module loads nothing heavy, so that i
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Annotated
@@ -88,16 +88,21 @@ class RowCounter:
 
     def totals(self) -> ActorCounts:
         counts = self._by_actor.values()
-        errors: Counter[str] = Counter()
-        for work in counts:
-            errors.update(work.errors)
         return ActorCounts(
             sum(work.rows for work in counts),
-            dict(errors),
+            add_counts(work.errors for work in counts),
             min((work.started for work in counts), default=0.0),
             max((work.finished for work in counts), default=0.0),
             max((work.load_seconds for work in counts), default=0.0),
         )
+
+
+def add_counts(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """The sums by word, the largest first."""
+    total: Counter[str] = Counter()
+    for one in counts:
+        total.update(one)
+    return dict(total.most_common())
 
 
 def too_many_errors(rows: int, errors: Mapping[str, int]) -> DataError:

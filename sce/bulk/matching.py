@@ -60,8 +60,7 @@ class OutputRows:
         lacks a column; an id that is null.
         """
         found = find_files(folder, "compare_to")
-        files = [file for file in found if file.uri.endswith((".parquet", ".jsonl"))]
-        files = [file for file in files if _has_rows(file)]
+        files = [f for f in found if f.uri.endswith((".parquet", ".jsonl")) and _has_rows(f)]
         hashes, codes = [np.empty((2, 0), np.uint64)], [np.empty(0, np.int32)]
         scores = [np.empty(0, np.float32)]
         for file in files:

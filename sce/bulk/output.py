@@ -14,8 +14,7 @@ import math
 import os
 import socket
 import time
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -30,6 +29,7 @@ import pyarrow.fs as pafs
 import pyarrow.json as paj
 import pyarrow.parquet as pq
 
+from sce.bulk.counts import add_counts
 from sce.errors import ConfigError, DataError
 from sce.storage import Place, RemotePath, filesystem_of, remove, to_place, write_text
 
@@ -68,10 +68,10 @@ class PartCounts:
     def total(cls, parts: Sequence[PartCounts]) -> PartCounts:
         return cls(
             sum(p.rows for p in parts),
-            _added(p.errors for p in parts),
+            add_counts(p.errors for p in parts),
             sum(p.truncated for p in parts),
             sum(p.null_labels for p in parts),
-            _added(p.labels for p in parts),
+            add_counts(p.labels for p in parts),
         )
 
 
@@ -312,14 +312,6 @@ def _counted(column: pa.Array | pa.ChunkedArray) -> dict[str, int]:
     return {one["values"]: one["counts"] for one in found if one["values"] is not None}
 
 
-def _added(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
-    """The sums by word, the largest first."""
-    total: Counter[str] = Counter()
-    for one in counts:
-        total.update(one)
-    return dict(total.most_common())
-
-
 def _differences(old: Any, new: Any, where: str = "") -> Iterator[str]:
     if where == "labels" and "known" not in {*old, *new}:
         named = ({repr(name): known for name, known in one.items()} for one in (old, new))
@@ -331,7 +323,9 @@ def _differences(old: Any, new: Any, where: str = "") -> Iterator[str]:
         files = ({file["file"]: file for file in one} for one in (old, new))
         yield from _changes("input:", "changed", *files)
     elif old != new:
-        yield f"{where}: {_shown(old)} then, {_shown(new)} now"
+        texts = [json.dumps(value, ensure_ascii=False) for value in (old, new)]
+        then, now = (text if len(text) <= 200 else text[:200] + " ..." for text in texts)
+        yield f"{where}: {then} then, {now} now"
 
 
 def _changes(what: str, changed: str, old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
@@ -344,8 +338,3 @@ def _changes(what: str, changed: str, old: dict[str, Any], new: dict[str, Any]) 
         if names:
             more = f" and {len(names) - 10} more" if len(names) > 10 else ""
             yield f"{what} {word}: {', '.join(sorted(names)[:10])}{more}"
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 200 else text[:200] + " ..."

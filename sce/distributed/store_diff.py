@@ -53,8 +53,7 @@ def compare(
     file_numbers: dict[int, int] = {}
     pending: list[Shard] = []
     id_hashes = []
-    items = [(shard,) for shard in shards]
-    scans = in_tasks(scan_shard, items, columns, known.keys_K, prepared)
+    scans = in_tasks(scan_shard, [(one,) for one in shards], columns, known.keys_K, prepared)
     for shard, (found_N, id_hashes_N) in zip(shards, scans, strict=True):
         pending_N = known.claim(found_N)
         if old is None:

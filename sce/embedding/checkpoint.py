@@ -63,10 +63,7 @@ def resolve_checkpoint(config: EmbedderConfig) -> Checkpoint:
         name = root.name if revision is None else config.model_name
         licence = JINA_LICENCE if config.kind == "jina" else checkpoint_licence(root)
 
-    if config.kind == "jina":
-        folder, pooling = root, "mean"
-    else:
-        folder, pooling = _read_modules(root)
+    folder, pooling = (root, "mean") if config.kind == "jina" else _read_modules(root)
     adapter_folder = None
     if config.adapter_name is not None:
         adapter_folder = root / config.adapter_name

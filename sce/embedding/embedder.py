@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ from sce.embedding.checkpoint import Checkpoint, resolve_checkpoint
 from sce.embedding.fingerprint import EmbedderFingerprint
 from sce.embedding.row_checks import check_texts, check_unicode
 from sce.embedding.settings import EmbedderConfig
-from sce.embedding.tokenising import Batch, TokenisedTexts, batches, tokenise
+from sce.embedding.tokenising import Batch, TokenisedTexts, batches
 from sce.errors import DataError, EmbedderError
 
 BATCH_TOKENS = {"cpu": 4096, "cuda": 65536}
@@ -118,8 +118,20 @@ class TextEmbedder:
                 yield piece_P, tokens
 
     def tokenise(self, texts: Sequence[str]) -> TokenisedTexts:
-        """First step of `embed`. Raises `DataError` like it."""
-        return tokenise(self._tokenizer, self.fingerprint.max_tokens, texts)
+        """First step of `embed`, in one call of the tokenizer. Raises `DataError` like it."""
+        check_texts(texts)
+        try:
+            encodings = self._tokenizer.encode_batch_fast(texts)
+        except (TypeError, UnicodeEncodeError):
+            check_unicode(texts)
+            raise
+        ids = [encoding.ids for encoding in encodings]
+        lengths_N = np.fromiter(map(len, ids), np.int64, len(ids))
+        truncated_N = np.zeros(len(ids), bool)
+        for place in np.flatnonzero(lengths_N == self.fingerprint.max_tokens):
+            truncated_N[place] = bool(encodings[place].overflowing)
+        flat = np.fromiter(chain.from_iterable(ids), np.int64, int(lengths_N.sum()))
+        return TokenisedTexts(flat, lengths_N, truncated_N)
 
     def embed_tokens(self, tokens: TokenisedTexts) -> np.ndarray:
         """Second step of `embed`: float32 [N, D] for texts that are tokenised."""
@@ -134,20 +146,16 @@ def embed_batch(model: Any, batch: Batch, pooling: str) -> np.ndarray:
     """One forward pass, pooling, normalisation; float32 [B, D], unit norm."""
     mask_BL = torch.from_numpy(batch.attention_mask).to(model.device)
     ids_BL = torch.from_numpy(batch.input_ids).to(model.device)
-    output = model(input_ids=ids_BL, attention_mask=mask_BL)
-    pooled_BD = _pool(output.last_hidden_state, mask_BL, pooling)
-    return torch.nn.functional.normalize(pooled_BD, dim=1).cpu().numpy()
-
-
-def _pool(hidden_BLD: torch.Tensor, mask_BL: torch.Tensor, pooling: str) -> torch.Tensor:
-    """One float32 vector a text, [B, D]."""
-    if pooling == "cls":
-        return hidden_BLD[:, 0].float()
+    hidden_BLD = model(input_ids=ids_BL, attention_mask=mask_BL).last_hidden_state
     lengths_B1 = mask_BL.sum(dim=1, keepdim=True)
-    if pooling == "lasttoken":
+    if pooling == "cls":
+        pooled_BD = hidden_BLD[:, 0].float()
+    elif pooling == "lasttoken":
         rows_B = torch.arange(len(hidden_BLD), device=hidden_BLD.device)
-        return hidden_BLD[rows_B, lengths_B1[:, 0] - 1].float()
-    return (hidden_BLD.float() * mask_BL[:, :, None]).sum(dim=1) / lengths_B1
+        pooled_BD = hidden_BLD[rows_B, lengths_B1[:, 0] - 1].float()
+    else:
+        pooled_BD = (hidden_BLD.float() * mask_BL[:, :, None]).sum(dim=1) / lengths_B1
+    return torch.nn.functional.normalize(pooled_BD, dim=1).cpu().numpy()
 
 
 def load_embedder(config: EmbedderConfig) -> TextEmbedder:

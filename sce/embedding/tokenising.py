@@ -1,15 +1,11 @@
-"""Tokenises texts and packs them into batches of similar length under a token budget."""
+"""Tokenised texts, and how they are packed into batches of similar length under a token budget."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
 
 import numpy as np
-from tokenizers import Tokenizer
-
-from sce.embedding.row_checks import check_texts, check_unicode
 
 
 @dataclass(frozen=True)
@@ -56,24 +52,6 @@ class Batch:
     positions: np.ndarray
     input_ids: np.ndarray
     attention_mask: np.ndarray
-
-
-def tokenise(tokenizer: Tokenizer, max_tokens: int, texts: Sequence[str]) -> TokenisedTexts:
-    """Tokenise all texts in one call of a tokenizer that truncates at `max_tokens` and does not
-    pad. Raises `DataError` with the position of the first text that is empty or not a text."""
-    check_texts(texts)
-    try:
-        encodings = tokenizer.encode_batch_fast(texts)
-    except (TypeError, UnicodeEncodeError):
-        check_unicode(texts)
-        raise
-    ids = [encoding.ids for encoding in encodings]
-    lengths_N = np.fromiter(map(len, ids), np.int64, len(ids))
-    truncated_N = np.zeros(len(ids), bool)
-    for place in np.flatnonzero(lengths_N == max_tokens):
-        truncated_N[place] = bool(encodings[place].overflowing)
-    flat = np.fromiter(chain.from_iterable(ids), np.int64, int(lengths_N.sum()))
-    return TokenisedTexts(flat, lengths_N, truncated_N)
 
 
 def batches(tokens: TokenisedTexts, max_batch_tokens: int, pad_id: int) -> Iterator[Batch]:
