@@ -68,8 +68,7 @@ class EncoderTraining(EpisodeObjective):
     def validate(self) -> dict[str, float]:
         worker, validator = self._worker, self._validator
         scores_VNK = validator.scores(self._model, worker.rank, worker.world_size)
-        scores_VNK = worker.sum(torch.from_numpy(scores_VNK)).numpy()
-        return validator.figures(validator.finish(scores_VNK))
+        return validator.figures(worker.sum(torch.from_numpy(scores_VNK)).numpy())
 
     def save(self, folder: str) -> None:
         self._model.save_pretrained(folder)

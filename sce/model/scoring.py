@@ -149,11 +149,6 @@ class Scorer:
                 ids_BK = kept_BM if ids_BK is None else ids_BK.gather(1, kept_BM)
             yield ScoredBatch(batch, self.logits(queries_BD, labels, ids_BK), kept_BM)
 
-    def fills_a_batch(self, rows: np.ndarray, label_count: int) -> np.ndarray:
-        """Whether so many rows make a whole forward pass, so that their set is worth preparing
-        as one rather than mixing them with rows of other sets."""
-        return rows * (label_count + 1) >= self.max_batch_tokens
-
     @torch.inference_mode()
     def logits(
         self, queries_BD: torch.Tensor, labels: PreparedLabels, ids_BK: torch.Tensor | None = None

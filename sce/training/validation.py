@@ -59,7 +59,7 @@ class Validator:
         """Scores float32 [V, N, Kmax] of all rows, V the views; 0 where a set has fewer labels.
 
         With several workers each scores every `world_size`-th row of a set, and the rows of the
-        others stay 0: the sum over the workers is the whole (`finish`).
+        others stay 0: the sum over the workers is the whole.
         """
         scores_VNK = np.zeros((len(VIEWS), len(self.rows), self.width), np.float32)
         for view, members, label_set, vectors in self._groups:
@@ -69,14 +69,11 @@ class Validator:
                 scores_VNK[view, mine, : found.shape[1]] = found
         return scores_VNK
 
-    def finish(self, scores_VNK: np.ndarray) -> np.ndarray:
-        """Mark the padding of whole (summed) scores with -inf."""
-        padding_NK = np.arange(self.width) >= self.label_counts_N[:, None]
-        return np.where(padding_NK, -np.inf, scores_VNK)
-
     def figures(self, scores_VNK: np.ndarray) -> dict[str, float]:
-        """Figures of finished scores, each the mean over the views: mean NLL of the rows, accuracy
-        by dataset, and the mean of those (every dataset counts the same)."""
+        """Figures of whole (summed) scores, each the mean over the views: mean NLL of the rows,
+        accuracy by dataset, and the mean of those (every dataset counts the same)."""
+        padding_NK = np.arange(self.width) >= self.label_counts_N[:, None]
+        scores_VNK = np.where(padding_NK, -np.inf, scores_VNK)
         logits = torch.from_numpy(scores_VNK).double()
         targets = torch.from_numpy(self.targets_N).expand(len(VIEWS), -1)
         nll = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
