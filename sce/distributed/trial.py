@@ -35,11 +35,8 @@ def find_threshold(
     target_precision: float,
     plan: ActorPlan,
 ) -> tuple[thresholds.Curve, thresholds.Choice]:
-    """Classify labelled rows, and choose the threshold that reaches a precision on them.
-
-    Args:
-        names: the right label of each text.
-    """
+    """Classify texts whose right labels `names` has, and choose the threshold that reaches a
+    precision on them."""
     rows = len(texts)
     block = pa.table(
         {
@@ -61,11 +58,7 @@ def find_threshold(
 def preview(
     asked: Classification, corpus: Corpus, text_column: str | None, plan: ActorPlan
 ) -> Preview:
-    """Classify a sample of the input.
-
-    Args:
-        text_column: what to show of a row; None for its id.
-    """
+    """Classify a sample of the input; of a row its `text_column` is shown, or else its id."""
     columns, shown = asked.columns, "text" if asked.columns.text is not None else "id"
     shards = plan_corpus(corpus, columns)
     if shown == "id" and text_column is not None:
