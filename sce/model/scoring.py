@@ -180,16 +180,8 @@ def score(
     labels: LabelVectors,
     max_batch_tokens: int | None = None,
 ) -> np.ndarray:
-    """Uncalibrated scores of every label of one set for every query.
-
-    Args:
-        model: in evaluation mode; its device is used.
-        queries_ND: unit vectors of the text embedder, float32 [N, D].
-        labels: vectors of the K labels; the caller has put them in canonical order.
-
-    Returns:
-        float32 [N, K].
-    """
+    """Uncalibrated scores float32 [N, K] of every label of one set for every query, from what
+    `Scorer`, `Scorer.prepare` and `Scorer.batches` take."""
     scorer = Scorer(model, max_batch_tokens)
     scores_NK = np.empty((len(queries_ND), len(labels)), np.float32)
     for batch in scorer.batches(queries_ND, scorer.prepare(labels)):

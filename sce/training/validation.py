@@ -9,9 +9,9 @@ import torch
 
 from sce.labels import LabelSet, only_names
 from sce.model.encoder import SCEModel
-from sce.model.label_vectors import LabelVectors, TokenMeans, encode_labels
+from sce.model.label_vectors import LabelVectors, TextVectors, TokenMeans, encode_labels
 from sce.model.scoring import score
-from sce.training.data import Rows, TextLookup
+from sce.training.data import Rows
 
 VIEWS: dict[str, Callable[[LabelSet], LabelSet]] = {"name": only_names, "all": lambda s: s}
 """What the model sees of each label: the bare names, and all that is known of them."""
@@ -29,7 +29,7 @@ class Validator:
         self,
         rows: Rows,
         label_sets: dict[str, LabelSet],
-        text_vectors: TextLookup,
+        text_vectors: TextVectors,
         token_means: TokenMeans | None,
     ) -> None:
         self.rows = rows

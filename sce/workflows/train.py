@@ -32,8 +32,9 @@ from sce.evaluation.evaluate import rounded_means
 from sce.evaluation.paper import paper_settings
 from sce.model.calibration import TemperatureFit, fit_temperature
 from sce.model.encoder import SCEModel, trainable_parameters
+from sce.model.label_vectors import TextLookup
 from sce.storage import Place, replace_folder, write_text
-from sce.training.data import TextLookup, TrainingData
+from sce.training.data import TrainingData
 from sce.training.episodes import EpisodeSampler
 from sce.training.fresh_model import FreshModel, build_model
 from sce.training.validation import VIEWS, Validator

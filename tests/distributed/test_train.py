@@ -24,7 +24,8 @@ from sce.distributed.workers import EpochLog, Run
 from sce.errors import ConfigError
 from sce.labels import LabelSet
 from sce.model.encoder import SCEModel
-from sce.training.data import Rows, TextLookup
+from sce.model.label_vectors import TextLookup
+from sce.training.data import Rows
 from sce.training.episodes import AugmentConfig, EpisodeSampler
 from sce.training.epoch import TrainConfig
 from sce.training.fresh_model import FreshModel, ModelConfig, build_model
@@ -65,7 +66,7 @@ class Parts:
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory) -> Parts:
     texts = sorted({t for s in SETS.values() for label in s.labels for t in label.info_texts})
-    vectors = TextLookup(texts, text_vectors(texts))
+    vectors = TextLookup(dict(zip(texts, text_vectors(texts))))
     train, validation = rows(203, 0), rows(61, 1)
     encoder = build_roberta(tmp_path_factory.mktemp("encoder") / "roberta")
     model = ModelConfig(encoder=str(encoder), num_layers=None, adaptor_init="normal")
