@@ -40,6 +40,7 @@ from sce.embedding.tokenising import TokenisedTexts, batches
 from sce.evaluation import flops
 from sce.labels import LabelSet
 from sce.model.encoder import SCEModel, trainable_parameters
+from sce.training.data import Rows
 from sce.training.episodes import EpisodeObjective, EpisodeSampler
 from sce.training.epoch import make_optimizer, train_epoch
 from sce.training.random_keys import row_keys
@@ -130,10 +131,10 @@ def sce_workload(settings: EpochCost) -> Workload:
 
     def stretch(steps: int) -> Stretch:
         rows = min(settings.samples, steps * train.batch_size)
+        ids, sets = [f"row {i}" for i in range(rows)], ["labels"] * rows
+        labels = [names[i] for i in rng.integers(len(names), size=rows)]
         sampler = EpisodeSampler(
-            [f"row {i}" for i in range(rows)],
-            [names[i] for i in rng.integers(len(names), size=rows)],
-            ["labels"] * rows,
+            Rows(ids, sets, labels, sets, np.empty((rows, 0))),
             {"labels": LabelSet.parse(names)},
             lambda texts: _unit_vectors(rng, len(texts), sizes.embedder.d),
             token_means,

@@ -62,8 +62,7 @@ class EncoderTraining(EpisodeObjective):
             self.model = prepare_model(model, move_to_device=False)
 
     def sample_flops(self, tokens: float) -> float:
-        width = self._model.config.embedding_dim
-        return flops.encoder_sample(self._architecture, tokens, d_ext=width)
+        return flops.encoder_sample(self._architecture, tokens, self._model.config.embedding_dim)
 
     def validate(self) -> dict[str, float]:
         worker, validator = self._worker, self._validator

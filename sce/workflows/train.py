@@ -144,9 +144,7 @@ def resolve(experiment: Experiment) -> Plan:
         experiment.model, rows_store.manifest.embedder, experiment.train.dropout, experiment.seed
     )
     sampler = EpisodeSampler(
-        data.train.ids,
-        data.train.labels,
-        data.train.sets,
+        data.train,
         data.label_sets,
         data.label_texts,
         fresh.token_means,

@@ -71,9 +71,7 @@ def parts(tmp_path_factory) -> Parts:
     encoder = build_roberta(tmp_path_factory.mktemp("encoder") / "roberta")
     model = ModelConfig(encoder=str(encoder), num_layers=None, adaptor_init="normal")
     fresh = build_model(model, {"dimension": 64}, dropout=0.0, seed=0)
-    sampler = EpisodeSampler(
-        train.ids, train.labels, train.sets, SETS, vectors, fresh.token_means, AugmentConfig(), 0
-    )
+    sampler = EpisodeSampler(train, SETS, vectors, fresh.token_means, AugmentConfig(), 0)
     validator = Validator(validation, SETS, vectors, fresh.token_means)
     return Parts(fresh, sampler, train.vectors_ND, vectors, validator)
 

@@ -7,6 +7,7 @@ import torch
 
 from sce.labels import LabelSet
 from sce.model.encoder import SCEConfig, SCEModel
+from sce.training.data import Rows
 from sce.training.episodes import AugmentConfig, EpisodeObjective, EpisodeSampler
 
 SETS = {
@@ -48,8 +49,9 @@ def sampler(config=None, seed=0, order=None) -> EpisodeSampler:
     ]
     rows = [rows[i] for i in order] if order is not None else rows
     ids, labels, sets = (list(column) for column in zip(*rows))
+    rows = Rows(ids, sets, labels, sets, np.empty((len(ids), 0)))
     config = config or AugmentConfig()
-    return EpisodeSampler(ids, labels, sets, SETS, text_vectors, None, config, seed)
+    return EpisodeSampler(rows, SETS, text_vectors, None, config, seed)
 
 
 def all_rows(s: EpisodeSampler) -> np.ndarray:
