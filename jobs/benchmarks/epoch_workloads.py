@@ -121,7 +121,7 @@ def sce_workload(settings: EpochCost) -> Workload:
     torch.manual_seed(settings.seed)
     model = SCEModel(sce_config(sizes, train.dropout)).to(device)  # type: ignore[arg-type]
     optimizer = make_optimizer(model, train)
-    queries_ND = torch.from_numpy(_unit_vectors(rng, settings.samples, sizes.embedder.d)).to(device)
+    queries_ND = _unit_vectors(rng, settings.samples, sizes.embedder.d)
     names = [f"label {k}" for k in range(settings.labels)]
 
     def token_means(texts: Sequence[str]) -> torch.Tensor:
@@ -134,14 +134,14 @@ def sce_workload(settings: EpochCost) -> Workload:
         ids, sets = [f"row {i}" for i in range(rows)], ["labels"] * rows
         labels = [names[i] for i in rng.integers(len(names), size=rows)]
         sampler = EpisodeSampler(
-            Rows(ids, sets, labels, sets, np.empty((rows, 0))),
+            Rows(ids, sets, labels, sets, queries_ND[:rows]),
             {"labels": LabelSet.parse(names)},
             lambda texts: _unit_vectors(rng, len(texts), sizes.embedder.d),
             token_means,
             augmentation(settings.labels),
             settings.seed,
         )
-        objective = EpisodeObjective(model, sampler, queries_ND, settings.torch_device)
+        objective = EpisodeObjective(model, sampler, settings.torch_device)
 
         run = partial(train_epoch, objective, optimizer, train)
         return Stretch(run, rows, math.ceil(rows / train.batch_size))

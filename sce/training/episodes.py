@@ -76,7 +76,7 @@ class EpisodeSampler:
     """Draws episodes for rows; every draw is a function of (seed, epoch, row id).
 
     Args:
-        rows: the N training rows; their vectors are not read.
+        rows: the N training rows.
         label_sets: every label set that a row names; their labels are also the foreign labels.
         text_vectors: the text embedder's vectors for label texts.
         token_means: equation 2 for names and synonyms, or None.
@@ -93,6 +93,7 @@ class EpisodeSampler:
     ) -> None:
         self.config = config
         self.seed = seed
+        self.queries_ND = rows.vectors_ND
         self.keys_N = row_keys(rows.ids)
         used = sorted(set(rows.sets))
         sizes_S = np.array([len(label_sets[s]) for s in used])
@@ -252,17 +253,14 @@ class EpisodeObjective:
 
     Args:
         model: on `device`, where every vector that training needs is kept as well.
-        queries_ND: vectors of the sampler's rows, unit, float32.
     """
 
-    def __init__(
-        self, model: SCEModel, sampler: EpisodeSampler, queries_ND: np.ndarray, device: torch.device
-    ) -> None:
+    def __init__(self, model: SCEModel, sampler: EpisodeSampler, device: torch.device) -> None:
         self.model: nn.Module = model
         self.seed, self.keys_N = sampler.seed, sampler.keys_N
         self.device, self._sampler = device, sampler
         # Copies, since arrays that Ray's workers share cannot be written to, which torch warns of.
-        self._queries_ND = torch.from_numpy(np.array(queries_ND)).to(device)
+        self._queries_ND = torch.from_numpy(np.array(sampler.queries_ND)).to(device)
         self._texts_MD = self._tokens_MH = None
         if model.uses_embedded_labels:
             self._texts_MD = torch.from_numpy(np.array(sampler.texts_MD)).to(device)

@@ -88,7 +88,6 @@ def train(experiment: Experiment) -> dict[str, Any]:
         model, fitted = fit(
             plan.fresh,
             plan.sampler,
-            plan.data.train.vectors_ND,
             plan.validator,
             experiment.train,
             Run(plan.workers, experiment.checkpoints_dir, run.run_name, tracker),

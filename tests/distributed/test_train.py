@@ -58,7 +58,6 @@ class Parts:
 
     fresh: FreshModel
     sampler: EpisodeSampler
-    vectors_ND: np.ndarray
     labels: TextLookup
     validator: Validator
 
@@ -73,7 +72,7 @@ def parts(tmp_path_factory) -> Parts:
     fresh = build_model(model, {"dimension": 64}, dropout=0.0, seed=0)
     sampler = EpisodeSampler(train, SETS, vectors, fresh.token_means, AugmentConfig(), 0)
     validator = Validator(validation, SETS, vectors, fresh.token_means)
-    return Parts(fresh, sampler, train.vectors_ND, vectors, validator)
+    return Parts(fresh, sampler, vectors, validator)
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,7 @@ def run(
     history = History(folder / "history")
     plan = training_workers(ResourcesConfig(num_workers=workers, use_gpu=False))
     place = Run(plan, folder / "checkpoints", "run", history)
-    model, fitted = fit(parts.fresh, parts.sampler, parts.vectors_ND, parts.validator, train, place)
+    model, fitted = fit(parts.fresh, parts.sampler, parts.validator, train, place)
     lines = [line.split() for line in Path(history.path).read_text().splitlines()]
     return Result(model, fitted.best, fitted.last), {
         int(epoch): float(loss) for epoch, loss in lines
