@@ -26,7 +26,7 @@ from sce.model.answers import Answers, Prediction
 from sce.model.calibration import Temperature
 from sce.model.encoder import SCEModel
 from sce.model.grouping import GroupScorer
-from sce.model.label_vectors import TextVectors, token_means_of, with_known
+from sce.model.label_vectors import TextLookup, TextVectors, token_means_of
 from sce.model.scoring import (
     SHORTLIST_ABOVE,
     SHORTLIST_SIZE,
@@ -266,7 +266,9 @@ class Predictor:
         answers = Answers.empty(
             counts_N, top_k, return_scores, self.shortlist_size if shortlisted else None
         )
-        text_vectors = with_known(label_texts or {}, self._text_vectors)
+        text_vectors = self._text_vectors
+        if label_texts:
+            text_vectors = TextLookup(label_texts, text_vectors)
         for group, batch in self._groups.batches(queries_ND, labels, text_vectors):
             rows_B = group.rows_R[batch.rows]
             top_BT, p_BT, p_BK = self._best(batch, group.width, answers.top_NT.shape[1])

@@ -40,6 +40,7 @@ from sce.embedding.tokenising import TokenisedTexts, batches
 from sce.evaluation import flops
 from sce.labels import LabelSet
 from sce.model.encoder import SCEModel, trainable_parameters
+from sce.training.data import Rows
 from sce.training.episodes import EpisodeObjective, EpisodeSampler
 from sce.training.epoch import make_optimizer, train_epoch
 from sce.training.random_keys import row_keys
@@ -120,7 +121,7 @@ def sce_workload(settings: EpochCost) -> Workload:
     torch.manual_seed(settings.seed)
     model = SCEModel(sce_config(sizes, train.dropout)).to(device)  # type: ignore[arg-type]
     optimizer = make_optimizer(model, train)
-    queries_ND = torch.from_numpy(_unit_vectors(rng, settings.samples, sizes.embedder.d)).to(device)
+    queries_ND = _unit_vectors(rng, settings.samples, sizes.embedder.d)
     names = [f"label {k}" for k in range(settings.labels)]
 
     def token_means(texts: Sequence[str]) -> torch.Tensor:
@@ -130,17 +131,17 @@ def sce_workload(settings: EpochCost) -> Workload:
 
     def stretch(steps: int) -> Stretch:
         rows = min(settings.samples, steps * train.batch_size)
+        ids, sets = [f"row {i}" for i in range(rows)], ["labels"] * rows
+        labels = [names[i] for i in rng.integers(len(names), size=rows)]
         sampler = EpisodeSampler(
-            [f"row {i}" for i in range(rows)],
-            [names[i] for i in rng.integers(len(names), size=rows)],
-            ["labels"] * rows,
+            Rows(ids, sets, labels, sets, queries_ND[:rows]),
             {"labels": LabelSet.parse(names)},
             lambda texts: _unit_vectors(rng, len(texts), sizes.embedder.d),
             token_means,
             augmentation(settings.labels),
             settings.seed,
         )
-        objective = EpisodeObjective(model, sampler, queries_ND, settings.torch_device)
+        objective = EpisodeObjective(model, sampler, settings.torch_device)
 
         run = partial(train_epoch, objective, optimizer, train)
         return Stretch(run, rows, math.ceil(rows / train.batch_size))

@@ -47,7 +47,6 @@ class LocalModel:
         path: where the actors, which run in another folder, find it.
         model_id: says which weights they are.
         embedder, embedder_config: the embedder that its vectors are of, and where to find it.
-        dtype: of the encoder.
         exact: every label is contextualised also of a large set.
     """
 

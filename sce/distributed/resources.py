@@ -168,7 +168,8 @@ def _address() -> str | None:
 
 
 def cluster_size() -> ClusterSize:
-    """Measure the cluster that `ensure_ray` joined."""
+    """Measure the cluster; joins it where that is not done."""
+    ensure_ray()
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     config = ray_state.get_cluster_config()
     kinds = () if config is None else config.node_group_configs
@@ -190,7 +191,6 @@ def embed_actors(
     Raises:
         ConfigError: the cluster cannot have that much; names what was asked and what there is.
     """
-    ensure_ray()
     size = cluster_size()
     accelerator = config.accelerator_type
     num_gpus = _gpus_each(config, config.gpus_per_embed_actor, "gpus_per_embed_actor", size, what)
@@ -218,7 +218,6 @@ def training_workers(config: ResourcesConfig) -> WorkerPlan:
     Raises:
         ConfigError: the cluster cannot have that much; names what was asked and what there is.
     """
-    ensure_ray()
     size = cluster_size()
     num_gpus = _gpus_each(config, config.gpus_per_worker, "gpus_per_worker", size, "training")
     num_cpus = config.cpus_per_worker

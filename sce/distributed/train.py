@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from ray.train.torch import prepare_model
 
@@ -20,7 +19,6 @@ from sce.training.validation import Validator
 def fit(
     fresh: FreshModel,
     sampler: EpisodeSampler,
-    vectors_ND: np.ndarray,
     validator: Validator,
     train: TrainConfig,
     run: Run,
@@ -28,13 +26,10 @@ def fit(
     """Train copies of `fresh` on Ray; returns the model of the epoch with the best validation
     accuracy, on the CPU, and the figures.
 
-    Args:
-        vectors_ND: of the sampler's rows.
-
     Raises:
         ray.train.TrainingFailedError: more workers died than `train.max_failures` allows.
     """
-    parts = (fresh.model, fresh.random_state, sampler, vectors_ND, validator)
+    parts = (fresh.model, fresh.random_state, sampler, validator)
     fitted = run_training(EncoderTraining, parts, train, run)
     with fitted.checkpoint.as_directory() as folder:
         return SCEModel.from_pretrained(folder), fitted
@@ -44,32 +39,30 @@ class EncoderTraining(EpisodeObjective):
     """Training of the encoder as `sce.distributed.workers` has it.
 
     Args:
-        parts: model, its random state, sampler, vectors of the training rows and validator.
+        parts: model, its random state, sampler and validator.
     """
 
     reduce: Reduce | None = None  # DDP averages the gradients
 
     def __init__(self, parts: tuple[Any, ...], worker: Worker) -> None:
-        model, random_state, sampler, vectors_ND, self._validator = parts
+        model, random_state, sampler, self._validator = parts
         # As if the model had been built here: the masks of dropout follow from the seed.
         torch.manual_seed(sampler.seed)
         torch.set_rng_state(random_state)
         self._model: SCEModel = model.to(worker.device)
         self._worker = worker
         self._architecture = flops.architecture_of(model.encoder.config)
-        super().__init__(model, sampler, vectors_ND, worker.device)
+        super().__init__(model, sampler, worker.device)
         if worker.world_size > 1:
             self.model = prepare_model(model, move_to_device=False)
 
     def sample_flops(self, tokens: float) -> float:
-        width = self._model.config.embedding_dim
-        return flops.encoder_sample(self._architecture, tokens, d_ext=width)
+        return flops.encoder_sample(self._architecture, tokens, self._model.config.embedding_dim)
 
     def validate(self) -> dict[str, float]:
         worker, validator = self._worker, self._validator
         scores_VNK = validator.scores(self._model, worker.rank, worker.world_size)
-        scores_VNK = worker.sum(torch.from_numpy(scores_VNK)).numpy()
-        return validator.figures(validator.finish(scores_VNK))
+        return validator.figures(worker.sum(torch.from_numpy(scores_VNK)).numpy())
 
     def save(self, folder: str) -> None:
         self._model.save_pretrained(folder)

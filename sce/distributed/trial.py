@@ -5,10 +5,9 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +20,7 @@ from sce.bulk.corpus import Columns, Corpus, Shard
 from sce.bulk.display import Preview, confused_pairs
 from sce.bulk.reading import read_shard
 from sce.distributed.backends import Classification
-from sce.distributed.resources import ActorPlan, TorchThread
+from sce.distributed.resources import ActorPlan, use_threads
 from sce.distributed.stage import BlockFunction, cause_of, plan_corpus
 from sce.evaluation import thresholds
 
@@ -36,11 +35,8 @@ def find_threshold(
     target_precision: float,
     plan: ActorPlan,
 ) -> tuple[thresholds.Curve, thresholds.Choice]:
-    """Classify labelled rows, and choose the threshold that reaches a precision on them.
-
-    Args:
-        names: the right label of each text.
-    """
+    """Classify texts whose right labels `names` has, and choose the threshold that reaches a
+    precision on them."""
     rows = len(texts)
     block = pa.table(
         {
@@ -62,11 +58,7 @@ def find_threshold(
 def preview(
     asked: Classification, corpus: Corpus, text_column: str | None, plan: ActorPlan
 ) -> Preview:
-    """Classify a sample of the input.
-
-    Args:
-        text_column: what to show of a row; None for its id.
-    """
+    """Classify a sample of the input; of a row its `text_column` is shown, or else its id."""
     columns, shown = asked.columns, "text" if asked.columns.text is not None else "id"
     shards = plan_corpus(corpus, columns)
     if shown == "id" and text_column is not None:
@@ -100,27 +92,26 @@ def _sample(shards: Sequence[Shard], columns: Columns) -> pa.Table:
     ).combine_chunks()
 
 
-class TrialActor:
-    """Classifies blocks and says how long each took."""
-
-    def __init__(self, make: partial[BlockFunction], threads: int) -> None:
-        self._torch = TorchThread(threads)
-        self._classify = self._torch.run(make)
-
-    def classify(self, block: pa.Table) -> tuple[pa.Table, float]:
-        started = time.perf_counter()
-        return self._torch.run(self._classify, block), time.perf_counter() - started
-
-
 def _classified(
     asked: Classification, blocks: Sequence[pa.Table], plan: ActorPlan
 ) -> list[tuple[pa.Table, float]]:
-    """The blocks one after another in one actor: their answers, and the seconds that each took."""
-    make = partial(asked.classifier, plan.device)
-    actor: Any = ray.remote(TrialActor).options(**plan.ray_arguments()).remote(make, plan.threads)
+    """The blocks one after another in one worker: their answers, and the seconds that each took."""
+    # The worker ends with its task, so that the model's memory is free for the job's actors.
+    task = ray.remote(max_calls=1, max_retries=0, **plan.ray_arguments())(_classify)
     try:
-        return [ray.get(actor.classify.remote(block)) for block in blocks]
+        return ray.get(task.remote(partial(asked.classifier, plan.device), plan.threads, blocks))
     except RayTaskError as error:
         raise cause_of(error) from None
-    finally:
-        ray.kill(actor)
+
+
+def _classify(
+    make: Callable[[], BlockFunction], threads: int, blocks: Sequence[pa.Table]
+) -> list[tuple[pa.Table, float]]:
+    """What the worker runs."""
+    use_threads(threads)
+    classify = make()
+    found = []
+    for block in blocks:
+        started = time.perf_counter()
+        found.append((classify(block), time.perf_counter() - started))
+    return found

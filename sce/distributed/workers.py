@@ -189,105 +189,98 @@ def run_training(
 
 
 def _train_worker(config: dict[str, Any]) -> None:
-    """What each worker runs. Every decision is taken on figures that all workers share."""
+    """What each worker runs."""
     _quiet()
     use_threads(config["threads"])
     context = ray.train.get_context()
     worker = Worker(context.get_world_rank(), context.get_world_size(), get_device())
-    train: TrainConfig = config["train"]
-    training: Training = config["build"](ray.get(config["parts"][0]), worker)
-    optimizer = make_optimizer(training.model, train)
-    state = _restore(training, optimizer, worker)
-    if state["epoch"] == 0 and state["best"] < 0:
-        parameters = {"trainable_parameters": trainable_parameters(training.model)}
-        _close_epoch(training, optimizer, state, worker, parameters)
-    while state["epoch"] < train.epochs and state["epochs_without_gain"] < train.patience:
-        figures = _run_epoch(training, optimizer, train, state, worker)
-        _close_epoch(training, optimizer, state, worker, figures)
+    training = config["build"](ray.get(config["parts"][0]), worker)
+    _Epochs(training, config["train"], worker).run()
 
 
-def _run_epoch(
-    training: Training,
-    optimizer: torch.optim.Optimizer,
-    train: TrainConfig,
-    state: dict[str, Any],
-    worker: Worker,
-) -> Figures:
-    """Train an epoch, bring `state` up to date, and return the figures of all workers."""
-    started = time.perf_counter()
-    stats = train_epoch(
-        training,
-        optimizer,
-        train,
-        state["epoch"],
-        worker.rank,
-        worker.world_size,
-        training.reduce,
-        _progress(state["epoch"] + 1, train.epochs) if worker.rank == 0 else None,
-    )
-    sums = [stats.loss_sum, stats.rows, stats.tokens, stats.squared_tokens]
-    totals = worker.sum(torch.tensor(sums, dtype=torch.float64))
-    loss, rows, tokens, squares = totals.tolist()
-    seconds = time.perf_counter() - started
-    state["epoch"] += 1
-    state["flops"] += flops.total(training.sample_flops, tokens, squares, int(rows))
-    state["seconds"] += seconds
-    steps = steps_per_epoch(len(training.keys_N), train)
-    factor = rate_factor(state["epoch"] * steps - 1, steps * train.epochs, train)
-    return {
-        "train/loss": loss / rows,
-        "train/learning_rate": train.learning_rate * factor,
-        "train/overhead_share": stats.overhead_seconds / stats.seconds,
-        "train/flops": state["flops"],
-        "train/seconds": state["seconds"],
-        "epoch_seconds": seconds,
-        "samples_per_second": len(training.keys_N) / seconds,
-    }
+class _Epochs:
+    """The loop over the epochs. Every decision is taken on figures that all workers share."""
 
+    def __init__(self, training: Training, train: TrainConfig, worker: Worker) -> None:
+        self._training, self._train, self._worker = training, train, worker
+        self._optimizer = make_optimizer(training.model, train)
+        self._state: dict[str, Any] = FRESH_STATE.copy()
 
-def _close_epoch(
-    training: Training,
-    optimizer: torch.optim.Optimizer,
-    state: dict[str, Any],
-    worker: Worker,
-    figures: Mapping[str, float],
-) -> None:
-    """Validate, remember the best, write a checkpoint and report."""
-    found = training.validate()
-    score = found["validation/accuracy"]
-    better = score > state["best"]
-    state["best"] = max(score, state["best"])
-    state["epochs_without_gain"] = 0 if better else state["epochs_without_gain"] + 1
-    state["optimizer"] = optimizer.state_dict()
-    state["random"] = worker.gather(random_state())
-    report = {"epoch": state["epoch"], "score": score, **found, **figures}
-    with tempfile.TemporaryDirectory() as folder:
-        saved = None
-        if worker.rank == 0:
-            training.save(folder)
-            torch.save(state, Path(folder) / STATE_FILE)
-            saved = ray.train.Checkpoint.from_directory(folder)
-        ray.train.report(report, checkpoint=saved)
+    def run(self) -> None:
+        """Go on from the last checkpoint, or begin."""
+        state, train = self._state, self._train
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is not None:
+            self._restore(checkpoint)
+        if state["epoch"] == 0 and state["best"] < 0:
+            self._close({"trainable_parameters": trainable_parameters(self._training.model)})
+        while state["epoch"] < train.epochs and state["epochs_without_gain"] < train.patience:
+            self._close(self._train_epoch())
 
+    def _train_epoch(self) -> Figures:
+        """Train an epoch, bring the state up to date, and return the figures of all workers."""
+        training, train, state, worker = self._training, self._train, self._state, self._worker
+        started = time.perf_counter()
+        stats = train_epoch(
+            training,
+            self._optimizer,
+            train,
+            state["epoch"],
+            worker.rank,
+            worker.world_size,
+            training.reduce,
+            _progress(state["epoch"] + 1, train.epochs) if worker.rank == 0 else None,
+        )
+        sums = [stats.loss_sum, stats.rows, stats.tokens, stats.squared_tokens]
+        totals = worker.sum(torch.tensor(sums, dtype=torch.float64))
+        loss, rows, tokens, squares = totals.tolist()
+        seconds = time.perf_counter() - started
+        state["epoch"] += 1
+        state["flops"] += flops.total(training.sample_flops, tokens, squares, int(rows))
+        state["seconds"] += seconds
+        steps = steps_per_epoch(len(training.keys_N), train)
+        factor = rate_factor(state["epoch"] * steps - 1, steps * train.epochs, train)
+        return {
+            "train/loss": loss / rows,
+            "train/learning_rate": train.learning_rate * factor,
+            "train/overhead_share": stats.overhead_seconds / stats.seconds,
+            "train/flops": state["flops"],
+            "train/seconds": state["seconds"],
+            "epoch_seconds": seconds,
+            "samples_per_second": len(training.keys_N) / seconds,
+        }
 
-def _restore(
-    training: Training, optimizer: torch.optim.Optimizer, worker: Worker
-) -> dict[str, Any]:
-    """The state of the last checkpoint, put into model and optimiser; a fresh one if none."""
-    state: dict[str, Any] = FRESH_STATE.copy()
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        return state
-    with checkpoint.as_directory() as folder:
-        state |= torch.load(Path(folder) / STATE_FILE, weights_only=False, map_location="cpu")
-        training.load(folder)
-    optimizer.load_state_dict(state["optimizer"])
-    # With another number of workers each begins its own stream: see `TrainConfig.dropout`.
-    if len(state["random"]) == worker.world_size:
-        restore_random_state(state["random"][worker.rank])
-    if worker.rank == 0:
-        print(f"going on after epoch {state['epoch']}", flush=True)
-    return state
+    def _close(self, figures: Figures) -> None:
+        """Validate, remember the best, write a checkpoint and report."""
+        state = self._state
+        found = self._training.validate()
+        score = found["validation/accuracy"]
+        better = score > state["best"]
+        state["best"] = max(score, state["best"])
+        state["epochs_without_gain"] = 0 if better else state["epochs_without_gain"] + 1
+        state["optimizer"] = self._optimizer.state_dict()
+        state["random"] = self._worker.gather(random_state())
+        report = {"epoch": state["epoch"], "score": score, **found, **figures}
+        with tempfile.TemporaryDirectory() as folder:
+            saved = None
+            if self._worker.rank == 0:
+                self._training.save(folder)
+                torch.save(state, Path(folder) / STATE_FILE)
+                saved = ray.train.Checkpoint.from_directory(folder)
+            ray.train.report(report, checkpoint=saved)
+
+    def _restore(self, checkpoint: ray.train.Checkpoint) -> None:
+        """Put a checkpoint into state, model and optimiser."""
+        state, rank = self._state, self._worker.rank
+        with checkpoint.as_directory() as folder:
+            state |= torch.load(Path(folder) / STATE_FILE, weights_only=False, map_location="cpu")
+            self._training.load(folder)
+        self._optimizer.load_state_dict(state["optimizer"])
+        # With another number of workers each begins its own stream: see `TrainConfig.dropout`.
+        if len(state["random"]) == self._worker.world_size:
+            restore_random_state(state["random"][rank])
+        if rank == 0:
+            print(f"going on after epoch {state['epoch']}", flush=True)
 
 
 def _quiet() -> None:

@@ -57,11 +57,7 @@ class Answers:
     def empty(
         cls, counts_N: np.ndarray, top_k: int, with_scores: bool, shortlist: int | None = None
     ) -> Answers:
-        """Arrays for rows of so many labels each, in which nothing has been scored yet.
-
-        Args:
-            with_scores: every label's probability is to be kept.
-        """
+        """Arrays for rows of so many labels each, in which nothing has been scored yet."""
         shape = len(counts_N), min(top_k, int(counts_N.max(initial=1)))
         return cls(
             np.full(shape, -1, np.int64),
@@ -113,8 +109,6 @@ class Answers:
         Args:
             sets: names of each row's labels in the user's order.
             threshold: a row whose best score is less has no label.
-            with_top: also the best labels.
-            truncated: whether each row's text was cut.
         """
         sure_N = [True] * len(self)
         if threshold is not None:  # compared in float32, as a bulk job does

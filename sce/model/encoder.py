@@ -29,8 +29,6 @@ from transformers.models.roberta.modeling_roberta import RobertaEncoder
 from transformers.utils import ModelOutput
 
 ENCODERS = {"bert": BertEncoder, "roberta": RobertaEncoder, "xlm-roberta": RobertaEncoder}
-LabelSource = Literal["tokens", "embedder"]
-InputNorm = Literal["none", "frozen", "trained"]
 
 
 class SCEConfig(PreTrainedConfig):
@@ -75,8 +73,8 @@ class SCEConfig(PreTrainedConfig):
 
     encoder: dict[str, Any] = field(default_factory=lambda: {"model_type": "bert"})
     embedding_dim: int = 384
-    label_source: LabelSource = "embedder"
-    input_norm: InputNorm = "frozen"
+    label_source: Literal["tokens", "embedder"] = "embedder"
+    input_norm: Literal["none", "frozen", "trained"] = "frozen"
     token_type: bool = True
     positions: bool = False
     query_scale: float = None  # type: ignore[assignment]  # filled below, never None

@@ -153,7 +153,9 @@ class GroupScorer:
             sets_SK, set_R, sizes_S = np.unique(
                 ids_RK, axis=0, return_inverse=True, return_counts=True
             )
-            shared_S = self._scorer.fills_a_batch(sizes_S, count) & (count <= self._shortlist_above)
+            # Prepared as one set where its rows make a whole forward pass.
+            shared_S = sizes_S * (count + 1) >= self._scorer.max_batch_tokens
+            shared_S &= count <= self._shortlist_above
             for s in np.flatnonzero(shared_S).tolist():
                 mine_R = np.flatnonzero(set_R == s)
                 prepared = self._scorer.prepare(vectors.take(torch.from_numpy(sets_SK[s])))

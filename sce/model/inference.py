@@ -69,8 +69,6 @@ class FastEncoder:
     """
 
     def __init__(self, model: SCEModel) -> None:
-        if model.config.positions:
-            raise ValueError("a model with positions has no labels without a text")
         self.model = model
         self._layers = [_Layer(layer) for layer in model.encoder.layer]  # type: ignore[union-attr]
 

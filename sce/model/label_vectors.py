@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from sce.errors import DataError
 from sce.labels import Label, LabelSet
 from sce.model.encoder import SCEModel
 
@@ -92,15 +93,33 @@ def encode_labels(
     return LabelVectors(text_KD, examples_KD, counts_K, tokens_KH)
 
 
-def with_known(known: Mapping[str, np.ndarray], others: TextVectors) -> TextVectors:
-    """Vectors of texts that were embedded before, and of the `others` as they come."""
+class TextLookup:
+    """Vectors of texts that were embedded before; stands in for a text embedder.
 
-    def text_vectors(texts: Sequence[str]) -> np.ndarray:
-        new = [text for text in dict.fromkeys(texts) if text not in known]
-        found = dict(zip(new, others(new))) if new else {}
-        return np.stack([known[text] if text in known else found[text] for text in texts])
+    Args:
+        vectors: by text, float32 [D] each.
+        embed: called with the texts that are not there, whose vectors are then kept.
+    """
 
-    return text_vectors if known else others
+    def __init__(self, vectors: Mapping[str, np.ndarray], embed: TextVectors | None = None) -> None:
+        self._vectors = dict(vectors)
+        self._embed = embed
+
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        """Vectors of `texts`, float32 [N, D].
+
+        Raises:
+            DataError: one of them is not there, and there is no `embed`.
+        """
+        new = [text for text in dict.fromkeys(texts) if text not in self._vectors]
+        if new:
+            if self._embed is None:
+                raise DataError(
+                    f"the embedding store lacks the label text {new[0]!r:.80}. "
+                    "Run jobs/embed.py again on this data."
+                )
+            self._vectors |= zip(new, self._embed(new))
+        return np.stack([self._vectors[text] for text in texts])
 
 
 class LabelBank:

@@ -149,11 +149,6 @@ class Scorer:
                 ids_BK = kept_BM if ids_BK is None else ids_BK.gather(1, kept_BM)
             yield ScoredBatch(batch, self.logits(queries_BD, labels, ids_BK), kept_BM)
 
-    def fills_a_batch(self, rows: np.ndarray, label_count: int) -> np.ndarray:
-        """Whether so many rows make a whole forward pass, so that their set is worth preparing
-        as one rather than mixing them with rows of other sets."""
-        return rows * (label_count + 1) >= self.max_batch_tokens
-
     @torch.inference_mode()
     def logits(
         self, queries_BD: torch.Tensor, labels: PreparedLabels, ids_BK: torch.Tensor | None = None
@@ -185,16 +180,8 @@ def score(
     labels: LabelVectors,
     max_batch_tokens: int | None = None,
 ) -> np.ndarray:
-    """Uncalibrated scores of every label of one set for every query.
-
-    Args:
-        model: in evaluation mode; its device is used.
-        queries_ND: unit vectors of the text embedder, float32 [N, D].
-        labels: vectors of the K labels; the caller has put them in canonical order.
-
-    Returns:
-        float32 [N, K].
-    """
+    """Uncalibrated scores float32 [N, K] of every label of one set for every query, from what
+    `Scorer`, `Scorer.prepare` and `Scorer.batches` take."""
     scorer = Scorer(model, max_batch_tokens)
     scores_NK = np.empty((len(queries_ND), len(labels)), np.float32)
     for batch in scorer.batches(queries_ND, scorer.prepare(labels)):

@@ -6,7 +6,6 @@ machine.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +15,7 @@ from sce.datasets.prepared import PreparedData
 from sce.embedding.store import EmbeddingStore, text_hash
 from sce.errors import DataError
 from sce.labels import LabelSet
-from sce.model.label_vectors import TextVectors
+from sce.model.label_vectors import TextLookup
 
 
 @dataclass(frozen=True)
@@ -41,38 +40,6 @@ class Rows:
         return cls(ids, datasets, labels, sets, store.vectors_for(ids))
 
 
-class TextLookup:
-    """Vectors of texts that were embedded beforehand; stands in for a text embedder.
-
-    Args:
-        embed: called with the texts that are not there, whose vectors are then kept.
-    """
-
-    def __init__(
-        self, texts: Sequence[str], vectors_MD: np.ndarray, embed: TextVectors | None = None
-    ) -> None:
-        self._place = {text: i for i, text in enumerate(texts)}
-        self._vectors_MD = vectors_MD
-        self._embed = embed
-
-    def __call__(self, texts: Sequence[str]) -> np.ndarray:
-        """Vectors of `texts`, float32 [N, D].
-
-        Raises:
-            DataError: one of them is not there, and there is no `embed`.
-        """
-        new = [text for text in dict.fromkeys(texts) if text not in self._place]
-        if new:
-            if self._embed is None:
-                raise DataError(
-                    f"the embedding store lacks the label text {new[0]!r:.80}. "
-                    "Run jobs/embed.py again on this data."
-                )
-            self._place |= {text: len(self._vectors_MD) + i for i, text in enumerate(new)}
-            self._vectors_MD = np.concatenate([self._vectors_MD, self._embed(new)])
-        return self._vectors_MD[[self._place[text] for text in texts]]
-
-
 @dataclass(frozen=True)
 class TrainingData:
     """Training and validation rows with every label set and label text that they name."""
@@ -92,7 +59,8 @@ class TrainingData:
         used = sorted({*train.sets, *validation.sets})
         every = [label for s in prepared.label_sets.values() for label in s.labels]
         texts = list(dict.fromkeys(t for lb in every for t in (*lb.info_texts, *lb.examples)))
-        lookup = TextLookup(texts, labels.vectors_for([text_hash(text) for text in texts]))
+        vectors_MD = labels.vectors_for([text_hash(text) for text in texts])
+        lookup = TextLookup(dict(zip(texts, vectors_MD)))
         return cls(train, validation, {name: prepared.label_sets[name] for name in used}, lookup)
 
     def __post_init__(self) -> None:

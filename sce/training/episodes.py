@@ -28,6 +28,7 @@ from sce.config import Section
 from sce.labels import LabelSet
 from sce.model.encoder import SCEModel
 from sce.model.label_vectors import TextVectors, TokenMeans
+from sce.training.data import Rows
 from sce.training.random_keys import row_keys, uniforms
 
 EXAMPLE_COUNTS = np.array([1, 2, 4, 8])
@@ -75,7 +76,7 @@ class EpisodeSampler:
     """Draws episodes for rows; every draw is a function of (seed, epoch, row id).
 
     Args:
-        row_ids, row_labels, row_sets: id, label name and label set id of each of the N rows.
+        rows: the N training rows.
         label_sets: every label set that a row names; their labels are also the foreign labels.
         text_vectors: the text embedder's vectors for label texts.
         token_means: equation 2 for names and synonyms, or None.
@@ -83,9 +84,7 @@ class EpisodeSampler:
 
     def __init__(
         self,
-        row_ids: list[str],
-        row_labels: list[str],
-        row_sets: list[str],
+        rows: Rows,
         label_sets: dict[str, LabelSet],
         text_vectors: TextVectors,
         token_means: TokenMeans | None,
@@ -94,17 +93,17 @@ class EpisodeSampler:
     ) -> None:
         self.config = config
         self.seed = seed
-        self.keys_N = row_keys(row_ids)
-        used = sorted(set(row_sets))
+        self.queries_ND = rows.vectors_ND
+        self.keys_N = row_keys(rows.ids)
+        used = sorted(set(rows.sets))
         sizes_S = np.array([len(label_sets[s]) for s in used])
         starts_S = np.concatenate([[0], np.cumsum(sizes_S)])
         place_of = {s: i for i, s in enumerate(used)}
         labels = [label for s in used for label in label_sets[s].labels]
         self.set_of_L = np.repeat(np.arange(len(used)), sizes_S)
-        self.row_set_N = np.array([place_of[s] for s in row_sets])
-        self.row_label_N = np.array(
-            [starts_S[place_of[s]] + label_sets[s].index(n) for s, n in zip(row_sets, row_labels)]
-        )
+        self.row_set_N = np.array([place_of[s] for s in rows.sets])
+        in_set_N = [label_sets[s].index(n) for s, n in zip(rows.sets, rows.labels)]
+        self.row_label_N = starts_S[self.row_set_N] + in_set_N
         slots_K = np.arange(sizes_S.max())
         self.own_labels_SK = np.where(slots_K < sizes_S[:, None], starts_S[:-1, None] + slots_K, -1)
 
@@ -131,8 +130,8 @@ class EpisodeSampler:
         self._rows_by_label_N = np.lexsort((self.keys_N, self.row_label_N))
         self._label_count_L = np.bincount(self.row_label_N, minlength=len(labels))
         self._label_start_L = np.concatenate([[0], np.cumsum(self._label_count_L)[:-1]])
-        self._place_N = np.empty(len(row_ids), np.int64)
-        self._place_N[self._rows_by_label_N] = np.arange(len(row_ids))
+        self._place_N = np.empty(len(rows), np.int64)
+        self._place_N[self._rows_by_label_N] = np.arange(len(rows))
 
     def draw(self, epoch: int, rows_B: np.ndarray) -> Episodes:
         """Episodes of the given rows (indices into the training rows) in an epoch."""
@@ -254,17 +253,14 @@ class EpisodeObjective:
 
     Args:
         model: on `device`, where every vector that training needs is kept as well.
-        queries_ND: vectors of the sampler's rows, unit, float32.
     """
 
-    def __init__(
-        self, model: SCEModel, sampler: EpisodeSampler, queries_ND: np.ndarray, device: torch.device
-    ) -> None:
+    def __init__(self, model: SCEModel, sampler: EpisodeSampler, device: torch.device) -> None:
         self.model: nn.Module = model
         self.seed, self.keys_N = sampler.seed, sampler.keys_N
         self.device, self._sampler = device, sampler
         # Copies, since arrays that Ray's workers share cannot be written to, which torch warns of.
-        self._queries_ND = torch.from_numpy(np.array(queries_ND)).to(device)
+        self._queries_ND = torch.from_numpy(np.array(sampler.queries_ND)).to(device)
         self._texts_MD = self._tokens_MH = None
         if model.uses_embedded_labels:
             self._texts_MD = torch.from_numpy(np.array(sampler.texts_MD)).to(device)

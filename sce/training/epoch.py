@@ -134,13 +134,6 @@ def steps_per_epoch(rows: int, config: TrainConfig) -> int:
     return math.ceil(rows / config.batch_size)
 
 
-def autocast_dtype(config: TrainConfig, device: torch.device) -> torch.dtype | None:
-    """The dtype of mixed precision, or None for float32."""
-    if config.precision == "bfloat16" or (config.precision == "auto" and device.type == "cuda"):
-        return torch.bfloat16
-    return None
-
-
 def train_epoch(
     objective: Objective,
     optimizer: torch.optim.Optimizer,
@@ -161,7 +154,8 @@ def train_epoch(
     """
     model, device = objective.model, objective.device
     model.train()
-    dtype = autocast_dtype(config, device)
+    by_device = "bfloat16" if device.type == "cuda" else "float32"
+    mixed = (by_device if config.precision == "auto" else config.precision) == "bfloat16"
     trained = [p for p in model.parameters() if p.requires_grad]
     order_N = permutation(objective.seed, epoch, objective.keys_N)
     steps = steps_per_epoch(len(order_N), config)
@@ -187,7 +181,7 @@ def train_epoch(
             tokens += int(tokens_B[:count].sum())
             squared_tokens += int(np.square(tokens_B[:count]).sum())
             overhead += time.perf_counter() - begin
-            with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=mixed):
                 loss = objective.loss(samples)
             # The share of the batch; times the workers where their average is taken, not the sum.
             weight = count * (world_size if reduce is None else 1) / len(batch_B)

@@ -116,13 +116,12 @@ def build_model(
             f"model.num_layers: {layers} asked for, {config.encoder!r} has "
             f"{found.num_hidden_layers}."
         )
-    encoder = found.to_dict() | {
+    not_kept = ("_name_or_path", "architectures", "transformers_version", "dtype")
+    encoder = {key: value for key, value in found.to_dict().items() if key not in not_kept} | {
         "num_hidden_layers": layers,
         "hidden_dropout_prob": dropout,
         "attention_probs_dropout_prob": dropout,
     }
-    for key in ("_name_or_path", "architectures", "transformers_version", "dtype"):
-        encoder.pop(key, None)
     torch.manual_seed(seed)
     model = SCEModel(
         SCEConfig(encoder=encoder, embedding_dim=embedder["dimension"], embedder=embedder, **recipe)

@@ -9,9 +9,9 @@ import torch
 
 from sce.labels import LabelSet, only_names
 from sce.model.encoder import SCEModel
-from sce.model.label_vectors import LabelVectors, TokenMeans, encode_labels
+from sce.model.label_vectors import LabelVectors, TextVectors, TokenMeans, encode_labels
 from sce.model.scoring import score
-from sce.training.data import Rows, TextLookup
+from sce.training.data import Rows
 
 VIEWS: dict[str, Callable[[LabelSet], LabelSet]] = {"name": only_names, "all": lambda s: s}
 """What the model sees of each label: the bare names, and all that is known of them."""
@@ -29,7 +29,7 @@ class Validator:
         self,
         rows: Rows,
         label_sets: dict[str, LabelSet],
-        text_vectors: TextLookup,
+        text_vectors: TextVectors,
         token_means: TokenMeans | None,
     ) -> None:
         self.rows = rows
@@ -59,7 +59,7 @@ class Validator:
         """Scores float32 [V, N, Kmax] of all rows, V the views; 0 where a set has fewer labels.
 
         With several workers each scores every `world_size`-th row of a set, and the rows of the
-        others stay 0: the sum over the workers is the whole (`finish`).
+        others stay 0: the sum over the workers is the whole.
         """
         scores_VNK = np.zeros((len(VIEWS), len(self.rows), self.width), np.float32)
         for view, members, label_set, vectors in self._groups:
@@ -69,14 +69,11 @@ class Validator:
                 scores_VNK[view, mine, : found.shape[1]] = found
         return scores_VNK
 
-    def finish(self, scores_VNK: np.ndarray) -> np.ndarray:
-        """Mark the padding of whole (summed) scores with -inf."""
-        padding_NK = np.arange(self.width) >= self.label_counts_N[:, None]
-        return np.where(padding_NK, -np.inf, scores_VNK)
-
     def figures(self, scores_VNK: np.ndarray) -> dict[str, float]:
-        """Figures of finished scores, each the mean over the views: mean NLL of the rows, accuracy
-        by dataset, and the mean of those (every dataset counts the same)."""
+        """Figures of whole (summed) scores, each the mean over the views: mean NLL of the rows,
+        accuracy by dataset, and the mean of those (every dataset counts the same)."""
+        padding_NK = np.arange(self.width) >= self.label_counts_N[:, None]
+        scores_VNK = np.where(padding_NK, -np.inf, scores_VNK)
         logits = torch.from_numpy(scores_VNK).double()
         targets = torch.tensor(self.targets_N).expand(len(VIEWS), -1)
         nll = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())

@@ -37,9 +37,9 @@ from sce.evaluation.evaluate import (
 from sce.evaluation.report import WIDE_CHARS, to_markdown, to_table
 from sce.labels import LabelSet
 from sce.model.calibration import Temperature
+from sce.model.label_vectors import TextLookup
 from sce.predictor import Predictor
 from sce.storage import Place, fetch, replace_folder
-from sce.training.data import TextLookup
 from sce.training.random_keys import some_places
 from sce.workflows.experiment import Experiment, RunSettings
 from sce.workflows.methods import PromptedMethod, SceMethod, SimilarityMethod
@@ -136,13 +136,13 @@ def _sets_and_methods(
         return rows_to_measure(prepared, config), [prompted]
     embedder = embedder or load_embedder(experiment.embedder)
     store = None
-    known, known_MD = [], np.empty((0, embedder.dimension), np.float32)
+    known: dict[str, np.ndarray] = {}
     if prepared is not None:
         stores = experiment.embeddings_dir
         store = EmbeddingStore.open(stores / "rows")
         labels = EmbeddingStore.open(stores / "labels").read(["text", "embedding"])
-        known, known_MD = labels["text"].to_pylist(), embedding_matrix(labels["embedding"])
-    text_vectors = TextLookup(known, known_MD, lambda texts: embedder.embed(texts).vectors)
+        known = dict(zip(labels["text"].to_pylist(), embedding_matrix(labels["embedding"])))
+    text_vectors = TextLookup(known, lambda texts: embedder.embed(texts).vectors)
     sets = rows_to_measure(prepared, config, store, embedder)
     cosine = SimilarityMethod(embedder, text_vectors)
     if experiment.method == "similarity":

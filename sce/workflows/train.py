@@ -32,8 +32,9 @@ from sce.evaluation.evaluate import rounded_means
 from sce.evaluation.paper import paper_settings
 from sce.model.calibration import TemperatureFit, fit_temperature
 from sce.model.encoder import SCEModel, trainable_parameters
+from sce.model.label_vectors import TextLookup
 from sce.storage import Place, replace_folder, write_text
-from sce.training.data import TextLookup, TrainingData
+from sce.training.data import TrainingData
 from sce.training.episodes import EpisodeSampler
 from sce.training.fresh_model import FreshModel, build_model
 from sce.training.validation import VIEWS, Validator
@@ -87,7 +88,6 @@ def train(experiment: Experiment) -> dict[str, Any]:
         model, fitted = fit(
             plan.fresh,
             plan.sampler,
-            plan.data.train.vectors_ND,
             plan.validator,
             experiment.train,
             Run(plan.workers, experiment.checkpoints_dir, run.run_name, tracker),
@@ -143,9 +143,7 @@ def resolve(experiment: Experiment) -> Plan:
         experiment.model, rows_store.manifest.embedder, experiment.train.dropout, experiment.seed
     )
     sampler = EpisodeSampler(
-        data.train.ids,
-        data.train.labels,
-        data.train.sets,
+        data.train,
         data.label_sets,
         data.label_texts,
         fresh.token_means,

@@ -33,7 +33,6 @@ def has(monkeypatch):
     """Makes the cluster that the settings are held against."""
 
     def make(size: ClusterSize) -> None:
-        monkeypatch.setattr(resources, "ensure_ray", lambda: None)
         monkeypatch.setattr(resources, "cluster_size", lambda: size)
 
     return make

@@ -24,7 +24,8 @@ from sce.distributed.workers import EpochLog, Run
 from sce.errors import ConfigError
 from sce.labels import LabelSet
 from sce.model.encoder import SCEModel
-from sce.training.data import Rows, TextLookup
+from sce.model.label_vectors import TextLookup
+from sce.training.data import Rows
 from sce.training.episodes import AugmentConfig, EpisodeSampler
 from sce.training.epoch import TrainConfig
 from sce.training.fresh_model import FreshModel, ModelConfig, build_model
@@ -57,7 +58,6 @@ class Parts:
 
     fresh: FreshModel
     sampler: EpisodeSampler
-    vectors_ND: np.ndarray
     labels: TextLookup
     validator: Validator
 
@@ -65,16 +65,14 @@ class Parts:
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory) -> Parts:
     texts = sorted({t for s in SETS.values() for label in s.labels for t in label.info_texts})
-    vectors = TextLookup(texts, text_vectors(texts))
+    vectors = TextLookup(dict(zip(texts, text_vectors(texts))))
     train, validation = rows(203, 0), rows(61, 1)
     encoder = build_roberta(tmp_path_factory.mktemp("encoder") / "roberta")
     model = ModelConfig(encoder=str(encoder), num_layers=None, adaptor_init="normal")
     fresh = build_model(model, {"dimension": 64}, dropout=0.0, seed=0)
-    sampler = EpisodeSampler(
-        train.ids, train.labels, train.sets, SETS, vectors, fresh.token_means, AugmentConfig(), 0
-    )
+    sampler = EpisodeSampler(train, SETS, vectors, fresh.token_means, AugmentConfig(), 0)
     validator = Validator(validation, SETS, vectors, fresh.token_means)
-    return Parts(fresh, sampler, train.vectors_ND, vectors, validator)
+    return Parts(fresh, sampler, vectors, validator)
 
 
 @dataclass(frozen=True)
@@ -105,7 +103,7 @@ def run(
     history = History(folder / "history")
     plan = training_workers(ResourcesConfig(num_workers=workers, use_gpu=False))
     place = Run(plan, folder / "checkpoints", "run", history)
-    model, fitted = fit(parts.fresh, parts.sampler, parts.vectors_ND, parts.validator, train, place)
+    model, fitted = fit(parts.fresh, parts.sampler, parts.validator, train, place)
     lines = [line.split() for line in Path(history.path).read_text().splitlines()]
     return Result(model, fitted.best, fitted.last), {
         int(epoch): float(loss) for epoch, loss in lines

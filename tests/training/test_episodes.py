@@ -7,6 +7,7 @@ import torch
 
 from sce.labels import LabelSet
 from sce.model.encoder import SCEConfig, SCEModel
+from sce.training.data import Rows
 from sce.training.episodes import AugmentConfig, EpisodeObjective, EpisodeSampler
 
 SETS = {
@@ -48,8 +49,9 @@ def sampler(config=None, seed=0, order=None) -> EpisodeSampler:
     ]
     rows = [rows[i] for i in order] if order is not None else rows
     ids, labels, sets = (list(column) for column in zip(*rows))
+    rows = Rows(ids, sets, labels, sets, text_vectors(ids))
     config = config or AugmentConfig()
-    return EpisodeSampler(ids, labels, sets, SETS, text_vectors, None, config, seed)
+    return EpisodeSampler(rows, SETS, text_vectors, None, config, seed)
 
 
 def all_rows(s: EpisodeSampler) -> np.ndarray:
@@ -151,9 +153,9 @@ def test_the_order_in_which_rows_were_read_does_not_matter():
 
 def test_gather_fetches_the_vectors_and_means_that_the_indices_name():
     s = sampler(AugmentConfig(example_probability=1.0))
-    queries = torch.randn(len(s.keys_N), 64)
+    queries = torch.from_numpy(s.queries_ND)
     model = SCEModel(SCEConfig(encoder=ENCODER, embedding_dim=64))
-    objective = EpisodeObjective(model, s, queries.numpy(), torch.device("cpu"))
+    objective = EpisodeObjective(model, s, torch.device("cpu"))
     episodes = s.draw(0, all_rows(s)[:8])
     inputs = objective.gather(episodes)
     assert inputs["query_embeddings"].shape == (8, 64)

@@ -10,6 +10,7 @@ import torch
 
 from sce.labels import LabelSet
 from sce.model.encoder import SCEConfig, SCEModel
+from sce.training.data import Rows
 from sce.training.episodes import AugmentConfig, EpisodeObjective, EpisodeSampler
 from sce.training.epoch import TrainConfig, make_optimizer, rate_factor, train_epoch
 from tests.training.test_episodes import ENCODER, text_vectors
@@ -24,18 +25,17 @@ def episodes(rows: int = 70) -> EpisodeObjective:
     noise = torch.randn(rows, 64, generator=torch.Generator().manual_seed(0))
     # Texts that do not lie near their label's name: there is something to learn.
     queries = torch.from_numpy(text_vectors([f"about {n}" for n in names])) + 0.05 * noise
+    queries = torch.nn.functional.normalize(queries, dim=-1).numpy()
+    ids, sets = [f"row-{i}" for i in range(rows)], ["set"] * rows
     sampler = EpisodeSampler(
-        [f"row-{i}" for i in range(rows)],
-        names,
-        ["set"] * rows,
+        Rows(ids, sets, names, sets, queries),
         {"set": LABELS},
         text_vectors,
         None,
         AugmentConfig(view_weights={"name": 1}),
         seed=0,
     )
-    queries = torch.nn.functional.normalize(queries, dim=-1).numpy()
-    return EpisodeObjective(model, sampler, queries, torch.device("cpu"))
+    return EpisodeObjective(model, sampler, torch.device("cpu"))
 
 
 def test_the_loss_falls():
