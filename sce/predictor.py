@@ -27,6 +27,7 @@ from sce.model.calibration import Temperature
 from sce.model.encoder import SCEModel
 from sce.model.grouping import GroupScorer
 from sce.model.label_vectors import TextLookup, TextVectors, token_means_of
+from sce.model.linear_labels import LinearLabels
 from sce.model.scoring import (
     SHORTLIST_ABOVE,
     SHORTLIST_SIZE,
@@ -178,14 +179,14 @@ class Predictor:
     def warm_up(self, labels: Any) -> None:
         """Do ahead what the first answer would wait for: the vectors of one label set, and the
         kernels and memory of a whole forward pass."""
-        label_set = LabelSet.parse(labels)
+        label_set = labels if isinstance(labels, LinearLabels) else LabelSet.parse(labels)
         rows = max(1, self._scorer.max_batch_tokens // (len(label_set) + 1))
         self.answer(np.zeros((rows, self.model.config.embedding_dim), np.float32), label_set)
 
-    def new_label_texts(self, labels: LabelSet | RaggedLabels) -> list[str]:
+    def new_label_texts(self, labels: LabelSet | RaggedLabels | LinearLabels) -> list[str]:
         """Distinct label texts that `answer` would embed for these labels. A server embeds them
         among its other texts and gives `answer` their vectors."""
-        return self._groups.new_texts(labels)
+        return [] if isinstance(labels, LinearLabels) else self._groups.new_texts(labels)
 
     def predict(
         self,
@@ -205,7 +206,7 @@ class Predictor:
                 `embeddings`.
             labels: one label set in any form that `LabelSet.parse` accepts. To give each text
                 a set of its own, a list of lists of names as long as the texts, or
-                `RaggedLabels`.
+                `RaggedLabels`. Or labels that were fitted to a corpus (`AdaptedLabels.load`).
             embeddings: unit vectors of the model's embedder, float32 [N, D].
             threshold: below this probability a prediction's label is None.
             top_k: also return this many best labels.
@@ -227,7 +228,7 @@ class Predictor:
             queries_ND = self._check_embeddings(embeddings)
             truncated = [False] * len(queries_ND)
 
-        labels = parse_labels(labels)
+        labels = labels if isinstance(labels, LinearLabels) else parse_labels(labels)
         answers = self.answer(queries_ND, labels, top_k or 1, return_scores)
         sets = labels.names_by_row(len(answers))
         return answers.predictions(sets, threshold, top_k is not None, truncated)
@@ -246,8 +247,8 @@ class Predictor:
 
         Args:
             queries_ND: unit vectors of the model's embedder, float32 [N, D].
-            labels: one label set for all rows, in any form that `LabelSet.parse` accepts, or
-                `RaggedLabels` with one for each.
+            labels: one label set for all rows, in any form that `LabelSet.parse` accepts,
+                `RaggedLabels` with one for each, or `LinearLabels`.
             top_k: how many best labels.
             return_scores: also every label's probability.
             label_texts: vectors of label texts that the caller has embedded; the others are
@@ -259,6 +260,8 @@ class Predictor:
         if top_k < 1:
             raise InputError(f"top_k: {top_k}, but at least 1 is needed.")
         queries_ND = self._check_embeddings(queries_ND)
+        if isinstance(labels, LinearLabels):
+            return self._require(labels).answer(queries_ND, top_k, return_scores)
         if not isinstance(labels, RaggedLabels):
             labels = LabelSet.parse(labels)
         counts_N = labels.counts_by_row(len(queries_ND))
@@ -285,6 +288,9 @@ class Predictor:
     ) -> np.ndarray:
         """Probabilities float64 [N, K] in the order of `labels` (equation 3), of the scores as they
         are or `calibrated`, divided by the fitted temperature."""
+        if isinstance(labels, LinearLabels):
+            scores_NK = self._require(labels).scores(queries_ND)
+            return softmax(scores_NK / (labels.temperature if calibrated else 1.0), axis=1)
         label_set = LabelSet.parse(labels)
         p_NK = np.zeros((len(queries_ND), len(label_set)))
         for group, batch in self._groups.batches(queries_ND, label_set, self._text_vectors):
@@ -298,6 +304,8 @@ class Predictor:
     def scores(self, queries_ND: np.ndarray, labels: Any) -> np.ndarray:
         """Uncalibrated scores s_k, float32 [N, K], in the order of `labels`. Every label is
         contextualised, however many there are."""
+        if isinstance(labels, LinearLabels):
+            return self._require(labels).scores(queries_ND).astype(np.float32)
         label_set = LabelSet.parse(labels)
         scores_NK = np.empty((len(queries_ND), len(label_set)), np.float32)
         batches = self._groups.batches(queries_ND, label_set, self._text_vectors, exact=True)
@@ -324,6 +332,13 @@ class Predictor:
             top_BT = logits_BK.sort(dim=1, descending=True, stable=True).indices[:, :width]
         p_BT = p_BK.gather(1, top_BT).float().cpu().numpy()
         return top_BT.cpu().numpy(), p_BT, p_BK
+
+    def _require(self, labels: LinearLabels) -> LinearLabels:
+        """These labels, if they read the vectors of this embedder."""
+        check_fingerprint(
+            labels.embedder, self.embedder.fingerprint, "the corpus of these adapted labels"
+        )
+        return labels
 
     def _check_embeddings(self, embeddings: Any) -> np.ndarray:
         queries_ND = np.asarray(embeddings, np.float32)
