@@ -144,13 +144,15 @@ def _sets_and_methods(
         known = dict(zip(labels["text"].to_pylist(), embedding_matrix(labels["embedding"])))
     text_vectors = TextLookup(known, lambda texts: embedder.embed(texts).vectors)
     sets = rows_to_measure(prepared, config, store, embedder)
-    cosine = SimilarityMethod(embedder, text_vectors)
     if experiment.method == "similarity":
+        cosine = SimilarityMethod(embedder, text_vectors, experiment.model.label_vectors)
         cosine.calibrate(validation_sets(prepared, config, store))
         return sets, [cosine]
     model_folder = fetch(experiment.model_dir)
     predictor = Predictor.from_pretrained(model_folder, embedder, text_vectors=text_vectors)
-    cosine.temperature = Temperature(*predictor.model.config.cosine_calibration)
+    settings = predictor.model.config
+    cosine = SimilarityMethod(embedder, text_vectors, settings.label_vectors)
+    cosine.temperature = Temperature(*settings.cosine_calibration)
     return sets, [SceMethod(predictor, model_folder), cosine]
 
 

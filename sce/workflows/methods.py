@@ -64,12 +64,17 @@ class SceMethod(VectorMethod):
 
 
 class SimilarityMethod(VectorMethod):
-    """Cosine similarity of the text's and the labels' vectors by one embedder (appendix E)."""
+    """Cosine similarity of the text's and the labels' vectors by one embedder (appendix E).
+
+    Args:
+        version: of the label vectors (`sce.model.label_vectors`).
+    """
 
     name = "cosine"
 
-    def __init__(self, embedder: TextEmbedder, text_vectors: TextVectors) -> None:
-        super().__init__(partial(cosine_scores, text_vectors=text_vectors), Temperature())
+    def __init__(self, embedder: TextEmbedder, text_vectors: TextVectors, version: int) -> None:
+        score = partial(cosine_scores, text_vectors=text_vectors, version=version)
+        super().__init__(score, Temperature())
         self._embedder = embedder
 
     def calibrate(self, validation: Sequence[EvaluationSet]) -> None:
