@@ -102,10 +102,12 @@ class Sums:
 
 @dataclass(frozen=True)
 class Scores:
-    """Linear scores: x.weight + bias. `weight_KD` as `round_weights` makes it."""
+    """Linear scores: x.weight + bias. `weight_KD` as `round_weights` makes it; `prior_K` is the part
+    of the bias that says how large the labels are."""
 
     weight_KD: np.ndarray
     bias_K: np.ndarray
+    prior_K: np.ndarray
 
     def of(self, x_ND: np.ndarray) -> np.ndarray:
         """Scores float64 [N, K] of what `vector_integers` gave."""
@@ -149,7 +151,7 @@ def sums_of(x_BD: np.ndarray, scores: Scores) -> Sums:
 
 def start_scores(g_KD: np.ndarray, scale: float) -> Scores:
     """scale x.g, of the labels' own unit vectors."""
-    return Scores(round_weights(scale * g_KD), np.zeros(len(g_KD)))
+    return Scores(round_weights(scale * g_KD), np.zeros(len(g_KD)), np.zeros(len(g_KD)))
 
 
 def presence_prior(
@@ -205,8 +207,8 @@ def fitted_scores(
     with threadpool_limits(1):  # a library may add up otherwise with more threads
         a_KD = cho_solve(cho_factor(within_DD), mu_KD.T).T
         bias_K = -(a_KD @ mean_D) - 0.5 * np.einsum("kd,kd->k", a_KD, mu_KD)
-    bias_K += log_prior_K
+    prior_K = np.array(log_prior_K, np.float64)
     if fitted_mass:
-        bias_K += np.log((n_K + 1) / (rows + labels))
+        prior_K += np.log((n_K + 1) / (rows + labels))
     weight_KD = a_KD + settings.anchor * settings.start_scale * g_KD
-    return Scores(round_weights(weight_KD), bias_K)
+    return Scores(round_weights(weight_KD), bias_K + prior_K, prior_K)
