@@ -15,7 +15,6 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
-from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
 from sce.adaptation.illustration import Illustration
@@ -46,9 +45,9 @@ def corpus_figure(illustration: Illustration, title: str = "") -> Figure:
     if coloured:
         for k in range(count):
             points = found.points_S2[found.answers_S == k]
-            axes.scatter(*points.T, size, _colour(k), _marker(k), alpha=0.55, linewidths=0)
+            _dots(axes, points, _colour(k), _marker(k), size, 0.55)
     else:
-        axes.scatter(*found.points_S2.T, size, _GREY, alpha=0.35, linewidths=0)
+        _dots(axes, found.points_S2, _GREY, "o", size, 0.35)
     halo = [withStroke(linewidth=3, foreground="white")]
     for k in shown.tolist():
         ink, marker = (_colour(k), _marker(k)) if coloured else (_INK, "o")
@@ -57,7 +56,7 @@ def corpus_figure(illustration: Illustration, title: str = "") -> Figure:
         axes.plot(*old, "o", ms=7, mfc="white", mec=_INK, mew=1.2, zorder=4)
         axes.plot(*new, marker, ms=9, mfc=ink, mec="white", mew=1.4, zorder=5)
     if coloured:
-        for k in np.flatnonzero(rows_K == 0):
+        for k in np.flatnonzero(rows_K == 0).tolist():
             axes.plot(*found.old_places_K2[k], "x", ms=8, mec=_INK, mew=1.8, zorder=4)
         shown = np.concatenate([shown, np.flatnonzero(rows_K == 0)])
     axes.set(xticks=[], yticks=[])
@@ -72,9 +71,9 @@ def corpus_figure(illustration: Illustration, title: str = "") -> Figure:
     for side in axes.spines.values():
         side.set_color("#cccccc")
     places_K2 = np.where(np.isfinite(found.new_places_K2), found.new_places_K2, found.old_places_K2)
-    between_T1 = np.linspace(0, 1, 15)[:, None, None]
-    marks = found.old_places_K2[shown] * (1 - between_T1) + places_K2[shown] * between_T1
-    _write_names(axes, [found.names[k] for k in shown], places_K2[shown], marks.reshape(-1, 2))
+    _write_names(
+        axes, [found.names[k] for k in shown], found.old_places_K2[shown], places_K2[shown]
+    )
     return figure
 
 
@@ -111,16 +110,28 @@ def change_of(label: Report) -> float:
     return float(label["mass_after"] - label["mass_before"])
 
 
-def _write_names(
-    axes: Axes, names: Sequence[str], places_L2: np.ndarray, marks_M2: np.ndarray
+def _dots(
+    axes: Axes, points_S2: np.ndarray, colour: str, marker: str, size: float, alpha: float
 ) -> None:
-    """Write each name near its place, where it covers the fewest names, lines and marks."""
-    canvas = FigureCanvasAgg(axes.figure.get_figure(root=True))  # type: ignore[arg-type]
+    x_S, y_S = points_S2.T
+    axes.scatter(x_S, y_S, s=size, c=colour, marker=marker, alpha=alpha, linewidths=0)
+
+
+def _write_names(
+    axes: Axes, names: Sequence[str], old_L2: np.ndarray, places_L2: np.ndarray
+) -> None:
+    """Write each name near its place, where it covers the fewest names, marks and lines."""
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    canvas = FigureCanvasAgg(figure)
     canvas.draw()  # the layout is settled, and with it what a text covers
-    axes.figure.set_layout_engine("none")  # type: ignore[union-attr]
+    figure.set_layout_engine("none")
     frame = axes.get_window_extent()
-    marks = axes.transData.transform(marks_M2[np.isfinite(marks_M2).all(1)])
-    taken = [Bbox.from_extents(*(mark - 5), *(mark + 5)) for mark in marks]
+    taken = []
+    for share in np.linspace(0, 1, 15):
+        half = 6.0 if share in (0, 1) else 2.5  # a mark, or a bit of the line
+        for mark in axes.transData.transform((1 - share) * old_L2 + share * places_L2):
+            taken.append(Bbox.from_extents(*(mark - half), *(mark + half)))
     steps = [(x, y) for far in (1.0, 1.8, 2.8, 4.0) for x, y in _ring(far)]
     for name, place in zip(names, places_L2, strict=True):
         text = axes.annotate(
@@ -132,7 +143,8 @@ def _write_names(
         offsets = [(x * (box.width / 2 + 8), y * (box.height / 2 + 7)) for x, y in steps]
         costs = [_cost(box.translated(*offset), taken, frame, offset) for offset in offsets]
         offset = offsets[int(np.argmin(costs))]
-        _move(text, offset, axes)
+        points = 72 / figure.dpi
+        text.set_position((offset[0] * points, offset[1] * points))
         taken.append(box.translated(*offset))
 
 
@@ -151,11 +163,6 @@ def _cost(box: Bbox, taken: Sequence[Bbox], frame: Bbox, offset: tuple[float, fl
     )
     outside = max(0, frame.x0 - box.x0, box.x1 - frame.x1, frame.y0 - box.y0, box.y1 - frame.y1)
     return covered + 100 * outside + 2 * float(np.hypot(*offset))
-
-
-def _move(text: Text, pixels: tuple[float, float], axes: Axes) -> None:
-    points = 72 / axes.figure.dpi
-    text.set_position((pixels[0] * points, pixels[1] * points))
 
 
 def _colour(k: int) -> str:

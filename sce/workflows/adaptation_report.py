@@ -34,7 +34,7 @@ ARTIFACTS = (MARKDOWN_FILE, REPORT_PAGE, CHARTS_FOLDER, TO_LABEL_FILE)
 """What `write_report` writes, for an experiment tracker to keep."""
 TITLE = "Labels adapted to a corpus"
 TERMINAL_LABELS, TERMINAL_EXAMPLES = 20, 6
-OPEN_LABELS = 20
+OPEN_LABELS = 8
 """With more labels the page shows their texts when asked."""
 _LINE_CHARS = 3000
 _NAME_CHARS, _TERMINAL_NAME_CHARS, _TEXT_CHARS, _TERMINAL_TEXT_CHARS = 60, 18, 300, 44
@@ -94,10 +94,10 @@ def to_markdown(adapted: AdaptedLabels, illustration: Illustration, commands: Co
     parts.append("\n".join(f"- {escape_markdown(line)}" for line in _lines(report)))
     for table in _tables(report):
         parts += [f"## {table.title}", table.to_markdown(literal=True), table.caption]
+    parts += [f"![{_ALT[name]}]({CHARTS_FOLDER}/{name}.png)" for name in _chart_names(illustration)]
     if illustration.typical:
         texts = _texts_table(illustration)
         parts += [f"## {texts.title}", texts.to_markdown(literal=True), texts.caption]
-    parts += [f"![{_ALT[name]}]({CHARTS_FOLDER}/{name}.png)" for name in _chart_names(illustration)]
     parts.append("## What to do next")
     for step in next_steps(adapted, illustration, commands):
         parts.append(escape_markdown(step.said))
@@ -306,15 +306,15 @@ def _to_html(
     parts += [f"<li>{html.escape(line)}</li>" for line in _lines(report)]
     parts.append("</ul>")
     parts += [_section(table) for table in _tables(report)]
+    for name, content in charts.items():
+        source = f"data:image/png;base64,{base64.b64encode(content).decode()}"
+        parts.append(f'<p><img src="{source}" alt="{html.escape(_ALT[name])}"></p>')
     if illustration.typical:
         texts = _texts_table(illustration)
         unfolded = " open" if len(illustration.names) <= OPEN_LABELS else ""
         parts.append(f"<h2>{html.escape(texts.title)}</h2>")
         parts.append(f"<details{unfolded}><summary>{html.escape(texts.caption)}</summary>")
         parts.append(f"{texts.to_html()}</details>")
-    for name, content in charts.items():
-        source = f"data:image/png;base64,{base64.b64encode(content).decode()}"
-        parts.append(f'<p><img src="{source}" alt="{html.escape(_ALT[name])}"></p>')
     parts.append("<h2>What to do next</h2>")
     for step in next_steps(adapted, illustration, commands):
         parts.append(f"<p>{html.escape(step.said)}</p>")
