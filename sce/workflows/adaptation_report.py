@@ -73,8 +73,9 @@ def to_terminal(
         console.print(Text(f"- {line}"))
     ranked = _ranked(report)
     console.print(_terminal_labels(report, ranked[:TERMINAL_LABELS]))
+    page = f"{commands.folder.rstrip('/')}/{REPORT_PAGE}"
     if (more := len(ranked) - TERMINAL_LABELS) > 0:
-        console.print(Text(f"{more:,} more labels, which changed less: {REPORT_PAGE}."))
+        console.print(Text(f"{more:,} more labels, which changed less, stand in {page}."))
     if report["choice"] is not None:
         console.print(_choice_table(report))
     names = [label["name"] for label in ranked if label["name"] in illustration.typical]
@@ -85,6 +86,7 @@ def to_terminal(
         if step.command:
             # A command is one line, to be copied whole.
             console.print(Text(f"  {step.command}", style="bold"), soft_wrap=True)
+    console.print(Text(f"Pictures and texts of each label: {page}"))
 
 
 def to_markdown(adapted: AdaptedLabels, illustration: Illustration, commands: Commands) -> str:
