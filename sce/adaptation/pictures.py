@@ -7,6 +7,7 @@ alike; colours of Okabe and Ito, which colour-blind readers tell apart.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from itertools import product
 
@@ -71,9 +72,11 @@ def corpus_figure(illustration: Illustration, title: str = "") -> Figure:
     for side in axes.spines.values():
         side.set_color("#cccccc")
     places_K2 = np.where(np.isfinite(found.new_places_K2), found.new_places_K2, found.old_places_K2)
-    _write_names(
-        axes, [found.names[k] for k in shown], found.old_places_K2[shown], places_K2[shown]
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
+        _write_names(
+            axes, [found.names[k] for k in shown], found.old_places_K2[shown], places_K2[shown]
+        )
     return figure
 
 

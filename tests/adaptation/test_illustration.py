@@ -167,5 +167,5 @@ def test_what_does_not_belong_together_is_refused(wrong):
         texts, x_ND = None, np.zeros((len(ids), WIDTH), np.float32)
     ids, texts = (ids[1:], texts) if wrong == "ids" else (ids, texts)
     texts = texts[1:] if wrong == "texts" else texts
-    with pytest.raises(InputError, match="illustrate: .* at most 5,000"):
+    with pytest.raises(InputError, match=r"illustrate: .* at most 5,000"):
         illustrate(adapted, ids, texts, x_ND, own_KD)

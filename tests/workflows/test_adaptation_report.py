@@ -22,7 +22,8 @@ from sce.workflows.adaptation_report import (
 from tests.tiny_adapted import WIDTH, adapted_labels, label_report, label_vectors, rows_around
 
 COMMANDS = Commands("runs/my labels", "jobs/adapt.py --input x", "jobs/classify.py --input x")
-HOSTILE = "<script>alert(1)</script>\n\n# head\n- [x](javascript:y) | `a` \u202eevil\u202c שלום 😀 \x1b[31m"
+HOSTILE = "<script>alert(1)</script>\n\n# head\n- [x](javascript:y) | `a` "
+HOSTILE += "\u202eevil\u202c שלום 😀 \x1b[31m"
 CHOICE = {
     "rows": 50, "chosen": "bold", "fits": [
         {"trust": "none", "accuracy": 0.7, "low": 0.6, "high": 0.8, "gain": 0.0, "gain_low": 0.0,
@@ -100,9 +101,8 @@ def test_every_form_says_the_same(tmp_path):
             assert said.replace("_", "\\_") in words or said in words
         command = "jobs/adapt.py --input x --labelled 'runs/my labels/to_label.jsonl'"
         assert command in form  # on one line, to be copied
-    assert [line.split(" | ")[0] for line in markdown.splitlines() if "→" in line] == [
-        "| cats", "| news", "| rain",
-    ]  # fmt: skip
+    table = [line for line in markdown.splitlines() if "→" in line and line.startswith("|")]
+    assert [line.split(" | ")[0] for line in table] == ["| cats", "| news", "| rain"]
     assert "| cats | 10.0 → 40.0 | 0.25 |  | news | 25.0 | 90.0 | 1.10 | 7 |  |" in markdown
     assert "| seems to have no text |" in markdown
     for example in [*illustration.typical["news"], *illustration.moved["news"]]:
