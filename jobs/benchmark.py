@@ -1,4 +1,4 @@
-"""Measure speed. Both sides of every ratio are measured in one run and printed.
+"""Measure speed and what it costs. Both sides of every ratio are measured in one run and printed.
 
     python jobs/benchmark.py embed --rows 8000
     python jobs/benchmark.py embed --rows 8000 --embedder.dtype bfloat16
@@ -6,13 +6,16 @@
     python jobs/benchmark.py memory --rows 1000000
     python jobs/benchmark.py serve --model runs/quickstart/model
     python jobs/benchmark.py shortlist --model runs/quickstart/model --labelled intents.jsonl
+    python jobs/benchmark.py adaptation --data FOLDER
+    python jobs/benchmark.py linear --rows 1000000
 
 Sections: `embed` (Ray's embed path against the bare embedder on the same batches), `classify` (a
 new label set from a store and from text, the Ray job beside a bare loop, and what users would
 take instead: GLiClass, an NLI pipeline, cosine similarity), `memory` (peaks of the job at two sizes
 of input and of a resume half-way), `serve` (the endpoint under load beside the bare predictor and
 GLiClass's server, latencies, bulk work through it), `shortlist` (its cost in accuracy on labelled
-rows of yours). jobs/benchmarks/README.md says how to read the figures.
+rows of yours), `adaptation` (accuracy of labels that were fitted to a corpus, on labelled sets in
+`data` and on the corpora that ship), `linear` (what fitting and answering with them takes). jobs/benchmarks/README.md says how to read the figures.
 The last line of standard output is JSON. Exit code 0: done, 1: failed, 2: wrong input.
 """
 
@@ -24,7 +27,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-SECTIONS = ("embed", "classify", "memory", "serve", "shortlist")
+SECTIONS = ("embed", "classify", "memory", "serve", "shortlist", "adaptation", "linear")
 """Each a module of `jobs.benchmarks` with a class `XBenchmark` and a function `benchmark_x`."""
 
 

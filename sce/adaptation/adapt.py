@@ -18,6 +18,7 @@ from sce.adaptation.mixture import POSTERIOR_BITS, Sums, start_scores
 from sce.adaptation.passes import WHOLE, AddUp, Block, LastPass, Totals, in_memory
 from sce.adaptation.settings import FITS, AdaptSettings
 from sce.config import VERSION
+from sce.errors import DataError
 from sce.labels import LabelSet
 from sce.model.label_vectors import LABEL_VECTORS, TextVectors
 from sce.model.linear_labels import VECTOR_BITS
@@ -53,16 +54,21 @@ def adapt(
         DataError: fewer texts than labels, one label, vectors that are not finite.
     """
     settings = settings or AdaptSettings()
+    bad = np.flatnonzero(~np.isfinite(vectors_ND).all(1))
+    if len(bad):
+        raise DataError(f"vectors[{bad[0]}]: holds NaN or infinity ({len(bad)} such rows).")
     if labelled is not None:
         names = [n if isinstance(n, str) else label_set.names[int(n)] for n in labelled[1]]
         labelled = labelled[0], names
     start = Start.of(label_set, text_vectors, name_templates, labelled, shares)
     fitter = Fitter.of(start, settings)
-    add_up = in_memory(Block.split(vectors_ND))
+    blocks = Block.split(vectors_ND)
+    add_up = in_memory(blocks)
     fitter.run(add_up)
-    step = max(1, len(vectors_ND) // CALIBRATION_ROWS)
+    hash_N = np.concatenate([block.hash_B for block in blocks] or [np.zeros(0, np.uint64)])
+    sample_S = np.argsort(hash_N, kind="stable")[:CALIBRATION_ROWS]
     corpus = {"source": None, "rows": len(vectors_ND), "fitted_rows": len(vectors_ND)}
-    return finish(fitter, add_up, vectors_ND[::step], label_set, embedder, name_templates, corpus)
+    return finish(fitter, add_up, vectors_ND[sample_S], label_set, embedder, name_templates, corpus)
 
 
 def finish(

@@ -176,11 +176,12 @@ def calibrate(
     shared = (own_SK.argmax(1) == scores_SK.argmax(1)).mean()
     signs = logit(np.clip([confidence, shared, agreement], 0.02, 0.98))
     expected = float(expit(SIGNS[0] + np.dot(SIGNS[1:], signs)))
-    return found | {"temperature": _confident(scores_SK, expected), "from": "halves"}
+    temperature = _confident(scores_SK, expected)
+    return found | {"temperature": temperature, "from": "halves", "rows": len(x_SD)}
 
 
 def _confident(scores_SK: np.ndarray, mean: float) -> float:
-    """The temperature at which the mean of the largest probabilities is `mean`, within 0.5 to 200."""
+    """The temperature, 0.5 to 200, at which the largest probabilities are `mean` on the mean."""
 
     def excess(log_temperature: float) -> float:
         p_SK = softmax(scores_SK * np.exp(-log_temperature), axis=1)

@@ -102,8 +102,8 @@ class Sums:
 
 @dataclass(frozen=True)
 class Scores:
-    """Linear scores: x.weight + bias. `weight_KD` as `round_weights` makes it; `prior_K` is the part
-    of the bias that says how large the labels are."""
+    """Linear scores: x.weight + bias. `weight_KD` is as `round_weights` makes it; `prior_K` is the
+    part of the bias that says how large the labels are."""
 
     weight_KD: np.ndarray
     bias_K: np.ndarray

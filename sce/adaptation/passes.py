@@ -9,13 +9,14 @@ Shapes: B rows of a block, K labels, D dimensions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from sce.adaptation.mixture import SUM_ROWS, Scores, moments_of, sums_of
+from sce.errors import DataError
 from sce.model.linear_labels import vector_integers
 
 WHOLE, FIRST, SECOND = "whole", "first", "second"
@@ -167,14 +168,21 @@ class Hashes:
         return len(np.unique(np.concatenate(self.parts)))
 
 
+def add_up_blocks(blocks: Sequence[Block], function: Callable[[Block], Totals]) -> Totals:
+    """`function` of each block, added up; of an empty corpus `DataError`."""
+    total: Totals | None = None
+    for block in blocks:
+        part = function(block)
+        total = part if total is None else total + part
+    if total is None:
+        raise DataError("the corpus has no texts.")
+    return total
+
+
 def in_memory(blocks: list[Block]) -> AddUp:
     """A corpus that lies in memory."""
 
     def add_up(function: Callable[[Block], Totals], what: str) -> Totals:
-        first, *rest = blocks
-        total = function(first)
-        for block in rest:
-            total = total + function(block)
-        return total
+        return add_up_blocks(blocks, function)
 
     return add_up

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sce.bulk.answering import BlockAnswers, BlockPredictor
+from sce.bulk.answering import BlockPredictor
 from sce.bulk.corpus import Columns
 from sce.bulk.reading import kept_columns
 from sce.bulk.rows import Errors, check_ids, check_labels, check_texts, check_vectors, row_labels
-from sce.bulk.vectors import embed_distinct
 from sce.labels import LabelSet
 from sce.model.answers import Answers
-from sce.predictor import Predictor
+from sce.model.linear_labels import LinearLabels
 
 TOP = pa.list_(pa.struct([("label", pa.string()), ("score", pa.float32())]))
 SCORES = pa.map_(pa.string(), pa.float32())
@@ -38,34 +37,6 @@ class AnswerColumns:
     return_scores: bool = False
 
 
-class LocalPredictor:
-    """A block's answers from a model in this process."""
-
-    def __init__(self, predictor: Predictor) -> None:
-        self._predictor = predictor
-
-    @property
-    def dimension(self) -> int:
-        return self._predictor.embedder.dimension
-
-    def warm_up(self, labels: Any) -> None:
-        self._predictor.warm_up(labels)
-
-    def answer_texts(
-        self, texts_G: pa.Array, labels: Any, top_k: int, return_scores: bool
-    ) -> BlockAnswers:
-        vectors_GD, truncated_G = embed_distinct(self._predictor.embedder, texts_G)
-        found = self.answer_vectors(vectors_GD, labels, top_k, return_scores)
-        return replace(found, truncated_G=truncated_G)
-
-    def answer_vectors(
-        self, vectors_GD: np.ndarray, labels: Any, top_k: int, return_scores: bool
-    ) -> BlockAnswers:
-        answers = self._predictor.answer(vectors_GD, labels, top_k, return_scores)
-        rows = len(vectors_GD)
-        return BlockAnswers(answers, np.zeros(rows, bool), np.full(rows, "", object))
-
-
 class BlockClassifier:
     """Classifies blocks that `read_shard` made. With a column of labels, `labels` are what is known
     of some of them, or None."""
@@ -73,13 +44,13 @@ class BlockClassifier:
     def __init__(
         self,
         predictor: BlockPredictor,
-        labels: LabelSet | None,
+        labels: LabelSet | LinearLabels | None,
         columns: Columns,
         answer: AnswerColumns,
     ) -> None:
         self._predictor = predictor
         self._labels: Any = labels
-        self._known = {label.key: label for label in labels.labels} if labels else {}
+        self._known = {lb.key: lb for lb in labels.labels} if isinstance(labels, LabelSet) else {}
         self._names = pa.array(labels.names, pa.string()) if labels else None
         self._columns = columns
         self._answer = answer

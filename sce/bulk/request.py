@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from sce.adaptation.artefact import AdaptedLabels
 from sce.bulk.corpus import Corpus
 from sce.errors import InputError
 from sce.labels import LabelSet
@@ -37,8 +38,11 @@ def identify_model(model: str) -> tuple[SCEConfig, str]:
     return config, digest.hexdigest()[:_DIGITS]
 
 
-def identify_labels(labels: LabelSet | None, column: str | None) -> dict[str, Any]:
-    """Each label with a hash of what is known of it; the order is of no account."""
+def identify_labels(labels: LabelSet | AdaptedLabels | None, column: str | None) -> dict[str, Any]:
+    """Each label with a hash of what is known of it; the order is of no account. Of adapted labels
+    their id."""
+    if isinstance(labels, AdaptedLabels):
+        return {"adapted": labels.id}
     found = {} if labels is None else {lb.key: _hash(lb.to_dict()) for lb in labels.labels}
     return {"column": column, "known": found} if column is not None else found
 

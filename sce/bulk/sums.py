@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from sce.adaptation.passes import Block, Totals
+from sce.adaptation.passes import Block, Totals, add_up_blocks
 from sce.bulk.corpus import Columns
 from sce.bulk.reading import KEEP
 from sce.bulk.rows import Errors, check_vectors
@@ -66,8 +66,5 @@ def add_up_rows(table: pa.Table, function: Callable[[Block], Totals]) -> pa.Tabl
     """`function` of every block of the rows, added up and pickled, as the one row of `sums`."""
     if not len(table):
         return pa.table({"sums": pa.array([], pa.binary())})
-    first, *rest = Block.split(embedding_matrix(table["vector"]))
-    total = function(first)
-    for block in rest:
-        total = total + function(block)
+    total = add_up_blocks(Block.split(embedding_matrix(table["vector"])), function)
     return pa.table({"sums": pa.array([pickle.dumps(total)], pa.binary())})

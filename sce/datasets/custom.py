@@ -48,7 +48,8 @@ def read_label_set(path: Place) -> tuple[LabelSet, dict[str, float]]:
         DataError: it cannot be read, or the shares are no mapping to numbers.
         LabelError: it holds no label set, or a share of a label that is not in it.
     """
-    content, shares = read_label_file(path), {}
+    content = read_label_file(path)
+    shares: Any = {}
     if isinstance(content, Mapping) and isinstance(content.get("labels"), (list, Mapping)):
         if unknown := sorted(set(map(str, content)) - {"labels", "shares"}):
             raise LabelError(f"{path}: unknown key {unknown[0]!r} beside labels and shares.")

@@ -7,10 +7,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from sce.adaptation.artefact import AdaptedLabels
 from sce.bulk.answering import BlockPredictor, Endpoint, ServedModel
-from sce.bulk.classifier import OWN_COLUMNS, AnswerColumns, BlockClassifier, LocalPredictor
+from sce.bulk.classifier import OWN_COLUMNS, AnswerColumns, BlockClassifier
 from sce.bulk.corpus import Columns
 from sce.bulk.endpoint import EndpointPredictor
+from sce.bulk.local import LinearPredictor, LocalPredictor
 from sce.bulk.output import OutputFormat
 from sce.bulk.reading import BLOCK_ROWS, kept_name
 from sce.bulk.request import identify_model
@@ -113,6 +115,45 @@ class LocalModel:
 
 
 @dataclass(frozen=True)
+class AdaptedAlone:
+    """Adapted labels, which need no model: a product with each vector. Build it with
+    `AdaptedAlone.find`."""
+
+    adapted_id: str
+    embedder: EmbedderFingerprint
+    embedder_config: EmbedderConfig
+
+    @classmethod
+    def find(cls, labels: AdaptedLabels, embedder: EmbedderConfig | None) -> AdaptedAlone:
+        """With the embedder that the labels' corpus was embedded by.
+
+        Raises:
+            InputError: `embedder` is another one, or it cannot be loaded.
+        """
+        made_by = EmbedderFingerprint.from_dict(dict(labels.embedder))
+        return cls(labels.id, made_by, embedder_of(embedder, made_by))
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {"adapted_labels": self.adapted_id, "embedder": self.embedder.id}
+
+    @property
+    def named(self) -> dict[str, Any]:
+        return {"model": None, "adapted_labels": self.adapted_id}
+
+    @property
+    def shortlist(self) -> tuple[int | None, int | None]:
+        return None, None
+
+    def actor_plan(self, resources: ResourcesConfig) -> ActorPlan:
+        return embed_actors(resources, default_cpus=ACTOR_CPUS)
+
+    def block_predictor(self, device: str) -> BlockPredictor:
+        config = self.embedder_config.model_copy(update={"device": device})
+        return LinearPredictor(config, self.embedder.dimension)
+
+
+@dataclass(frozen=True)
 class ServedByEndpoint:
     """A model that the actors ask at an endpoint, which refuses to answer by another than the one
     `served`. Build it with `ServedByEndpoint.find`."""
@@ -163,8 +204,8 @@ class ServedByEndpoint:
 class Classification:
     """What is asked of every block; pickled into each actor."""
 
-    backend: LocalModel | ServedByEndpoint
-    labels: LabelSet | None
+    backend: LocalModel | AdaptedAlone | ServedByEndpoint
+    labels: LabelSet | AdaptedLabels | None
     """The label set; with a column of labels, what is known of some, or None."""
     columns: Columns
     answer: AnswerColumns
@@ -205,6 +246,8 @@ class Classification:
     @property
     def scoring(self) -> str:
         """How the labels are scored, in words."""
+        if isinstance(self.labels, AdaptedLabels):
+            return "adapted labels"
         above, size = self.backend.shortlist
         if above is None:
             return "exact"

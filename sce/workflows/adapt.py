@@ -56,7 +56,7 @@ STATE_FILE, REQUEST_FILE = "rounds.npz", "request.json"
 log = logging.getLogger(__name__)
 
 
-class AdaptConfig(AdaptSettings, JobConfig):
+class AdaptConfig(AdaptSettings, JobConfig):  # type: ignore[misc]
     """Settings of `jobs/adapt.py`."""
 
     input: list[str] = []
@@ -82,6 +82,8 @@ class AdaptConfig(AdaptSettings, JobConfig):
     label_column: str = "label"
     save_embeddings: Place | None = None
     """Where texts are embedded to. Default: `output` with `-embedded` behind it."""
+    keep_columns: list[str] = []
+    """Columns to carry into that store, beside the text."""
     max_errors: MaxErrors = "50%"
     """Stop when more rows than this have errors: a count (`100`) or a share (`1%`)."""
     resources: ResourcesConfig = ResourcesConfig()
@@ -183,7 +185,7 @@ def adapt(config: AdaptConfig) -> dict[str, Any]:
     done = _done_before(plan, request)
     if done is not None:
         log.info("%s: fitted before to the same rows and labels; nothing to do", plan.output)
-        return _summary(plan, done, started) | {"unchanged": True}
+        return _summary(plan, done, started, store) | {"unchanged": True}
     with Tracker.open(config.tracking, None, f"adapt-{name}", tags, parent) as tracker:
         tracker.log_params(config.model_dump(mode="json"))
         adapted, illustration = _fit(plan, config, store, request)
@@ -199,7 +201,7 @@ def adapt(config: AdaptConfig) -> dict[str, Any]:
             folder = "report/charts" if file == "charts" else "report"
             tracker.log_artifact(plan.output / file, folder)
         to_terminal(adapted, illustration, commands, Console(stderr=True))
-        return _summary(plan, adapted, started) | {"mlflow_run_id": tracker.run_id}
+        return _summary(plan, adapted, started, store) | {"mlflow_run_id": tracker.run_id}
 
 
 def _read_labels(config: AdaptConfig) -> tuple[LabelSet, dict[str, float]]:
@@ -238,7 +240,8 @@ def _check_output(output: Place, config: AdaptConfig) -> None:
 
 
 def _embed(plan: AdaptPlan, config: AdaptConfig) -> EmbeddingStore:
-    columns = Columns(text=config.text_column, id=config.id_column, keep=(config.text_column,))
+    keep = tuple(dict.fromkeys([*config.keep_columns, config.text_column]))
+    columns = Columns(text=config.text_column, id=config.id_column, keep=keep)
     store, _ = embed_corpus(
         plan.corpus,
         columns,
@@ -339,7 +342,7 @@ def _state_folder(output: Place) -> Place:
 
 
 def _keep(fitter: Fitter, output: Place, request: str) -> None:
-    """Write down what the rounds so far have found; the request last, which says that it is whole."""
+    """Write down what the rounds so far have found; the request last, which says it is whole."""
     folder = _state_folder(output)
     (folder / REQUEST_FILE).unlink(missing_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
@@ -379,11 +382,14 @@ def _commands(config: AdaptConfig, output: Place, store: EmbeddingStore) -> Comm
     return Commands(str(config.output), adapt, classify)
 
 
-def _summary(plan: AdaptPlan, adapted: AdaptedLabels, started: float) -> dict[str, Any]:
+def _summary(
+    plan: AdaptPlan, adapted: AdaptedLabels, started: float, store: EmbeddingStore
+) -> dict[str, Any]:
     report = adapted.report
     names = ("rows", "fitted_rows", "adapted", "trust", "why", "changed", "agreement")
     return {
         "output": str(plan.output),
+        "store": str(store.folder),
         "adapted_labels": adapted.id,
         "labels": len(adapted),
         **{name: report[name] for name in names},

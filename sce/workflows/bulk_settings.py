@@ -58,7 +58,11 @@ class ClassifyConfig(JobConfig):
     """Names, each as `--labels NAME`, or one JSON list."""
     labels_file: Place | None = None
     """Labels as a list, or with description, synonyms and examples: YAML, JSON, JSONL, or .txt
-    with a name a line."""
+    with a name a line. Or a folder of adapted labels, which jobs/adapt.py wrote."""
+    adapt: bool = False
+    """Fit the labels to the input first (jobs/adapt.py), into `output` with `-labels` behind it."""
+    accept_changed_labels: bool = False
+    """Answer with adapted labels although the file that they were made from has changed."""
     labels_column: str | None = None
     """A column with one list of labels a row. `labels_file` may tell more about them."""
     embedding_column: str | None = None
@@ -89,10 +93,16 @@ class ClassifyConfig(JobConfig):
     """Contextualise every label also of a large set, rather than a shortlist."""
 
 
-def check_model(config: ClassifyConfig) -> None:
-    """Refuse settings that name no model, or both a model and an endpoint's."""
+def check_model(config: ClassifyConfig, adapted: bool) -> None:
+    """Refuse settings that name no model, or both a model and an endpoint's. Labels that are
+    `adapted` need none."""
+    if adapted and config.endpoint is not None:
+        raise ConfigError(
+            "labels_file: adapted labels are answered here, without an endpoint. Leave --endpoint "
+            "out; a server that has them in its `label_sets` answers them over HTTP."
+        )
     if config.endpoint is None:
-        if config.model is None:
+        if config.model is None and not adapted:
             raise ConfigError("give a model with --model, or a server that has one: --endpoint.")
         if config.endpoint_model is not None:
             raise ConfigError("endpoint_model: it names a model of an endpoint; give --endpoint.")

@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
+from sce.adaptation.artefact import AdaptedLabels
 from sce.bulk.answering import Endpoint
 from sce.bulk.changes import compare_outputs
 from sce.bulk.classifier import AnswerColumns
@@ -20,19 +21,21 @@ from sce.bulk.output import OutputFormat, OutputRun, read_run
 from sce.bulk.reading import read_texts
 from sce.bulk.request import identify_input, identify_labels
 from sce.config import resolve_output
-from sce.datasets.custom import read_label_file
+from sce.datasets.custom import read_label_set
 from sce.datasets.labelled import read_labelled
-from sce.distributed.backends import Classification, LocalModel, ServedByEndpoint
+from sce.distributed.backends import AdaptedAlone, Classification, LocalModel, ServedByEndpoint
 from sce.distributed.embed import embed_corpus
 from sce.distributed.resources import ActorPlan, ResourcesConfig
 from sce.distributed.stage import plan_corpus, run_stage
 from sce.distributed.trial import find_threshold, preview
+from sce.embedding.fingerprint import check_fingerprint
 from sce.embedding.store import STORE_COLUMNS, EmbeddingStore
 from sce.errors import ConfigError, InputError
 from sce.evaluation import thresholds
 from sce.evaluation.plots import precision_coverage_figure
 from sce.labels import LabelSet
 from sce.storage import Place, to_place, write_text
+from sce.workflows.adapt import AdaptConfig, adapt
 from sce.workflows.bulk_settings import ClassifyConfig, check_model, check_together
 from sce.workflows.tracking import Tracker, TrackingConfig
 
@@ -82,10 +85,11 @@ def resolve(config: ClassifyConfig) -> ClassifyPlan:
         SCEError: the endpoint gives no answer.
     """
     labels = _read_labels(config)
-    check_model(config)
+    adapted = labels if isinstance(labels, AdaptedLabels) else None
+    check_model(config, adapted is not None)
     check_together(config)
     previous = None if config.compare_to is None else _previous_output(config.compare_to)
-    backend = _backend(config)
+    backend = _backend(config, adapted)
     corpus = open_corpus(config.input)
     columns = _columns(config, corpus)
     if corpus.store is not None:
@@ -101,7 +105,12 @@ def resolve(config: ClassifyConfig) -> ClassifyPlan:
     labelled = None
     if config.labelled is not None and config.target_precision is not None:
         text, label = config.text_column, config.label_column
-        texts, names, _ = read_labelled(config.labelled, text, label, labels)
+        texts, names, _ = read_labelled(
+            config.labelled,
+            text,
+            label,
+            labels.label_set if isinstance(labels, AdaptedLabels) else labels,
+        )
         labelled = (texts, names, config.target_precision)
     has_text = config.embedding_column is None and (
         corpus.store is None or config.text_column in corpus.store.column_names()
@@ -136,6 +145,8 @@ def classify(config: ClassifyConfig) -> dict[str, Any]:
         SCEError: the endpoint gives no answer; what was answered is kept.
     """
     started = time.perf_counter()
+    if config.adapt:
+        config = adapt_first(config)
     plan = resolve(config)
     run = plan.run
     if run is not None and run.summary is not None:
@@ -173,17 +184,77 @@ def classify(config: ClassifyConfig) -> dict[str, Any]:
     return _compare(plan, run, summary)
 
 
-def _read_labels(config: ClassifyConfig) -> LabelSet | None:
-    """The label set, or with a column of labels what is known of some."""
+def adapt_first(config: ClassifyConfig) -> ClassifyConfig:
+    """Fit the labels to the input; the settings that classify its store with them.
+
+    Raises:
+        InputError: as `sce.workflows.adapt.adapt`; settings that do not go with it.
+    """
+    for name, given in {
+        "endpoint": config.endpoint is not None,
+        "dry_run": config.dry_run,
+        "labels_column": config.labels_column is not None,
+        "embedding_column": config.embedding_column is not None,
+        "output": config.output is None,
+    }.items():
+        if given:
+            missing = "is needed" if name == "output" else "does not go"
+            raise ConfigError(f"{name}: {missing} with --adapt. Run jobs/adapt.py by itself.")
+    same = [
+        *("model", "embedder", "input", "labels", "labels_file", "text_column", "id_column"),
+        *("keep_columns", "max_errors", "save_embeddings", "resources", "tracking"),
+    ]
+    made = adapt(
+        AdaptConfig(
+            **{name: getattr(config, name) for name in same},
+            output=to_place(f"{config.output}-labels"),
+        )
+    )
+    return config.model_copy(
+        update={
+            "adapt": False,
+            "input": [made["store"]],
+            "labels": [],
+            "labels_file": to_place(made["output"]),
+            "save_embeddings": None,
+        }
+    )
+
+
+def _read_labels(config: ClassifyConfig) -> LabelSet | AdaptedLabels | None:
+    """The label set, as it is or adapted; or with a column of labels what is known of some."""
     if config.labels and config.labels_file is not None:
         raise ConfigError("give the labels either with --labels or with --labels-file.")
     if config.labels:
         return LabelSet.parse(config.labels, "--labels")
-    if config.labels_file is not None:
-        return LabelSet.parse(read_label_file(config.labels_file), str(config.labels_file))
-    if config.labels_column is None:
-        raise ConfigError("give labels: --labels, --labels-file or --labels-column.")
-    return None
+    if config.labels_file is None:
+        if config.labels_column is None:
+            raise ConfigError("give labels: --labels, --labels-file or --labels-column.")
+        return None
+    if not config.labels_file.is_dir():
+        return read_label_set(config.labels_file)[0]
+    adapted = AdaptedLabels.load(config.labels_file)
+    if config.labels_column is not None:
+        raise ConfigError("labels_column: adapted labels are one set for all rows.")
+    check_not_changed(adapted, config.accept_changed_labels)
+    return adapted
+
+
+def check_not_changed(adapted: AdaptedLabels, accept: bool) -> None:
+    """Raises `ConfigError`: the file that adapted labels were made from says something else by
+    now. One that is gone or elsewhere is not missed."""
+    path, made_from = adapted.labels_file.get("path"), adapted.labels_file.get("fingerprint")
+    if accept or path is None:
+        return
+    try:
+        now, _ = read_label_set(to_place(path))
+    except (InputError, OSError):
+        return
+    if now.fingerprint != made_from:
+        raise ConfigError(
+            f"labels_file: {path} has changed since these labels were adapted. Run jobs/adapt.py "
+            "again, or answer with the labels as they were: --accept-changed-labels."
+        )
 
 
 def _previous_output(place: Place) -> tuple[str, list[str] | None]:
@@ -193,7 +264,15 @@ def _previous_output(place: Place) -> tuple[str, list[str] | None]:
     return str(place), run.summary["label_names"] if run and run.summary else None
 
 
-def _backend(config: ClassifyConfig) -> LocalModel | ServedByEndpoint:
+def _backend(
+    config: ClassifyConfig, adapted: AdaptedLabels | None
+) -> LocalModel | AdaptedAlone | ServedByEndpoint:
+    if adapted is not None:
+        found = AdaptedAlone.find(adapted, config.embedder)
+        if config.model is not None:  # it is not needed, but another one's vectors are not meant
+            model = LocalModel.find(config.model, config.embedder, config.dtype, config.exact)
+            check_fingerprint(found.embedder, model.embedder, "the corpus of the adapted labels")
+        return found
     if config.endpoint is None:
         assert config.model is not None
         return LocalModel.find(config.model, config.embedder, config.dtype, config.exact)
@@ -259,7 +338,7 @@ def _embed(
 ) -> tuple[ClassifyPlan, dict[str, Any]]:
     """Put the corpus into the store that the user wants to keep; that store is the input then."""
     backend, columns = plan.asked.backend, plan.asked.columns
-    assert isinstance(backend, LocalModel)
+    assert not isinstance(backend, ServedByEndpoint)
     carried = [*columns.keep, columns.labels, columns.text]
     keep = tuple(dict.fromkeys(name for name in carried if name is not None))
     stored, summary = embed_corpus(

@@ -35,7 +35,6 @@ from sce.evaluation.evaluate import (
     summary_metrics,
 )
 from sce.evaluation.report import WIDE_CHARS, to_markdown, to_table
-from sce.labels import LabelSet
 from sce.model.calibration import Temperature
 from sce.model.label_vectors import TextLookup
 from sce.predictor import Predictor

@@ -8,8 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sce.bulk.classifier import AnswerColumns, BlockClassifier, LocalPredictor
+from sce.bulk.classifier import AnswerColumns, BlockClassifier
 from sce.bulk.corpus import Columns, join_plans, open_corpus, plan_file
+from sce.bulk.local import LocalPredictor
 from sce.bulk.reading import read_shard
 from sce.labels import LabelSet
 from sce.predictor import Predictor

@@ -1,0 +1,81 @@
+"""A block's answers from what is loaded in this process: a model, or adapted labels alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from sce.bulk.answering import BlockAnswers
+from sce.bulk.vectors import embed_distinct
+from sce.embedding.embedder import TextEmbedder, load_embedder
+from sce.embedding.settings import EmbedderConfig
+from sce.model.answers import Answers
+from sce.model.linear_labels import LinearLabels
+from sce.predictor import Predictor
+
+
+class LocalPredictor:
+    """A block's answers from a model in this process."""
+
+    def __init__(self, predictor: Predictor) -> None:
+        self._predictor = predictor
+
+    @property
+    def dimension(self) -> int:
+        return self._predictor.embedder.dimension
+
+    def warm_up(self, labels: Any) -> None:
+        self._predictor.warm_up(labels)
+
+    def answer_texts(
+        self, texts_G: pa.Array, labels: Any, top_k: int, return_scores: bool
+    ) -> BlockAnswers:
+        vectors_GD, truncated_G = embed_distinct(self._predictor.embedder, texts_G)
+        found = self.answer_vectors(vectors_GD, labels, top_k, return_scores)
+        return replace(found, truncated_G=truncated_G)
+
+    def answer_vectors(
+        self, vectors_GD: np.ndarray, labels: Any, top_k: int, return_scores: bool
+    ) -> BlockAnswers:
+        return _without_errors(self._predictor.answer(vectors_GD, labels, top_k, return_scores))
+
+
+class LinearPredictor:
+    """A block's answers from adapted labels, without a model; the embedder is loaded where there
+    are texts.
+
+    Args:
+        dimension: of the embedder.
+    """
+
+    def __init__(self, embedder: EmbedderConfig, dimension: int) -> None:
+        self._config, self._dimension = embedder, dimension
+        self._embedder: TextEmbedder | None = None
+
+    @property
+    def dimension(self) -> int:
+        return self._dimension
+
+    def warm_up(self, labels: Any) -> None:
+        """There is nothing to do ahead."""
+
+    def answer_texts(
+        self, texts_G: pa.Array, labels: LinearLabels, top_k: int, return_scores: bool
+    ) -> BlockAnswers:
+        self._embedder = self._embedder or load_embedder(self._config)
+        vectors_GD, truncated_G = embed_distinct(self._embedder, texts_G)
+        found = self.answer_vectors(vectors_GD, labels, top_k, return_scores)
+        return replace(found, truncated_G=truncated_G)
+
+    def answer_vectors(
+        self, vectors_GD: np.ndarray, labels: LinearLabels, top_k: int, return_scores: bool
+    ) -> BlockAnswers:
+        return _without_errors(labels.answer(vectors_GD, top_k, return_scores))
+
+
+def _without_errors(answers: Answers) -> BlockAnswers:
+    rows = len(answers)
+    return BlockAnswers(answers, np.zeros(rows, bool), np.full(rows, "", object))
