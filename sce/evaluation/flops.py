@@ -10,6 +10,8 @@ Both leave out what is no matrix product, and both count causal attention in ful
 Letters: d hidden size, d_ff feed-forward size, n_f1 and n_f2 expanding and contracting layers of a
 block, L blocks, m tokens of a sequence, r rank of LoRA, d_ext size of the external embedding, N
 samples of an epoch.
+
+The fit of adapted labels, of which the paper knows nothing, is counted in the same way.
 """
 
 from __future__ import annotations
@@ -125,6 +127,16 @@ def encoder_sample(a: Architecture, m: float, d_ext: int) -> float:
 def embedding_sample(a: Architecture, m: float) -> float:
     """Forward of a text through the embedder: appendix Q."""
     return a.blocks * forward_block(a, m)
+
+
+def mixture_fit(texts: int, labels: int, dimension: int, rounds: int = 4) -> float:
+    """Fit of adapted labels to the vectors of a corpus. Not of the paper.
+
+    The vectors' outer products once; each round, scores and sums of every text and label, and a
+    system of equations in the covariance: N d^2 + rounds (2 N K d + 2 K d^2 + d^3 / 3).
+    """
+    a_round = 2 * texts * labels * dimension + 2 * labels * dimension**2 + dimension**3 / 3
+    return texts * dimension**2 + rounds * a_round
 
 
 def _linears(a: Architecture) -> list[tuple[int, int]]:

@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sce.errors import DataError
-from sce.evaluation.evaluate import named_results
 from sce.evaluation.metrics import bootstrap_interval, mcnemar
+from sce.evaluation.summaries import named_results
 
 
 class Run(NamedTuple):

@@ -11,10 +11,8 @@ from sce.evaluation.evaluate import (
     Method,
     VectorMethod,
     evaluate_sets,
-    headline_metrics,
-    named_results,
-    summary_metrics,
 )
+from sce.evaluation.summaries import headline_metrics, named_results, summary_metrics
 from sce.labels import LabelSet
 from sce.model.calibration import Temperature
 
