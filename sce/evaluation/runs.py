@@ -104,8 +104,11 @@ class MethodRuns:
 
     @property
     def training_flops(self) -> float | None:
-        """Operations of the whole training, the embedding of its texts included."""
+        """Operations of the whole training, the embedding of its texts included; or of a fit of
+        adapted labels to vectors that are there."""
         training = self.described.get("training")
+        if "fit" in self.described:
+            return float(self.described["fit"]["flops"])
         return training["flops"] + training["embedding_flops"] if training else None
 
     @property
