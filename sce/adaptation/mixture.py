@@ -26,12 +26,12 @@ Shapes: N rows of the corpus, B rows of a block, K labels in canonical order, D 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import softmax
 
-from sce.model.linear_labels import exact_products, round_weights, vector_integers
+from sce.model.linear_labels import exact_products, round_weights
 
 POSTERIOR_BITS = 16
 SUM_ROWS = 8192
@@ -110,9 +110,7 @@ class Scores:
 
 def moments_of(x_BD: np.ndarray) -> Moments:
     """Of a block of at most `SUM_ROWS` vectors, as `vector_integers` gives them."""
-    return Moments(
-        len(x_BD), x_BD.sum(0).astype(np.int64), (x_BD.T @ x_BD).astype(np.int64)
-    )
+    return Moments(len(x_BD), x_BD.sum(0).astype(np.int64), (x_BD.T @ x_BD).astype(np.int64))
 
 
 def sums_of(x_BD: np.ndarray, scores: Scores) -> Sums:

@@ -181,7 +181,8 @@ def beside_adapted(results: Sequence[Result], show_all: bool = False, wide: bool
             if short := result[method].get("short_labels"):
                 of = f"{short:g} of {result['labels']} labels of {result['name']}"
                 caption += f" {method}: {of} ({result['group']}) have fewer rows than that."
-    title = " ".join(filter(None, (headline(results), adapted_headline(results))))
+    main = headline(results) if methods[1:2] == ["sce"] else ""
+    title = " ".join(filter(None, (main, adapted_headline(results))))
     return Table(["set", *map(_heading, methods)], rows, title, caption, wrap=False)
 
 
