@@ -140,6 +140,7 @@ def sce_workload(settings: EpochCost) -> Workload:
             token_means,
             augmentation(settings.labels),
             settings.seed,
+            model.config.label_vectors,
         )
         objective = EpisodeObjective(model, sampler, settings.torch_device)
 

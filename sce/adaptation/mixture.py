@@ -29,14 +29,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.linalg import cho_factor, cho_solve
 from scipy.special import softmax
+from threadpoolctl import threadpool_limits
 
-from sce.model.linear_labels import exact_products, round_weights
+from sce.model.linear_labels import VECTOR_BITS, exact_products, round_weights
 
-POSTERIOR_BITS = 16
-SUM_ROWS = 8192
-"""Rows that are added up in float64 before int64 takes over: 2^13 products of 18 and 18 bits stay
+POSTERIOR_BITS = 22
+SUM_ROWS = 4096
+"""Rows that are added up in float64 before int64 takes over: 2^12 products of 22 and 18 bits stay
 below 2^53."""
+MAX_ROWS = 2**23
+"""Above this the int64 sums of 2^40 could overflow."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +90,8 @@ class Moments:
 
 @dataclass(frozen=True)
 class Sums:
-    """A posterior summed over a corpus: its mass int64 [K], times 2^16, and its sums of vectors
-    int64 [K, D], times 2^34."""
+    """A posterior summed over a corpus: its mass int64 [K], times 2^22, and its sums of vectors
+    int64 [K, D], times 2^40."""
 
     mass_K: np.ndarray
     vectors_KD: np.ndarray
@@ -98,14 +102,40 @@ class Sums:
 
 @dataclass(frozen=True)
 class Scores:
-    """Linear scores: x.weight + bias. `weight_KD` as `round_weights` makes it."""
+    """Linear scores: x.weight + bias. `weight_KD` as `round_weights` makes it; `prior_K` is the part
+    of the bias that says how large the labels are."""
 
     weight_KD: np.ndarray
     bias_K: np.ndarray
+    prior_K: np.ndarray
 
     def of(self, x_ND: np.ndarray) -> np.ndarray:
         """Scores float64 [N, K] of what `vector_integers` gave."""
         return exact_products(x_ND, self.weight_KD) + self.bias_K
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Labelled rows summed by label: counts int64 [K], sums of vectors int64 [K, D] times 2^18, of
+    their outer products int64 [D, D] times 2^36; and what each row counts for beside one of the
+    corpus."""
+
+    count_K: np.ndarray
+    vectors_KD: np.ndarray
+    product_DD: np.ndarray
+    weight: float
+
+    @classmethod
+    def of(cls, x_MD: np.ndarray, targets_M: np.ndarray, labels: int, weight: float) -> Labelled:
+        """Of M rows, as `vector_integers` gives them."""
+        one_hot_MK = np.zeros((len(x_MD), labels))
+        one_hot_MK[np.arange(len(x_MD)), targets_M] = 1
+        return cls(
+            one_hot_MK.sum(0).astype(np.int64),
+            (one_hot_MK.T @ x_MD).astype(np.int64),
+            (x_MD.T @ x_MD).astype(np.int64),
+            weight,
+        )
 
 
 def moments_of(x_BD: np.ndarray) -> Moments:
@@ -121,4 +151,64 @@ def sums_of(x_BD: np.ndarray, scores: Scores) -> Sums:
 
 def start_scores(g_KD: np.ndarray, scale: float) -> Scores:
     """scale x.g, of the labels' own unit vectors."""
-    return Scores(round_weights(scale * g_KD), np.zeros(len(g_KD)))
+    return Scores(round_weights(scale * g_KD), np.zeros(len(g_KD)), np.zeros(len(g_KD)))
+
+
+def presence_prior(
+    sharp: Sums, moments: Moments, settings: MixtureSettings
+) -> np.ndarray:
+    """presence_k float64 [K], from the sums of the sharp posterior."""
+    labels = len(sharp.mass_K)
+    share_K = (sharp.mass_K + 1) / (moments.rows * 2.0**POSTERIOR_BITS)
+    rows_a_label = moments.rows / labels
+    trusted = rows_a_label / (rows_a_label + settings.presence_rows)
+    return settings.presence * trusted * np.log(labels * share_K)
+
+
+def fitted_scores(
+    moments: Moments,
+    sums: Sums,
+    g_KD: np.ndarray,
+    log_prior_K: np.ndarray,
+    settings: MixtureSettings,
+    labelled: Labelled | None = None,
+    fitted_mass: bool = True,
+) -> Scores:
+    """One round: the scores of the discriminants that these sums give.
+
+    Args:
+        log_prior_K: added to the log of the fitted mass: the presence prior.
+        fitted_mass: False leaves the fitted mass out of the prior, where the user has said how
+            large the classes are.
+    """
+    labels, dimension = g_KD.shape
+    n_K = sums.mass_K * 2.0**-POSTERIOR_BITS
+    s_KD = sums.vectors_KD * 2.0 ** -(POSTERIOR_BITS + VECTOR_BITS)
+    rows, sum_D = float(moments.rows), moments.sum_D * 2.0**-VECTOR_BITS
+    product_DD = moments.product_DD * 2.0 ** -(2 * VECTOR_BITS)
+    mean_D = sum_D / rows
+    if labelled is not None:
+        n_K = n_K + labelled.weight * labelled.count_K
+        s_KD = s_KD + labelled.weight * labelled.vectors_KD * 2.0**-VECTOR_BITS
+        product_DD = product_DD + labelled.weight * labelled.product_DD * 2.0 ** -(2 * VECTOR_BITS)
+        rows += labelled.weight * float(labelled.count_K.sum())
+        sum_D = s_KD.sum(0)
+    c_KD = s_KD - n_K[:, None] * mean_D
+    mu_KD = c_KD / (n_K + settings.pseudo_rows)[:, None]
+    # Around the corpus's mean, then what the labels' means explain is taken away.
+    cross_DD = np.outer(sum_D, mean_D)
+    within_DD = product_DD - cross_DD - cross_DD.T + rows * np.outer(mean_D, mean_D)
+    explained_DD = c_KD.T @ mu_KD
+    within_DD -= explained_DD + explained_DD.T - (mu_KD * n_K[:, None]).T @ mu_KD
+    within_DD /= rows
+    spread = np.trace(within_DD) / dimension
+    within_DD *= 1 - settings.shrinkage
+    within_DD[np.diag_indices(dimension)] += settings.shrinkage * spread
+    with threadpool_limits(1):  # a library may add up otherwise with more threads
+        a_KD = cho_solve(cho_factor(within_DD), mu_KD.T).T
+        bias_K = -(a_KD @ mean_D) - 0.5 * np.einsum("kd,kd->k", a_KD, mu_KD)
+    prior_K = np.array(log_prior_K, np.float64)
+    if fitted_mass:
+        prior_K += np.log((n_K + 1) / (rows + labels))
+    weight_KD = a_KD + settings.anchor * settings.start_scale * g_KD
+    return Scores(round_weights(weight_KD), bias_K + prior_K, prior_K)

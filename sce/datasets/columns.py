@@ -56,6 +56,10 @@ class RawRow:
     all_labels: tuple[str, ...] | None
 
 
+NO_LABEL = "no label"
+"""Why a row cannot be used whose label is empty, whatever else is wrong with it."""
+
+
 class _RowError(Exception):
     """Carries the reason and the message of a bad row out of the field parsers."""
 
@@ -123,10 +127,11 @@ def _find(path: Path, columns: Columns, fields: Mapping[str, Any]) -> Columns:
 def _parse(record: Record, columns: Columns) -> RawRow:
     fields, (text,), (label,) = record.fields, columns.text, columns.label
     split, label_set, all_labels = columns.split, columns.label_set, columns.all_labels
+    name = _label(_field(fields, label), label)
     return RawRow(
         line=record.line,
         text=_text(fields, text),
-        label=_label(_field(fields, label), label),
+        label=name,
         split=_split(fields.get(split)) if split else None,
         label_set=_label(fields.get(label_set), label_set) if label_set else None,
         all_labels=_all_labels(fields.get(all_labels)) if all_labels else None,
@@ -162,13 +167,15 @@ def _label(value: Any, name: str) -> str:
         value = value[0]
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
+    if value is None:
+        value = ""
     if not isinstance(value, str):
-        kind = "empty" if value is None else type(value).__name__
-        raise _RowError("no label", f"{name!r} is {kind}; a label's name is needed.")
+        kind = type(value).__name__
+        raise _RowError("label is not a text", f"{name!r} is {kind}; a label's name is needed.")
     key = normalise_name(_unicode(value, name))
     error = name_error(key)
     if error == "label_empty":
-        raise _RowError("no label", f"{name!r} is empty; a label's name is needed.")
+        raise _RowError(NO_LABEL, f"{name!r} is empty; a label's name is needed.")
     if error:
         length = f"{name!r} has {len(key)} characters, at most {MAX_NAME_CHARS}."
         raise _RowError("label too long", length)

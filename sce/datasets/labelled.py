@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from sce.datasets.columns import Columns, not_in_set, raise_bad, read_rows
+import logging
+
+from sce.datasets.columns import NO_LABEL, Columns, not_in_set, raise_bad, read_rows
+from sce.datasets.readers import BadRow
 from sce.errors import DataError, LabelError
 from sce.labels import LabelSet
 from sce.storage import Place, fetch
+
+logger = logging.getLogger("sce")
 
 
 def read_labelled(
@@ -16,6 +21,9 @@ def read_labelled(
 ) -> tuple[list[str], list[str], LabelSet]:
     """Texts, their label names and the label set of a JSONL, CSV, TSV or Parquet file.
 
+    Rows whose label is empty are still to be filled in: they are left out, and the log says how
+    many they are.
+
     Args:
         labels: the label set to measure with; default: the distinct labels of the file, sorted.
 
@@ -24,13 +32,21 @@ def read_labelled(
         written as in the label set.
 
     Raises:
-        DataError: the file cannot be read, a row is bad, or a label is not in `labels`; names
-            the file and the line.
+        DataError: the file cannot be read, a row is bad, no row has a label, or a label is not in
+            `labels`; names the file and the line.
     """
     path = fetch(path)
     texts: list[str] = []
     names: list[str] = []
-    for row in read_rows(path, Columns(text=((text_column,),), label=(label_column,)), raise_bad):
+    empty = 0
+
+    def on_bad(bad: BadRow) -> None:
+        nonlocal empty
+        if bad.reason != NO_LABEL:
+            raise_bad(bad)
+        empty += 1
+
+    for row in read_rows(path, Columns(text=((text_column,),), label=(label_column,)), on_bad):
         texts.append(row.text)
         names.append(row.label)
         if labels is not None:
@@ -38,6 +54,13 @@ def read_labelled(
                 names[-1] = labels.names[labels.index(row.label)]
             except LabelError:
                 raise_bad(not_in_set(path, row.line, row.label, labels))
+    if not texts and empty:
+        raise DataError(
+            f"{path}: {label_column!r} is empty in all {empty:,} rows. Write a label into at least "
+            "one of them."
+        )
     if not texts:
         raise DataError(f"{path}: no rows. At least one labelled text is needed.")
+    if empty:
+        logger.info("%s: %d rows have no label yet and are left out.", path, empty)
     return texts, names, labels if labels is not None else LabelSet.parse(sorted(set(names)))

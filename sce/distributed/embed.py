@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import cache, partial
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -54,6 +53,7 @@ from sce.embedding.store import (
     text_hash,
     write_manifest,
 )
+from sce.model.label_vectors import label_texts_to_keep
 from sce.storage import Place, RemotePath, absolute_model, to_place, write_text
 
 MIN_BATCH_ROWS = 512
@@ -151,8 +151,9 @@ def embed_prepared(
     """Embed a prepared data folder: its rows, and every text of its label sets.
 
     Writes the stores `embeddings_dir/rows` (ids as in rows.parquet) and
-    `embeddings_dir/labels` (each distinct text of a name, synonym, description or example;
-    `row_id` is its `text_hash`, and the column `text` has the text).
+    `embeddings_dir/labels` (each distinct text that makes a label's vector: names, in templates
+    too, synonyms, descriptions and examples; `row_id` is its `text_hash`, and the column `text`
+    has the text).
 
     Returns:
         The summaries of `embed_corpus` as "rows" and "labels", `seconds` those of this call; also
@@ -164,7 +165,7 @@ def embed_prepared(
     """
     folder = resolve_output(embeddings_dir)
     labels = [one for labels in read_label_sets(data_dir).values() for one in labels.labels]
-    texts = sorted(set(chain.from_iterable((*one.info_texts, *one.examples) for one in labels)))
+    texts = sorted(label_texts_to_keep(labels))
     lines = [json.dumps({"row_id": text_hash(text), "text": text}) + "\n" for text in texts]
     label_texts = folder / "label_texts.jsonl"
     if not label_texts.is_file() or label_texts.read_text("utf-8") != "".join(lines):

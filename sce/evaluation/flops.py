@@ -10,13 +10,11 @@ Both leave out what is no matrix product, and both count causal attention in ful
 Letters: d hidden size, d_ff feed-forward size, n_f1 and n_f2 expanding and contracting layers of a
 block, L blocks, m tokens of a sequence, r rank of LoRA, d_ext size of the external embedding, N
 samples of an epoch.
-
-The fit of adapted labels, of which the paper knows nothing, is counted in the same way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,14 +127,18 @@ def embedding_sample(a: Architecture, m: float) -> float:
     return a.blocks * forward_block(a, m)
 
 
-def mixture_fit(texts: int, labels: int, dimension: int, rounds: int = 4) -> float:
-    """Fit of adapted labels to the vectors of a corpus. Not of the paper.
+def mixture_fit(texts: int, labels: int, dimension: int, rounds: Sequence[int]) -> float:
+    """Fit of adapted labels to the vectors of a corpus (`sce.adaptation.fit`), of which the paper
+    knows nothing: N d^2 for the outer products; 2 N K d for the scores and sums of a posterior,
+    over the corpus and its halves, of which two come before the first round and one before every
+    other; 5 N K d for the last pass; a system of equations in d for each round and part.
 
-    The vectors' outer products once; each round, scores and sums of every text and label, and a
-    system of equations in the covariance: N d^2 + rounds (2 N K d + 2 K d^2 + d^3 / 3).
+    Args:
+        rounds: of each mixture that was fitted.
     """
-    a_round = 2 * texts * labels * dimension + 2 * labels * dimension**2 + dimension**3 / 3
-    return texts * dimension**2 + rounds * a_round
+    posteriors = 2 + sum(one - 1 for one in rounds)
+    passes = texts * dimension**2 + (4 * posteriors + 5) * texts * labels * dimension
+    return passes + 3 * sum(rounds) * (dimension**3 / 3 + 2 * labels * dimension**2)
 
 
 def _linears(a: Architecture) -> list[tuple[int, int]]:

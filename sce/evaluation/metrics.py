@@ -14,6 +14,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import binomtest
 from sklearn.metrics import confusion_matrix, f1_score
 
+from sce.model.calibration import expected_calibration_error
+
 ECE_BINS = 15
 MIN_PROBABILITY = 1e-12
 LEVEL = 0.95
@@ -62,20 +64,9 @@ def brier(probabilities: ArrayLike, targets: ArrayLike) -> float:
 
 
 def ece(probabilities: ArrayLike, targets: ArrayLike) -> float:
-    """Expected calibration error of the predicted label (Guo et al. 2017, equation 3).
-
-    Rows are sorted by their top probability into 15 bins of equal width, each of which holds its
-    upper edge and not its lower one; |accuracy - confidence| of the bins is weighted by rows.
-    """
+    """Expected calibration error of the predicted label."""
     p_NK, y_N = _checked(probabilities, targets)
-    top_N = p_NK.max(axis=1)
-    bin_N = np.clip(np.ceil(top_N * ECE_BINS).astype(np.int64) - 1, 0, ECE_BINS - 1)
-    counts = np.bincount(bin_N, minlength=ECE_BINS)
-    filled = counts > 0
-    sure = np.bincount(bin_N, weights=top_N, minlength=ECE_BINS)[filled] / counts[filled]
-    right = np.bincount(bin_N, weights=correct(p_NK, y_N), minlength=ECE_BINS)[filled]
-    gaps = np.abs(right / counts[filled] - sure)
-    return float((counts[filled] * gaps).sum() / counts.sum())
+    return expected_calibration_error(p_NK, y_N)
 
 
 def confusion(probabilities: ArrayLike, targets: ArrayLike) -> IntArray:

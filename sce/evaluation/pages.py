@@ -16,10 +16,11 @@ _STYLE = """\
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 70em; margin: 2em auto; padding: 0 1em; }
 table { border-collapse: collapse; margin: 1em 0; display: block; overflow-x: auto; }
 th, td { padding: .3em .7em; text-align: right; border-bottom: 1px solid #8884; }
-th:first-child, td:first-child { text-align: left; }
+th:first-child, td:first-child, .left { text-align: left; }
 tr.heading td { font-weight: bold; text-align: left; border-bottom: 2px solid #888; }
 .caption { opacity: .75; font-size: .9em; }
-svg { max-width: 100%; height: auto; background: white; }
+svg, img { max-width: 100%; height: auto; background: white; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; padding: .6em .8em; background: #8882; }
 :root { color-scheme: light dark; }"""
 
 
@@ -48,7 +49,7 @@ def report_markdown(title: str, tables: Sequence[Table], charts: Sequence[str] =
 
 def report_html(title: str, tables: Sequence[Table], charts: Mapping[str, Figure]) -> str:
     """One file, without anything from elsewhere."""
-    parts = [f"<h1>{title}</h1>"]
+    parts = []
     for table in tables:
         caption = html.escape(f"{table.caption} {table.note}")
         parts.append(f"<h2>{html.escape(table.title)}</h2>\n{table.to_html()}")
@@ -58,8 +59,15 @@ def report_html(title: str, tables: Sequence[Table], charts: Mapping[str, Figure
         figure.savefig(drawn, format="svg")
         svg = drawn.getvalue()
         parts.append(f"<h2>{html.escape(name.replace('_', ' '))}</h2>\n{svg[svg.index('<svg') :]}")
+    return html_page(title, parts)
+
+
+def html_page(title: str, parts: Sequence[str]) -> str:
+    """A page around parts that are HTML already; the title is text."""
+    shown = html.escape(title)
     head = (
-        f'<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8"><title>{title}</title>'
-        f"\n<style>{_STYLE}</style></head>\n<body>\n"
+        f'<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8"><title>{shown}</title>'
+        '\n<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"\n<style>{_STYLE}</style></head>\n<body>\n<h1>{shown}</h1>\n"
     )
     return head + "\n".join(parts) + "\n</body></html>\n"

@@ -12,6 +12,7 @@ PAPER_SETTINGS = {
     "model.label_source": "tokens",  # equation 2
     "model.positions": False,  # section 2.2
     "model.prior_scale": 0.0,  # equation 3 has none
+    "model.label_vectors": 0,  # a label's name as it is, also in appendix E
     "model.learn_scales": False,  # appendix Q counts the layers and the adaptor
     "train.optimizer": "adam",  # section 3.1
     "train.learning_rate": 1e-5,  # section 3.1: "1e-5-1e-6"

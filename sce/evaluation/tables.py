@@ -106,7 +106,12 @@ class Table:
             tag, style, width = "th" if row is self.columns else "td", "", ""
             if self._is_heading(row):
                 style, width = ' class="heading"', f' colspan="{len(self.columns)}"'
-            cells = (f"<{tag}{width}>{html.escape(self._plain(c))}</{tag}>" for c in row)
+            # The first column is set left as it is, by the page's style.
+            sides = [' class="left"' if left and i else "" for i, left in enumerate(self._left)]
+            cells = [
+                f"<{tag}{width}{side}>{html.escape(self._plain(cell))}</{tag}>"
+                for cell, side in zip(row, sides)
+            ]
             lines.append(f"<tr{style}>{''.join(cells)}</tr>\n")
         return f"<table>\n{''.join(lines)}</table>"
 

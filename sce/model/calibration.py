@@ -25,6 +25,19 @@ MAX_TEMPERATURE = 20.0
 MAX_SLOPE = 1.0
 MIN_DISTINCT_COUNTS = 3
 FOLDS = 5
+ECE_BINS = 15
+
+
+def expected_calibration_error(p_NK: np.ndarray, targets_N: np.ndarray) -> float:
+    """Of the predicted label (Guo et al. 2017, equation 3).
+
+    Rows are sorted by their top probability into 15 bins of equal width, each of which holds its
+    upper edge and not its lower one; |accuracy - confidence| of the bins is weighted by rows.
+    """
+    top_N, right_N = p_NK.max(axis=1), p_NK.argmax(axis=1) == targets_N
+    bin_N = np.clip(np.ceil(top_N * ECE_BINS).astype(np.int64) - 1, 0, ECE_BINS - 1)
+    gaps = np.bincount(bin_N, weights=top_N - right_N, minlength=ECE_BINS)
+    return float(np.abs(gaps).sum() / len(top_N))
 
 
 @dataclass(frozen=True)

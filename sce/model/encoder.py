@@ -29,6 +29,8 @@ from transformers.models.roberta.modeling_roberta import RobertaEncoder
 from transformers.utils import ModelOutput
 
 ENCODERS = {"bert": BertEncoder, "roberta": RobertaEncoder, "xlm-roberta": RobertaEncoder}
+LABEL_VECTORS = 1
+"""The newest version of what makes a label's vector g_k; all are in `sce.model.label_vectors`."""
 
 
 class SCEConfig(PreTrainedConfig):
@@ -56,8 +58,10 @@ class SCEConfig(PreTrainedConfig):
             vectors reach tens. The paper has 1.
         learn_scales: train `logit_scale` and `prior_scale` (as logarithms).
         prior_scale: weight of cos(q, g_k) at the start; 0 switches the prior off.
-        example_weight: (a, b) of w(n) = exp(a + b log n), the weight of the mean of n example
-            texts beside the rest of a label's information in g_k.
+        label_vectors: version of what makes g_k (`sce.model.label_vectors`); 0 where a model
+            says none, as those do that were written before there were versions.
+        example_weight: of version 0: (a, b) of w(n) = exp(a + b log n), the weight of the mean
+            of n example texts beside the rest of a label's information in g_k.
         learn_example_weight: train a and b.
         adaptor_init: "identity" starts the affine maps as (a slice of) the identity,
             "normal" as transformers initialises linear layers.
@@ -81,6 +85,7 @@ class SCEConfig(PreTrainedConfig):
     logit_scale: float = None  # type: ignore[assignment]
     learn_scales: bool = True
     prior_scale: float = 20.0
+    label_vectors: int = 0
     example_weight: Sequence[float] = (-1.0, 0.5)
     learn_example_weight: bool = True
     adaptor_init: Literal["identity", "normal"] = "identity"
@@ -101,6 +106,11 @@ class SCEConfig(PreTrainedConfig):
             raise ValueError(
                 f"encoder type {self.encoder['model_type']!r} is not supported; one of "
                 f"{', '.join(ENCODERS)}"
+            )
+        if self.label_vectors not in range(LABEL_VECTORS + 1):
+            raise ValueError(
+                f"label_vectors {self.label_vectors!r} is not known; versions are 0 to "
+                f"{LABEL_VECTORS}"
             )
 
 
@@ -149,7 +159,7 @@ class SCEModel(PreTrainedModel):
         self.log_logit_scale = nn.Parameter(torch.zeros(()))
         if config.prior_scale > 0:
             self.log_prior_scale = nn.Parameter(torch.zeros(()))
-        if self.uses_embedded_labels:
+        if self.pools_examples:
             self.example_weight = nn.Parameter(torch.zeros(2))
         self.post_init()
         self.freeze()
@@ -170,13 +180,19 @@ class SCEModel(PreTrainedModel):
         self.log_logit_scale.fill_(math.log(config.logit_scale))
         if config.prior_scale > 0:
             self.log_prior_scale.fill_(math.log(config.prior_scale))
-        if self.uses_embedded_labels:
+        if self.pools_examples:
             self.example_weight.copy_(torch.tensor(config.example_weight))
 
     @property
     def uses_embedded_labels(self) -> bool:
         """Whether g_k enters the forward pass (as the prior, as h_k, or both)."""
         return self.config.prior_scale > 0 or self.config.label_source == "embedder"
+
+    @property
+    def pools_examples(self) -> bool:
+        """Whether g_k is pooled here, with a weight of its own for the examples; from version 1
+        of the label vectors on it comes pooled."""
+        return self.uses_embedded_labels and self.config.label_vectors == 0
 
     def freeze(self) -> None:
         """Switch off the gradient of everything that the recipe keeps frozen."""
@@ -243,13 +259,15 @@ class SCEModel(PreTrainedModel):
 
         Args:
             query_embeddings: unit vectors of the text embedder, float32 [B, D].
-            label_embeddings: mean vectors of the labels' texts [B, K, D] or [K, D]; needed
-                with a prior or with `label_source` "embedder".
+            label_embeddings: mean vectors of the labels' texts, or from version 1 of the label
+                vectors on g_k itself, [B, K, D] or [K, D]; needed with a prior or with
+                `label_source` "embedder".
             label_tokens: h_k by equation 2 [B, K, H] or [K, H]; needed with `label_source`
                 "tokens".
             label_mask: True where a label stands [B, K]; None if nothing is padding.
             targets: index of the right label [B].
-            example_embeddings, example_counts: see `pool_labels`; [(B,) K, D] and [(B,) K].
+            example_embeddings, example_counts: see `pool_labels`; [(B,) K, D] and [(B,) K]. Of
+                version 0 alone.
         """
         g_KD = None
         if self.uses_embedded_labels:
@@ -257,9 +275,7 @@ class SCEModel(PreTrainedModel):
                 raise ValueError(
                     "label_embeddings are needed: the model has a prior or embeds labels"
                 )
-            g_KD = pool_labels(
-                label_embeddings, example_embeddings, example_counts, self.example_weight
-            )
+            g_KD = self.pool_labels(label_embeddings, example_embeddings, example_counts)
         query_B1H = self.embed_queries(query_embeddings)
         h_KH = self.embed_labels(g_KD, label_tokens)
         if h_KH.dim() == 2:
@@ -276,6 +292,20 @@ class SCEModel(PreTrainedModel):
 
         loss = None if targets is None else nn.functional.cross_entropy(logits_BK, targets)
         return SCEOutput(loss=loss, logits=logits_BK)
+
+    def pool_labels(
+        self,
+        text_KD: torch.Tensor,
+        examples_KD: torch.Tensor | None,
+        example_counts_K: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """`pool_labels` with this model's weight of the examples."""
+        if self.pools_examples:
+            return pool_labels(text_KD, examples_KD, example_counts_K, self.example_weight)
+        if examples_KD is not None and self.config.label_vectors:
+            raise ValueError("examples are part of label_embeddings in this version of a model")
+        weight = torch.tensor(self.config.example_weight, device=text_KD.device)
+        return pool_labels(text_KD, examples_KD, example_counts_K, weight)
 
     def embed_queries(self, query_embeddings: torch.Tensor) -> torch.Tensor:
         """q' as the encoder reads it, [B, 1, H], from unit vectors [B, D]."""
@@ -338,7 +368,7 @@ def pool_labels(
         text_KD: mean over the vectors of name, synonyms and description [..., K, D].
         examples_KD: mean over the vectors of its example texts [..., K, D], 0 where none.
         example_counts_K: number of examples n [..., K].
-        example_weight: (a, b) of w(n) = exp(a + b log n).
+        example_weight: (a, b) of w(n) = exp(a + b log n), [2] or for each label [..., K, 2].
 
     Returns:
         Unit vectors [..., K, D]: unit(text) + w(n) * examples, normalised.
@@ -346,7 +376,7 @@ def pool_labels(
     g_KD = nn.functional.normalize(text_KD, dim=-1)
     if examples_KD is None or example_counts_K is None:
         return g_KD
-    a, b = example_weight.to(g_KD.dtype)
+    a, b = example_weight.to(g_KD.dtype).unbind(-1)
     counts_K = example_counts_K.to(g_KD.dtype)
     weight_K = torch.exp(a + b * torch.log(counts_K.clamp(min=1))) * (counts_K > 0)
     return nn.functional.normalize(g_KD + weight_K.unsqueeze(-1) * examples_KD, dim=-1)

@@ -19,7 +19,14 @@ import numpy as np
 import torch
 
 from sce.labels import LabelSet, RaggedLabels
-from sce.model.label_vectors import LabelBank, LabelVectors, TextVectors, TokenMeans, encode_labels
+from sce.model.label_vectors import (
+    LabelBank,
+    LabelVectors,
+    TextVectors,
+    TokenMeans,
+    encode_labels,
+    label_texts,
+)
 from sce.model.scoring import PreparedLabels, ScoredBatch, Scorer
 
 CACHED_SETS = 64
@@ -82,6 +89,7 @@ class GroupScorer:
         shortlist_size: int,
     ) -> None:
         self._scorer, self._token_means = scorer, token_means
+        self._version = scorer.model.config.label_vectors
         self._shortlist_above, self._shortlist_size = shortlist_above, shortlist_size
         # Held while labels are encoded: two threads with one new set encode it once.
         self._lock = Lock()
@@ -101,7 +109,7 @@ class GroupScorer:
             with_text = self._needs_text(len(labels))
             known = self._set_key(labels, exact=False) in self._prepared_sets
             new = [] if known else list(labels.labels)
-        texts = (text for label in new for text in (*label.info_texts, *label.examples))
+        texts = (text for label in new for text in label_texts(label, self._version))
         return list(dict.fromkeys(texts)) if with_text else []
 
     def batches(
@@ -196,4 +204,5 @@ class GroupScorer:
         return self._scorer.model.uses_embedded_labels or label_count > self._shortlist_above
 
     def _encode(self, labels: LabelSet, with_text: bool, text_vectors: TextVectors) -> LabelVectors:
-        return encode_labels(labels, text_vectors if with_text else None, self._token_means)
+        vectors = text_vectors if with_text else None
+        return encode_labels(labels, self._version, vectors, self._token_means)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from sce.model.encoder import SCEModel, pool_labels
+from sce.model.encoder import SCEModel
 from sce.model.inference import EncodedLabels, FastEncoder
 from sce.model.label_vectors import LabelVectors
 
@@ -100,12 +100,8 @@ class Scorer:
         labels = labels.to(self.device)
         similarity_KD = None
         if labels.text_KD is not None:
-            weight = torch.tensor(self.model.config.example_weight, device=self.device)
-            if self.model.uses_embedded_labels:
-                weight = self.model.example_weight
-            similarity_KD = pool_labels(
-                labels.text_KD, labels.examples_KD, labels.example_counts_K, weight
-            ).float()
+            parts = (labels.text_KD, labels.examples_KD, labels.example_counts_K)
+            similarity_KD = self.model.pool_labels(*parts).float()
         g_KD = similarity_KD if self.model.uses_embedded_labels else None
         encoded = None
         if self._encoder is not None:

@@ -15,7 +15,7 @@ from sce.datasets.prepared import PreparedData
 from sce.embedding.store import EmbeddingStore, text_hash
 from sce.errors import DataError
 from sce.labels import LabelSet
-from sce.model.label_vectors import TextLookup
+from sce.model.label_vectors import TextLookup, label_texts_to_keep
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class TrainingData:
         validation = Rows.read(prepared.select("validation"), rows)
         used = sorted({*train.sets, *validation.sets})
         every = [label for s in prepared.label_sets.values() for label in s.labels]
-        texts = list(dict.fromkeys(t for lb in every for t in (*lb.info_texts, *lb.examples)))
+        texts = label_texts_to_keep(every)
         vectors_MD = labels.vectors_for([text_hash(text) for text in texts])
         lookup = TextLookup(dict(zip(texts, vectors_MD)))
         return cls(train, validation, {name: prepared.label_sets[name] for name in used}, lookup)

@@ -16,7 +16,7 @@ H the encoder's width, X examples.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -25,9 +25,9 @@ from pydantic import Field
 from torch import nn
 
 from sce.config import Section
-from sce.labels import LabelSet
-from sce.model.encoder import SCEModel
-from sce.model.label_vectors import TextVectors, TokenMeans
+from sce.labels import Label, LabelSet
+from sce.model.encoder import SCEModel, pool_labels
+from sce.model.label_vectors import TextVectors, TokenMeans, example_weights, mean_text_vectors
 from sce.training.data import Rows
 from sce.training.random_keys import row_keys, uniforms
 
@@ -80,6 +80,7 @@ class EpisodeSampler:
         label_sets: every label set that a row names; their labels are also the foreign labels.
         text_vectors: the text embedder's vectors for label texts.
         token_means: equation 2 for names and synonyms, or None.
+        version: of the model's label vectors.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class EpisodeSampler:
         token_means: TokenMeans | None,
         config: AugmentConfig,
         seed: int,
+        version: int,
     ) -> None:
         self.config = config
         self.seed = seed
@@ -107,24 +109,35 @@ class EpisodeSampler:
         slots_K = np.arange(sizes_S.max())
         self.own_labels_SK = np.where(slots_K < sizes_S[:, None], starts_S[:-1, None] + slots_K, -1)
 
-        # Label texts, each once: the name first, then the synonyms, then the description.
-        texts = list(dict.fromkeys(text for label in labels for text in label.info_texts))
-        index_of = {text: i for i, text in enumerate(texts)}
-        vectors_MD = text_vectors(texts)
-        info = [[index_of[text] for text in label.info_texts] for label in labels]
-        names = [[index_of[t] for t in (label.key, *label.synonyms)] for label in labels]
-        short = [[index_of[t] for t in (label.key, label.description) if t] for label in labels]
-        means_LD = np.stack([vectors_MD[i].mean(0) for i in info])
-        short_LD = np.stack([vectors_MD[i].mean(0) for i in short])
-        self.texts_MD = np.concatenate([vectors_MD, means_LD, short_LD]).astype(np.float32)
-        self._all_offset, self._short_offset = len(texts), len(texts) + len(labels)
+        # What stands for a label by its view: each name and each synonym once, then every label
+        # with all that is said of it, and with its name and description. A synonym stands as it
+        # is: in templates too, the texts to embed would be three times as many.
+        keys = list(dict.fromkeys(label.key for label in labels))
+        synonyms = list(dict.fromkeys(text for label in labels for text in label.synonyms))
+        bare = [Label(text) for text in (*keys, *synonyms)]
+        short = [replace(label, synonyms=()) for label in labels]
+        vectors = [
+            mean_text_vectors(bare[: len(keys)], text_vectors, version),
+            *([text_vectors(synonyms)] if synonyms else []),
+            mean_text_vectors([*labels, *short], text_vectors, version),
+        ]
+        self.texts_MD = np.concatenate(vectors).astype(np.float32)
+        every = [*bare, *labels, *short]
+        self.example_weights_M2 = example_weights(every, version) if version else None
+        self._all_offset = len(bare)
+        self._short_offset = self._all_offset + len(labels)
+        of_key = {key: i for i, key in enumerate(keys)}
+        of_synonym = {text: len(keys) + i for i, text in enumerate(synonyms)}
+        names = [[of_key[lb.key], *(of_synonym[t] for t in lb.synonyms)] for lb in labels]
         self.name_count_L = np.array([len(n) for n in names])
         width = int(self.name_count_L.max())
         self.names_LP = np.array([n + [n[0]] * (width - len(n)) for n in names])
+        means_LD = self.texts_MD[self._all_offset : self._short_offset]
         unit_LD = means_LD / np.maximum(np.linalg.norm(means_LD, axis=1, keepdims=True), 1e-12)
         self._similarity_LL = (unit_LD @ unit_LD.T).astype(np.float32)
-        # A description is no name: it has no h_k of its own and is never asked for one.
-        self.tokens_MH = None if token_means is None else token_means(texts)
+        self.tokens_MH = None
+        if token_means is not None:  # of names and synonyms: the views of more have no h_k
+            self.tokens_MH = token_means([*keys, *synonyms])
 
         # Rows of each label, for examples: the rows sorted by label, and each row's place there.
         self._rows_by_label_N = np.lexsort((self.keys_N, self.row_label_N))
@@ -264,6 +277,9 @@ class EpisodeObjective:
         self._texts_MD = self._tokens_MH = None
         if model.uses_embedded_labels:
             self._texts_MD = torch.from_numpy(np.array(sampler.texts_MD)).to(device)
+        self._example_weights_M2 = sampler.example_weights_M2
+        if self._example_weights_M2 is not None:
+            self._example_weights_M2 = self._example_weights_M2.to(device)
         if sampler.tokens_MH is not None:
             self._tokens_MH = sampler.tokens_MH.to(device)
 
@@ -292,8 +308,8 @@ class EpisodeObjective:
         if self._tokens_MH is not None:
             inputs["label_tokens"] = self._tokens_MH[on_device(episodes.token_index_BK)]
         if self._texts_MD is not None:
-            text_BKD = self._texts_MD[on_device(episodes.text_index_BK)]
-            inputs["label_embeddings"] = text_BKD
+            index_BK = on_device(episodes.text_index_BK)
+            text_BKD = self._texts_MD[index_BK]
             counts_BK = text_BKD.new_zeros(text_BKD.shape[:2])
             examples_BKD = torch.zeros_like(text_BKD)
             if episodes.example_rows_BKX is not None:
@@ -305,7 +321,11 @@ class EpisodeObjective:
                 some_BKXD = self._queries_ND[rows_BKX[some_B].clamp(min=0)]
                 sums_BKD = (some_BKXD * present_BKX[some_B].unsqueeze(-1)).sum(2)
                 examples_BKD[some_B] = sums_BKD / counts_BK[some_B].clamp(min=1).unsqueeze(-1)
-            # Always given, so that the weights of the examples are in every step's graph.
-            inputs["example_embeddings"] = examples_BKD
-            inputs["example_counts"] = counts_BK
+            if self._example_weights_M2 is not None:
+                weights_BK2 = self._example_weights_M2[index_BK]
+                text_BKD = pool_labels(text_BKD, examples_BKD, counts_BK, weights_BK2)
+            else:  # always given, so that the weights of the examples are in every step's graph
+                inputs["example_embeddings"] = examples_BKD
+                inputs["example_counts"] = counts_BK
+            inputs["label_embeddings"] = text_BKD
         return inputs

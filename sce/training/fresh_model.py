@@ -14,7 +14,7 @@ from sce.config import Section
 from sce.embedding.checkpoint import checkpoint_licence, explain_load_error, minilm_folder
 from sce.embedding.settings import MINILM
 from sce.errors import ConfigError
-from sce.model.encoder import ENCODERS, SCEConfig, SCEModel
+from sce.model.encoder import ENCODERS, LABEL_VECTORS, SCEConfig, SCEModel
 from sce.model.label_vectors import TokenMeans, token_means_of
 from sce.storage import fetch_model
 
@@ -56,6 +56,10 @@ Recipe: Any = create_model("Recipe", __base__=PretrainedConfig, **_recipe())
 class ModelConfig(Recipe):
     """The architecture of a model that is about to be trained: a pretrained encoder, and the
     recipe, whose options are those of `SCEConfig`. `configs/paper` marks which are the paper's."""
+
+    label_vectors: int = Field(LABEL_VECTORS, ge=0, le=LABEL_VECTORS)
+    """Version of what makes a label's vector. 1: its name is embedded in templates, and an example
+    weighs less the more is said of the label; 0: the name as it is, with a learned weight."""
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,8 @@ ScoreRows = Callable[[np.ndarray, LabelSet, LabelVectors], np.ndarray]
 class Validator:
     """Scores validation rows under each view of their label sets.
 
-    The vectors of the labels are computed once: they depend on frozen weights alone.
+    The vectors of the labels are computed once: they depend on frozen weights alone. `version` is
+    the model's of label vectors.
     """
 
     def __init__(
@@ -31,6 +32,7 @@ class Validator:
         label_sets: dict[str, LabelSet],
         text_vectors: TextVectors,
         token_means: TokenMeans | None,
+        version: int,
     ) -> None:
         self.rows = rows
         set_N = np.array(rows.sets)
@@ -44,7 +46,7 @@ class Validator:
             self.label_counts_N[members] = len(canonical)
             for view, reduce in enumerate(VIEWS.values()):
                 reduced = reduce(canonical)
-                vectors = encode_labels(reduced, text_vectors, token_means)
+                vectors = encode_labels(reduced, version, text_vectors, token_means)
                 self._groups.append((view, members, reduced, vectors))
         self.width = int(self.label_counts_N.max())
 

@@ -146,17 +146,25 @@ def _sets_and_methods(
         known = dict(zip(labels["text"].to_pylist(), embedding_matrix(labels["embedding"])))
     text_vectors = TextLookup(known, lambda texts: embedder.embed(texts).vectors)
     sets = rows_to_measure(prepared, config, store, embedder)
-    cosine, adapted = SimilarityMethod(embedder, text_vectors), list[Method]()
-    if any(rows.corpus_MD is not None for rows in sets):
-        counts, seed = (0, *dict.fromkeys(config.adapted_examples)), experiment.seed
-        adapted += [AdaptedMethod(embedder, text_vectors, count, seed) for count in counts]
     if experiment.method == "similarity":
+        version = experiment.model.label_vectors
+        cosine = SimilarityMethod(embedder, text_vectors, version)
         cosine.calibrate(validation_sets(prepared, config, store))
-        return sets, [cosine], adapted
-    model_folder = fetch(experiment.measured_model)
-    predictor = Predictor.from_pretrained(model_folder, embedder, text_vectors=text_vectors)
-    cosine.temperature = Temperature(*predictor.model.config.cosine_calibration)
-    return sets, [SceMethod(predictor, model_folder), cosine], adapted
+        methods: list[Method] = [cosine]
+    else:
+        model_folder = fetch(experiment.measured_model)
+        predictor = Predictor.from_pretrained(model_folder, embedder, text_vectors=text_vectors)
+        settings = predictor.model.config
+        version = settings.label_vectors
+        cosine = SimilarityMethod(embedder, text_vectors, version)
+        cosine.temperature = Temperature(*settings.cosine_calibration)
+        methods = [SceMethod(predictor, model_folder), cosine]
+    adapted: list[Method] = []
+    if any(rows.corpus_MD is not None for rows in sets):
+        for examples in (0, *dict.fromkeys(config.adapted_examples)):
+            one = AdaptedMethod(embedder, text_vectors, version, examples, experiment.seed)
+            adapted.append(one)
+    return sets, methods, adapted
 
 
 def measure_sets(
@@ -306,7 +314,7 @@ def _test_sets(
     found, vectors = [], dict[tuple[str, ...], np.ndarray]()
     for one in sets:
         ids = tuple(prepared.corpus(one.name))
-        if len(ids) >= MIN_ROWS_A_LABEL * len(one.label_set):
+        if len(one.label_set) > 1 and len(ids) >= MIN_ROWS_A_LABEL * len(one.label_set):
             ids = tuple(ids[i] for i in some_places(ids, CORPUS_ROWS))
             if ids not in vectors:  # several label sets of one corpus
                 vectors[ids] = store.vectors_for(ids)
@@ -353,14 +361,16 @@ def _own_set(
     vectors_ND, name = None, config.labelled.stem
     if embedder is not None:
         own = config.adapted and corpus_MD is None
-        if own and len(texts) < len(label_set):
-            message = "%s: labels are not adapted: %d texts are fewer than the %d labels"
-            logger.warning(message, name, len(texts), len(label_set))
-            own = False
         embedded = range(len(texts)) if own else places  # all of them are the corpus
         vectors_ND = embedder.embed([texts[i] for i in embedded]).vectors
         if own:
-            corpus_MD, vectors_ND = vectors_ND, vectors_ND[places]
+            distinct = len({vector_D.tobytes() for vector_D in vectors_ND})
+            if len(label_set) > 1 and distinct >= len(label_set):
+                corpus_MD = vectors_ND
+            else:
+                message = "%s: labels are not adapted: %d labels, %d different texts"
+                logger.warning(message, name, len(label_set), distinct)
+            vectors_ND = vectors_ND[places]
     ids, labels = [str(i) for i in places], [names[i] for i in places]
     texts = [texts[i] for i in places]
     return EvaluationSet(name, "own", "own", label_set, ids, texts, labels, vectors_ND, corpus_MD)

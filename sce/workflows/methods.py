@@ -17,6 +17,7 @@ import numpy as np
 
 from sce.adaptation.adapt import adapt
 from sce.adaptation.artefact import AdaptedLabels
+from sce.adaptation.settings import FITS
 from sce.baselines.cosine import cosine_scores
 from sce.baselines.settings import PromptedConfig
 from sce.distributed.resources import ResourcesConfig
@@ -71,12 +72,17 @@ class SceMethod(VectorMethod):
 
 
 class SimilarityMethod(VectorMethod):
-    """Cosine similarity of the text's and the labels' vectors by one embedder (appendix E)."""
+    """Cosine similarity of the text's and the labels' vectors by one embedder (appendix E).
+
+    Args:
+        version: of the label vectors (`sce.model.label_vectors`).
+    """
 
     name = "cosine"
 
-    def __init__(self, embedder: TextEmbedder, text_vectors: TextVectors) -> None:
-        super().__init__(partial(cosine_scores, text_vectors=text_vectors), Temperature())
+    def __init__(self, embedder: TextEmbedder, text_vectors: TextVectors, version: int) -> None:
+        score = partial(cosine_scores, text_vectors=text_vectors, version=version)
+        super().__init__(score, Temperature())
         self._embedder = embedder
 
     def calibrate(self, validation: Sequence[EvaluationSet]) -> None:
@@ -107,15 +113,24 @@ class AdaptedMethod(Method):
     had its examples from the other half.
 
     Adapted labels are the same for every order of the set, which their own tests hold.
+
+    Args:
+        version: of the label vectors (`sce.model.label_vectors`).
+        seed: of the halves, and of which rows are the examples.
     """
 
     reorders = False
 
     def __init__(
-        self, embedder: TextEmbedder, text_vectors: TextVectors, examples: int = 0, seed: int = 0
+        self,
+        embedder: TextEmbedder,
+        text_vectors: TextVectors,
+        version: int,
+        examples: int = 0,
+        seed: int = 0,
     ) -> None:
         self.name = f"{ADAPTED}+{examples}" if examples else ADAPTED
-        self._embedder, self._text_vectors = embedder, text_vectors
+        self._embedder, self._text_vectors, self._version = embedder, text_vectors, version
         self._examples, self._seed = examples, seed
         self._fitted: dict[tuple[str, str], _Fits] = {}
         self._costs: list[FitCost] = []
@@ -173,14 +188,16 @@ class AdaptedMethod(Method):
         if not self._examples:
             return _Fits([self._adapted(rows, label_set, None)], np.zeros(len(rows), np.int64), 0)
         assert rows.vectors_ND is not None, "this method reads vectors"
-        targets_N = np.array([label_set.index(name) for name in rows.labels])
+        targets = [label_set.index(name) for name in rows.labels]
         fold_N = two_folds(rows.texts, rows.labels, self._seed)
         fits, shorts = [], []
         for fold in (0, 1):
             places, short = draw_examples(
                 rows.texts, rows.labels, fold_N, fold, self._examples, self._seed
             )
-            labelled = (rows.vectors_ND[places], targets_N[places]) if len(places) else None
+            labelled = (
+                (rows.vectors_ND[places], [targets[i] for i in places]) if len(places) else None
+            )
             fits.append(self._adapted(rows, label_set, labelled))
             shorts.append(short)
         return _Fits(fits, fold_N, max(shorts))
@@ -189,7 +206,7 @@ class AdaptedMethod(Method):
         self,
         rows: EvaluationSet,
         label_set: LabelSet,
-        labelled: tuple[np.ndarray, np.ndarray] | None,
+        labelled: tuple[np.ndarray, list[int]] | None,
     ) -> AdaptedLabels:
         assert rows.corpus_MD is not None, "there is no corpus to adapt to"
         started = time.perf_counter()
@@ -199,12 +216,14 @@ class AdaptedMethod(Method):
             label_set,
             self._text_vectors,
             fingerprint.to_dict() | {"id": fingerprint.id},
+            name_templates=self._version,
             labelled=labelled,
         )
-        seconds = time.perf_counter() - started
-        fitted = int(found.report["fitted_rows"])
-        operations = flops.mixture_fit(fitted, len(label_set), self._embedder.dimension)
-        self._costs.append(FitCost(fitted, seconds, operations))
+        seconds, report = time.perf_counter() - started, found.report
+        trusts = [f["trust"] for f in (report["choice"] or {"fits": [report]})["fits"]]
+        rounds = [FITS[trust].rounds for trust in trusts if trust != "none"]
+        size = report["fitted_rows"], len(label_set), self._embedder.dimension
+        self._costs.append(FitCost(size[0], seconds, flops.mixture_fit(*size, rounds)))
         return found
 
 

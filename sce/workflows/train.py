@@ -75,6 +75,8 @@ def train(experiment: Experiment) -> dict[str, Any]:
         InputError: wrong settings or data; nothing was half-written.
     """
     started = time.perf_counter()
+    if experiment.resume:
+        experiment = _as_begun(experiment)
     plan = resolve(experiment)
     run = TrainingRun.open(
         experiment.checkpoints_dir, _identity(plan), experiment.resume, experiment.restart
@@ -151,17 +153,40 @@ def resolve(experiment: Experiment) -> Plan:
         fresh.token_means,
         experiment.augment,
         experiment.seed,
+        experiment.model.label_vectors,
     )
-    validator = Validator(data.validation, data.label_sets, data.label_texts, fresh.token_means)
+    validator = Validator(
+        data.validation,
+        data.label_sets,
+        data.label_texts,
+        fresh.token_means,
+        experiment.model.label_vectors,
+    )
     _say_what_is_trained(fresh, data, prepared)
     workers = training_workers(experiment.resources)
     return Plan(experiment, prepared, rows_store, data, fresh, sampler, validator, workers)
 
 
+def _as_begun(experiment: Experiment) -> Experiment:
+    """The settings of a run that goes on: one that began before label vectors had versions has
+    version 0, unless the user names one."""
+    begun = TrainingRun.settings_of(experiment.checkpoints_dir).get("model", {})
+    named = "label_vectors" in experiment.model.model_fields_set
+    if named or not begun or "label_vectors" in begun:
+        return experiment
+    model = experiment.model.model_copy(update={"label_vectors": 0})
+    return experiment.model_copy(update={"model": model})
+
+
 def _identity(plan: Plan) -> dict[str, Any]:
     """Everything that decides the model; a resumed run must have the same."""
+    settings = plan.experiment.model_dump(
+        mode="json", include={"seed", "model", "train", "augment"}
+    )
+    if not settings["model"]["label_vectors"]:
+        del settings["model"]["label_vectors"]  # as runs have it that began before it was a setting
     return {
-        **plan.experiment.model_dump(mode="json", include={"seed", "model", "train", "augment"}),
+        **settings,
         "data_fingerprint": plan.prepared.fingerprint,
         "embedder": plan.rows_store.manifest.embedder,
     }
@@ -212,7 +237,9 @@ def _calibrate(
     scores = {
         "sce": validator.scores(model),
         "cosine": validator.collect(
-            lambda vectors_nD, label_set, _: cosine_scores(vectors_nD, label_set, label_texts)
+            lambda vectors_nD, label_set, _: cosine_scores(
+                vectors_nD, label_set, label_texts, model.config.label_vectors
+            )
         ),
     }
     # Each row under one view: the same row twice would make the data look twice as certain.

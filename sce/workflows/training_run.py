@@ -95,6 +95,12 @@ class TrainingRun:
         self.save()
 
     @classmethod
+    def settings_of(cls, folder: Place) -> dict[str, Any]:
+        """Settings of the run in `folder`; none where there is no run."""
+        found = cls._read(folder)
+        return {} if found is None else found.settings
+
+    @classmethod
     def _read(cls, folder: Place) -> TrainingRun | None:
         path = folder / STATE_FILE
         if not path.exists():

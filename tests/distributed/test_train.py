@@ -24,7 +24,7 @@ from sce.distributed.workers import EpochLog, Run
 from sce.errors import ConfigError
 from sce.labels import LabelSet
 from sce.model.encoder import SCEModel
-from sce.model.label_vectors import TextLookup
+from sce.model.label_vectors import TextLookup, label_texts_to_keep
 from sce.training.data import Rows
 from sce.training.episodes import AugmentConfig, EpisodeSampler
 from sce.training.epoch import TrainConfig
@@ -64,14 +64,15 @@ class Parts:
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory) -> Parts:
-    texts = sorted({t for s in SETS.values() for label in s.labels for t in label.info_texts})
+    texts = label_texts_to_keep(label for s in SETS.values() for label in s.labels)
     vectors = TextLookup(dict(zip(texts, text_vectors(texts))))
     train, validation = rows(203, 0), rows(61, 1)
     encoder = build_roberta(tmp_path_factory.mktemp("encoder") / "roberta")
     model = ModelConfig(encoder=str(encoder), num_layers=None, adaptor_init="normal")
     fresh = build_model(model, {"dimension": 64}, dropout=0.0, seed=0)
-    sampler = EpisodeSampler(train, SETS, vectors, fresh.token_means, AugmentConfig(), 0)
-    validator = Validator(validation, SETS, vectors, fresh.token_means)
+    version = model.label_vectors
+    sampler = EpisodeSampler(train, SETS, vectors, fresh.token_means, AugmentConfig(), 0, version)
+    validator = Validator(validation, SETS, vectors, fresh.token_means, version)
     return Parts(fresh, sampler, vectors, validator)
 
 

@@ -45,6 +45,7 @@ def test_columns_are_set_left_by_name_and_narrow_ones_keep_numbers_whole():
     table = Table(["x", "n", "why"], [["a b c d", "80.0 [74.0, 85.0]", "so"]],
                   left=("x", "why"), wrap=False)  # fmt: skip
     assert table.to_markdown().splitlines()[1] == "| --- | ---: | --- |"
+    assert '<td>a b c d</td><td>80.0 [74.0, 85.0]</td><td class="left">so</td>' in table.to_html()
     console = Console(width=34, record=True, file=io.StringIO())
     console.print(table)
     assert "80.0 [74.0, 85.0]" in console.export_text()

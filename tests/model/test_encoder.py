@@ -1,6 +1,7 @@
 """The model: the paper's sizes, invariance to label order, masks, saving, freezing."""
 
 import copy
+import json
 import math
 
 import pytest
@@ -167,6 +168,36 @@ def test_a_saved_model_answers_alike_and_stays_frozen(tmp_path, label_source):
             loaded(**inputs(model)).logits, model(**inputs(model)).logits, atol=0, rtol=0
         )
     assert trainable_parameters(loaded) == trainable_parameters(model)
+
+
+def test_a_model_that_says_no_version_of_its_label_vectors_has_the_first(tmp_path):
+    model = tiny(example_weight=(-0.5, 0.25))
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    written = json.loads(file.read_text())
+    assert written.pop("label_vectors") == 0
+    file.write_text(json.dumps(written))
+    loaded = SCEModel.from_pretrained(tmp_path)
+    assert loaded.config.label_vectors == 0
+    assert loaded.example_weight.tolist() == [-0.5, 0.25]
+
+
+def test_from_version_1_on_examples_come_pooled(tmp_path):
+    model = tiny(label_vectors=1)
+    assert "example_weight" not in dict(model.named_parameters())
+    given = inputs(model)
+    with torch.inference_mode():
+        logits = model(**given).logits
+        given["label_embeddings"] = torch.nn.functional.normalize(given["label_embeddings"], dim=-1)
+        torch.testing.assert_close(model(**given).logits, logits)
+        examples = {"example_embeddings": torch.zeros(7, 16), "example_counts": torch.zeros(7)}
+        with pytest.raises(ValueError, match="examples are part of label_embeddings"):
+            model(**given, **examples)
+    model.save_pretrained(tmp_path)
+    loaded = SCEModel.from_pretrained(tmp_path)
+    assert loaded.config.label_vectors == 1
+    with torch.inference_mode():
+        torch.testing.assert_close(loaded(**inputs(model)).logits, logits, atol=0, rtol=0)
 
 
 def test_roberta_weights_are_copied_layer_by_layer():

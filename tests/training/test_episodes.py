@@ -1,12 +1,15 @@
 """Episodes: the right label is always a candidate, nothing else may be right, and every choice
 follows from (seed, epoch, row id)."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from sce.labels import LabelSet
+from sce.labels import Label, LabelSet
 from sce.model.encoder import SCEConfig, SCEModel
+from sce.model.label_vectors import label_vectors
 from sce.training.data import Rows
 from sce.training.episodes import AugmentConfig, EpisodeObjective, EpisodeSampler
 
@@ -33,25 +36,28 @@ ENCODER = {
 }
 
 
+ROWS = [
+    (f"{name}-{label}-{i}", label, name)
+    for name, label_set in SETS.items()
+    for label in label_set.names
+    for i in range(4)
+    if label != "other"
+]
+ROW_IDS = [row_id for row_id, *_ in ROWS]
+
+
 def text_vectors(texts):
     """A vector of its own for each text, the same every time."""
     rows = [np.random.default_rng(list(t.encode())).normal(size=64) for t in texts]
     return (np.array(rows) / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
 
-def sampler(config=None, seed=0, order=None) -> EpisodeSampler:
-    rows = [
-        (f"{name}-{label}-{i}", label, name)
-        for name, label_set in SETS.items()
-        for label in label_set.names
-        for i in range(4)
-        if label != "other"
-    ]
-    rows = [rows[i] for i in order] if order is not None else rows
+def sampler(config=None, seed=0, order=None, version=0) -> EpisodeSampler:
+    rows = [ROWS[i] for i in order] if order is not None else ROWS
     ids, labels, sets = (list(column) for column in zip(*rows))
     rows = Rows(ids, sets, labels, sets, text_vectors(ids))
     config = config or AugmentConfig()
-    return EpisodeSampler(rows, SETS, text_vectors, None, config, seed)
+    return EpisodeSampler(rows, SETS, text_vectors, None, config, seed, version)
 
 
 def all_rows(s: EpisodeSampler) -> np.ndarray:
@@ -166,3 +172,38 @@ def test_gather_fetches_the_vectors_and_means_that_the_indices_name():
             assert inputs["example_counts"][b, k] == len(rows)
             expected = queries[rows].mean(0) if len(rows) else torch.zeros(64)
             torch.testing.assert_close(inputs["example_embeddings"][b, k], expected)
+
+
+VIEW_LABELS = {
+    "name": lambda label: Label(label.name),
+    "all": lambda label: label,
+    "name_description": lambda label: replace(label, synonyms=()),
+}
+
+
+@pytest.mark.parametrize("view", VIEW_LABELS)
+def test_a_label_is_shown_as_the_finished_model_will_read_it(view):
+    """Also with examples, whose weight depends on what the view says of the label."""
+    s = sampler(AugmentConfig(example_probability=1.0, view_weights={view: 1}), version=1)
+    labels = [label for name in sorted(SETS) for label in SETS[name].labels]
+    model = SCEModel(SCEConfig(encoder=ENCODER, embedding_dim=64, label_vectors=1))
+    rows = all_rows(s)
+    episodes = s.draw(0, rows)
+    labels_BK, _ = s._candidates(0, rows)
+    inputs = EpisodeObjective(model, s, torch.device("cpu")).gather(episodes)
+    assert "example_embeddings" not in inputs
+    with_examples = 0
+    for b, k in np.argwhere(labels_BK >= 0):
+        shown = VIEW_LABELS[view](labels[labels_BK[b, k]])
+        found = episodes.example_rows_BKX[b, k]
+        ids = [ROW_IDS[i] for i in found[found >= 0]]
+        with_examples += bool(ids)
+        expected = label_vectors(LabelSet((replace(shown, examples=tuple(ids)),)), text_vectors, 1)
+        torch.testing.assert_close(inputs["label_embeddings"][b, k], torch.from_numpy(expected[0]))
+    assert with_examples > 100
+
+
+def test_a_synonym_is_shown_as_it_is():
+    s = sampler(version=1)
+    (i,) = s.names_LP[1, 1:2]  # "animal 1" has one synonym
+    np.testing.assert_allclose(s.texts_MD[i], text_vectors(["beast 1"])[0], atol=1e-6)

@@ -34,6 +34,7 @@ def episodes(rows: int = 70) -> EpisodeObjective:
         None,
         AugmentConfig(view_weights={"name": 1}),
         seed=0,
+        version=0,
     )
     return EpisodeObjective(model, sampler, torch.device("cpu"))
 

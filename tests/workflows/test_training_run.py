@@ -3,6 +3,9 @@
 import pytest
 
 from sce.errors import ConfigError
+from sce.training.fresh_model import ModelConfig
+from sce.workflows.experiment import Experiment
+from sce.workflows.train import _as_begun
 from sce.workflows.training_run import TrainingRun
 
 SETTINGS = {"seed": 0, "train": {"epochs": 3}}
@@ -47,3 +50,23 @@ def test_a_damaged_state_is_named(tmp_path):
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(ConfigError, match=r"run\.json: damaged"):
         TrainingRun.open(tmp_path, SETTINGS, resume=True, restart=False)
+
+
+@pytest.mark.parametrize(
+    ("begun", "named", "expected"),
+    [({}, {}, 0), ({}, {"label_vectors": 1}, 1), ({"label_vectors": 1}, {}, 1)],
+)
+def test_a_run_that_began_before_label_vectors_had_versions_keeps_its_own(
+    tmp_path, begun, named, expected
+):
+    """Unless the user names another, which is then refused as a difference."""
+    experiment = Experiment(run_dir=tmp_path, model=ModelConfig(prior_scale=3, **named))
+    settings = {"model": {"prior_scale": 3.0} | begun}
+    TrainingRun.open(experiment.checkpoints_dir, settings, resume=False, restart=False)
+    found = _as_begun(experiment)
+    assert found.model.label_vectors == expected
+    assert found.model.prior_scale == 3
+
+
+def test_a_run_that_is_not_there_changes_no_setting(tmp_path):
+    assert _as_begun(Experiment(run_dir=tmp_path)).model.label_vectors == 1

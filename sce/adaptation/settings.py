@@ -1,0 +1,40 @@
+"""Settings of an adaptation, and what each degree of trust in a fit means."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from sce.adaptation.mixture import MixtureSettings
+from sce.config import Section
+
+Trust = Literal["none", "careful", "default", "bold"]
+FITS: dict[Trust, MixtureSettings] = {
+    "careful": MixtureSettings(rounds=2, anchor=2.0, pseudo_rows=20.0),
+    "default": MixtureSettings(),
+    "bold": MixtureSettings(rounds=8, presence=0.0),
+}
+"""By how far the corpus may move the labels; "none" leaves them as they are."""
+RICH_ANCHOR = 4.0
+"""What the anchor is multiplied by where every label says more than its name: what users say of
+their labels holds more than a name does."""
+MIN_GRAIN = 2.5
+"""Below this, labels lie across what the corpus groups by (`sce.adaptation.fit.grain`). Topics and
+intents of nine development sets, whole and bent, have 2.8 and more; moods, urgency, politeness over
+topical texts 2.2 and less."""
+
+
+class AdaptSettings(Section):
+    """How labels are fitted to a corpus."""
+
+    trust: Literal["auto", "none", "careful", "default", "bold"] = "auto"
+    """How far the corpus may move the labels. `auto`: what labelled rows show to be best, where
+    there are some; else `default`, and no adaptation where the labels are not what the corpus
+    groups by."""
+    labelled_weight: float = Field(default=5.0, gt=0)
+    """What a labelled example counts for beside a text of the corpus."""
+    min_rows_a_label: float = Field(default=4.0, ge=0)
+    """With fewer texts a label nothing is adapted."""
+    sample_rows: int = Field(default=200_000, ge=1000, le=2**23)
+    """Texts of a larger corpus that the fit reads, chosen by a hash of their ids."""
