@@ -154,9 +154,7 @@ def start_scores(g_KD: np.ndarray, scale: float) -> Scores:
     return Scores(round_weights(scale * g_KD), np.zeros(len(g_KD)), np.zeros(len(g_KD)))
 
 
-def presence_prior(
-    sharp: Sums, moments: Moments, settings: MixtureSettings
-) -> np.ndarray:
+def presence_prior(sharp: Sums, moments: Moments, settings: MixtureSettings) -> np.ndarray:
     """presence_k float64 [K], from the sums of the sharp posterior."""
     labels = len(sharp.mass_K)
     share_K = (sharp.mass_K + 1) / (moments.rows * 2.0**POSTERIOR_BITS)

@@ -178,5 +178,3 @@ def in_memory(blocks: list[Block]) -> AddUp:
         return total
 
     return add_up
-
-

@@ -38,6 +38,31 @@ def read_label_file(path: Place) -> Any:
         raise DataError(f"{path}: not a readable file of labels ({error}).") from None
 
 
+def read_label_set(path: Place) -> tuple[LabelSet, dict[str, float]]:
+    """The label set of a file, and what it says of how large the classes are.
+
+    The file holds labels in any form that `LabelSet.parse` reads, or a mapping with `labels` and
+    `shares`, the latter from names to shares of the corpus.
+
+    Raises:
+        DataError: it cannot be read, or the shares are no mapping to numbers.
+        LabelError: it holds no label set, or a share of a label that is not in it.
+    """
+    content, shares = read_label_file(path), {}
+    if isinstance(content, Mapping) and isinstance(content.get("labels"), (list, Mapping)):
+        if unknown := sorted(set(map(str, content)) - {"labels", "shares"}):
+            raise LabelError(f"{path}: unknown key {unknown[0]!r} beside labels and shares.")
+        content, shares = content["labels"], content.get("shares") or {}
+    labels = LabelSet.parse(content, str(path))
+    if not isinstance(shares, Mapping):
+        raise DataError(f"{path}: shares is a mapping from the names of labels to numbers.")
+    for name, share in shares.items():
+        labels.index(str(name))
+        if isinstance(share, bool) or not isinstance(share, (int, float)):
+            raise DataError(f"{path}: shares: {name!r} has {share!r}, which is no number.")
+    return labels, {str(name): float(share) for name, share in shares.items()}
+
+
 class CustomLabels:
     """The label sets of one custom source, checked while its rows are read.
 

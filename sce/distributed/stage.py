@@ -53,7 +53,7 @@ FOOTERS_AT_ONCE = 16
 ITEMS_DONE_HERE = 8
 """Files or shards that the driver goes through itself, sooner than a worker has started."""
 _IO_VARIABLES = {"ARROW_DEFAULT_MEMORY_POOL": "system", "MALLOC_MMAP_THRESHOLD_": str(2**22)}
-_IO_TASK: dict[str, Any] = {"num_cpus": 0.25, "runtime_env": {"env_vars": _IO_VARIABLES}}
+IO_TASK: dict[str, Any] = {"num_cpus": 0.25, "runtime_env": {"env_vars": _IO_VARIABLES}}
 """The workers that read and write. One that has read many shards is to be no larger than one that
 has read two: Arrow's own pool, and glibc's with a threshold that grows, keep freed blocks."""
 
@@ -117,7 +117,7 @@ def in_tasks(
         yield from (function(*item, *shared) for item in items)
         return
     ensure_ray()
-    task = ray.remote(**_IO_TASK)(function)
+    task = ray.remote(**IO_TASK)(function)
     held = [ray.put(one) for one in shared]
     try:
         yield from map(ray.get, [task.remote(*item, *held) for item in items])
@@ -210,7 +210,7 @@ def _run_part(
         dataset = ray.data.read_datasource(
             ShardSource(shards, stage.columns, stage.block_bytes),
             override_num_blocks=len(shards),
-            **_IO_TASK,
+            **IO_TASK,
         ).map_batches(
             BlockActor,
             fn_constructor_args=(stage.make, plan.threads, counter),
@@ -224,12 +224,12 @@ def _run_part(
             dataset.write_parquet(
                 folder,
                 min_rows_per_file=rows_per_file,
-                ray_remote_args=_IO_TASK,
+                ray_remote_args=IO_TASK,
                 **(stage.write_options or {}),
             )
         else:
             sink = JSONLinesSink(folder, stage.json_columns, min_rows_per_file=rows_per_file)
-            dataset.write_datasink(sink, ray_remote_args=_IO_TASK)
+            dataset.write_datasink(sink, ray_remote_args=IO_TASK)
 
 
 def _commit_part(run: OutputRun, number: int, shards: Sequence[Shard], stage: Stage) -> None:

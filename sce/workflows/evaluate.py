@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from transformers import logging as transformers_logging
 
-from sce.datasets.custom import read_label_file
+from sce.datasets.custom import read_label_set
 from sce.datasets.labelled import read_labelled
 from sce.datasets.prepare import PreparedData, prepare_data
 from sce.distributed.embed import embed_prepared
@@ -353,7 +353,7 @@ def _own_set(
     assert config.labelled is not None
     file, label_set = config.labelled_labels, None
     if file is not None:
-        label_set = LabelSet.parse(read_label_file(file), str(file))
+        label_set, _ = read_label_set(file)
     texts, names, label_set = read_labelled(
         config.labelled, config.text_column, config.label_column, label_set
     )
