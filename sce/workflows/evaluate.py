@@ -33,7 +33,6 @@ from sce.evaluation.evaluate import (
 )
 from sce.evaluation.report import WIDE_CHARS, to_markdown, to_table
 from sce.evaluation.summaries import Result, headline_metrics, rounded_means, summary_metrics
-from sce.labels import LabelSet
 from sce.model.calibration import Temperature
 from sce.model.label_vectors import TextLookup
 from sce.predictor import Predictor
