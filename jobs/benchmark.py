@@ -15,7 +15,8 @@ take instead: GLiClass, an NLI pipeline, cosine similarity), `memory` (peaks of 
 of input and of a resume half-way), `serve` (the endpoint under load beside the bare predictor and
 GLiClass's server, latencies, bulk work through it), `shortlist` (its cost in accuracy on labelled
 rows of yours), `adaptation` (accuracy of labels that were fitted to a corpus, on labelled sets in
-`data` and on the corpora that ship), `linear` (what fitting and answering with them takes). jobs/benchmarks/README.md says how to read the figures.
+`data` and on the corpora that ship), `linear` (what fitting them and answering with them takes).
+jobs/benchmarks/README.md says how to read the figures.
 The last line of standard output is JSON. Exit code 0: done, 1: failed, 2: wrong input.
 """
 

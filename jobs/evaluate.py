@@ -1,7 +1,8 @@
-"""Measure a trained model on seen, unseen and your own label sets, beside cosine similarity; or a
-method that needs no training, on the same rows.
+"""Measure a trained model on seen, unseen and your own label sets, beside cosine similarity and
+adapted labels; or a method that needs no training, on the same rows.
 
     python jobs/evaluate.py --config configs/quickstart/sce.yaml
+    python jobs/evaluate.py --config configs/quickstart/inbox.yaml
     python jobs/evaluate.py --config configs/paper/f2llm.yaml
     python jobs/evaluate.py --config configs/quickstart/sce.yaml --evaluate.labelled mine.jsonl
     ray job submit --working-dir . -- python jobs/evaluate.py --config configs/paper/sce.yaml \\
@@ -11,8 +12,14 @@ method that needs no training, on the same rows.
 language model that is asked (`--prompted.base`), with LoRA adapters or without; jobs/compare.py
 puts what was measured side by side. `--evaluate.labelled` takes JSONL, CSV or Parquet with the
 columns `text` and `label`: how good is it on your own data? Fifty rows are enough for a first
-answer. Prints a table, and writes results.json, results.md, predictions.parquet and the confusion
-matrices to RUN_DIR/results, or for rows of your own to RUN_DIR/results-own/FILE.
+answer. Adapted labels are fitted to the texts of your rows, of every test set with at least ten
+texts a label, or to those of the embedding store `--evaluate.corpus`, without the answers
+(`adapted`) and with n labelled rows a label (`adapted+n`, `--evaluate.adapted-examples`): each half
+of the rows is answered by a fit that had its examples from the other half. `--no-evaluate.adapted`
+leaves them out.
+
+Prints a table, and writes results.json, results.md, predictions.parquet and the confusion matrices
+to RUN_DIR/results, or for rows of your own to RUN_DIR/results-own/FILE.
 The last line of standard output is JSON. Exit code 0: done, 1: failed, 2: wrong input.
 """
 

@@ -162,3 +162,15 @@ def test_the_configuration_of_the_endpoint_has_only_keys_that_ray_and_we_know(wi
     module, _, function = app["import_path"].partition(":")
     assert callable(getattr(importlib.import_module(module), function))
     assert ("deployments" in app) == with_examples
+
+
+def test_the_inbox_is_measured_by_the_model_of_the_quickstart():
+    inbox, sce = (
+        load_config(Experiment, ["--config", str(CONFIGS / "quickstart" / name)], "job", "")
+        for name in ("inbox.yaml", "sce.yaml")
+    )
+    assert inbox.measured_model == sce.model_dir == sce.measured_model
+    assert inbox.embedder == sce.embedder
+    assert [source.dataset for source in inbox.data.sources] == ["inbox"]
+    assert not {inbox.results_dir, inbox.data_dir} & {sce.results_dir, sce.data_dir}
+    assert "hard corpus" in inbox.evaluate.caption

@@ -93,6 +93,17 @@ class PreparedData:
             table = table.filter(mask if seen else pc.invert(mask))
         return table
 
+    def corpus(self, label_set: str) -> list[str]:
+        """Ids of a row for each distinct text of a label set and of its dataset's other sets that
+        share a text with it: several label sets of one corpus. Of every split, sorted."""
+        dataset = self.rows.filter(pc.equal(self.rows["label_set"], label_set))["dataset"][0]
+        rows = self.rows.filter(pc.equal(self.rows["dataset"], dataset))
+        texts = rows.filter(pc.equal(rows["label_set"], label_set))["text"].unique()
+        sharing = rows.filter(pc.is_in(rows["text"], texts))["label_set"].unique()
+        rows = rows.filter(pc.is_in(rows["label_set"], sharing))
+        first = rows.group_by("text").aggregate([("row_id", "min")])
+        return sorted(first["row_id_min"].to_pylist())
+
     def _of_split(self, split: str) -> pa.Table:
         if split not in SPLITS:
             raise ConfigError(f"no split {split!r}. Allowed: {', '.join(SPLITS)}.")

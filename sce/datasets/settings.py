@@ -10,9 +10,11 @@ from sce.config import Section
 from sce.datasets.specs import SPECS
 from sce.datasets.splits import Size
 
-STARTER = "starter"
+STARTER, INBOX = "starter", "inbox"
+SHIPPED = (STARTER, INBOX)
+"""Datasets that come with the package."""
 CUSTOM = "custom"
-DATASETS = (STARTER, CUSTOM, *SPECS)
+DATASETS = (*SHIPPED, CUSTOM, *SPECS)
 
 Split = Literal["train", "validation", "test"]
 
@@ -21,8 +23,8 @@ class SourceConfig(Section):
     """One source of labelled texts."""
 
     dataset: str
-    """"starter" (comes with the package), the name of a known dataset, or "custom" for files of
-    your own."""
+    """"starter" or "inbox" (test rows alone), which come with the package, the name of a known
+    dataset, or "custom" for files of your own."""
     name: str | None = None
     """Name of the dataset in the output; default: `dataset`. Two sources need two names."""
     path: str | None = None
@@ -94,10 +96,10 @@ class SourceConfig(Section):
     def _fits_the_dataset(self) -> SourceConfig:
         if self.dataset == CUSTOM and self.path is None:
             raise ValueError("dataset custom needs a path")
-        if self.dataset == STARTER:
+        if self.dataset in SHIPPED:
             extra = self.model_dump(exclude_defaults=True).keys() - {"dataset", "name"}
             if extra:
-                raise ValueError(f"dataset starter does not take {', '.join(sorted(extra))}")
+                raise ValueError(f"dataset {self.dataset} does not take {', '.join(sorted(extra))}")
         elif self.dataset != CUSTOM:
             for field in ("labels", "label_set_column", "all_labels_column"):
                 if getattr(self, field) is not None:

@@ -1,4 +1,4 @@
-"""From a source's settings to its rows and label sets: known datasets and custom files."""
+"""From a source's settings to its rows and label sets: shipped and known datasets, custom files."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ import yaml
 from sce.datasets.columns import Columns, raise_bad, read_rows
 from sce.datasets.custom import CustomLabels
 from sce.datasets.hub import download, split_files
+from sce.datasets.inbox import LICENCE as INBOX_LICENCE
+from sce.datasets.inbox import inbox_label_sets, inbox_rows
 from sce.datasets.readers import BadRow
-from sce.datasets.settings import CUSTOM, STARTER, DataConfig, SourceConfig
+from sce.datasets.settings import CUSTOM, INBOX, STARTER, DataConfig, SourceConfig
 from sce.datasets.specs import SPECS, DatasetSpec
 from sce.datasets.splits import Row, Size, text_key
 from sce.datasets.starter import LICENCE, choose_validation_sets, read_starter, starter_rows
@@ -61,6 +63,8 @@ def read_source(source: SourceConfig, config: DataConfig, seed: int) -> Source:
     """
     if source.dataset == STARTER:
         return _starter(source, config, seed)
+    if source.dataset == INBOX:
+        return _inbox(source)
     source = _in_folder(source, config.folder)
     result = _custom(source) if source.dataset == CUSTOM else _known(source, config)
     if not result.rows:
@@ -99,6 +103,21 @@ def _starter(source: SourceConfig, config: DataConfig, seed: int) -> Source:
         domains={f"starter/{item.name}": item.domain for item in sets},
         licence=LICENCE,
         origin={"dataset": STARTER},
+    )
+
+
+def _inbox(source: SourceConfig) -> Source:
+    rows, left_out = inbox_rows(source.output_name)
+    label_sets = inbox_label_sets()
+    return Source(
+        name=source.output_name,
+        rows=rows,
+        label_sets=label_sets,
+        domains=dict.fromkeys(label_sets, "support"),
+        licence=INBOX_LICENCE,
+        origin={"dataset": INBOX},
+        sizes={"test": "all"},
+        dropped=left_out,
     )
 
 

@@ -23,7 +23,7 @@ def build_tables(methods: Sequence[MethodRuns]) -> list[Table]:
     if any(m.kind == "lora" for m in methods):
         title = "Table 2: accuracy beside LoRA fine-tuning"
         tables.append(accuracy_table("table2", title, tuned, [SCE, LORA]))
-    beside = (figures_table, differences_table, epochs_table, bound_table, cost_table)
+    beside = (figures_table, differences_table, epochs_table, bound_table, fit_table, cost_table)
     tables += [table(methods) for table in (*beside, label_count_table)]
     return [replace(t, note=t.note or _measured(methods)) for t in tables if t.rows]
 
@@ -184,6 +184,25 @@ def bound_table(methods: Sequence[MethodRuns]) -> Table:
     )
 
 
+def fit_table(methods: Sequence[MethodRuns]) -> Table:
+    """What it takes to adapt a label set to a corpus."""
+    rows = []
+    for m in methods:
+        if (fit := m.described.get("fit")) is not None:
+            cost = m.described["cost"]
+            cells = [f"{fit['rows']:,.0f}", f"{fit['seconds']:.3g}", f"{fit['flops']:.3g}"]
+            rows.append([m.name, *cells, f"{cost['embedded_flops_per_text']:.3g}"])
+    return Table(
+        ["method", "texts", "seconds", "operations", "a stored vector"],
+        rows,
+        "Adapting labels to a corpus",
+        "Means over the fits: texts whose vectors a label set was fitted to, seconds and "
+        "operations; and operations of an answer from a stored vector, which is multiplied with "
+        "one vector a label.",
+        name="fits",
+    )
+
+
 def cost_table(methods: Sequence[MethodRuns]) -> Table:
     """Accuracy against what training and answering take."""
     groups = groups_of(methods)
@@ -202,8 +221,9 @@ def cost_table(methods: Sequence[MethodRuns]) -> Table:
         rows,
         "Accuracy against compute",
         "Accuracy in per cent, mean over the datasets on which a method was measured; operations "
-        "of the whole training (all epochs and the embedding), of an answer from text, and of one "
-        "from a stored vector, counted as the paper does.",
+        "of the whole training (all epochs and the embedding; of adapted labels, the mean fit to "
+        "the vectors that they then answer), of an answer from text, and of one from a stored "
+        "vector, counted as the paper does.",
         name="costs",
     )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
 
@@ -57,6 +57,20 @@ class TrainingCost:
         """None where the folder says nothing of it."""
         path = folder / TRAINING_FILE
         return cls(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+
+
+@dataclass(frozen=True)
+class FitCost:
+    """What it took to adapt a label set to a corpus whose vectors are there: texts that it was
+    fitted to, seconds, operations."""
+
+    rows: float
+    seconds: float
+    flops: float
+
+    @classmethod
+    def mean(cls, costs: Sequence[FitCost]) -> FitCost:
+        return cls(*(float(np.mean([getattr(c, f.name) for c in costs])) for f in fields(cls)))
 
 
 def embedding_flops(embedder: TextEmbedder, texts: Sequence[str]) -> float:

@@ -7,11 +7,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
-from pydantic import Field
+from pydantic import Field, model_validator
 from scipy.special import softmax
 
 from sce.config import Section
@@ -22,8 +22,6 @@ from sce.storage import Place
 
 ScoreVectors = Callable[[np.ndarray, LabelSet], np.ndarray]
 Information = Literal["name", "all"]
-Result = dict[str, Any]
-"""As `sce.evaluation.report` describes it."""
 
 
 class EvaluateConfig(Section):
@@ -52,8 +50,27 @@ class EvaluateConfig(Section):
     """A YAML or JSON file with the label set of `labelled`; by default the labels found there."""
     text_column: str = "text"
     label_column: str = "label"
+    adapted: bool = True
+    """Also measure labels that were fitted to the set's texts, without their answers: of your own
+    rows, and of every set with at least ten texts a label. With fewer, adapting is pointless."""
+    adapted_examples: list[Annotated[int, Field(ge=1)]] = [1, 8]
+    """Also with so many labelled rows a label as examples. Each half of the set's rows is answered
+    by a fit with examples from the other half."""
+    corpus: Place | None = None
+    """An embedding store, such as jobs/embed.py writes: the texts that the labels are fitted to.
+    By default all texts of the set itself."""
+    model: Place | None = None
+    """The trained model to measure: a folder or URI. By default that of `run_dir`."""
     note: str = ""
     """What every report is to say of the method, such as "random weights"."""
+    caption: str = ""
+    """What the table is to say of the rows, such as "a hard corpus"."""
+
+    @model_validator(mode="after")
+    def _corpus_is_used(self) -> EvaluateConfig:
+        if self.corpus is not None and not self.adapted:
+            raise ValueError("corpus is what labels are adapted to, but adapted is false")
+        return self
 
 
 @dataclass(frozen=True)
@@ -63,12 +80,16 @@ class Request:
     texts: Sequence[str]
     vectors_ND: np.ndarray | None
     label_set: LabelSet
+    rows: EvaluationSet | None = None
+    """The rows whose texts these are, for a method that learns from the corpus of the set, or from
+    labels of other rows than those that it answers."""
 
 
 @dataclass(frozen=True)
 class EvaluationSet:
     """Labelled rows of one label set: ids, texts, right labels by name, and the texts' vectors
-    [N, D] where the method reads those."""
+    [N, D] where the method reads those. `corpus_MD` are vectors of the texts that the labels are to
+    be adapted to; None where they are not to be."""
 
     name: str
     dataset: str
@@ -78,13 +99,14 @@ class EvaluationSet:
     texts: Sequence[str]
     labels: Sequence[str]
     vectors_ND: np.ndarray | None = None
+    corpus_MD: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     @property
     def request(self) -> Request:
-        return Request(self.texts, self.vectors_ND, self.label_set)
+        return Request(self.texts, self.vectors_ND, self.label_set, self)
 
 
 class Method(ABC):
@@ -93,17 +115,31 @@ class Method(ABC):
     Attributes:
         name: its key in the results, such as "sce".
         information: what it can be given of the labels.
+        reorders: whether the flip rate is measured. Not of a method that sorts the labels first.
         temperature: makes softmax(scores / T) its probabilities; read after it has answered.
     """
 
     name: str
     information: tuple[Information, ...] = ("name", "all")
+    reorders: bool = True
     temperature: Temperature
 
     @abstractmethod
     def answer(self, requests: Sequence[Request]) -> list[np.ndarray]:
         """Scores [N, K] of each request, in the order of its labels. All at once, so that a
         method may load its model once and batch as it likes."""
+
+    def applies_to(self, rows: EvaluationSet) -> bool:
+        """Whether it is measured on these rows."""
+        return True
+
+    def calibrated(self, scores_NK: np.ndarray, request: Request) -> np.ndarray:
+        """What the softmax makes probabilities of, from the scores that it answered with."""
+        return self.temperature.scale(scores_NK, len(request.label_set))
+
+    def remarks(self, request: Request) -> dict[str, Any]:
+        """What else a result is to say of its answer to a request."""
+        return {}
 
     @abstractmethod
     def describe(self, sets: Sequence[EvaluationSet]) -> dict[str, Any]:
@@ -161,36 +197,60 @@ class _Task:
     group: str
     orders: list[np.ndarray]
 
-    def requests(self, config: EvaluateConfig) -> Iterator[Request]:
-        """All rows in the order of the labels, then the first rows in every other order."""
-        texts, vectors_ND = self.rows.texts, self.rows.vectors_ND
-        yield Request(texts, vectors_ND, self.label_set)
-        texts = texts[: config.flip_rows]
+    @property
+    def request(self) -> Request:
+        """All rows, in the order of the labels."""
+        return Request(self.rows.texts, self.rows.vectors_ND, self.label_set, self.rows)
+
+    def requests(self, config: EvaluateConfig, method: Method) -> Iterator[Request]:
+        """What a method is asked: all rows in the order of the labels, then the first rows in
+        every other order; nothing where the rows are not for it."""
+        if not method.applies_to(self.rows):
+            return
+        yield self.request
+        texts, vectors_ND = self.rows.texts[: config.flip_rows], self.rows.vectors_ND
         vectors_ND = None if vectors_ND is None else vectors_ND[: config.flip_rows]
-        for order in self.orders:
+        for order in self.orders if method.reorders else ():
             moved = LabelSet(tuple(self.label_set.labels[i] for i in order))
             yield Request(texts, vectors_ND, moved)
 
 
 def evaluate_sets(
-    sets: Sequence[EvaluationSet], methods: Sequence[Method], config: EvaluateConfig, seed: int = 0
+    sets: Sequence[EvaluationSet],
+    methods: Sequence[Method],
+    config: EvaluateConfig,
+    seed: int = 0,
+    adapted: Sequence[Method] = (),
 ) -> list[Evaluated]:
     """Measure methods on the same rows: every set, with every kind of label information that is
     asked for and that the first method can be given; a second method is what that is compared with.
 
     A set whose labels have names alone is measured once. Where both kinds are measured, the
     bare-name result's group ends in "by name".
+
+    Args:
+        adapted: further methods, each compared with the last of `methods` on the sets that it
+            applies to.
     """
     readable = methods[0].information
     kinds = [kind for kind in dict.fromkeys(config.information) if kind in readable] or readable
     tasks = [task for rows in sets for task in _tasks(rows, kinds, config.flip_shuffles, seed)]
-    requests = [request for task in tasks for request in task.requests(config)]
-    answers = [iter(method.answer(requests)) for method in methods]
+    every = [*methods, *adapted]
+    answers = [_answers(method, tasks, config) for method in every]
     found = []
-    for task in tasks:
-        of_task = [list(islice(answer, 1 + len(task.orders))) for answer in answers]
-        found.append(_evaluated(task, methods, of_task, config, seed))
+    for task, of_task in zip(tasks, zip(*answers)):
+        answered = [(m, answer) for m, answer in zip(every, of_task) if answer]
+        found.append(_evaluated(task, answered, len(methods), config, seed))
     return found
+
+
+def _answers(
+    method: Method, tasks: Sequence[_Task], config: EvaluateConfig
+) -> list[list[np.ndarray]]:
+    """What a method answers to the requests of each task; it is asked once."""
+    requests = [list(task.requests(config, method)) for task in tasks]
+    found = iter(method.answer([request for of_task in requests for request in of_task]))
+    return [list(islice(found, len(of_task))) for of_task in requests]
 
 
 def _tasks(
@@ -210,12 +270,16 @@ def _tasks(
 
 def _evaluated(
     task: _Task,
-    methods: Sequence[Method],
-    answers: Sequence[Sequence[np.ndarray]],
+    answered: Sequence[tuple[Method, list[np.ndarray]]],
+    compared: int,
     config: EvaluateConfig,
     seed: int,
 ) -> Evaluated:
-    """The result of a task from the answers of each method to its requests."""
+    """The result of a task from the answers of each method to its requests.
+
+    Args:
+        compared: how many methods come before those of adapted labels.
+    """
     rows, label_set = task.rows, task.label_set
     names = np.array(label_set.names, dtype=object)
     targets_N = np.array([label_set.index(name) for name in rows.labels])
@@ -226,33 +290,45 @@ def _evaluated(
         "information": task.information,
         "rows": len(rows),
         "labels": len(label_set),
-        "method": methods[0].name,
+        "method": answered[0][0].name,
     }
     probabilities, tables = [], []
-    for method, (scores_NK, *moved) in zip(methods, answers, strict=True):
+    for method, (scores_NK, *moved) in answered:
         scores_NK = scores_NK.astype(np.float64)
-        calibrated_NK = softmax(method.temperature.scale(scores_NK, len(label_set)), axis=1)
+        calibrated_NK = softmax(method.calibrated(scores_NK, task.request), axis=1)
         raw_NK = softmax(scores_NK, axis=1)
         figures = metrics.summarise(calibrated_NK, targets_N, seed=seed)
         figures["nll_uncalibrated"] = metrics.nll(raw_NK, targets_N)
         figures["ece_uncalibrated"] = metrics.ece(raw_NK, targets_N)
         figures["flip_rate"] = None
-        if task.orders:
+        if moved:
             shuffled = [names[o][s.argmax(1)] for o, s in zip(task.orders, moved, strict=True)]
             reference = names[scores_NK[: config.flip_rows].argmax(1)]
             figures["flip_rate"] = metrics.flip_rate(reference, shuffled)
-        result[method.name] = figures
+        result[method.name] = figures | method.remarks(task.request)
         probabilities.append(calibrated_NK)
         tables.append(_predictions(method.name, task, names, targets_N, calibrated_NK))
-    if len(methods) > 1:
-        right, other = (metrics.correct(p_NK, targets_N) for p_NK in probabilities[:2])
-        gain_N = right - other
-        low, high = metrics.bootstrap_interval(gain_N, samples=config.bootstrap_samples, seed=seed)
-        result["difference"] = float(gain_N.mean())
-        result["difference_low"], result["difference_high"] = low, high
-        result["mcnemar_p"] = metrics.mcnemar(right, other)
+    right = [metrics.correct(p_NK, targets_N) for p_NK in probabilities]
+    if compared > 1:
+        result |= _difference(right[0], right[1], config, seed)
+    for (method, _), mine in list(zip(answered, right))[compared:]:
+        result[method.name] |= _difference(mine, right[compared - 1], config, seed)
     confusion_KK = metrics.confusion(probabilities[0], targets_N)
     return Evaluated(result, confusion_KK, label_set.names, pa.concat_tables(tables))
+
+
+def _difference(
+    right_N: np.ndarray, other_N: np.ndarray, config: EvaluateConfig, seed: int
+) -> dict[str, float]:
+    """How much oftener one method is right than another on the same rows."""
+    gain_N = right_N - other_N
+    low, high = metrics.bootstrap_interval(gain_N, samples=config.bootstrap_samples, seed=seed)
+    return {
+        "difference": float(gain_N.mean()),
+        "difference_low": low,
+        "difference_high": high,
+        "mcnemar_p": metrics.mcnemar(right_N, other_N),
+    }
 
 
 def _predictions(
@@ -277,65 +353,3 @@ def _predictions(
         "target_probability": p_NK[np.arange(size), targets_N].astype(np.float32),
     }
     return pa.table(columns, schema=PREDICTIONS)
-
-
-def headline_metrics(results: Sequence[Result]) -> dict[str, float]:
-    """Figures by name for a tracker: every set, and the mean over each dataset's sets."""
-    found: dict[str, float] = {}
-    for result in results:
-        suffix = "_by_name" if result["group"].endswith("by name") else ""
-        key = f"test/{result['name']}"
-        found[f"{key}/accuracy{suffix}"] = result[result["method"]]["accuracy"]
-        if "cosine" in result:
-            found[f"{key}/cosine_accuracy{suffix}"] = result["cosine"]["accuracy"]
-    for (group, dataset), members in by_dataset(results).items():
-        key, main = f"test/{group}/{dataset}/mean", members[0]["method"]
-        for figure in ("accuracy", "nll", "ece", "macro_f1"):
-            found[f"{key}_{figure}"] = float(np.mean([m[main][figure] for m in members]))
-        if all("cosine" in m for m in members):
-            accuracies = [m["cosine"]["accuracy"] for m in members]
-            found[f"{key}_cosine_accuracy"] = float(np.mean(accuracies))
-    return found
-
-
-def rounded_means(results: Sequence[Result]) -> dict[str, float]:
-    """The means of `headline_metrics` as a job's summary has them."""
-    return {k: round(v, 4) for k, v in headline_metrics(results).items() if "mean_" in k}
-
-
-def summary_metrics(results: Sequence[Result]) -> dict[str, float]:
-    """The figures by which methods are compared in a tracker: means over the datasets of a group,
-    each dataset the mean over its sets, with bare label names where both kinds were measured."""
-    grouped = by_dataset(
-        [r | {"group": r["group"].removesuffix(" by name")} for r in named_results(results)]
-    )
-    found: dict[str, float | None] = {}
-    for group in dict.fromkeys(group for group, _ in grouped):
-        for figure in ("accuracy", "macro_f1", "nll", "ece", "flip_rate"):
-            means = {
-                dataset: metrics.mean_of_known(m[m["method"]][figure] for m in members)
-                for (of_group, dataset), members in grouped.items()
-                if of_group == group
-            }
-            if figure == "accuracy":
-                found |= {f"compare/{group}/{name}/accuracy": mean for name, mean in means.items()}
-            found[f"compare/{group}/{figure}"] = metrics.mean_of_known(means.values())
-    return {name: value for name, value in found.items() if value is not None}
-
-
-def by_dataset(results: Sequence[Result]) -> dict[tuple[str, str], list[Result]]:
-    """Results by group and dataset; one that names no dataset stands for its group."""
-    found: dict[tuple[str, str], list[Result]] = {}
-    for result in results:
-        group = result["group"]
-        found.setdefault((group, str(result.get("dataset", group))), []).append(result)
-    return found
-
-
-def named_results(results: Sequence[Result]) -> list[Result]:
-    """One result a set: with bare label names where both kinds were measured."""
-    chosen: dict[str, Result] = {}
-    for result in results:
-        if result["information"] == "name" or result["name"] not in chosen:
-            chosen[result["name"]] = result
-    return list(chosen.values())

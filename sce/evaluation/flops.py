@@ -14,7 +14,7 @@ samples of an epoch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,6 +125,20 @@ def encoder_sample(a: Architecture, m: float, d_ext: int) -> float:
 def embedding_sample(a: Architecture, m: float) -> float:
     """Forward of a text through the embedder: appendix Q."""
     return a.blocks * forward_block(a, m)
+
+
+def mixture_fit(texts: int, labels: int, dimension: int, rounds: Sequence[int]) -> float:
+    """Fit of adapted labels to the vectors of a corpus (`sce.adaptation.fit`), of which the paper
+    knows nothing: N d^2 for the outer products; 2 N K d for the scores and sums of a posterior,
+    over the corpus and its halves, of which two come before the first round and one before every
+    other; 5 N K d for the last pass; a system of equations in d for each round and part.
+
+    Args:
+        rounds: of each mixture that was fitted.
+    """
+    posteriors = 2 + sum(one - 1 for one in rounds)
+    passes = texts * dimension**2 + (4 * posteriors + 5) * texts * labels * dimension
+    return passes + 3 * sum(rounds) * (dimension**3 / 3 + 2 * labels * dimension**2)
 
 
 def _linears(a: Architecture) -> list[tuple[int, int]]:

@@ -24,7 +24,7 @@ MAX_NAMED_LABELS = 60
 MAX_CURVE_POINTS = 2000
 _NAME_CHARS = 28
 _BLUE, _GREY = "#1f5fa8", "#b9b9b9"
-_MARKERS = {"sce": "o", "similarity": "s", "prompted": "^", "lora": "D"}
+_MARKERS = {"sce": "o", "similarity": "s", "prompted": "^", "lora": "D", "adapted": "*"}
 
 
 def confusion_figure(matrix: ArrayLike, names: Sequence[str], title: str = "") -> Figure:

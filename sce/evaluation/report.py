@@ -12,6 +12,10 @@ A result is a dict for one label set:
                                     nll_uncalibrated, ece, ece_uncalibrated, flip_rate
     difference, difference_low,     accuracy of SCE minus cosine on the same rows with its
     difference_high, mcnemar_p      95 % interval, and the exact p value of McNemar's test
+    adapted, adapted+1, ...         of sets whose labels were adapted, without examples and with
+                                    some a label: the same figures; the difference and its like,
+                                    against cosine; trust and fitted_rows of the fit; short_labels,
+                                    how many labels have fewer examples than that
 
 Every figure may be None or absent. More than eight sets of one dataset are one row, the mean
 over sets, unless all are asked for. The interval of such a mean resamples sets, not rows.
@@ -19,14 +23,15 @@ over sets, unless all are asked for. The interval of such a mean resamples sets,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
 from rich.text import Text
 
-from sce.evaluation.evaluate import Result, by_dataset
 from sce.evaluation.metrics import bootstrap_interval, mean_of_known
+from sce.evaluation.summaries import ADAPTED, Result, adapted_methods, by_dataset
 from sce.evaluation.tables import Cell, Table, bounds, change, number, percent
 
 MAX_SHOWN_SETS = 8
@@ -36,11 +41,12 @@ WIDE_CHARS = 150
 VERDICTS = {1: "SCE better", -1: "cosine better", 0: "no clear difference"}
 _COLOURS = {1: "green", -1: "red", 0: "yellow"}
 _GROUPS = ("own", "seen", "unseen")
+_DIFFERENCE = ("difference", "difference_low", "difference_high")
 
 
-def verdict(result: Result) -> int | None:
+def verdict(result: Mapping[str, Any]) -> int | None:
     """1 if the interval of the difference lies above 0 (SCE better), -1 below, 0 across it; None
-    if the result has no comparison."""
+    if the result, or the figures of adapted labels, have no comparison."""
     low, high = result.get("difference_low"), result.get("difference_high")
     if low is None or high is None:
         return None
@@ -59,6 +65,18 @@ def headline(results: Sequence[Result]) -> str:
     )
 
 
+def adapted_headline(results: Sequence[Result]) -> str:
+    """The same of adapted labels without examples; "" where none were measured."""
+    figures = [result[ADAPTED] for result in lines(results) if ADAPTED in result]
+    verdicts = [v for v in map(verdict, figures) if v is not None]
+    if not verdicts:
+        return ""
+    return (
+        f"Adapted labels beat cosine on {verdicts.count(1)} of {len(verdicts)}, "
+        f"lose on {verdicts.count(-1)}, no clear difference on {verdicts.count(0)}."
+    )
+
+
 def dataset_mean(dataset: str, results: Sequence[Result]) -> dict[str, Any]:
     """One result for the sets of a dataset in a group: rows added up, every other figure the
     plain mean over the sets."""
@@ -71,16 +89,17 @@ def dataset_mean(dataset: str, results: Sequence[Result]) -> dict[str, Any]:
         "labels": str(fewest) if fewest == most else f"{fewest}–{most}",
         "method": _main(results[0]),
     }
-    for method in dict.fromkeys((mean["method"], "cosine")):
+    # A mean over some of the sets alone would not stand beside the others.
+    adapted = [m for m in adapted_methods(results[0]) if all(m in result for result in results)]
+    for method in dict.fromkeys((mean["method"], "cosine", *adapted)):
         known = [result.get(method) or {} for result in results]
-        figures = dict.fromkeys(name for one in known for name in one)
+        figures = dict.fromkeys(name for one in known for name in one if name != "trust")
         mean[method] = {name: mean_of_known(one.get(name) for one in known) for name in figures}
         low, high = _interval([one.get("accuracy") for one in known])
         mean[method].update(accuracy_low=low, accuracy_high=high)
-    differences = [result.get("difference") for result in results]
-    low, high = _interval(differences)
-    difference = mean_of_known(differences)
-    return mean | {"difference": difference, "difference_low": low, "difference_high": high}
+        if method in adapted:
+            mean[method] |= _mean_difference(known)
+    return mean | _mean_difference(results)
 
 
 def lines(results: Sequence[Result], show_all: bool = False) -> list[Result]:
@@ -96,11 +115,25 @@ def lines(results: Sequence[Result], show_all: bool = False) -> list[Result]:
     return shown
 
 
-def to_table(results: Sequence[Result], show_all: bool = False, wide: bool = True) -> Table:
+def to_table(
+    results: Sequence[Result], show_all: bool = False, wide: bool = True, caption: str = ""
+) -> Table:
+    """What a terminal shows: `beside_adapted` where labels were adapted, else `beside_cosine`.
+
+    Args:
+        wide: all columns (`WIDE_CHARS`); else what fits 80 characters.
+        caption: what else is to be said of the rows.
+    """
+    layout = beside_adapted if any(map(adapted_methods, results)) else beside_cosine
+    table = layout(results, show_all, wide)
+    return replace(table, caption=" ".join(filter(None, (table.caption, caption))))
+
+
+def beside_cosine(results: Sequence[Result], show_all: bool = False, wide: bool = True) -> Table:
     """Title and colours say for each set whether SCE beats cosine.
 
     Args:
-        wide: all columns (`WIDE_CHARS`); else what fits 80 characters, without calibration.
+        wide: all columns; else what fits 80 characters, without calibration.
     """
     alone = any(_main(r) != "sce" and not ("cosine" in r and "difference" in r) for r in results)
     columns = ["set", "rows", "labels", *(["accuracy"] if alone else _COMPARED)]
@@ -120,9 +153,93 @@ def to_table(results: Sequence[Result], show_all: bool = False, wide: bool = Tru
     return Table(columns, rows[1:], headline(results), caption, left=("set", "verdict"), wrap=False)
 
 
+def beside_adapted(results: Sequence[Result], show_all: bool = False, wide: bool = True) -> Table:
+    """Every method in a column: cosine, the one that was measured, adapted labels. A cell has the
+    accuracy, its interval, and the difference from cosine, in green or red where that is clear.
+
+    Args:
+        wide: differences with their intervals; else what fits 80 characters.
+    """
+    shown = lines(results, show_all)
+    methods = _all_methods(shown)
+    rows: list[list[Cell]] = []
+    for group, of_group in groupby(shown, key=lambda result: result["group"]):
+        rows.append([group])
+        for result in of_group:
+            name = " ".join(str(result["name"]).split())
+            size = f"{result['labels']} labels" + f", {result['rows']:,} rows" * wide
+            cells = [_accuracy_cell(_figures(result, method), wide) for method in methods]
+            rows.append([f"{name}\n{size}", *cells])
+    caption = (
+        "Percent right with its 95 % interval; + or -: less cosine, green or red where the "
+        "interval of that leaves 0 out. adapted: labels fitted to the texts, without their "
+        "answers; +n: also to n labelled rows a label, each half of the rows being answered with "
+        "those of the other half."
+    )
+    for result in shown:
+        for method in adapted_methods(result):
+            if short := result[method].get("short_labels"):
+                of = f"{short:g} of {result['labels']} labels of {result['name']}"
+                caption += f" {method}: {of} ({result['group']}) have fewer rows than that."
+    main = headline(results) if methods[1:2] == ["sce"] else ""
+    title = " ".join(filter(None, (main, adapted_headline(results))))
+    return Table(["set", *map(_heading, methods)], rows, title, caption, wrap=False)
+
+
 def to_markdown(results: Sequence[Result], show_all: bool = False) -> str:
-    """The headline and the same table in GitHub Markdown, ending in a line break."""
-    return f"{headline(results)}\n\n{to_table(results, show_all).to_markdown()}\n"
+    """The headline and `beside_cosine` in GitHub Markdown, ending in a line break; where labels
+    were adapted, also `beside_adapted` and how well all methods are calibrated."""
+    parts = [headline(results), beside_cosine(results, show_all).to_markdown()]
+    if any(map(adapted_methods, results)):
+        beside = beside_adapted(results, show_all)
+        parts += [adapted_headline(results), beside.to_markdown(), beside.caption]
+        parts += ["ECE before → after calibration:", _calibration(results, show_all).to_markdown()]
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def _calibration(results: Sequence[Result], show_all: bool) -> Table:
+    shown = [result for result in lines(results, show_all) if adapted_methods(result)]
+    methods = _all_methods(shown)
+    rows: list[list[Cell]] = []
+    for result in shown:
+        found = [result.get(method) or {} for method in methods]
+        cells = [change(one.get("ece_uncalibrated"), one.get("ece"), 3) for one in found]
+        rows.append([f"{result['name']} ({result['group']})", *cells])
+    return Table(["set", *map(_heading, methods)], rows)
+
+
+def _all_methods(results: Sequence[Result]) -> list[str]:
+    """Keys in the order of columns; the measured method may be cosine itself."""
+    adapted = [method for result in results for method in adapted_methods(result)]
+    return list(dict.fromkeys(["cosine", *map(_main, results), *adapted]))
+
+
+def _heading(method: str) -> str:
+    return "SCE" if method == "sce" else method
+
+
+def _figures(result: Result, method: str) -> Mapping[str, Any]:
+    """A method's figures with its difference from cosine; none where it was not measured."""
+    figures = result.get(method) or {}
+    if figures and method == _main(result) != "cosine":
+        return figures | {name: result.get(name) for name in _DIFFERENCE}
+    return figures
+
+
+def _accuracy_cell(figures: Mapping[str, Any], wide: bool) -> Text:
+    """Two lines: narrow "56.0 +8.1" and "53.5–58.4", wide "56.0 [53.5, 58.4]" and the same of the
+    difference."""
+    accuracy, gain, won = percent(figures.get("accuracy")), "", verdict(figures)
+    low, high = figures.get("accuracy_low"), figures.get("accuracy_high")
+    if figures.get("difference") is not None:
+        gain = percent(figures["difference"], "+")
+    if wide:
+        gain += bounds(figures.get("difference_low"), figures.get("difference_high"), "+")
+        parts = [f"{accuracy}{bounds(low, high)}\n", gain, ""]
+    else:
+        interval = "" if low is None else f"\n{percent(low)}–{percent(high)}"
+        parts = [f"{accuracy} " if gain else accuracy, gain, interval]
+    return Text(parts[0]) + Text(parts[1], "" if won is None else _COLOURS[won]) + Text(parts[2])
 
 
 def _main(result: Result) -> str:
@@ -151,6 +268,11 @@ def _cells(result: Result) -> dict[str, Cell]:
         "ECE": change(main.get("ece_uncalibrated"), main.get("ece"), 3),
         "flips": percent(main.get("flip_rate")),
     }
+
+
+def _mean_difference(figures: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    differences = [one.get("difference") for one in figures]
+    return dict(zip(_DIFFERENCE, (mean_of_known(differences), *_interval(differences))))
 
 
 def _interval(values: Sequence[float | None]) -> tuple[float | None, float | None]:

@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sce.errors import DataError
-from sce.evaluation.evaluate import named_results
 from sce.evaluation.metrics import bootstrap_interval, mcnemar
+from sce.evaluation.summaries import named_results
 
 
 class Run(NamedTuple):
@@ -104,8 +104,11 @@ class MethodRuns:
 
     @property
     def training_flops(self) -> float | None:
-        """Operations of the whole training, the embedding of its texts included."""
+        """Operations of the whole training, the embedding of its texts included; or of a fit of
+        adapted labels to vectors that are there."""
         training = self.described.get("training")
+        if "fit" in self.described:
+            return float(self.described["fit"]["flops"])
         return training["flops"] + training["embedding_flops"] if training else None
 
     @property

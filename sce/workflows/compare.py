@@ -19,6 +19,7 @@ from sce.evaluation.comparison import build_tables
 from sce.evaluation.pages import write_report
 from sce.evaluation.plots import build_charts
 from sce.evaluation.runs import MethodRuns, Run, groups_of
+from sce.evaluation.summaries import adapted_methods
 from sce.storage import Place, put
 from sce.workflows.evaluate import METHODS_FILE, PREDICTIONS_FILE, RESULTS_FILE
 from sce.workflows.mlflow_store import reading
@@ -34,7 +35,7 @@ class CompareConfig(JobConfig):
 
     methods: list[str] = []
     """Names of what is compared (`name` of its configuration), in the order of the report; by
-    default everything measured."""
+    default everything measured. Labels that were adapted by a method's vectors stand behind it."""
     measured_on: str = "test"
     """The rows: "test" for the test sets, or the name of a file of your own rows, without its
     ending (`--evaluate.labelled mine.jsonl` of the jobs that measured them: "mine")."""
@@ -117,16 +118,27 @@ def read_methods(client: MlflowClient, config: CompareConfig) -> tuple[str, list
     methods = []
     for name in config.methods or known:
         of_name = [run for (method, _), run in runs.items() if method == name]
-        methods.append(MethodRuns([_read(client, run.info.run_id) for run in of_name]))
+        measured = [_read(client, run.info.run_id) for run in of_name]
+        for key in dict.fromkeys(key for run in measured for key in run):
+            methods.append(MethodRuns([run[key] for run in measured if key in run]))
     return found.experiment_id, methods
 
 
-def _read(client: MlflowClient, run_id: str) -> Run:
+def _read(client: MlflowClient, run_id: str) -> dict[str, Run]:
+    """What a run measured: its method as "", and labels adapted by its vectors by their keys."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(client.download_artifacts(run_id, "results", folder))
         described = json.loads((path / METHODS_FILE).read_text(encoding="utf-8"))
         results = json.loads((path / RESULTS_FILE).read_text(encoding="utf-8"))
         predictions = pq.read_table(path / PREDICTIONS_FILE)
-    main = results[0]["method"]
-    mine = predictions.filter(pc.equal(predictions["method"], main))
-    return Run(described[main], results, mine)
+    found = {"": (results[0]["method"], results)}
+    for key in dict.fromkeys(key for result in results for key in adapted_methods(result)):
+        found[key] = (key, [result | {"method": key} for result in results if key in result])
+    return {
+        name: Run(
+            described[key] | {"name": f"{described[key]['name']} {name}".strip()},
+            of_key,
+            predictions.filter(pc.equal(predictions["method"], key)),
+        )
+        for name, (key, of_key) in found.items()
+    }

@@ -6,6 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -28,23 +29,24 @@ from sce.evaluation.evaluate import (
     Evaluated,
     EvaluationSet,
     Method,
-    Result,
     evaluate_sets,
-    headline_metrics,
-    rounded_means,
-    summary_metrics,
 )
 from sce.evaluation.report import WIDE_CHARS, to_markdown, to_table
+from sce.evaluation.summaries import Result, headline_metrics, rounded_means, summary_metrics
 from sce.model.calibration import Temperature
 from sce.model.label_vectors import TextLookup
 from sce.predictor import Predictor
 from sce.storage import Place, fetch, replace_folder
 from sce.training.random_keys import some_places
 from sce.workflows.experiment import Experiment, RunSettings
-from sce.workflows.methods import PromptedMethod, SceMethod, SimilarityMethod
+from sce.workflows.methods import AdaptedMethod, PromptedMethod, SceMethod, SimilarityMethod
 from sce.workflows.tracking import Tracker, tracking_uri
 
 RESULTS_FILE, METHODS_FILE, PREDICTIONS_FILE = "results.json", "methods.json", "predictions.parquet"
+MIN_ROWS_A_LABEL = 10
+"""Texts a label of a test set from which its labels are adapted; those of the user always are."""
+CORPUS_ROWS = 100_000
+"""Texts of a corpus at most that labels are fitted to, drawn by their ids."""
 
 logger = logging.getLogger("sce")
 
@@ -59,7 +61,7 @@ def evaluate(experiment: Experiment) -> dict[str, Any]:
     transformers_logging.disable_progress_bar()
     started = time.perf_counter()
     tracking_uri(experiment.tracking, experiment.home.parent)
-    trained, model = experiment.method == "sce", experiment.model_dir
+    trained, model = experiment.method == "sce", experiment.measured_model
     if trained and not (model / "config.json").exists():
         raise InputError(f"there is no model in {model}. jobs/train_sce.py makes one.")
     prepared = _prepared(experiment)
@@ -83,7 +85,7 @@ def _prepared(experiment: Experiment) -> PreparedData | None:
     # Who asks about rows of his own has no wish to wait for all the other sets.
     if experiment.evaluate.labelled is not None and not experiment.evaluate.sets:
         return None
-    if experiment.method != "sce":
+    if experiment.method != "sce" or experiment.evaluate.model is not None:
         prepare_data(experiment.data, experiment.data_dir, experiment.data.seed)
     elif not experiment.data_dir.exists():
         raise InputError(
@@ -119,20 +121,20 @@ def measure(
     Args:
         embedder: the experiment's, where it is loaded already.
     """
-    sets, methods = _sets_and_methods(experiment, prepared, embedder)
-    return measure_sets(experiment, sets, methods, tracker, folder)
+    sets, methods, adapted = _sets_and_methods(experiment, prepared, embedder)
+    return measure_sets(experiment, sets, methods, tracker, folder, adapted)
 
 
 def _sets_and_methods(
     experiment: Experiment, prepared: PreparedData | None, embedder: TextEmbedder | None
-) -> tuple[list[EvaluationSet], list[Method]]:
-    """What is measured, and by what: the experiment's method, beside the one it is compared with.
-    Rows have their vectors where the method reads them."""
+) -> tuple[list[EvaluationSet], list[Method], list[Method]]:
+    """What is measured, and by what: the experiment's method, beside the one it is compared with;
+    and adapted labels. Rows have their vectors where the method reads them."""
     config = experiment.evaluate
     if experiment.method == "prompted":
         validation = validation_sets(prepared, config)
         prompted = PromptedMethod(experiment.prompted, experiment.resources, validation)
-        return rows_to_measure(prepared, config), [prompted]
+        return rows_to_measure(prepared, config), [prompted], []
     embedder = embedder or load_embedder(experiment.embedder)
     store = None
     known: dict[str, np.ndarray] = {}
@@ -144,15 +146,24 @@ def _sets_and_methods(
     text_vectors = TextLookup(known, lambda texts: embedder.embed(texts).vectors)
     sets = rows_to_measure(prepared, config, store, embedder)
     if experiment.method == "similarity":
-        cosine = SimilarityMethod(embedder, text_vectors, experiment.model.label_vectors)
+        version = experiment.model.label_vectors
+        cosine = SimilarityMethod(embedder, text_vectors, version)
         cosine.calibrate(validation_sets(prepared, config, store))
-        return sets, [cosine]
-    model_folder = fetch(experiment.model_dir)
-    predictor = Predictor.from_pretrained(model_folder, embedder, text_vectors=text_vectors)
-    settings = predictor.model.config
-    cosine = SimilarityMethod(embedder, text_vectors, settings.label_vectors)
-    cosine.temperature = Temperature(*settings.cosine_calibration)
-    return sets, [SceMethod(predictor, model_folder), cosine]
+        methods: list[Method] = [cosine]
+    else:
+        model_folder = fetch(experiment.measured_model)
+        predictor = Predictor.from_pretrained(model_folder, embedder, text_vectors=text_vectors)
+        settings = predictor.model.config
+        version = settings.label_vectors
+        cosine = SimilarityMethod(embedder, text_vectors, version)
+        cosine.temperature = Temperature(*settings.cosine_calibration)
+        methods = [SceMethod(predictor, model_folder), cosine]
+    adapted: list[Method] = []
+    if any(rows.corpus_MD is not None for rows in sets):
+        for examples in (0, *dict.fromkeys(config.adapted_examples)):
+            one = AdaptedMethod(embedder, text_vectors, version, examples, experiment.seed)
+            adapted.append(one)
+    return sets, methods, adapted
 
 
 def measure_sets(
@@ -161,6 +172,7 @@ def measure_sets(
     methods: Sequence[Method],
     tracker: Tracker,
     folder: Place,
+    adapted: Sequence[Method] = (),
 ) -> list[Result]:
     """Evaluate methods on the same rows; print the table, write everything to `folder`, log it.
     Returns the results.
@@ -168,18 +180,20 @@ def measure_sets(
     Args:
         experiment: whose name reports call the first method by.
         methods: the one that is measured, and one that it is compared with.
+        adapted: methods of adapted labels, measured on the sets that they apply to.
     """
     config = experiment.evaluate
     logger.info("measuring %d label sets, %d rows", len(sets), sum(map(len, sets)))
     started = time.perf_counter()
-    evaluated = evaluate_sets(sets, methods, config, experiment.seed)
+    evaluated = evaluate_sets(sets, methods, config, experiment.seed, adapted)
     results = [e.result for e in evaluated]
     run = {"name": experiment.name, "seed": experiment.seed, "note": config.note}
-    described = {method.name: method.describe(sets) | run for method in methods}
+    described = {method.name: method.describe(sets) | run for method in (*methods, *adapted)}
     logger.info("measured in %.1f s", time.perf_counter() - started)
     _write_results(evaluated, described, config.pictures, folder)
     console = Console(stderr=True)  # standard output is left to the closing line of JSON
-    console.print(to_table(results, wide=console.width >= WIDE_CHARS))
+    wide = console.width >= WIDE_CHARS
+    console.print(to_table(results, wide=wide, caption=config.caption))
     main = described[methods[0].name]
     tracker.log_metrics(headline_metrics(results) | summary_metrics(results) | _cost_metrics(main))
     tracker.log_artifact(folder, "results")
@@ -211,19 +225,53 @@ def rows_to_measure(
     store: EmbeddingStore | None = None,
     embedder: TextEmbedder | None = None,
 ) -> list[EvaluationSet]:
-    """The user's own rows and the test sets, with vectors where there is a store and an embedder.
+    """The user's own rows and the test sets, with vectors where there is a store and an embedder,
+    and then with the texts to adapt to.
 
     Raises:
-        InputError: there are none.
+        InputError: there are none; a corpus is given and no method reads vectors, or it has fewer
+            texts than a set has labels.
+        FingerprintMismatch: the corpus was embedded by another embedder.
     """
+    corpus_MD = None
+    if config.corpus is not None:
+        if embedder is None:
+            raise ConfigError("evaluate.corpus: this method reads texts and adapts no labels.")
+        corpus_MD = _vectors_of(EmbeddingStore.open(config.corpus).require(embedder.fingerprint))
     sets = []
     if config.labelled is not None:
-        sets.append(_own_set(config, embedder))
+        sets.append(_own_set(config, embedder, corpus_MD))
     if prepared is not None:
-        sets += _test_sets(prepared, store, config)
+        sets += _test_sets(prepared, store, config, corpus_MD)
     if not sets:
         raise InputError("there are no test rows to measure the model on.")
+    for one in sets:
+        if one.corpus_MD is not None and len(one.corpus_MD) < len(one.label_set):
+            raise InputError(
+                f"evaluate.corpus: {config.corpus} has {len(one.corpus_MD)} texts, fewer than the "
+                f"{len(one.label_set)} labels of {one.name!r}. Give a larger corpus."
+            )
     return sets
+
+
+def _vectors_of(store: EmbeddingStore) -> np.ndarray:
+    """The vectors of the texts of a store, float32 [M, D], of at most `CORPUS_ROWS` of them."""
+    has_errors, tables = "error" in store.column_names(), []
+    for part in store.manifest.parts:
+        tables.append(store.read_part(part, ["row_id", *["error"] * has_errors]))
+    rows = pa.concat_tables(tables)
+    fine_M = np.ones(len(rows), bool)
+    if has_errors:
+        fine_M = pc.equal(pc.fill_null(rows["error"], ""), "").to_numpy()
+    places = np.flatnonzero(fine_M)
+    ids = [str(row_id) for row_id in rows["row_id"].take(places).to_pylist()]
+    places = places[some_places(ids, CORPUS_ROWS)]
+    found, first = [], 0
+    for part, table in zip(store.manifest.parts, tables, strict=True):
+        mine = places[(places >= first) & (places < first + len(table))] - first
+        first += len(table)
+        found.append(embedding_matrix(store.read_part(part, ["embedding"])["embedding"])[mine])
+    return np.concatenate(found)
 
 
 def validation_sets(
@@ -237,9 +285,13 @@ def validation_sets(
 
 
 def _test_sets(
-    prepared: PreparedData, store: EmbeddingStore | None, config: EvaluateConfig
+    prepared: PreparedData,
+    store: EmbeddingStore | None,
+    config: EvaluateConfig,
+    corpus_MD: np.ndarray | None = None,
 ) -> list[EvaluationSet]:
-    """Every label set with test rows, or those that `sets` names by set or dataset."""
+    """Every label set with test rows, or those that `sets` names by set or dataset; with the texts
+    to adapt to, those given or where there are enough a label the set's own."""
     table = prepared.select("test")
     names, datasets = table["label_set"].to_pylist(), table["dataset"].to_pylist()
     known = {*names, *datasets}
@@ -253,7 +305,21 @@ def _test_sets(
         table = table.filter(
             pc.or_(pc.is_in(table["label_set"], wanted), pc.is_in(table["dataset"], wanted))
         )
-    return _sets_of(prepared, table, store, config.rows_per_set)
+    sets = _sets_of(prepared, table, store, config.rows_per_set)
+    if not config.adapted or store is None:
+        return sets
+    if corpus_MD is not None:
+        return [replace(one, corpus_MD=corpus_MD) for one in sets]
+    found, vectors = [], dict[tuple[str, ...], np.ndarray]()
+    for one in sets:
+        ids = tuple(prepared.corpus(one.name))
+        if len(one.label_set) > 1 and len(ids) >= MIN_ROWS_A_LABEL * len(one.label_set):
+            ids = tuple(ids[i] for i in some_places(ids, CORPUS_ROWS))
+            if ids not in vectors:  # several label sets of one corpus
+                vectors[ids] = store.vectors_for(ids)
+            one = replace(one, corpus_MD=vectors[ids])
+        found.append(one)
+    return found
 
 
 def _sets_of(
@@ -280,7 +346,9 @@ def _some(table: pa.Table, limit: int | None) -> pa.Table:
     return table.take(some_places(table["row_id"].to_pylist(), limit))
 
 
-def _own_set(config: EvaluateConfig, embedder: TextEmbedder | None) -> EvaluationSet:
+def _own_set(
+    config: EvaluateConfig, embedder: TextEmbedder | None, corpus_MD: np.ndarray | None
+) -> EvaluationSet:
     assert config.labelled is not None
     file, label_set = config.labelled_labels, None
     if file is not None:
@@ -289,11 +357,22 @@ def _own_set(config: EvaluateConfig, embedder: TextEmbedder | None) -> Evaluatio
         config.labelled, config.text_column, config.label_column, label_set
     )
     places = some_places([str(i) for i in range(len(texts))], config.rows_per_set)
+    vectors_ND, name = None, config.labelled.stem
+    if embedder is not None:
+        own = config.adapted and corpus_MD is None
+        embedded = range(len(texts)) if own else places  # all of them are the corpus
+        vectors_ND = embedder.embed([texts[i] for i in embedded]).vectors
+        if own:
+            distinct = len({vector_D.tobytes() for vector_D in vectors_ND})
+            if len(label_set) > 1 and distinct >= len(label_set):
+                corpus_MD = vectors_ND
+            else:
+                message = "%s: labels are not adapted: %d labels, %d different texts"
+                logger.warning(message, name, len(label_set), distinct)
+            vectors_ND = vectors_ND[places]
     ids, labels = [str(i) for i in places], [names[i] for i in places]
     texts = [texts[i] for i in places]
-    vectors_ND = None if embedder is None else embedder.embed(texts).vectors
-    name = config.labelled.stem
-    return EvaluationSet(name, "own", "own", label_set, ids, texts, labels, vectors_ND)
+    return EvaluationSet(name, "own", "own", label_set, ids, texts, labels, vectors_ND, corpus_MD)
 
 
 def _cost_metrics(described: Mapping[str, Any]) -> dict[str, float]:

@@ -88,6 +88,11 @@ class Experiment(RunSettings):
         return self.home / "model"
 
     @property
+    def measured_model(self) -> Place:
+        """The model that `jobs/evaluate.py` measures."""
+        return resolve_output(self.evaluate.model or self.model_dir)
+
+    @property
     def own_results_dir(self) -> Place:
         """Results on the user's own rows, a folder for each file of them."""
         return self.home / "results-own"

@@ -28,8 +28,8 @@ from sce.embedding.embedder import TextEmbedder, load_embedder
 from sce.embedding.store import EmbeddingStore
 from sce.errors import ConfigError
 from sce.evaluation.costs import embedding_flops
-from sce.evaluation.evaluate import rounded_means
 from sce.evaluation.paper import paper_settings
+from sce.evaluation.summaries import rounded_means
 from sce.model.calibration import TemperatureFit, fit_temperature
 from sce.model.encoder import SCEModel, trainable_parameters
 from sce.model.label_vectors import TextLookup
@@ -132,6 +132,8 @@ def resolve(experiment: Experiment) -> Plan:
         raise ConfigError(
             f"method: {experiment.method!r} needs no training; jobs/evaluate.py measures it."
         )
+    if experiment.evaluate.model is not None:
+        raise ConfigError("evaluate.model: a training measures the model that it makes.")
     transformers_logging.disable_progress_bar()
     tracking_uri(experiment.tracking, experiment.home.parent)
     prepared, _ = prepare(experiment.data, experiment.data_dir, experiment.data.seed)

@@ -20,8 +20,8 @@ from sce.distributed.resources import training_workers
 from sce.distributed.train_llama import LlamaFitSettings, fit_llama
 from sce.distributed.workers import Run
 from sce.errors import DataError
-from sce.evaluation.evaluate import rounded_means
 from sce.evaluation.flops import LORA_RANK
+from sce.evaluation.summaries import rounded_means
 from sce.storage import Place, absolute_model, replace_folder
 from sce.training.random_keys import some_places
 from sce.workflows.evaluate import (

@@ -177,3 +177,21 @@ def test_cells_are_escaped_and_headings_become_a_column(methods):
     bad = MethodRuns([run("a|<b>", {"bbc": [1, 0]})])
     assert "a\\|<b>" in report_markdown("Methods", build_tables([bad]))
     assert "a|&lt;b&gt;" in report_html("Methods", build_tables([bad]), {})
+
+
+def test_adapted_labels_have_the_cost_of_their_fit_and_no_epoch(methods):
+    adapted = run("sce adapted", RIGHT["sce"], "adapted")
+    adapted.described["fit"] = {"rows": 1699.0, "seconds": 0.5, "flops": 5.7e8}
+    every = [*methods, MethodRuns([adapted])]
+    (row,) = table(every, "fits").rows
+    assert row == ["sce adapted", "1,699", "0.5", "5.7e+08", "3e+07"]
+    costs = {row[0]: row[-3:] for row in table(every, "costs").rows}
+    assert costs["sce adapted"] == ["5.7e+08", "2e+09", "3e+07"]
+    assert costs["sce"][0] == "6e+12"
+    assert table(every, "table1").columns[-2:] == ["sce", "sce adapted"]
+    assert [row[0] for row in table(every, "differences").rows] == ["llama"] * 3 + [
+        "sce adapted"
+    ] * 3
+    assert all(row[0] != "sce adapted" for row in table(every, "epochs").rows)
+    assert not [t for t in build_tables(methods) if t.name == "fits"], "nothing was adapted"
+    build_charts(every)

@@ -1,7 +1,11 @@
 """One evaluation for all methods, with methods whose answers are known."""
 
+import string
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from pydantic import ValidationError
 from scipy.special import softmax
 
 from sce.evaluation.evaluate import (
@@ -11,10 +15,8 @@ from sce.evaluation.evaluate import (
     Method,
     VectorMethod,
     evaluate_sets,
-    headline_metrics,
-    named_results,
-    summary_metrics,
 )
+from sce.evaluation.summaries import headline_metrics, named_results, summary_metrics
 from sce.labels import LabelSet
 from sce.model.calibration import Temperature
 
@@ -150,3 +152,83 @@ def test_summaries_take_bare_names_and_weigh_datasets_alike():
 def test_one_label_has_no_order():
     (only,) = evaluate_sets([rows("one", ["one"], 3)], [ByPlace()], CONFIG)
     assert only.result["prompted"]["flip_rate"] is None
+
+
+class Further(ByName):
+    """Answers the sets that have a corpus, with probabilities and remarks of its own."""
+
+    reorders = False
+
+    def __init__(self, name="adapted", shift=0):
+        super().__init__()
+        self.name, self.shift, self.asked = name, shift, []
+
+    def applies_to(self, rows):
+        return rows.corpus_MD is not None
+
+    def answer(self, requests):
+        self.asked += requests
+        return [np.roll(s, self.shift, axis=1) for s in super().answer(requests)]
+
+    def calibrated(self, scores_NK, request):
+        assert request.rows is not None
+        return scores_NK / 4
+
+    def remarks(self, request):
+        return {"trust": "bold", "short_labels": len(request.label_set)}
+
+
+def test_further_methods_stand_beside_the_others_where_they_apply():
+    sets = [replace(rows(), corpus_MD=np.eye(3)), rows("numbers", ["one", "two"])]
+    adapted = [Further(), Further("adapted+1", shift=1)]
+    main, cosine = ByName(), ByPlace("cosine")
+    evaluated = evaluate_sets(sets, [main, cosine], CONFIG, adapted=adapted)
+    plain = evaluate_sets(sets, [main, cosine], CONFIG)
+    assert [e.result["name"] for e in evaluated] == ["colours", "colours", "numbers"]
+    for one, without in zip(evaluated, plain):
+        found = {k: one.result.pop(k) for k in ("adapted", "adapted+1") if k in one.result}
+        assert one.result == without.result, "nothing else has changed"
+        assert bool(found) == (one.result["name"] == "colours")
+        methods = one.predictions["method"].unique().to_pylist()
+        assert methods == ["sce", "cosine", *found]
+        if found:
+            right, wrong = found["adapted"], found["adapted+1"]
+            assert right["accuracy"] == one.result["sce"]["accuracy"]
+            gain = right["accuracy"] - one.result["cosine"]["accuracy"]
+            assert right["difference"] == pytest.approx(gain)
+            assert right["difference_low"] <= gain <= right["difference_high"]
+            assert wrong["accuracy"] == pytest.approx(0)
+            assert wrong["difference"] == pytest.approx(-one.result["cosine"]["accuracy"])
+            p = softmax([1, 0, 0])  # scores of 4, divided by 4
+            assert right["nll"] == pytest.approx(-(8 * np.log(p[0]) + np.log(p[1])) / 9)
+            assert (right["trust"], right["short_labels"]) == ("bold", 3)
+            assert right["flip_rate"] is None
+    assert [len(r.texts) for r in adapted[0].asked] == [9, 9], "no shuffles, no set without corpus"
+
+
+def test_where_cosine_is_the_method_adapted_labels_are_compared_with_it():
+    sets = [replace(rows(), corpus_MD=np.eye(3))]
+    (one, _) = evaluate_sets(sets, [ByPlace("cosine")], CONFIG, adapted=[Further()])
+    assert "difference" not in one.result
+    gain = one.result["adapted"]["accuracy"] - one.result["cosine"]["accuracy"]
+    assert one.result["adapted"]["difference"] == pytest.approx(gain)
+
+
+def test_adapted_labels_have_metrics_that_a_tracker_takes():
+    sets = [replace(rows("a/1"), corpus_MD=np.eye(3)), rows("a/2"),
+            replace(rows("b"), corpus_MD=np.eye(3))]  # fmt: skip
+    adapted = [Further(), Further("adapted+1", shift=1)]
+    evaluated = evaluate_sets(sets, [ByName(), ByPlace("cosine")], CONFIG, adapted=adapted)
+    found = headline_metrics([e.result for e in evaluated])
+    assert found["test/a/1/adapted_accuracy_by_name"] == pytest.approx(8 / 9)
+    assert found["test/b/adapted_1_accuracy"] == pytest.approx(0)
+    assert found["test/unseen/b/mean_adapted_accuracy"] == pytest.approx(8 / 9)
+    assert "test/unseen/a/mean_adapted_accuracy" not in found, "one of its sets has none"
+    assert all(set(name) <= set(string.ascii_letters + string.digits + "_-./ ") for name in found)
+
+
+def test_settings_that_contradict_each_other_are_refused():
+    with pytest.raises(ValidationError, match="adapted is false"):
+        EvaluateConfig(adapted=False, corpus="store")
+    with pytest.raises(ValidationError, match="greater than or equal to 1"):
+        EvaluateConfig(adapted_examples=[0])

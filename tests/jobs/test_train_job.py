@@ -167,11 +167,14 @@ BAD_DATA = '[{"dataset": "custom", "name": "mine", "path": "%s"}]'
         (train, ["--embedder.max-tokens", "64"], "max_tokens: 128 there, 64 here"),
         (train, ["--train.learning-rate", "0.5", "--resume"], "train.learning_rate"),
         (train, ["--resources.num-workers", "500"], "500 workers"),
+        (train, ["--evaluate.model", "other"], "evaluate.model"),
         (train, ["--model.encoder", "no/such-encoder"], "no/such-encoder"),
         (train, ["--tracking.uri", "file:///tmp/x"], "sqlite"),
         (train, ["--data.sources", BAD_DATA % "nowhere.jsonl"], "nowhere.jsonl"),
         (evaluate, ["--evaluate.sets", "no-such-set"], "no-such-set"),
         (evaluate, ["--evaluate.labelled", "nowhere.jsonl"], "nowhere.jsonl"),
+        (evaluate, ["--evaluate.corpus", "nowhere"], "no embedding store at 'nowhere'"),
+        (evaluate, ["--evaluate.model", "nowhere"], "no model in"),
     ],
 )
 def test_wrong_input_is_exit_code_2_and_leaves_the_model_as_it_was(
