@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sce.datasets.inbox import inbox_label_sets, inbox_rows
 from sklearn.linear_model import LogisticRegression
 
 from jobs.benchmarks.rounds import markdown_table
@@ -29,6 +28,7 @@ from sce.adaptation.adapt import adapt
 from sce.adaptation.artefact import AdaptedLabels
 from sce.adaptation.settings import AdaptSettings
 from sce.config import JobConfig
+from sce.datasets.inbox import inbox_label_sets, inbox_rows
 from sce.datasets.starter import read_starter
 from sce.embedding.embedder import TextEmbedder, load_embedder
 from sce.embedding.settings import EmbedderConfig
