@@ -151,7 +151,7 @@ class NoBetter(Validator):
 @pytest.mark.system
 def test_a_run_goes_on_from_its_last_checkpoint(undisturbed, parts, tmp_path):
     """The rates follow from the epochs planned, so the cut comes from patience, not from them."""
-    same = NoBetter(parts.validator.rows, SETS, parts.labels, None)
+    same = NoBetter(parts.validator.rows, SETS, parts.labels, None, 1)
     cut = replace(parts, validator=same)
     _, losses = run(cut, tmp_path, train=TRAIN.model_copy(update={"patience": 1}))
     assert list(losses) == [0, 1]

@@ -10,6 +10,7 @@ import pytest
 
 from sce.datasets.schema import LABEL_SETS, ROWS
 from sce.embedding.store import EmbeddingStore, text_hash
+from sce.model.label_vectors import NAME_TEMPLATES
 from tests.tiny_models import build_sentence_transformer
 
 ROOT = Path(__file__).parents[2]
@@ -46,12 +47,14 @@ def test_rows_and_label_texts_are_embedded(ray_session, data_dir, tmp_path, caps
     settings = ["--embedder.kind", "sentence_transformers", "--embedder.model", str(model)]
     assert job().main(["--run-dir", str(data_dir.parent), *settings]) == 0
     done = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
-    assert (done["rows"]["embedded"], done["labels"]["embedded"]) == (2, 5)
+    assert (done["rows"]["embedded"], done["labels"]["embedded"]) == (2, 11)
     assert done["labels"]["fingerprint"] == done["rows"]["fingerprint"]
     out = data_dir.parent / "embeddings"
     assert sorted(EmbeddingStore.open(out / "rows").read()["row_id"].to_pylist()) == ["r1", "r2"]
     labels = EmbeddingStore.open(out / "labels").read(["row_id", "text"]).to_pylist()
     expected = {"Caf\u00e9", "coffee", "An espresso.", "money", "markets"}
+    names = ("Caf\u00e9", "money")
+    expected |= {template.format(name) for template in NAME_TEMPLATES for name in names}
     assert {row["text"] for row in labels} == expected
     assert all(row["row_id"] == text_hash(row["text"]) for row in labels)
 
@@ -59,7 +62,7 @@ def test_rows_and_label_texts_are_embedded(ray_session, data_dir, tmp_path, caps
     again = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     assert {name: (one["rows"], one["embedded"], one["reused"]) for name, one in again.items()} == {
         "rows": (2, 0, 2),
-        "labels": (5, 0, 5),
+        "labels": (11, 0, 11),
     }
 
 
