@@ -60,6 +60,10 @@ class LoadedModel:
             raise NoSuchLabelSet(name)
         return self.label_sets[name]
 
+    def about_label_sets(self) -> list[Mapping[str, Any]]:
+        """What `/v1/label_sets` shows of those that it has."""
+        return [served.about for served in self.label_sets.values()]
+
     def with_label_sets(self, label_sets: Mapping[str, ServedLabels]) -> LoadedModel:
         """The same model with these, named in its `info` too."""
         about = {

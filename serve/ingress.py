@@ -57,7 +57,7 @@ class Replicas:
     async def info(self) -> Mapping[str, Any]:
         return await self._look("info")
 
-    async def label_sets(self) -> list[dict[str, Any]]:
+    async def label_sets(self) -> list[Mapping[str, Any]]:
         return await self._look("label_sets")
 
     async def label_set(self, name: str) -> dict[str, Any]:

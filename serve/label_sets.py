@@ -30,6 +30,10 @@ class ServedLabels:
     about: Mapping[str, Any]
     page: bytes | None
 
+    def details(self) -> dict[str, Any]:
+        """What `sce.client.wire.LabelSetDetails` says, but for its models."""
+        return {**self.about, "report": self.labels.report}
+
 
 def load_label_set(name: str, folder: str) -> ServedLabels:
     """Read what jobs/adapt.py wrote.

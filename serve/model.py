@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from sce.bulk.request import identify_model
@@ -61,6 +62,11 @@ class ModelReplica:
             self._loading = asyncio.create_task(self._swap(settings))
         self._settings = settings
 
+    @property
+    def _model(self) -> LoadedModel:
+        assert self._engine.model is not None
+        return self._engine.model
+
     async def answer(self, request: ModelRequest) -> ModelAnswer:
         found = await self._engine.answer(request)
         self._metrics.answer(found)
@@ -68,25 +74,20 @@ class ModelReplica:
 
     async def info(self) -> dict[str, Any]:
         """What `/info` shows; `error` says why the last model that was to be loaded was not."""
-        assert self._engine.model is not None
         loading = self._loading is not None and not self._loading.done()
-        return {**self._engine.model.info, "loading": loading, "error": self._last_error}
+        return {**self._model.info, "loading": loading, "error": self._last_error}
 
-    async def label_sets(self) -> list[dict[str, Any]]:
+    async def label_sets(self) -> list[Mapping[str, Any]]:
         """What `/v1/label_sets` shows of those that it has."""
-        assert self._engine.model is not None
-        return [dict(served.about) for served in self._engine.model.label_sets.values()]
+        return self._model.about_label_sets()
 
     async def label_set(self, name: str) -> dict[str, Any]:
         """The same of one, with the figures of its fit. Raises `NoSuchLabelSet`."""
-        assert self._engine.model is not None
-        served = self._engine.model.label_set(name)
-        return {**served.about, "report": dict(served.labels.report)}
+        return self._model.label_set(name).details()
 
     async def report_page(self, name: str) -> bytes | None:
         """Its report, HTML, where there is one. Raises `NoSuchLabelSet`."""
-        assert self._engine.model is not None
-        return self._engine.model.label_set(name).page
+        return self._model.label_set(name).page
 
     def check_health(self) -> None:
         """Ray replaces a replica for which this raises."""
@@ -109,7 +110,7 @@ class ModelReplica:
 
     async def _swap(self, settings: ReplicaSettings) -> None:
         try:
-            loaded = await self._load(settings, self._engine.model)
+            loaded = await self._load(settings, self._model)
         except Exception as error:  # whatever it is: those who ask go on
             self._last_error = f"{settings.path}: {error}"
             log.exception("%s: the model before stays", self._name)
