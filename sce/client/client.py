@@ -185,7 +185,7 @@ class Client:
         """
         if (texts is None) == (embeddings is None):
             raise InputError("give either texts or embeddings.")
-        if labels is not None and label_set is not None:
+        if (labels is None) == (label_set is None):
             raise InputError("give either labels or label_set.")
         if top_k is not None and top_k < 1:
             raise InputError(f"top_k: {top_k}, but at least 1 is needed.")
