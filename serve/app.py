@@ -28,6 +28,7 @@ from sce.distributed.resources import ClusterSize, check_fits, cluster_size, ens
 from sce.errors import ConfigError, InputError
 from serve.auth import Guard, read_tokens
 from serve.gateway import Gateway
+from serve.label_sets import match_label_sets
 from serve.model import ModelReplica
 from serve.settings import ModelSettings, Scaling, ServeConfig
 
@@ -40,7 +41,8 @@ def build(args: ServeConfig) -> Application:
     """The application: a gateway, and a deployment for each model.
 
     Raises:
-        ConfigError: tokens that cannot be used; replicas for which the cluster has no room.
+        ConfigError: tokens that cannot be used; replicas for which the cluster has no room; label
+            sets that are not there, are damaged or fit no model.
     """
     size = cluster_size() if ray.is_initialized() else None
     digests = [Guard.digest(token) for token in read_tokens(args)]
@@ -51,11 +53,12 @@ def build(args: ServeConfig) -> Application:
     gpus = {name: _gpus(name, settings, size) for name, settings in args.named_models().items()}
     if size is not None:
         _check_room(args, gpus, size)
+    sets = match_label_sets(args.named_models(), args.named_label_sets())
     for name, settings in args.named_models().items():
         configs[name] = settings.model_dump(mode="json", exclude={"scaling"})
         deployment = _deployment(ModelReplica).options(
             name=f"model-{name}",
-            user_config=configs[name],
+            user_config=configs[name] | {"label_sets": sets[name]},
             max_ongoing_requests=2 * args.limits.max_concurrent_requests,
             **_options(settings.scaling, timeout, gpus[name]),
         )
@@ -132,7 +135,8 @@ def check(config: ServeConfig) -> None:
     """Refuse what would fail later, in words.
 
     Raises:
-        InputError: no such model; a port in use; a host beyond this machine without a token.
+        InputError: no such model; label sets that are not there, are damaged or fit no model; a
+            port in use; a host beyond this machine without a token.
     """
     default = ServeConfig.model_fields["model"].default
     for name, settings in config.named_models().items():
@@ -141,6 +145,7 @@ def check(config: ServeConfig) -> None:
         except InputError as error:
             hint = " `make quickstart` trains it." if settings.path == default else ""
             raise InputError(f"{name}: {error}{hint}") from None
+    match_label_sets(config.named_models(), config.named_label_sets())
     local = config.host == "localhost"
     if not local:
         try:

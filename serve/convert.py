@@ -58,8 +58,13 @@ def parse(kind: type[Any], body: bytes) -> Any:
         raise _malformed(kind, error) from None
 
 
-def classify_request(request: ClassifyRequest, limits: Limits, dimension: int) -> ModelRequest:
+def classify_request(
+    request: ClassifyRequest, limits: Limits, dimension: int, set_labels: int = 0
+) -> ModelRequest:
     """Check a request and give it the form that the model reads.
+
+    Args:
+        set_labels: how many labels `request.label_set` has.
 
     Raises:
         ApiError: 413, a limit is exceeded; 422, labels or embeddings are wrong.
@@ -75,11 +80,19 @@ def classify_request(request: ClassifyRequest, limits: Limits, dimension: int) -
         _check_rows(len(request.embeddings), "embeddings", limits)
         queries, errors = _vectors(request.embeddings, dimension)
     rows = len(queries)
-    labels = check_labels(getattr(request, param), rows, param, limits)
-    counts_N = labels.counts_by_row(rows)
-    widest, label_tokens = int(counts_N.max(initial=0)), int(counts_N.sum()) + rows
+    labels: LabelSet | RaggedLabels | str
+    if request.label_set is not None:
+        labels, widest = request.label_set, set_labels
+        # The encoder reads nothing, but what is sent back is bounded as for other labels.
+        numbers = widest if request.return_scores else min(request.top_k or 1, widest)
+        label_tokens, what = rows * (numbers + 1), "numbers of the answer (labels + 1 a text)"
+    else:
+        labels = check_labels(getattr(request, param), rows, param, limits)
+        counts_N = labels.counts_by_row(rows)
+        widest, label_tokens = int(counts_N.max(initial=0)), int(counts_N.sum()) + rows
+        what = "label tokens (labels + 1 a text)"
     if label_tokens > limits.max_label_tokens:
-        raise _over("max_label_tokens", label_tokens, limits, "label tokens (labels + 1 a text)")
+        raise _over("max_label_tokens", label_tokens, limits, what)
     return ModelRequest(
         queries,
         labels,
@@ -87,6 +100,7 @@ def classify_request(request: ClassifyRequest, limits: Limits, dimension: int) -
         request.return_scores,
         request.truncate,
         errors,
+        set_labels,
     )
 
 
@@ -104,8 +118,12 @@ def classify_response(
     request: ClassifyRequest, work: ModelRequest, answer: ModelAnswer, model: str
 ) -> ClassifyResponse:
     """The body of an answer to `work`, which `request` asked for."""
-    assert work.labels is not None
-    names = work.labels.names_by_row(len(work.queries))
+    rows = len(work.queries)
+    if isinstance(work.labels, str):
+        names = [answer.names or []] * rows
+    else:
+        assert work.labels is not None
+        names = work.labels.names_by_row(rows)
     truncated, good = answer.truncated_N.tolist(), np.flatnonzero(answer.good_N).tolist()
     found: dict[int, Prediction] = {}
     if answer.answers is not None:
@@ -123,7 +141,7 @@ def classify_response(
         "model": model,
         "data": [
             from_prediction(row, found.get(row), truncated[row], answer.errors.get(row))
-            for row in range(len(names))
+            for row in range(rows)
         ],
         "usage": _usage(answer),
     }

@@ -2,7 +2,8 @@
 
 Knows nothing of Ray or HTTP. Texts go through the lane "embed", whose batches count tokens, and
 then the vectors through the lane "classify", whose batches count label tokens; all of torch's work
-is done in one thread, the tokenising in another, and the event loop only passes things on.
+is done in one thread, the tokenising in another, and the event loop only passes things on. A label
+set that was fitted to a corpus needs no torch: its product is done beside the tokenising, at once.
 
 Shapes: N rows of a request, G of them without an error, D the embedder's dimension.
 """
@@ -13,7 +14,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -22,10 +23,12 @@ from sce.embedding.row_checks import is_unicode, text_is_empty, vector_errors
 from sce.embedding.tokenising import TokenisedTexts
 from sce.labels import LabelSet, RaggedLabels
 from sce.model.answers import Answers
+from sce.model.linear_labels import LinearLabels
 from sce.predictor import Predictor
 from serve.batching import BatchReport, DeviceQueue, Lane
 from serve.cache import CachedText, VectorCache
-from serve.work import ModelAnswer, ModelRequest
+from serve.label_sets import ServedLabels
+from serve.work import ModelAnswer, ModelRequest, NoSuchLabelSet
 
 EMBED_BATCH_TOKENS = {"cpu": 2048, "cuda": 65_536}
 CLASSIFY_BATCH_TOKENS = {"cpu": 8192, "cuda": 262_144}
@@ -41,14 +44,33 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model, and what `/info` says of it."""
+    """A model, what `/info` says of it, and the label sets that it has."""
 
     predictor: Predictor
     info: Mapping[str, Any]
+    label_sets: Mapping[str, ServedLabels] = field(default_factory=dict)
 
     @property
     def embedder_id(self) -> str:
         return self.predictor.embedder.fingerprint.id
+
+    def label_set(self, name: str) -> ServedLabels:
+        """Raises `NoSuchLabelSet`: the model has none of the name."""
+        if name not in self.label_sets:
+            raise NoSuchLabelSet(name)
+        return self.label_sets[name]
+
+    def about_label_sets(self) -> list[Mapping[str, Any]]:
+        """What `/v1/label_sets` shows of those that it has."""
+        return [served.about for served in self.label_sets.values()]
+
+    def with_label_sets(self, label_sets: Mapping[str, ServedLabels]) -> LoadedModel:
+        """The same model with these, named in its `info` too."""
+        about = {
+            name: {"labels": len(served.labels), "fingerprint": served.about["fingerprint"]}
+            for name, served in label_sets.items()
+        }
+        return replace(self, label_sets=label_sets, info={**self.info, "label_sets": about})
 
 
 @dataclass(frozen=True)
@@ -115,7 +137,11 @@ class Engine:
         self._tokenising.shutdown(wait=False, cancel_futures=True)
 
     async def answer(self, request: ModelRequest) -> ModelAnswer:
-        """Every row has its answer or its error."""
+        """Every row has its answer or its error.
+
+        Raises:
+            NoSuchLabelSet: it asks for one that the model has not.
+        """
         started = time.perf_counter()
         found = await self._answer(request)
         return replace(found, seconds={**found.seconds, "model": time.perf_counter() - started})
@@ -123,17 +149,31 @@ class Engine:
     async def _answer(self, request: ModelRequest) -> ModelAnswer:
         model = self.model  # another may take its place while this request is answered
         assert model is not None, "no model yet"
+        labels: LabelSet | RaggedLabels | LinearLabels | None
+        if isinstance(request.labels, str):
+            labels = model.label_set(request.labels).labels
+        else:
+            labels = request.labels
         if isinstance(request.queries, np.ndarray):
             found = _known_vectors(request.queries, request.errors)
         else:
             found = await self._embed_texts(model, request.queries, request.truncate)
-        if request.labels is None:
+        if labels is None:
             return found
         vectors_GD = found.vectors_GD
         assert vectors_GD is not None
         if not len(vectors_GD):
             return replace(found, vectors_GD=None)
-        labels = request.labels.take(np.flatnonzero(found.good_N))
+        if isinstance(labels, LinearLabels):
+            began = time.perf_counter()
+            work = model.predictor.answer
+            answers = await self._off_loop(
+                work, vectors_GD, labels, request.top_k, request.return_scores
+            )
+            seconds = {**found.seconds, "classify": time.perf_counter() - began}
+            names = labels.names
+            return replace(found, names=names, answers=answers, vectors_GD=None, seconds=seconds)
+        labels = labels.take(np.flatnonzero(found.good_N))
         new_texts = await self._off_loop(model.predictor.new_label_texts, labels)
         known, new, _ = await self._look_up(model, new_texts, truncate=True)
         label_texts = {text: entry.vector for text, entry in known.items()}

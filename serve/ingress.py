@@ -21,7 +21,7 @@ from serve.batches import BatchJobs
 from serve.metrics import GatewayMetrics
 from serve.refusals import ApiError
 from serve.settings import Limits
-from serve.work import ModelAnswer, ModelRequest
+from serve.work import ModelAnswer, ModelRequest, NoSuchLabelSet
 
 ATTEMPTS = 3
 """A request whose replica died is sent again: classifying twice does no harm."""
@@ -55,9 +55,24 @@ class Replicas:
         raise self._unavailable("its replicas died one after another")
 
     async def info(self) -> Mapping[str, Any]:
+        return await self._look("info")
+
+    async def label_sets(self) -> list[Mapping[str, Any]]:
+        return await self._look("label_sets")
+
+    async def label_set(self, name: str) -> dict[str, Any]:
+        return await self._look("label_set", name)
+
+    async def report_page(self, name: str) -> bytes | None:
+        return await self._look("report_page", name)
+
+    async def _look(self, what: str, *arguments: str) -> Any:
+        """What a method of `ModelReplica` that computes nothing says."""
         try:
             async with asyncio.timeout(INFO_SECONDS):
-                return await self._handle.info.remote()
+                return await getattr(self._handle, what).remote(*arguments)
+        except NoSuchLabelSet:  # a RayTaskError as well
+            raise
         except (RayActorError, RayTaskError, BackPressureError, DeploymentUnavailableError) as e:
             raise self._unavailable(type(e).__name__) from None
         except TimeoutError:
@@ -107,6 +122,42 @@ class Ingress:
             message = f"no model {name!r}; there are: {', '.join(self.models)}."
             raise ApiError(404, "model_not_found", message, "model")
         return name
+
+    async def choose_label_set(self, name: str, model: str | None = None) -> dict[str, int]:
+        """The models that have a label set, the default first, with the number of its labels;
+        `model` alone where it is given.
+
+        Raises:
+            ApiError: 404, no model has one of the name; 422, `model` has not.
+        """
+        found: dict[str, int] = {}
+        known: set[str] = set()
+        for seconds in (60.0, 1.0):  # one that came a moment ago is asked for anew
+            for one in self.models:
+                sets = (await self.info(one, seconds)).get("label_sets", {})
+                known |= set(sets)
+                if name in sets:
+                    found[one] = sets[name]["labels"]
+            if found and model in (None, *found):
+                return found if model is None else {model: found[model]}
+        if found:
+            message = (
+                f"the model {model!r} does not have the label set {name!r}, which was fitted to "
+                f"another embedder's vectors; these have it: {', '.join(found)}."
+            )
+            raise ApiError(422, "label_set_mismatch", message, "label_set")
+        there = f"there are: {', '.join(sorted(known))}" if known else "this server has none"
+        message = f"no label set {name!r}; {there}."
+        raise ApiError(404, "label_set_not_found", message, "label_set")
+
+    async def label_sets(self) -> list[dict[str, Any]]:
+        """Every label set once, with the models that have it."""
+        found: dict[str, dict[str, Any]] = {}
+        sets = await asyncio.gather(*(model.label_sets() for model in self.models.values()))
+        for model, of_model in zip(self.models, sets):
+            for about in of_model:
+                found.setdefault(about["id"], {**about, "models": []})["models"].append(model)
+        return list(found.values())
 
     async def info(self, name: str, seconds: float = 1.0) -> Mapping[str, Any]:
         """What a model says of itself, at most so old."""

@@ -46,7 +46,12 @@ class GatewayMetrics:
         )
         self.open_requests = ray_metrics.Gauge("sce_open_requests", "Requests being worked on.")
         self.labels = _histogram("labels", "Labels of a request's largest set.", _SIZES, "model")
-        self.texts = _counter("texts", "Texts and embeddings asked.", "model")
+        self.texts = _counter(
+            "texts",
+            "Texts and embeddings asked; label_set is empty where the request brought its labels.",
+            "model",
+            "label_set",
+        )
         self.null_answers = _counter(
             "null_answers", "Rows whose best label was below the threshold.", "model"
         )
@@ -62,11 +67,14 @@ class GatewayMetrics:
         self.requests.inc(1, {"route": route, "status": str(status), "model": model})
         self.request_seconds.observe(seconds, {"route": route})
 
-    def classified(self, model: str, labels: int, rows: Sequence[Classification]) -> None:
-        """Count an answer; `labels` are those of its largest set."""
+    def classified(
+        self, model: str, label_set: str, labels: int, rows: Sequence[Classification]
+    ) -> None:
+        """Count an answer; `label_set` is one of the model's or empty, `labels` are those of its
+        largest set."""
         tags = {"model": model}
         if rows:
-            self.texts.inc(len(rows), tags)
+            self.texts.inc(len(rows), {**tags, "label_set": label_set})
             self.labels.observe(labels, tags)
         if nulls := sum(row["label"] is None and row["error"] is None for row in rows):
             self.null_answers.inc(nulls, tags)

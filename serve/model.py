@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from sce.bulk.request import identify_model
@@ -16,8 +17,9 @@ from sce.model.scoring import EXACT
 from sce.predictor import Predictor
 from serve.cache import VectorCache
 from serve.engine import Engine, LoadedModel
+from serve.label_sets import load_label_sets
 from serve.metrics import ModelMetrics
-from serve.settings import ModelSettings
+from serve.settings import ModelSettings, ReplicaSettings
 from serve.work import ModelAnswer, ModelRequest
 
 STUCK_SECONDS = 300.0
@@ -34,28 +36,36 @@ class ModelReplica:
         self._metrics = ModelMetrics(name)
         self._engine: Engine
         self._torch: TorchThread
-        self._settings: ModelSettings | None = None
+        self._settings: ReplicaSettings | None = None
+        self._answering: ReplicaSettings
         self._loading: asyncio.Task[None] | None = None
         self._last_error: str | None = None
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """The first time, load the model. Later, take new budgets at once and load another model
-        beside the one that goes on answering: Ray sends a replica nothing until this returns.
+        """The first time, load the model and its label sets. Later, take new budgets at once and
+        load others beside those that go on answering: Ray sends a replica nothing until this
+        returns.
 
         Raises:
-            InputError: the first time, that there is no such model. A model that cannot be loaded
-                later is named in `info`, and the one before stays.
+            InputError: the first time, that there is no such model, or no such label set for its
+                embedder. What cannot be loaded later is named in `info`, and what was before stays.
         """
-        settings = ModelSettings.model_validate(user_config)
+        settings = ReplicaSettings.model_validate(user_config)
         if self._settings is None:
             await self._start(settings)
             return
         self._engine.set_budgets(settings.embed_batch_tokens, settings.classify_batch_tokens)
-        if _weights(settings) != _weights(self._settings) or self._last_error:
+        same_sets = settings.label_sets == self._settings.label_sets
+        if _weights(settings) != _weights(self._settings) or not same_sets or self._last_error:
             if self._loading is not None:
                 self._loading.cancel()
             self._loading = asyncio.create_task(self._swap(settings))
         self._settings = settings
+
+    @property
+    def _model(self) -> LoadedModel:
+        assert self._engine.model is not None
+        return self._engine.model
 
     async def answer(self, request: ModelRequest) -> ModelAnswer:
         found = await self._engine.answer(request)
@@ -64,16 +74,27 @@ class ModelReplica:
 
     async def info(self) -> dict[str, Any]:
         """What `/info` shows; `error` says why the last model that was to be loaded was not."""
-        assert self._engine.model is not None
         loading = self._loading is not None and not self._loading.done()
-        return {**self._engine.model.info, "loading": loading, "error": self._last_error}
+        return {**self._model.info, "loading": loading, "error": self._last_error}
+
+    async def label_sets(self) -> list[Mapping[str, Any]]:
+        """What `/v1/label_sets` shows of those that it has."""
+        return self._model.about_label_sets()
+
+    async def label_set(self, name: str) -> dict[str, Any]:
+        """The same of one, with the figures of its fit. Raises `NoSuchLabelSet`."""
+        return self._model.label_set(name).details()
+
+    async def report_page(self, name: str) -> bytes | None:
+        """Its report, HTML, where there is one. Raises `NoSuchLabelSet`."""
+        return self._model.label_set(name).page
 
     def check_health(self) -> None:
         """Ray replaces a replica for which this raises."""
         if self._settings is not None and self._engine.working_seconds > STUCK_SECONDS:
             raise RuntimeError(f"{self._name}: a batch takes more than {STUCK_SECONDS:g} s")
 
-    async def _start(self, settings: ModelSettings) -> None:
+    async def _start(self, settings: ReplicaSettings) -> None:
         self._torch = TorchThread(settings.threads or os.cpu_count() or 1)
         loaded = await self._load(settings, None)
         self._engine = Engine(
@@ -84,25 +105,30 @@ class ModelReplica:
             settings.embed_batch_tokens,
             settings.classify_batch_tokens,
         )
-        self._engine.model, self._settings = loaded, settings
+        self._engine.model, self._settings, self._answering = loaded, settings, settings
         log.info("%s is ready on %s", self._name, loaded.info["device"])
 
-    async def _swap(self, settings: ModelSettings) -> None:
+    async def _swap(self, settings: ReplicaSettings) -> None:
         try:
-            loaded = await self._load(settings, self._engine.model)
+            loaded = await self._load(settings, self._model)
         except Exception as error:  # whatever it is: those who ask go on
             self._last_error = f"{settings.path}: {error}"
             log.exception("%s: the model before stays", self._name)
             return
-        self._engine.model, self._last_error = loaded, None
+        self._engine.model, self._answering, self._last_error = loaded, settings, None
         log.info("%s answers with %s", self._name, settings.path)
 
-    async def _load(self, settings: ModelSettings, before: LoadedModel | None) -> LoadedModel:
+    async def _load(self, settings: ReplicaSettings, before: LoadedModel | None) -> LoadedModel:
         """Load in a thread that ends, so that OpenMP keeps one team (`TorchThread`)."""
-        embedder = None if before is None else before.predictor.embedder
-        loaded = await asyncio.to_thread(load_model, self._name, settings, embedder)
-        await asyncio.get_running_loop().run_in_executor(self._torch.executor, warm_up, loaded)
-        return loaded
+        if before is not None and _weights(settings) == _weights(self._answering):
+            loaded = before
+        else:
+            embedder = None if before is None else before.predictor.embedder
+            loaded = await asyncio.to_thread(load_model, self._name, settings, embedder)
+            await asyncio.get_running_loop().run_in_executor(self._torch.executor, warm_up, loaded)
+        embedder = loaded.predictor.embedder
+        sets = await asyncio.to_thread(load_label_sets, settings.label_sets, embedder.fingerprint)
+        return loaded.with_label_sets(sets)
 
 
 def _weights(settings: ModelSettings) -> dict[str, Any]:

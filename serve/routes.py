@@ -33,6 +33,8 @@ from sce.client.wire import (
     EmbeddingsRequest,
     EmbeddingsResponse,
     ErrorResponse,
+    LabelSetDetails,
+    LabelSetList,
 )
 from sce.config import VERSION
 from serve.convert import (
@@ -46,6 +48,7 @@ from serve.convert import (
 from serve.ingress import Ingress
 from serve.metrics import gather_metrics
 from serve.refusals import ApiError
+from serve.work import NoSuchLabelSet
 
 SWAGGER = Path(str(files("fastapi_swagger"))) / "resources"
 PAGE = Path(__file__).with_name("page.html")
@@ -77,6 +80,7 @@ def make_app(ingress: Ingress) -> FastAPI:
     app.middleware("http")(_watch)
     app.exception_handler(ApiError)(_refuse)
     app.exception_handler(HTTPException)(_refuse_http)
+    app.exception_handler(NoSuchLabelSet)(_refuse_label_set)
     app.include_router(pages)
     app.include_router(router)
     original = app.openapi
@@ -158,6 +162,42 @@ def _openai_model(name: str) -> dict[str, Any]:
     return {"id": name, "object": "model", "owned_by": "sce"}
 
 
+@router.get(
+    "/v1/label_sets",
+    summary="Labels that were fitted to a corpus.",
+    response_model=LabelSetList,
+    responses=_errors(503),
+)
+async def label_sets(ingress: Served) -> dict[str, Any]:
+    return {"data": await ingress.label_sets()}
+
+
+@router.get(
+    "/v1/label_sets/{name}",
+    summary="One of them, with the figures of its fit.",
+    response_model=LabelSetDetails,
+    responses=_errors(404, 503),
+)
+async def label_set(ingress: Served, name: str) -> dict[str, Any]:
+    models = list(await ingress.choose_label_set(name))
+    return {**await ingress.models[models[0]].label_set(name), "models": models}
+
+
+@router.get(
+    "/v1/label_sets/{name}/report",
+    summary="Its report, a page.",
+    response_class=HTMLResponse,
+    responses=_errors(404, 503),
+)
+async def report(ingress: Served, name: str) -> Response:
+    model = next(iter(await ingress.choose_label_set(name)))
+    found = await ingress.models[model].report_page(name)
+    if found is None:
+        message = f"the folder of the label set {name!r} has no report.html."
+        raise ApiError(404, "report_not_found", message, "label_set")
+    return HTMLResponse(found, headers=PAGE_HEADERS)
+
+
 @router.get("/metrics", response_class=PlainTextResponse)
 async def metrics() -> Response:
     media_type = "text/plain; version=0.0.4; charset=utf-8"
@@ -172,15 +212,22 @@ async def metrics() -> Response:
 )
 async def classify(request: Request, ingress: Served) -> Response:
     async with _asked(request, ingress, ClassifyRequest) as (asked, name, size):
+        chosen, set_labels = asked.label_set, 0
+        if chosen is not None:
+            models = await ingress.choose_label_set(chosen, asked.model)
+            name, set_labels = next(iter(models.items()))
+            request.state.model = name
         dimension = (await ingress.info(name, 60.0))["dimension"]
-        work = await _off_loop(size, classify_request, asked, ingress.limits, dimension)
+        limits = ingress.limits
+        work = await _off_loop(size, classify_request, asked, limits, dimension, set_labels)
         answer = await ingress.models[name].answer(work)
-        counts_N = work.labels.counts_by_row(len(work.queries))
+        counts_N = work.label_counts
         numbers = int(counts_N.sum()) if work.return_scores else 0
         # Bytes of the answer, a quarter: writing takes less time than parsing as many.
         size = (200 * len(counts_N) + 30 * numbers) // 4
         found = await _off_loop(size, classify_response, asked, work, answer, name)
-        ingress.metrics.classified(name, int(counts_N.max(initial=0)), found["data"])
+        widest = int(counts_N.max(initial=0))
+        ingress.metrics.classified(name, chosen or "", widest, found["data"])
         return await _json_response(size, found, answer.seconds)
 
 
@@ -290,6 +337,12 @@ async def _guarded(
 
 async def _refuse(_: Request, error: ApiError) -> Response:
     return JSONResponse(error.body(), error.status, error.headers)
+
+
+async def _refuse_label_set(request: Request, error: NoSuchLabelSet) -> Response:
+    """One that was taken away since the gateway last asked for the models' sets."""
+    message = "the label set is not there any more; see /v1/label_sets."
+    return await _refuse(request, ApiError(404, "label_set_not_found", message, "label_set"))
 
 
 async def _refuse_http(request: Request, error: HTTPException) -> Response:

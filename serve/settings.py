@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, SecretStr, model_validator
 
@@ -81,6 +81,16 @@ class ModelSettings(Section):
     scaling: Scaling = Scaling()
 
 
+SetName = Annotated[str, Field(pattern=r"^\w[\w.-]{0,63}$")]
+"""It stands in URLs: letters, digits, `_`, `-` and `.`."""
+
+
+class ReplicaSettings(ModelSettings):
+    """What a replica is given: a model, and the label sets that read its embedder's vectors."""
+
+    label_sets: dict[SetName, str] = {}
+
+
 class BatchSettings(Section):
     """Bulk jobs through `/v1/batches`; refused unless both roots are named."""
 
@@ -105,6 +115,9 @@ class ServeConfig(JobConfig):
     """Folder, URI or hub id of the only model, where `models` names none."""
     models: dict[str, ModelSettings] = {}
     """Models by the name that requests choose them by; the first is the default."""
+    label_sets: dict[SetName, str] = {}
+    """Adapted labels (folders or URIs that jobs/adapt.py wrote) by the name that requests choose
+    them by: `--label-sets tickets=runs/tickets-labels`."""
     limits: Limits = Limits()
     tokens: SecretStr = SecretStr("")
     """Bearer tokens, by commas: best as the environment variable SCE_TOKENS. Without any, only
@@ -122,12 +135,19 @@ class ServeConfig(JobConfig):
     def named_models(self) -> dict[str, ModelSettings]:
         """`models`, or the one of `model` under its own name; folders by their absolute path."""
         models = self.models or {default_name(self.model): ModelSettings(path=self.model)}
-        return {name: _absolute(settings) for name, settings in models.items()}
+        return {
+            name: settings.model_copy(update={"path": _absolute(settings.path)})
+            for name, settings in models.items()
+        }
+
+    def named_label_sets(self) -> dict[str, str]:
+        """`label_sets`; folders by their absolute path."""
+        return {name: _absolute(folder) for name, folder in self.label_sets.items()}
 
 
-def _absolute(settings: ModelSettings) -> ModelSettings:
-    path = Path(settings.path).expanduser()
-    return settings.model_copy(update={"path": str(path.absolute())}) if path.is_dir() else settings
+def _absolute(path: str) -> str:
+    folder = Path(path).expanduser()
+    return str(folder.absolute()) if folder.is_dir() else path
 
 
 def default_name(path: str) -> str:

@@ -14,25 +14,40 @@ from sce.labels import LabelSet, RaggedLabels
 from sce.model.answers import Answers
 
 
+class NoSuchLabelSet(Exception):
+    """The model has no label set of the name."""
+
+
 @dataclass(frozen=True)
 class ModelRequest:
     """What a model is asked.
 
     Attributes:
         queries: texts, or unit vectors float32 [N, D].
-        labels: one set for all rows or one a row; None to embed only.
+        labels: one set for all rows or one a row; the name of a label set that the model has;
+            None to embed only.
         top_k: how many best labels.
         return_scores: also every label's probability.
         truncate: cut a text that is too long; else it gets the error `text_too_long`.
         errors: of rows that have one already, by position; their vectors are not looked at.
+        set_labels: how many labels the set has that is named.
     """
 
     queries: list[str] | np.ndarray
-    labels: LabelSet | RaggedLabels | None
+    labels: LabelSet | RaggedLabels | str | None
     top_k: int = 1
     return_scores: bool = False
     truncate: bool = True
     errors: Mapping[int, str] = field(default_factory=dict)
+    set_labels: int = 0
+
+    @property
+    def label_counts(self) -> np.ndarray:
+        """K of each row, int64 [N]."""
+        rows = len(self.queries)
+        if self.labels is None or isinstance(self.labels, str):
+            return np.full(rows, self.set_labels)
+        return self.labels.counts_by_row(rows)
 
 
 @dataclass(frozen=True)
@@ -47,6 +62,7 @@ class ModelAnswer:
         embedded, cached: distinct texts (labels' among the first) that were embedded anew, and
             texts of rows whose vectors were known.
         label_tokens: that the encoder read.
+        names: of the labels, where their set was asked for by name.
         answers: of the G good rows; None where none was asked for or no row is good.
         vectors_GD: of the good rows, where only these were asked for.
         seconds: by step: tokenise, embed and classify (both with their waiting), model (in all).
@@ -59,6 +75,7 @@ class ModelAnswer:
     embedded: int
     cached: int
     label_tokens: int = 0
+    names: list[str] | None = None
     answers: Answers | None = None
     vectors_GD: np.ndarray | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)

@@ -14,7 +14,7 @@ from sce.client.connection import (
     NotAuthorised,
     RequestRefused,
 )
-from sce.client.wire import EndpointInfo, RequestLimits, RowError, ServedModel
+from sce.client.wire import EndpointInfo, RequestLimits, RowError, ServedLabelSet, ServedModel
 
 __all__ = [
     "Client",
@@ -27,5 +27,6 @@ __all__ = [
     "RequestLimits",
     "RequestRefused",
     "RowError",
+    "ServedLabelSet",
     "ServedModel",
 ]

@@ -22,8 +22,10 @@ from sce.client.wire import (
     ClassifyResponse,
     EmbeddingsResponse,
     EndpointInfo,
+    LabelSetList,
     RequestLimits,
     RowError,
+    ServedLabelSet,
     ServedModel,
     decode_vector,
     encode_vectors,
@@ -120,11 +122,17 @@ class Client:
             )
         return info.models[name]
 
+    def label_sets(self) -> dict[str, ServedLabelSet]:
+        """The label sets that the server has, by name, as of now; raises as `info`."""
+        found = self._connection.ask("/v1/label_sets", LabelSetList.model_validate_json)
+        return {label_set.name: label_set for label_set in found.data}
+
     def predict(
         self,
         texts: str | Sequence[str] | np.ndarray | None = None,
         labels: Any = None,
         *,
+        label_set: str | None = None,
         embeddings: np.ndarray | None = None,
         threshold: float | None = None,
         top_k: int | None = None,
@@ -132,6 +140,9 @@ class Client:
         candidate_labels: Any = None,
     ) -> list[Prediction]:
         """`Predictor.predict`, with the same arguments and the same answers.
+
+        Args:
+            label_set: in place of labels, the name of a label set that the server has.
 
         Raises:
             LabelError, InputError: as there; `DataError` names the position of a bad row.
@@ -147,6 +158,7 @@ class Client:
             check_unicode(texts)
         settings: dict[str, Any] = {"threshold": threshold, "top_k": top_k}
         settings |= {"embeddings": embeddings, "return_scores": return_scores}
+        settings |= {"label_set": label_set}
         predictions = []
         for row, item in enumerate(self.classify(texts, labels, **settings)):
             if isinstance(item, RowError):
@@ -160,6 +172,7 @@ class Client:
         texts: Sequence[str] | np.ndarray | None = None,
         labels: Any = None,
         *,
+        label_set: str | None = None,
         embeddings: np.ndarray | None = None,
         threshold: float | None = None,
         top_k: int | None = None,
@@ -172,6 +185,8 @@ class Client:
         """
         if (texts is None) == (embeddings is None):
             raise InputError("give either texts or embeddings.")
+        if (labels is None) == (label_set is None):
+            raise InputError("give either labels or label_set.")
         if top_k is not None and top_k < 1:
             raise InputError(f"top_k: {top_k}, but at least 1 is needed.")
         if _is_numeric_array(texts):
@@ -179,11 +194,15 @@ class Client:
         if texts is not None:
             field, items = "texts", list(texts)
         else:
-            field, items = "embeddings", list(encode_vectors(self._check_embeddings(embeddings)))
+            queries_ND = self._check_embeddings(embeddings, self._dimension(label_set))
+            field, items = "embeddings", list(encode_vectors(queries_ND))
         settings: dict[str, Any] = {"return_scores": bool(return_scores)}
         settings |= {} if threshold is None else {"threshold": float(threshold)}
         settings |= {} if top_k is None else {"top_k": int(top_k)}
-        rows = self._rows("/v1/classify", field, items, settings).with_labels(labels)
+        settings |= {} if label_set is None else {"label_set": label_set}
+        rows = self._rows("/v1/classify", field, items, settings)
+        if label_set is None:
+            rows = rows.with_labels(labels)
         if not items:
             return []
         refused: dict[int, RowError] = {}
@@ -220,9 +239,18 @@ class Client:
     def _limits(self) -> RequestLimits:
         return (self._info or self.info()).limits
 
-    def _check_embeddings(self, embeddings: Any) -> np.ndarray:
+    def _dimension(self, label_set: str | None) -> int:
+        """D of the model that will answer."""
+        info = self._info or self.info()
+        if label_set is not None and self.model is None:
+            for model in info.models.values():
+                if label_set in model.label_sets:
+                    return model.dimension
+        return self.served_model(info).dimension
+
+    @staticmethod
+    def _check_embeddings(embeddings: Any, dimension: int) -> np.ndarray:
         queries_ND = np.asarray(embeddings, np.float32)
-        dimension = self.served_model(self._info).dimension
         if queries_ND.ndim != 2 or queries_ND.shape[1] != dimension:
             raise InputError(
                 f"embeddings: shape {queries_ND.shape}, but this model reads [N, {dimension}]."

@@ -88,6 +88,7 @@ CLASSIFY_EXAMPLES: list[Any] = [
         ],
     },
     {"texts": ["I was charged twice."], "labels": {"billing": "invoices, charges, refunds"}},
+    {"texts": ["The parcel never came.", "Great shop!"], "label_set": "tickets"},
     {
         "texts": ["The parcel never came.", "Great shop!"],
         "labels": [["late delivery", "billing"], ["praise", "complaint"]],
@@ -111,6 +112,11 @@ class ClassifyRequest(Wire):
         description="Names, `{name: description}`, objects; or one such list a text.",
     )
     candidate_labels: LabelSetsForm | None = Field(None, description="Another name of `labels`.")
+    label_set: StrictStr | None = Field(
+        None,
+        description="Instead of labels: one of `/v1/label_sets`. Without `model`, the first model "
+        "that has it answers.",
+    )
     threshold: float | None = Field(
         None, ge=0, le=1, description="Below this probability `label` is null; the score stays."
     )
@@ -126,8 +132,9 @@ class ClassifyRequest(Wire):
     def _one_of_each(self) -> ClassifyRequest:
         if (self.texts is None) == (self.embeddings is None):
             raise ValueError("give either texts or embeddings")
-        if (self.labels is None) == (self.candidate_labels is None):
-            raise ValueError("labels are needed (under one of their names)")
+        given = [self.labels, self.candidate_labels, self.label_set]
+        if sum(one is not None for one in given) != 1:
+            raise ValueError("give exactly one of labels, candidate_labels and label_set")
         return self
 
 
@@ -363,6 +370,7 @@ class ServedModel(_Open):
         embedder: the embedder whose vectors it reads.
         model_fingerprint: identifies its weights.
         shortlist_above: sets of more labels are scored by a shortlist; None: none is.
+        label_sets: that it has, by name.
     """
 
     name: str = Field(validation_alias="id")
@@ -371,6 +379,7 @@ class ServedModel(_Open):
     dtype: str
     shortlist_above: int | None
     shortlist_size: int | None
+    label_sets: Mapping[str, Any] = {}
 
     @property
     def dimension(self) -> int:
@@ -386,6 +395,31 @@ class ServedModel(_Open):
             "shortlist_above": self.shortlist_above,
             "shortlist_size": self.shortlist_size,
         }
+
+
+class ServedLabelSet(_Open):
+    """Labels that were fitted to a corpus (jobs/adapt.py), as an endpoint has them."""
+
+    object: Literal["label_set"] = "label_set"
+    name: str = Field(alias="id", description="What requests choose it by.")
+    labels: list[str] = Field(description="Names, in the order of the file that they stood in.")
+    fingerprint: str = Field(description="Equal for equal answers.")
+    rows: int = Field(description="Texts of the corpus that it was fitted to.")
+    trust: str = Field(description="How far the corpus was believed.")
+    temperature: float
+    embedder: str = Field(description="Id of the embedder whose vectors it reads.")
+    versions: dict[str, Any] = Field(description="Of the software that fitted it.")
+    models: list[str] = Field(description="The models that have it.")
+    report_page: bool = Field(description="Whether `/v1/label_sets/{name}/report` is there.")
+
+
+class LabelSetDetails(ServedLabelSet):
+    report: dict[str, Any] = Field(description="Figures of the fit, of the set and each label.")
+
+
+class LabelSetList(_Open):
+    object: Literal["list"] = "list"
+    data: list[ServedLabelSet]
 
 
 class RequestLimits(_Open):

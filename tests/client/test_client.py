@@ -52,8 +52,14 @@ FINGERPRINT = {
     "adapter": None, "pooling": "mean", "normalised": True, "dimension": DIMENSION,
     "max_tokens": 64, "dtype": "float32", "weights_sha256": "1", "tokenizer_sha256": "2",
 }  # fmt: skip
+SET_LIST = {"object": "list", "data": [{
+    "id": "tickets", "object": "label_set", "labels": ["late", "billing"], "fingerprint": "ab",
+    "rows": 800, "trust": "bold", "temperature": 0.5, "embedder": "0123456789abcdef",
+    "versions": {}, "models": ["tiny"], "report_page": True, "of_a_later_version": 1,
+}]}  # fmt: skip
 USAGE = dict.fromkeys(("prompt_tokens", "total_tokens", "embedded_texts", "cached_texts"), 0)
 LABELS = ["zero", "one", "two"]
+SETS = {"tickets": ["late", "billing"]}
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -92,9 +98,11 @@ class FakeServer:
         self.judge: Callable[[int], Said | None] = lambda rows: None
         self.model_fingerprint = "weights"
         self.seconds = 0.0
+        self.wide = False
         self.sizes: list[int] = []
         self.tokens: list[str | None] = []
         self.models: list[str | None] = []
+        self.label_sets: list[str | None] = []
         self.busy = self.most_busy = 0
         self.lock = threading.Lock()
         handler = type("Handler", (_Handler,), {"fake": self})
@@ -113,6 +121,9 @@ class FakeServer:
             "model_fingerprint": self.model_fingerprint,
         }  # fmt: skip
         models = [{"id": "tiny"} | model, {"id": "other"} | model]
+        if self.wide:  # a model of another embedder, which alone has the label sets
+            fingerprint = FINGERPRINT | {"dimension": 2 * DIMENSION}
+            models.append({"id": "wide"} | model | {"embedder": fingerprint, "label_sets": SETS})
         return {"models": models, "default_model": "tiny", "limits": self.limits, "version": "0"}
 
     def classify(self, body: bytes) -> dict[str, Any] | Said:
@@ -120,7 +131,10 @@ class FakeServer:
         self.models.append(request.model)
         rows = request.embeddings if request.texts is None else request.texts
         self.sizes.append(len(rows))
+        self.label_sets.append(request.label_set)
         form = request.candidate_labels if request.labels is None else request.labels
+        if request.label_set is not None:
+            form = SETS[request.label_set]
         ragged = isinstance(form[0], list)
         sets = form if ragged else [form] * len(rows)
         texts = {json.dumps(label) for labels in sets for label in labels}
@@ -179,7 +193,8 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
-        self.answer(200, json.dumps(self.fake.info()).encode(), {})
+        found = SET_LIST if self.path == "/v1/label_sets" else self.fake.info()
+        self.answer(200, json.dumps(found).encode(), {})
 
     def do_POST(self) -> None:
         fake = self.fake
@@ -282,6 +297,34 @@ def test_a_prediction_is_that_of_the_predictor(client):
     assert client.predict("4", candidate_labels=LABELS) == [Prediction("one", 0.5)]
     assert client.predict("4", LABELS, threshold=np.float32(0.75)) == [Prediction(None, 0.5)]
     assert client.predict([], LABELS) == []
+
+
+def test_a_label_set_by_name_in_place_of_labels(server, client):
+    server.limits["max_texts"] = 20
+    found = client.predict(numbers(50), label_set="tickets")
+    assert names(found) == ["late", "billing"] * 25
+    assert server.label_sets == ["tickets"] * 3
+    assert isinstance(client.classify(["bad"], label_set="tickets")[0], RowError)
+    sets = client.label_sets()
+    assert list(sets) == ["tickets"]
+    assert sets["tickets"].labels == SETS["tickets"]
+    assert (sets["tickets"].rows, sets["tickets"].trust) == (800, "bold")
+    with pytest.raises(InputError, match="either labels or label_set"):
+        client.predict("1", LABELS, label_set="tickets")
+    with pytest.raises(InputError, match="either labels or label_set"):
+        client.predict("1")
+
+
+def test_vectors_are_those_of_the_model_that_has_the_label_set(server, client):
+    server.wide = True
+    vectors = np.zeros((3, 2 * DIMENSION), np.float32)
+    vectors[:, 0] = [0, 1, 2]
+    found = client.predict(embeddings=vectors, label_set="tickets")
+    assert names(found) == ["late", "billing", "late"]
+    with pytest.raises(InputError, match=r"\[N, 4\]"):
+        client.predict(embeddings=vectors, labels=LABELS)
+    with pytest.raises(InputError, match=r"\[N, 8\]"):
+        client.predict(embeddings=vectors[:, :4], label_set="tickets")
 
 
 def test_many_rows_keep_their_order_and_a_bound_on_requests(server):

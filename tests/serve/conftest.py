@@ -1,19 +1,29 @@
 """A small model, served without Ray: the engine behind the interface."""
 
 import asyncio
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from sce.adaptation.artefact import REPORT_PAGE, AdaptedLabels
 from sce.embedding.embedder import embedder_fingerprint
+from sce.embedding.fingerprint import EmbedderFingerprint
 from sce.embedding.settings import EmbedderConfig
+from sce.labels import LabelSet
+from sce.model.linear_labels import round_weights
 from sce.training.fresh_model import ModelConfig, build_model
 from serve.cache import VectorCache
-from serve.engine import Engine
+from serve.engine import Engine, LoadedModel
+from serve.label_sets import load_label_sets
 from serve.model import load_model
 from serve.settings import ModelSettings
 from tests.tiny_models import build_roberta, build_sentence_transformer
+
+NAMES = ["zebra", "late delivery", "Billing", "praise", "ärger"]
+PAGE = "<!doctype html><title>Tickets</title>"
 
 
 @pytest.fixture(scope="session")
@@ -31,6 +41,26 @@ def models(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def tickets(loaded, tmp_path_factory) -> str:
+    """The folder of adapted labels with a report."""
+    fingerprint = loaded.predictor.embedder.fingerprint
+    return save_label_set(tmp_path_factory.mktemp("sets") / "tickets", fingerprint, NAMES, 0, PAGE)
+
+
+@pytest.fixture(scope="session")
+def bare(loaded, tmp_path_factory) -> str:
+    """The folder of others without."""
+    fingerprint = loaded.predictor.embedder.fingerprint
+    return save_label_set(tmp_path_factory.mktemp("sets") / "bare", fingerprint, ["only", "two"], 1)
+
+
+@pytest.fixture(scope="session")
+def with_sets(loaded, tickets, bare) -> LoadedModel:
+    folders = {"tickets": tickets, "bare": bare}
+    return loaded.with_label_sets(load_label_sets(folders, loaded.predictor.embedder.fingerprint))
+
+
 def settings_of(models: Path, name: str = "sce", **more) -> ModelSettings:
     embedder = {"kind": "sentence_transformers", "model": str(models / "embedder")}
     return ModelSettings(
@@ -46,6 +76,31 @@ def loaded(models):
 @pytest.fixture(scope="session")
 def predictor(loaded):
     return loaded.predictor
+
+
+def save_label_set(
+    folder: Path,
+    fingerprint: EmbedderFingerprint,
+    names: Sequence[str],
+    seed: int = 0,
+    page: str | None = None,
+) -> str:
+    """Adapted labels with random weights, as `jobs/adapt.py` writes them; the folder."""
+    dice = np.random.default_rng(seed)
+    weight_KD = round_weights(3 * dice.normal(size=(len(names), fingerprint.dimension)))
+    report = {"rows": 900, "fitted_rows": 800, "trust": "default", "adapted": True, "labels": []}
+    facts = {"model": None, "corpus": {"source": "0", "rows": 900, "fitted_rows": 800},
+             "settings": {}, "versions": {"sce": "0.1.0"}, "report": report}  # fmt: skip
+    bias_K = dice.normal(size=len(names))
+    known = fingerprint.to_dict()
+    labels = AdaptedLabels(LabelSet.parse(names), weight_KD, bias_K, 0.7, known, facts, {})
+
+    def write_page(new: Path) -> None:
+        if page is not None:
+            (new / REPORT_PAGE).write_text(page, encoding="utf-8")
+
+    labels.save(folder, write_page)
+    return str(folder)
 
 
 def make_engine(loaded, cache_bytes: int = 2**20, **more) -> Engine:

@@ -4,15 +4,18 @@ import json
 import re
 import shlex
 import subprocess
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import requests
 
 from jobs.benchmarks.serve import serve_app
-from sce.client import Client
+from sce.adaptation.artefact import AdaptedLabels
+from sce.client import Client, RequestRefused
 from serve.app import main
-from tests.serve.conftest import settings_of
+from tests.serve.conftest import PAGE, settings_of
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -24,9 +27,10 @@ pytestmark = pytest.mark.timeout(240)
 
 
 @pytest.fixture(scope="module")
-def url(models, tmp_path_factory):
+def url(models, tickets, tmp_path_factory):
     model = json.loads(settings_of(models).model_dump_json(exclude={"scaling"}))
-    with serve_app(tmp_path_factory.mktemp("served"), {"models": {"tiny": model}}) as url:
+    settings = {"models": {"tiny": model}, "label_sets": {"tickets": tickets}}
+    with serve_app(tmp_path_factory.mktemp("served"), settings) as url:
         yield url
 
 
@@ -67,6 +71,30 @@ def test_over_http_as_in_python(url, predictor):
                 assert [name for name, _ in one.top] == [name for name, _ in wanted.top]
 
 
+def test_label_sets_over_http_as_in_python(url, predictor, tickets):
+    labels = AdaptedLabels.load(tickets)
+    settings = {"top_k": 2, "return_scores": True, "threshold": 0.3}
+    with Client(url) as client:
+        vectors = client.embed(TEXTS).vectors
+        alone = predictor.predict(embeddings=vectors, labels=labels, **settings)
+        settings["label_set"] = "tickets"
+        assert client.predict(embeddings=vectors, **settings) == alone
+        assert [client.predict(embeddings=v[None], **settings)[0] for v in vectors] == alone
+        cut = [replace(one, truncated=i == 3) for i, one in enumerate(alone)]
+        assert client.predict(TEXTS, **settings) == cut
+        assert [client.predict(text, **settings)[0] for text in TEXTS] == cut
+        found = client.label_sets()["tickets"]
+        assert (found.labels, found.fingerprint) == (labels.names, labels.id)
+        with pytest.raises(RequestRefused, match="no label set 'week2'; there are: tickets"):
+            client.predict(TEXTS, label_set="week2")
+    assert requests.get(f"{url}/v1/label_sets/tickets/report", timeout=10).text == PAGE
+    deadline = time.monotonic() + 60  # Ray's agents tell some seconds later
+    wanted = 'label_set="tickets"'
+    while wanted not in (text := requests.get(f"{url}/metrics", timeout=10).text):
+        assert time.monotonic() < deadline, text
+        time.sleep(1)
+
+
 def test_the_page_and_the_document_are_there(url):
     assert "<title>" in requests.get(f"{url}/", timeout=10).text
     for asset in re.findall(
@@ -88,6 +116,8 @@ def test_the_page_and_the_document_are_there(url):
         (["--tokens-file", "nowhere"], "tokens_file: cannot be read"),
         (["--port", "0"], "port"),
         (["--modell", "x"], "unrecognized arguments"),
+        (["--label-sets", "mine=nowhere"], "label_sets.mine: nowhere: no adapted labels there"),
+        (["--label-sets", "a/b=nowhere"], "label_sets"),
     ],
 )
 def test_what_cannot_be_served_is_said(models, capsys, flags, message):

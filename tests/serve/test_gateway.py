@@ -21,7 +21,7 @@ from sce.client.wire import (
 )
 from serve.auth import Guard
 from serve.batches import plain_place
-from serve.engine import Engine
+from serve.engine import Engine, LoadedModel
 from serve.ingress import Ingress
 from serve.routes import make_app
 from serve.settings import Limits
@@ -55,15 +55,28 @@ class LocalPort:
             await asyncio.to_thread(self.hold.wait, 30)
         return await self._engine.answer(request)
 
-    async def info(self) -> Mapping[str, Any]:
+    @property
+    def _model(self) -> LoadedModel:
         assert self._engine.model is not None
-        return self._engine.model.info
+        return self._engine.model
+
+    async def info(self) -> Mapping[str, Any]:
+        return self._model.info
+
+    async def label_sets(self) -> list[Mapping[str, Any]]:
+        return self._model.about_label_sets()
+
+    async def label_set(self, name: str) -> Mapping[str, Any]:
+        return self._model.label_set(name).details()
+
+    async def report_page(self, name: str) -> bytes | None:
+        return self._model.label_set(name).page
 
 
 @pytest.fixture
-def port(loaded) -> LocalPort:
+def port(with_sets) -> LocalPort:
     """Of this test alone: an engine's queue lives in one event loop."""
-    return LocalPort(make_engine(loaded))
+    return LocalPort(make_engine(with_sets))
 
 
 @pytest.fixture

@@ -29,6 +29,7 @@ import pytest
 from sce.embedding.embedder import embedder_fingerprint
 from sce.embedding.settings import EmbedderConfig
 from sce.training.fresh_model import ModelConfig, build_model
+from tests.serve.conftest import save_label_set
 
 ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
@@ -37,6 +38,8 @@ FLAGS = (
     "--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --disable-quic "
     "--no-first-run --disable-background-networking --disable-component-update --disable-sync"
 )
+SET_NAMES = ["Lieferung", "<b>Geld</b>", "Donaudampfschifffahrtsgesellschaft" * 4]
+SET_PAGE = "<!doctype html><title>Tickets</title><p style='color: red'>How it was fitted"
 START_SECONDS, STOP_SECONDS, ANSWER_SECONDS = 120, 60, 30
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
@@ -44,11 +47,13 @@ pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory) -> Iterator[str]:
-    """A server whose model is the default recipe before its first step: cosine, as good as."""
+    """A server whose model is the default recipe before its first step: cosine, as good as; with
+    adapted labels of random weights."""
     home = tmp_path_factory.mktemp("page")
     fingerprint = embedder_fingerprint(EmbedderConfig())
     fresh = build_model(ModelConfig(), fingerprint.to_dict(), 0.0, seed=0)
     fresh.model.save_pretrained(home / "model")
+    labels = save_label_set(home / "labels", fingerprint, SET_NAMES, page=SET_PAGE)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -56,6 +61,7 @@ def url(tmp_path_factory) -> Iterator[str]:
     # Ray's sockets do not take the long paths of pytest's folders.
     ray_folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")
     command = [sys.executable, "-m", "serve.app", "--model", str(home / "model")]
+    command += ["--label-sets", f"tickets={labels}"]
     with (home / "log").open("w") as log:
         server = subprocess.Popen(
             [*command, "--port", str(port)],
@@ -795,7 +801,7 @@ def test_stop_keeps_what_has_come(blank, play):
 
 def test_ten_thousand_rows_stay_quick(blank, play):
     play("""
-        ({path, body}, request, real, json) => path === "info" ? null
+        ({path, body}, request, real, json) => path !== "v1/classify" ? null
             : json(200, {data: body.texts.map((text, index) => {
                 const p = (text.length * 37 + index * 13) % 100 / 100;
                 const scores = {"late delivery": p, billing: 1 - p};
@@ -825,3 +831,114 @@ def test_ten_thousand_rows_stay_quick(blank, play):
     blank.click("#more-rows")
     assert len(blank.rows()) == 400
     assert blank.js("return document.activeElement.dataset.row") == "200"
+
+
+def choose_set(page: Page, name: str) -> None:
+    page.until(lambda: page.find("#label-set").is_displayed(), "no choice of label sets")
+    page.find("#label-set").send_keys(name)
+
+
+def test_a_label_set_of_the_server(blank, play):
+    play("() => null")
+    page = blank
+    texts, labels = page.example()
+    page.answered(texts, set(labels))
+    page.set_threshold(0)
+    choose_set(page, "tickets")
+    page.answered(texts, set(SET_NAMES))
+    sent = page.js("return seen.at(-1).body")
+    assert sent["label_set"] == "tickets"
+    assert "labels" not in sent
+    assert [item.text for item in page.all("#set-labels li")] == SET_NAMES
+    assert not page.all("#from-set input, #from-set textarea, #from-set b")
+    assert page.text("#labels-count") == "3 labels"
+    assert page.text("#set-facts") == "Fitted to 800 texts; trust: default."
+    assert not page.find("#labels").is_displayed()
+    assert not page.find("#add-label").is_displayed()
+    assert all(f"{name}: " in page.text("#filter") for name in SET_NAMES)
+
+    shown = page.column("label")
+    assert '"label_set": "tickets"' in page.code("curl")
+    printed = io.StringIO()
+    with redirect_stdout(printed):
+        exec(compile(page.code("python"), "copied", "exec"), {})
+    lines = printed.getvalue().splitlines()
+    assert [line.startswith(label) for line, label in zip(lines, shown)] == [True] * len(texts)
+
+    page.find("#label-set").send_keys("labels of your own")
+    page.answered(texts, set(labels))
+    assert page.find("#labels").is_displayed()
+    assert not page.find("#from-set").is_displayed()
+    assert page.example()[1] == labels
+
+
+@pytest.mark.parametrize("token", ["", "of-a-server-that-wants-one"])
+def test_the_report_of_a_label_set(page, token):
+    choose_set(page, "tickets")
+    page.answered(page.example()[0], {*SET_NAMES})
+    page.js("if (arguments[0]) sessionStorage.setItem('token', arguments[0])", token)
+    first = page.driver.current_window_handle
+    page.click("#report")
+    page.until(lambda: len(page.driver.window_handles) == 2, "no tab opens")
+    try:
+        page.driver.switch_to.window(page.driver.window_handles[1])
+        page.until(lambda: page.driver.title == "Tickets", "no report")
+        assert page.driver.current_url.startswith("blob:" if token else page.url)
+        style = "return getComputedStyle(document.querySelector('p')).color"
+        assert page.js(style) == "rgb(255, 0, 0)", "its styles are refused"
+    finally:
+        page.driver.close()
+        page.driver.switch_to.window(first)
+
+
+def test_a_label_set_by_keyboard_and_on_a_phone(page):
+    page.resize(360, 800, mobile=True)
+    page.until(lambda: page.find("#label-set").is_displayed(), "no choice of label sets")
+    page.js("document.getElementById('file').focus()")
+    focused = "return document.activeElement.id"
+    for _ in range(3):
+        page.press("Tab")
+        if page.js(focused) == "label-set":
+            break
+    page.press(*"tick")
+    page.answered(page.example()[0], {*SET_NAMES})
+    for wanted in ("set-labels", "report", "run"):
+        page.press("Tab")
+        assert page.js(focused) == wanted
+        outline = "return getComputedStyle(document.activeElement).outlineStyle"
+        assert page.js(outline) != "none", f"{wanted}: focus is not visible"
+    widths = page.js("return [document.documentElement.scrollWidth, window.innerWidth]")
+    assert widths == [360, 360]
+    nodes = page.cdp("Accessibility.getFullAXTree")["nodes"]
+    for node in nodes:
+        if not node["ignored"] and node["role"]["value"] in ("combobox", "link", "list"):
+            assert node["name"]["value"].strip() or node["role"]["value"] == "list", node
+
+
+def test_label_sets_are_offered_by_the_models_that_have_them(blank, play):
+    play("""
+        ({path, body}, request, real, json) => path === "info"
+            ? json(200, {models: [{id: "a"}, {id: "b", label_sets: {odd: {}}}], default_model: "a",
+                         limits: {}})
+            : path === "v1/label_sets"
+            ? json(200, {data: [{id: "odd", labels: ["x", "y"], rows: 1, trust: "none",
+                                 models: ["b"], report_page: false}]})
+            : body.label_set && seen.length > 5
+            ? json(404, {error: {message: "It is gone.", param: "label_set"}})
+            : json(200, {data: body.texts.map((text, index) => ({index, score: 1,
+                         scores: body.label_set ? {x: 1, y: 0} : {},
+                         label: body.label_set ?? "-", truncated: false, error: null})),
+                         usage: {embedded_texts: 0, cached_texts: 0}})
+    """)
+    blank.until(lambda: set(blank.column("label")) == {"-"}, "no answers of the default")
+    assert not blank.find("#label-set").is_displayed()
+    blank.find("#model").send_keys("b")
+    choose_set(blank, "odd")
+    blank.until(lambda: set(blank.column("label")) == {"odd"}, "no answers of the set")
+    assert not blank.find("#report").is_displayed()
+    blank.click("#run")
+    blank.until(lambda: blank.text("#labels-error") == "It is gone.", "no word of the refusal")
+    blank.find("#model").send_keys("a")
+    blank.until(lambda: set(blank.column("label")) == {"-"}, "no answers with own labels")
+    assert not blank.find("#label-set").is_displayed()
+    assert blank.find("#labels").is_displayed()
