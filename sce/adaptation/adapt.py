@@ -176,7 +176,7 @@ def _report(
         "adapted": adapted,
         "trust": chosen.trust,
         "why": _why(fitter, chosen),
-        "grain": grain(fitter.moments(WHOLE), fitter.start.own_vectors()),
+        "grain": grain(fitter.moments(WHOLE), fitter.start.text_KD),
         "agreement": agreement if adapted else None,
         "changed": float(1 - np.trace(flows_KK) / rows),
         "calibration": dict(calibration),

@@ -193,8 +193,13 @@ class Fitter:
             return cls(start, settings, ())
         if settings.trust != "auto":
             return cls(start, settings, (settings.trust,))
-        enough = len(start.targets_M) >= MIN_CHOICE_ROWS
-        return cls(start, settings, tuple(FITS) if enough else ("default",))
+        fitter = cls(start, settings, ("default",))
+        return replace(fitter, trusts=tuple(FITS)) if fitter.can_choose else fitter
+
+    @property
+    def can_choose(self) -> bool:
+        """Whether labelled rows can choose a trust."""
+        return self.settings.trust == "auto" and len(self.start.targets_M) >= MIN_CHOICE_ROWS
 
     def mixture(self, trust: Trust) -> MixtureSettings:
         """The settings of a track's mixture, the anchor by how much the labels say."""
@@ -249,8 +254,9 @@ class Fitter:
                 f"{rows:,} texts for {labels} labels are {rows / labels:.1f} a label; below "
                 f"{self.settings.min_rows_a_label:g} they teach nothing."
             )
-        found = grain(self.moments(WHOLE), self.start.own_vectors())
-        if self.settings.trust == "auto" and found < MIN_GRAIN:
+        # What is said of the labels decides: a few labelled rows would always look like groups.
+        found = grain(self.moments(WHOLE), self.start.text_KD)
+        if self.settings.trust == "auto" and found < MIN_GRAIN and not self.can_choose:
             return (
                 "The labels lie across what this corpus groups by: it varies along what tells them "
                 f"apart {found:.1f} times as much as in any direction, of {MIN_GRAIN} that are "

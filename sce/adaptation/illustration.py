@@ -27,6 +27,7 @@ MAX_SAMPLE_ROWS = 5000
 """Time and memory grow with the square of the rows (a distance for each two)."""
 SHOWN_TEXTS = 5
 QUESTIONS = 20
+RANDOM_QUESTIONS = 30
 SURE_ROWS = 5
 """A label with fewer sure rows than this, of a probability of at least one half, is asked about."""
 _PAIR_QUESTIONS = 3
@@ -79,6 +80,7 @@ class Illustration:
         new_places_K2: the mean of the rows that a label answers, each counted by its probability;
             NaN where it answers none.
         to_label: up to 20 rows, the one that would teach most first.
+        at_random: up to 30 others, so that what is measured on the labelled rows is fair.
     """
 
     names: list[str]
@@ -89,6 +91,7 @@ class Illustration:
     old_places_K2: np.ndarray
     new_places_K2: np.ndarray
     to_label: list[Question]
+    at_random: list[Question]
 
     def __len__(self) -> int:
         """Rows of the sample."""
@@ -136,7 +139,7 @@ def illustrate(
     if not rows:
         nowhere_K2 = np.full((len(names), 2), np.nan)
         empty_S2, empty_S = np.empty((0, 2)), np.empty(0, np.int64)
-        return Illustration(names, {}, {}, empty_S2, empty_S, nowhere_K2, nowhere_K2, [])
+        return Illustration(names, {}, {}, empty_S2, empty_S, nowhere_K2, nowhere_K2, [], [])
     order_S = sorted(range(rows), key=lambda i: (ids[i], shown[i] or ""))
     x_SD = np.asarray(vectors_SD, np.float32)[order_S]
     sample = _Sample(
@@ -150,8 +153,8 @@ def illustrate(
     means_KD = _means(sample)
     typical, moved = _examples(sample, names, means_KD)
     points_S2, old_K2, new_K2 = _plane(x_SD, answers_S, own_KD, means_KD)
-    to_label = _questions(sample, names, {_key(text) for text in labelled_texts})
-    return Illustration(names, typical, moved, points_S2, answers_S, old_K2, new_K2, to_label)
+    questions = _questions(sample, names, {_key(text) for text in labelled_texts})
+    return Illustration(names, typical, moved, points_S2, answers_S, old_K2, new_K2, *questions)
 
 
 def _means(sample: _Sample) -> np.ndarray:
@@ -228,13 +231,18 @@ def _plane(
     return tuple((places - middle_2) * signs_2 for places in (points_S2, old_K2, new_K2))
 
 
-def _questions(sample: _Sample, names: Sequence[str], known: Collection[str]) -> list[Question]:
-    """The rows to ask about: first, in up to half of the places, for each label with few sure rows
-    the row nearest to the label's own vector; then doubtful rows, by the gap between the two
-    best labels and by how many rows are like them, a few of each pair of labels."""
+def _questions(
+    sample: _Sample, names: Sequence[str], known: Collection[str]
+) -> tuple[list[Question], list[Question]]:
+    """The rows to ask about, and others drawn at random.
+
+    Of the first, up to half are for labels with few sure rows: the row nearest to the label's own
+    vector. The rest are doubtful rows, by the gap between the two best labels and by how many rows
+    are like them, a few of each pair of labels.
+    """
     count = len(names)
     if count < 2:
-        return []
+        return [], []
     rows = np.array(_one_a_text(sample.texts, known), np.int64)
     x_CD, p_CK = sample.vectors_SD[rows], sample.p_SK[rows]
     best_C2 = np.argsort(-p_CK, axis=1, kind="stable")[:, :2]
@@ -265,7 +273,11 @@ def _questions(sample: _Sample, names: Sequence[str], known: Collection[str]) ->
             if len(chosen) < QUESTIONS and pairs[pair] < limit and is_new(c):
                 ask(c, best_C2[c, 1])
                 pairs[pair] += 1
-    return list(chosen.values())
+    drawn = [c for c in np.random.default_rng(0).permutation(len(rows)).tolist() if c not in chosen]
+    teaching = list(chosen.values())
+    for c in drawn[:RANDOM_QUESTIONS]:
+        ask(c, best_C2[c, 1])
+    return teaching, list(chosen.values())[len(teaching) :]
 
 
 def _one_a_text(texts: Sequence[str | None], known: Collection[str]) -> list[int]:

@@ -27,11 +27,12 @@ Shapes: N rows of the corpus, B rows of a block, K labels in canonical order, D 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 from scipy.special import softmax
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 from sce.model.linear_labels import VECTOR_BITS, exact_products, round_weights
 
@@ -154,6 +155,11 @@ def start_scores(g_KD: np.ndarray, scale: float) -> Scores:
     return Scores(round_weights(scale * g_KD), np.zeros(len(g_KD)), np.zeros(len(g_KD)))
 
 
+@cache
+def _libraries() -> ThreadpoolController:
+    return ThreadpoolController()
+
+
 def presence_prior(sharp: Sums, moments: Moments, settings: MixtureSettings) -> np.ndarray:
     """presence_k float64 [K], from the sums of the sharp posterior."""
     labels = len(sharp.mass_K)
@@ -202,7 +208,7 @@ def fitted_scores(
     spread = np.trace(within_DD) / dimension
     within_DD *= 1 - settings.shrinkage
     within_DD[np.diag_indices(dimension)] += settings.shrinkage * spread
-    with threadpool_limits(1):  # a library may add up otherwise with more threads
+    with _libraries().limit(limits=1):  # one may add up otherwise with more threads
         a_KD = cho_solve(cho_factor(within_DD), mu_KD.T).T
         bias_K = -(a_KD @ mean_D) - 0.5 * np.einsum("kd,kd->k", a_KD, mu_KD)
     prior_K = np.array(log_prior_K, np.float64)

@@ -143,23 +143,17 @@ def next_steps(
     """What a user may do with a fit, or do to make it better."""
     steps, report, asked = [], adapted.report, len(illustration.to_label)
     if asked:
-        said = (
-            f"{TO_LABEL_FILE} holds the {asked} texts whose labels would teach most. Write into "
-            '"label" what each one is, leave empty what none of the labels fits, and fit again:'
-        )
+        drawn = len(illustration.at_random)
+        what = 'Write into "label" what each one is, leave empty what none of the labels fits,'
         if all(question.text is None for question in illustration.to_label):
-            said = (
-                f"{TO_LABEL_FILE} holds the ids of the {asked} rows whose labels would teach most. "
-                'Write the text of each into "text" and what it is into "label", and fit again:'
-            )
+            what = 'Write the text of each id into "text" and what it is into "label",'
+        said = (
+            f"{TO_LABEL_FILE} holds the {asked} texts whose labels would teach most and {drawn} "
+            f"drawn at random, so that the accuracy is not measured on doubtful ones alone. {what} "
+            "and fit again:"
+        )
         file = shlex.quote(f"{commands.folder.rstrip('/')}/{TO_LABEL_FILE}")
         steps.append(Step(said, f"{commands.adapt} --labelled {file}"))
-        steps.append(
-            Step(
-                "These are the doubtful ones, harder than the rest: an accuracy on them alone is "
-                "too low. Add some 30 rows drawn at random for a fair one."
-            )
-        )
     if any(label["seems_absent"] for label in report["labels"]):
         steps.append(
             Step(
@@ -337,7 +331,7 @@ def _to_fill_in(illustration: Illustration, labelled: Sequence[tuple[str, str]])
     ]
     rows += [
         {"id": q.id, "text": q.text, "label": "", "answer": q.answer, "second": q.second}
-        for q in illustration.to_label
+        for q in (*illustration.to_label, *illustration.at_random)
     ]
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 

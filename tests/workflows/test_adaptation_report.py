@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from sce.adaptation.illustration import illustrate
+from sce.adaptation.illustration import RANDOM_QUESTIONS, illustrate
 from sce.datasets.labelled import read_labelled
 from sce.workflows.adaptation_report import (
     ARTIFACTS,
@@ -179,7 +179,8 @@ def test_a_corpus_without_texts_shows_ids(tmp_path):
     first = json.loads((tmp_path / "to_label.jsonl").read_text().splitlines()[0])
     assert first["text"] is None
     assert (
-        'Write the text of each into "text"' in next_steps(adapted, illustration, COMMANDS)[0].said
+        'Write the text of each id into "text"'
+        in next_steps(adapted, illustration, COMMANDS)[0].said
     )
 
 
@@ -204,7 +205,9 @@ def test_the_file_to_fill_in_is_read_back_and_grows(tmp_path):
     assert list(rows[0]) == ["id", "text", "label", "answer", "second"]
     assert (rows[0]["text"], rows[0]["label"]) == given[0]
     asked = [(r["id"], r["text"], r["answer"], r["second"]) for r in rows[1:]]
-    assert asked == [tuple(question) for question in illustration.to_label]
+    assert asked == [tuple(q) for q in (*illustration.to_label, *illustration.at_random)]
+    assert not set(illustration.to_label) & set(illustration.at_random)
+    assert len(illustration.at_random) == RANDOM_QUESTIONS
     assert all(row["label"] == "" for row in rows[1:])
     rows[3]["label"] = "rain"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
