@@ -124,14 +124,19 @@ class AdaptedAlone:
     embedder_config: EmbedderConfig
 
     @classmethod
-    def find(cls, labels: AdaptedLabels, embedder: EmbedderConfig | None) -> AdaptedAlone:
-        """With the embedder that the labels' corpus was embedded by.
+    def find(
+        cls, labels: AdaptedLabels, embedder: EmbedderConfig | None, reads_texts: bool
+    ) -> AdaptedAlone:
+        """With the embedder that the labels' corpus was embedded by, which has to be there only
+        where texts are read.
 
         Raises:
             InputError: `embedder` is another one, or it cannot be loaded.
         """
         made_by = EmbedderFingerprint.from_dict(dict(labels.embedder))
-        return cls(labels.id, made_by, embedder_of(embedder, made_by))
+        if reads_texts or embedder is not None:
+            return cls(labels.id, made_by, embedder_of(embedder, made_by))
+        return cls(labels.id, made_by, EmbedderConfig.from_fingerprint(made_by.to_dict()))
 
     @property
     def identity(self) -> dict[str, Any]:

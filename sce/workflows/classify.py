@@ -89,8 +89,8 @@ def resolve(config: ClassifyConfig) -> ClassifyPlan:
     check_model(config, adapted is not None)
     check_together(config)
     previous = None if config.compare_to is None else _previous_output(config.compare_to)
-    backend = _backend(config, adapted)
     corpus = open_corpus(config.input)
+    backend = _backend(config, adapted, corpus)
     columns = _columns(config, corpus)
     if corpus.store is not None:
         corpus.store.require(backend.embedder)
@@ -265,10 +265,12 @@ def _previous_output(place: Place) -> tuple[str, list[str] | None]:
 
 
 def _backend(
-    config: ClassifyConfig, adapted: AdaptedLabels | None
+    config: ClassifyConfig, adapted: AdaptedLabels | None, corpus: Corpus
 ) -> LocalModel | AdaptedAlone | ServedByEndpoint:
     if adapted is not None:
-        found = AdaptedAlone.find(adapted, config.embedder)
+        has_vectors = corpus.store is not None or config.embedding_column is not None
+        reads_texts = not has_vectors or config.labelled is not None
+        found = AdaptedAlone.find(adapted, config.embedder, reads_texts)
         if config.model is not None:  # it is not needed, but another one's vectors are not meant
             model = LocalModel.find(config.model, config.embedder, config.dtype, config.exact)
             check_fingerprint(found.embedder, model.embedder, "the corpus of the adapted labels")

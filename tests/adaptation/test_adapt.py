@@ -96,7 +96,7 @@ def test_a_label_without_texts_is_named_and_takes_little():
 
 
 def test_shares_that_the_user_gives_stand_for_the_fitted_mass():
-    world = World(turned=1.3)
+    world = World(turned=0.95)
     even = world.adapt()
     told = world.adapt(shares={"sport": 0.97, "money": 0.01, "weather": 0.01, "music": 0.01})
     place = NAMES.index("sport")
@@ -208,7 +208,7 @@ def test_wrong_labels_of_a_person_do_not_look_right():
 
 
 def test_few_labelled_rows_take_part_without_choosing():
-    world = World(turned=1.5)
+    world = World(turned=0.95)
     known = np.arange(0, 800, 50)
     assert len(known) < MIN_CHOICE_ROWS
     labelled = world.x_ND[known], [NAMES[k] for k in world.targets_N[known]]
@@ -247,7 +247,7 @@ def test_one_label():
 
 
 def test_probabilities_are_softer_than_the_raw_scores():
-    world = World(turned=1.2)
+    world = World(turned=0.85)
     found = world.adapt()
     assert found.temperature > 1
     confidence = found.probabilities(world.x_ND).max(1).mean()

@@ -207,7 +207,7 @@ def test_the_file_to_fill_in_is_read_back_and_grows(tmp_path):
     asked = [(r["id"], r["text"], r["answer"], r["second"]) for r in rows[1:]]
     assert asked == [tuple(q) for q in (*illustration.to_label, *illustration.at_random)]
     assert not set(illustration.to_label) & set(illustration.at_random)
-    assert len(illustration.at_random) == RANDOM_QUESTIONS
+    assert 0 < len(illustration.at_random) <= RANDOM_QUESTIONS
     assert all(row["label"] == "" for row in rows[1:])
     rows[3]["label"] = "rain"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
