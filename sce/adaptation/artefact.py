@@ -4,7 +4,7 @@
     adapted.json          temperature, fingerprints, settings, versions, figures of the fit; written
                           last, with the SHA-256 of the weights
     labels.json           the labels as the user wrote them, in the user's order, and their file
-    report.md, report.html, ...    for people (`sce.adaptation.report`)
+    report.md, report.html, ...    for people (`sce.workflows.adaptation_report`)
 
 The first two are the same byte for byte for every order of rows and labels.
 """

@@ -119,6 +119,7 @@ def test_one_worker_or_two_and_any_order_give_the_same_bytes(adapt, folder, home
     assert first == second
 
 
+@pytest.mark.system
 def test_texts_are_embedded_first_and_labelled_rows_take_part(adapt, home):
     rows = [{"id": f"t{i}", "text": text(i)} for i in range(40)]
     source = write_jsonl(home / "in.jsonl", rows)
@@ -166,6 +167,7 @@ def test_a_run_that_was_cut_short_goes_on_after_its_last_round(adapt, home, monk
     assert resumed["adapted_labels"] == whole["adapted_labels"]
 
 
+@pytest.mark.system
 def test_both_in_one_command(run, folder, home):
     rows = [{"id": f"t{i}", "text": text(i), "team": i % 3} for i in range(30)]
     source = write_jsonl(home / "both.jsonl", rows)
@@ -216,6 +218,7 @@ def test_what_cannot_be_used_is_refused_before_anything_is_written(adapt, run, f
     assert (code, "something else" in err) == (2, True)
 
 
+@pytest.mark.system
 def test_a_labels_file_that_changed_and_a_folder_cut_short(adapt, run, home):
     file = home / "weekly.yaml"
     file.write_text(json.dumps(LABELS))
