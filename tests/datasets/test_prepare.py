@@ -218,7 +218,7 @@ def test_loading_something_else_says_so(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"dataset": "bcc"}, "allowed: starter, custom, bbc"),
+        ({"dataset": "bcc"}, "allowed: starter, inbox, custom, bbc"),
         ({"dataset": "custom"}, "needs a path"),
         ({"dataset": "starter", "path": "x"}, "does not take path"),
         ({"dataset": "bbc", "labels": ["a"]}, "labels is for dataset custom"),
