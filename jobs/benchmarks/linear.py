@@ -2,7 +2,8 @@
 
 Jobs run as processes of their own, as a user would start them. Vectors are random, so the fit is
 told to adapt whatever it finds: speed does not depend on them. Answering is measured beside SCE on
-a tenth of the rows, and beside reading the store and writing such answers without any work between.
+a hundredth of the rows, and beside reading the store and writing such answers without any work
+between.
 """
 
 from __future__ import annotations
@@ -48,14 +49,14 @@ def benchmark_linear(config: LinearBenchmark) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         home = Path(scratch)
         write_model(home / "model", config.embedder)
-        sizes = sorted({*config.rows, max(config.rows) // 10})
-        for rows in sizes:
+        most = max(config.rows)
+        for rows in sorted({*config.rows, most // 10, most // 100}):
             write_store(home / str(rows), embedder_fingerprint(config.embedder), rows)
         for rows in config.rows:
             for count in config.label_counts:
                 found["fit"].append(_fit(home, rows, count))
         for count in config.label_counts:
-            found["answer"].append(_answer(home, sizes, count, config))
+            found["answer"].append(_answer(home, most, count, config))
     print(
         markdown_table(
             ["rows", "labels", "read of them", "seconds", "peak of all processes, MB"],
@@ -88,8 +89,8 @@ def _fit(home: Path, rows: int, count: int) -> dict[str, Any]:
     }
 
 
-def _answer(home: Path, sizes: list[int], count: int, config: LinearBenchmark) -> dict[str, Any]:
-    most, tenth = sizes[-1], max(config.rows) // 10
+def _answer(home: Path, most: int, count: int, config: LinearBenchmark) -> dict[str, Any]:
+    tenth = most // 10
     labels = ["--labels-file", str(_labels_folder(home, count, config.rows[0]))]
     names = ["--labels", json.dumps(label_names(count, 0)), "--model", str(home / "model")]
     rates: dict[str, list[float]] = {"adapted": [], "sce": [], "parquet": []}
@@ -101,7 +102,7 @@ def _answer(home: Path, sizes: list[int], count: int, config: LinearBenchmark) -
             peaks[rows] = max(peaks.get(rows, 0.0), sum(found.values()))
         rates["adapted"].append(summary["texts_per_second"])
         output = home / f"sce-{count}-{turn}"
-        few = home / str(sizes[0])
+        few = home / str(most // 100)
         rates["sce"].append(_run("classify.py", few, output, names)[0]["texts_per_second"])
         rates["parquet"].append(_parquet_alone(home / str(most), home / "copy.parquet"))
     means = {name: float(np.mean(values)) for name, values in rates.items()}
