@@ -36,7 +36,7 @@ quickstart: $(INSTALLED)
 	@echo; echo "Let your corpus teach your labels, and classify it with them:"
 	@echo "  $(BIN)/python jobs/adapt.py --model runs/quickstart/model --input tickets/ \\"
 	@echo "      --labels-file labels.yaml --output runs/tickets-labels"
-	@echo "  $(BIN)/python jobs/classify.py --model runs/quickstart/model --input tickets/ \\"
+	@echo "  $(BIN)/python jobs/classify.py --input runs/tickets-labels-embedded \\"
 	@echo "      --labels-file runs/tickets-labels --output runs/tickets"
 	@echo "make mlflow opens these runs in the MLflow UI; README.md says how to go on."
 
