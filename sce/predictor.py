@@ -289,8 +289,10 @@ class Predictor:
         """Probabilities float64 [N, K] in the order of `labels` (equation 3), of the scores as they
         are or `calibrated`, divided by the fitted temperature."""
         if isinstance(labels, LinearLabels):
-            scores_NK = self._require(labels).scores(queries_ND)
-            return softmax(scores_NK / (labels.temperature if calibrated else 1.0), axis=1)
+            self._require(labels)
+            if calibrated:
+                return labels.probabilities(queries_ND)
+            return softmax(labels.scores(queries_ND), axis=1)
         label_set = LabelSet.parse(labels)
         p_NK = np.zeros((len(queries_ND), len(label_set)))
         for group, batch in self._groups.batches(queries_ND, label_set, self._text_vectors):

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
 
 from jobs.benchmarks.rounds import markdown_table
@@ -376,7 +377,7 @@ def measure_ece(bench: Bench, sets: list[Corpus]) -> tuple[str, Any]:
         some = np.random.default_rng(1).permutation(np.flatnonzero(known_N))
         some = some[: bench.config.labelled_rows]
         fits = bench.adapt(corpus), bench.adapt(corpus, "auto", some)
-        values = [ece(_softmax(cosine_NK), y_N)]
+        values = [ece(softmax(cosine_NK, axis=1), y_N)]
         if predictor is not None:
             values.append(ece(predictor.probabilities(x_ND, corpus.labels), y_N))
         values += [ece(fit.probabilities(x_ND), y_N) for fit in fits]
@@ -387,12 +388,6 @@ def measure_ece(bench: Bench, sets: list[Corpus]) -> tuple[str, Any]:
     mean = np.mean(list(figures.values()), axis=0)
     rows.append(["mean", *(f"{v:.3f}" for v in mean)])
     return markdown_table(["ECE", *names], rows), figures
-
-
-def _softmax(scores_NK: np.ndarray) -> np.ndarray:
-    e_NK = np.exp(scores_NK - scores_NK.max(1, keepdims=True))
-    p_NK: np.ndarray = e_NK / e_NK.sum(1, keepdims=True)
-    return p_NK
 
 
 def _some_of_each(

@@ -13,10 +13,10 @@ import numpy as np
 
 from sce.adaptation.artefact import AdaptedLabels
 from sce.adaptation.choice import Chosen, calibrate, choose
-from sce.adaptation.fit import MIN_CHOICE_ROWS, OWN_SCALE, Fitter, Start, grain
+from sce.adaptation.fit import OWN_SCALE, Fitter, Start, grain
 from sce.adaptation.mixture import POSTERIOR_BITS, Sums, start_scores
 from sce.adaptation.passes import WHOLE, AddUp, Block, LastPass, Totals, in_memory
-from sce.adaptation.settings import FITS, AdaptSettings
+from sce.adaptation.settings import FITS, MIN_CHOICE_ROWS, AdaptSettings
 from sce.config import VERSION
 from sce.errors import DataError
 from sce.labels import LabelSet
@@ -35,7 +35,7 @@ def adapt(
     text_vectors: TextVectors,
     embedder: Mapping[str, Any],
     *,
-    name_templates: int = LABEL_VECTORS,
+    version: int = LABEL_VECTORS,
     labelled: tuple[np.ndarray, Sequence[Any]] | None = None,
     shares: Mapping[str, float] | None = None,
     settings: AdaptSettings | None = None,
@@ -46,7 +46,7 @@ def adapt(
         vectors_ND: unit vectors of the corpus, float32.
         text_vectors: of the labels' texts, by the same embedder.
         embedder: its fingerprint.
-        name_templates: version of the labels' vectors (`sce.model.label_vectors`).
+        version: of the labels' vectors (`sce.model.label_vectors`).
         labelled: vectors of labelled rows, and their labels by name or by place in `label_set`.
         shares: of the classes, by name.
 
@@ -60,7 +60,7 @@ def adapt(
     if labelled is not None:
         names = [n if isinstance(n, str) else label_set.names[int(n)] for n in labelled[1]]
         labelled = labelled[0], names
-    start = Start.of(label_set, text_vectors, name_templates, labelled, shares)
+    start = Start.of(label_set, text_vectors, version, labelled, shares)
     fitter = Fitter.of(start, settings)
     blocks = Block.split(vectors_ND)
     add_up = in_memory(blocks)
@@ -68,7 +68,7 @@ def adapt(
     hash_N = np.concatenate([block.hash_B for block in blocks] or [np.zeros(0, np.uint64)])
     sample_S = np.argsort(hash_N, kind="stable")[:CALIBRATION_ROWS]
     corpus = {"source": None, "rows": len(vectors_ND), "fitted_rows": len(vectors_ND)}
-    return finish(fitter, add_up, vectors_ND[sample_S], label_set, embedder, name_templates, corpus)
+    return finish(fitter, add_up, vectors_ND[sample_S], label_set, embedder, version, corpus)
 
 
 def finish(
@@ -77,7 +77,7 @@ def finish(
     sample_SD: np.ndarray,
     label_set: LabelSet,
     embedder: Mapping[str, Any],
-    name_templates: int,
+    version: int,
     corpus: Mapping[str, Any],
     model: Mapping[str, Any] | None = None,
     labels_file: Mapping[str, str] | None = None,
@@ -91,7 +91,7 @@ def finish(
         model: whose labels' vectors they are; None without one.
         labels_file: see `AdaptedLabels`.
     """
-    chosen = choose(fitter, MIN_CHOICE_ROWS)
+    chosen = choose(fitter)
     own = start_scores(fitter.start.own_vectors(), OWN_SCALE)
     last = add_up(LastPass(own, chosen.scores), "the last pass")
     agreement = float(last["agreed"].sum() / last["flows"].sum())
@@ -101,7 +101,7 @@ def finish(
     mixture = {} if chosen.trust == "none" else vars(fitter.mixture(chosen.trust))
     facts = {
         "model": model,
-        "label_vectors": name_templates,
+        "label_vectors": version,
         "corpus": dict(corpus),
         "settings": settings | {"mixture": mixture},
         "versions": {"sce": VERSION} | {name: version_of(name) for name in ("numpy", "scipy")},

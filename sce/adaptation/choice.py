@@ -20,13 +20,12 @@ from scipy.stats import bootstrap
 from sce.adaptation.fit import OWN_SCALE, Fitter
 from sce.adaptation.mixture import Scores, start_scores
 from sce.adaptation.passes import FIRST, SECOND, SUBSETS, WHOLE
-from sce.adaptation.settings import Trust
+from sce.adaptation.settings import MIN_CHOICE_ROWS, Trust
 from sce.model.calibration import expected_calibration_error, fit_temperature
 from sce.model.linear_labels import vector_integers
 
 MIN_LABEL_ROWS = 10
 """Labelled rows of a label from which on it is left alone where that answers more of them."""
-MIN_CALIBRATION_ROWS = 30
 SIGNS = (-0.90, 0.75, 0.31, 0.60)
 """The logit of a fit's accuracy from the logits of: the mean confidence of the labels' own vectors
 at scale 20, the share of answers that these share with the fit, the agreement of its halves. Fitted
@@ -53,12 +52,12 @@ class Chosen:
     comparison: dict[str, Any] | None = None
 
 
-def choose(fitter: Fitter, enough: int) -> Chosen:
-    """The trust that answers the labelled rows best, if there are `enough` of them; else the first
+def choose(fitter: Fitter) -> Chosen:
+    """The trust that answers the labelled rows best, if there are enough of them; else the first
     that was fitted, or none."""
     trusts: list[Trust] = ["none", *fitter.trusts]
     first: Trust = "default" if "default" in trusts else trusts[-1]
-    if len(fitter.start.targets_M) < enough:
+    if len(fitter.start.targets_M) < MIN_CHOICE_ROWS:
         return Chosen(first, scores_of(fitter, first))
     right = {trust: right_rows(fitter, scores_of(fitter, trust)) for trust in trusts}
     best = first
@@ -88,7 +87,7 @@ def scores_of(fitter: Fitter, trust: Trust) -> dict[str, Scores]:
 def held_out_scores(fitter: Fitter, scores: Mapping[str, Scores]) -> np.ndarray:
     """Scores [M, K] of the labelled rows by the half that did not see them."""
     x_MD = vector_integers(fitter.start.labelled_MD)
-    first_M = fitter.start.half_of_labelled()
+    first_M = fitter.start.labelled_in_first
     return np.where(first_M[:, None], scores[SECOND].of(x_MD), scores[FIRST].of(x_MD))
 
 
@@ -113,9 +112,10 @@ def _leave_alone(
             weight_KD[place] = mixture.anchor * own.weight_KD[place]
             bias_K[place] = one.prior_K[place]
             tried[subset] = replace(one, weight_KD=weight_KD, bias_K=bias_K)
-        gain_M = right_rows(fitter, tried) - right_M.astype(float)
+        tried_M = right_rows(fitter, tried)
+        gain_M = tried_M - right_M.astype(float)
         if gain_M.sum() > 2 * np.sqrt((gain_M**2).sum()):
-            scores, right_M = tried, right_rows(fitter, tried)
+            scores, right_M = tried, tried_M
             kept.append(place)
     return scores, tuple(kept)
 
@@ -153,9 +153,9 @@ def calibrate(
         agreement: of the halves.
     """
     targets_M = fitter.start.targets_M
-    if len(targets_M) >= MIN_CALIBRATION_ROWS:
+    if len(targets_M) >= MIN_CHOICE_ROWS:
         logits_MK = held_out_scores(fitter, chosen.scores)
-        first_M, after_MK = fitter.start.half_of_labelled(), np.empty_like(logits_MK)
+        first_M, after_MK = fitter.start.labelled_in_first, np.empty_like(logits_MK)
         for half_M in (first_M, ~first_M):
             temperature = _fitted(logits_MK[~half_M], targets_M[~half_M])
             after_MK[half_M] = logits_MK[half_M] / temperature

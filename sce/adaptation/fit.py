@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -43,7 +44,14 @@ from sce.adaptation.passes import (
     Totals,
     Track,
 )
-from sce.adaptation.settings import FITS, MIN_GRAIN, RICH_ANCHOR, AdaptSettings, Trust
+from sce.adaptation.settings import (
+    FITS,
+    MIN_CHOICE_ROWS,
+    MIN_GRAIN,
+    RICH_ANCHOR,
+    AdaptSettings,
+    Trust,
+)
 from sce.errors import DataError
 from sce.labels import LabelSet
 from sce.model.encoder import pool_labels
@@ -111,7 +119,8 @@ class Start:
             _shares(labels, shares or {}),
         )
 
-    def half_of_labelled(self) -> np.ndarray:
+    @cached_property
+    def labelled_in_first(self) -> np.ndarray:
         """Whether each labelled row is of the first half, bool [M]: every other one of a label, in
         the order of their vectors."""
         order_M = np.lexsort((*self.labelled_MD.T, self.targets_M))
@@ -119,29 +128,25 @@ class Start:
         first_M[order_M[::2]] = True
         return first_M
 
-    def labelled_rows(self, subset: str) -> tuple[np.ndarray, np.ndarray]:
-        """Vectors and targets of the labelled rows of a subset."""
-        if subset == WHOLE:
-            return self.labelled_MD, self.targets_M
-        mine_M = self.half_of_labelled() == (subset == FIRST)
-        return self.labelled_MD[mine_M], self.targets_M[mine_M]
+    @cached_property
+    def labelled(self) -> Mapping[str, Labelled]:
+        """Sums of the labelled rows of each subset."""
+        x_MD, labelled_in_first = vector_integers(self.labelled_MD), self.labelled_in_first
+        rows = {
+            WHOLE: np.ones(len(x_MD), bool),
+            FIRST: labelled_in_first,
+            SECOND: ~labelled_in_first,
+        }
+        count = len(self.label_set)
+        return {s: Labelled.of(x_MD[own], self.targets_M[own], count) for s, own in rows.items()}
 
     def own_vectors(self, subset: str = WHOLE) -> np.ndarray:
         """g_k with the labelled rows of a subset as examples: unit vectors float64 [K, D]."""
-        vectors_MD, targets_M = self.labelled_rows(subset)
-        labels, dimension = self.text_KD.shape
-        counts_K = np.bincount(targets_M, minlength=labels).astype(np.float32)
-        x_MD = vector_integers(vectors_MD)
-        sums_KD = np.zeros((labels, dimension))
-        np.add.at(sums_KD, targets_M, x_MD)
-        means_KD = sums_KD * 2.0**-VECTOR_BITS / np.maximum(counts_K, 1)[:, None]
-        pooled = pool_labels(
-            torch.from_numpy(np.array(self.text_KD, np.float64)),
-            torch.from_numpy(means_KD),
-            torch.from_numpy(counts_K.astype(np.float64)),
-            torch.from_numpy(self.example_weight_K2.astype(np.float64)),
-        )
-        return pooled.numpy()
+        examples = self.labelled[subset]
+        counts_K = examples.count_K.astype(np.float64)
+        means_KD = examples.vectors_KD * 2.0**-VECTOR_BITS / np.maximum(counts_K, 1)[:, None]
+        parts = self.text_KD, means_KD, counts_K, self.example_weight_K2
+        return pool_labels(*(torch.from_numpy(part.astype(np.float64)) for part in parts)).numpy()
 
 
 def _shares(labels: LabelSet, given: Mapping[str, float]) -> np.ndarray:
@@ -268,26 +273,21 @@ class Fitter:
         trust, subset = track
         assert self.totals is not None
         settings, moments = self.mixture(trust), self.moments(subset)  # type: ignore[arg-type]
-        vectors_MD, targets_M = self.start.labelled_rows(subset)
-        labelled = None
-        if len(targets_M):
-            labelled = Labelled.of(
-                vector_integers(vectors_MD),
-                targets_M,
-                len(self.start.label_set),
-                self.settings.labelled_weight,
-            )
-        prior_K = presence_prior(self.totals["sharp", subset], moments, settings)
-        if not np.isnan(self.start.shares_K).any():  # what the user knows stands for both
-            prior_K = np.log(self.start.shares_K)
+        shares_K = self.start.shares_K
+        told = not np.isnan(shares_K).any()
+        if told:  # what the user knows stands for presence and mass
+            prior_K = np.log(shares_K)
+        else:
+            prior_K = presence_prior(self.totals["sharp", subset], moments, settings)
         self.scores[track] = fitted_scores(
             moments,
             sums,
             self.start.own_vectors(subset),
             prior_K,
             settings,
-            labelled,
-            fitted_mass=bool(np.isnan(self.start.shares_K).any()),
+            self.start.labelled[subset],
+            self.settings.labelled_weight,
+            fitted_mass=not told,
         )
 
 
@@ -302,10 +302,6 @@ def grain(moments: Moments, g_KD: np.ndarray) -> float:
     along = float(np.einsum("kd,de,ke->", apart_KD, c_DD, apart_KD, optimize=True))
     any_way = float((apart_KD**2).sum() * np.trace(c_DD) / len(c_DD))
     return along / any_way if any_way > 0 else 0.0
-
-
-MIN_CHOICE_ROWS = 30
-"""Labelled rows from which on they choose among the kinds of trust."""
 
 
 def check_corpus(rows: int, distinct: int, start: Start) -> None:

@@ -118,16 +118,14 @@ class Scores:
 @dataclass(frozen=True)
 class Labelled:
     """Labelled rows summed by label: counts int64 [K], sums of vectors int64 [K, D] times 2^18, of
-    their outer products int64 [D, D] times 2^36; and what each row counts for beside one of the
-    corpus."""
+    their outer products int64 [D, D] times 2^36."""
 
     count_K: np.ndarray
     vectors_KD: np.ndarray
     product_DD: np.ndarray
-    weight: float
 
     @classmethod
-    def of(cls, x_MD: np.ndarray, targets_M: np.ndarray, labels: int, weight: float) -> Labelled:
+    def of(cls, x_MD: np.ndarray, targets_M: np.ndarray, labels: int) -> Labelled:
         """Of M rows, as `vector_integers` gives them."""
         one_hot_MK = np.zeros((len(x_MD), labels))
         one_hot_MK[np.arange(len(x_MD)), targets_M] = 1
@@ -135,7 +133,6 @@ class Labelled:
             one_hot_MK.sum(0).astype(np.int64),
             (one_hot_MK.T @ x_MD).astype(np.int64),
             (x_MD.T @ x_MD).astype(np.int64),
-            weight,
         )
 
 
@@ -175,13 +172,15 @@ def fitted_scores(
     g_KD: np.ndarray,
     log_prior_K: np.ndarray,
     settings: MixtureSettings,
-    labelled: Labelled | None = None,
+    labelled: Labelled,
+    labelled_weight: float,
     fitted_mass: bool = True,
 ) -> Scores:
     """One round: the scores of the discriminants that these sums give.
 
     Args:
         log_prior_K: added to the log of the fitted mass: the presence prior.
+        labelled_weight: what a labelled row counts for beside one of the corpus.
         fitted_mass: False leaves the fitted mass out of the prior, where the user has said how
             large the classes are.
     """
@@ -191,11 +190,11 @@ def fitted_scores(
     rows, sum_D = float(moments.rows), moments.sum_D * 2.0**-VECTOR_BITS
     product_DD = moments.product_DD * 2.0 ** -(2 * VECTOR_BITS)
     mean_D = sum_D / rows
-    if labelled is not None:
-        n_K = n_K + labelled.weight * labelled.count_K
-        s_KD = s_KD + labelled.weight * labelled.vectors_KD * 2.0**-VECTOR_BITS
-        product_DD = product_DD + labelled.weight * labelled.product_DD * 2.0 ** -(2 * VECTOR_BITS)
-        rows += labelled.weight * float(labelled.count_K.sum())
+    if labelled.count_K.any():
+        n_K = n_K + labelled_weight * labelled.count_K
+        s_KD = s_KD + labelled_weight * labelled.vectors_KD * 2.0**-VECTOR_BITS
+        product_DD = product_DD + labelled_weight * labelled.product_DD * 2.0 ** -(2 * VECTOR_BITS)
+        rows += labelled_weight * float(labelled.count_K.sum())
         sum_D = s_KD.sum(0)
     c_KD = s_KD - n_K[:, None] * mean_D
     mu_KD = c_KD / (n_K + settings.pseudo_rows)[:, None]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -23,7 +23,6 @@ WHOLE, FIRST, SECOND = "whole", "first", "second"
 SUBSETS = (WHOLE, FIRST, SECOND)
 Track = tuple[str, str]
 """A trust and a subset."""
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -65,10 +64,6 @@ def hash_vectors(x_BD: np.ndarray) -> np.ndarray:
     h_B ^= h_B >> np.uint64(31)
     h_B *= np.uint64(0x9E3779B97F4A7C15)  # Fibonacci hashing: the upper bits depend on all
     return h_B ^ (h_B >> np.uint64(29))
-
-
-class Addable(Protocol):
-    def __add__(self, other: Any) -> Any: ...
 
 
 class AddUp(Protocol):

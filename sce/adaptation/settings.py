@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from sce.adaptation.mixture import MixtureSettings
+from sce.adaptation.mixture import MAX_ROWS, MixtureSettings
 from sce.config import Section
 
 Trust = Literal["none", "careful", "default", "bold"]
@@ -19,6 +19,8 @@ FITS: dict[Trust, MixtureSettings] = {
 RICH_ANCHOR = 4.0
 """What the anchor is multiplied by where every label says more than its name: what users say of
 their labels holds more than a name does."""
+MIN_CHOICE_ROWS = 30
+"""Labelled rows from which on they choose among the kinds of trust, and a temperature."""
 MIN_GRAIN = 2.5
 """Below this, labels lie across what the corpus groups by (`sce.adaptation.fit.grain`). Topics and
 intents of nine development sets, whole and bent, have 2.8 and more; moods, urgency, politeness over
@@ -36,5 +38,5 @@ class AdaptSettings(Section):
     """What a labelled example counts for beside a text of the corpus."""
     min_rows_a_label: float = Field(default=4.0, ge=0)
     """With fewer texts a label nothing is adapted."""
-    sample_rows: int = Field(default=200_000, ge=1000, le=2**23)
+    sample_rows: int = Field(default=200_000, ge=1000, le=MAX_ROWS)
     """Texts of a larger corpus that the fit reads, chosen by a hash of their ids."""

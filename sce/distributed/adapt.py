@@ -10,11 +10,12 @@ those of a sample of fixed size.
 from __future__ import annotations
 
 import logging
+import operator
 import pickle
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import numpy as np
@@ -75,9 +76,10 @@ class StoreSums:
             dimension=dimension,
             columns=columns,
         )
-        context = DataContext.get_current()
-        context.enable_progress_bars = False
-        context.raise_original_map_exception = True
+        # Of these passes alone; a mistake of the user's is told from a bug by its type.
+        self._context = DataContext.get_current().copy()
+        self._context.enable_progress_bars = False
+        self._context.raise_original_map_exception = True
         started = time.perf_counter()
         self._has_texts = bool(columns.keep)
         self._dataset = self._run(
@@ -104,16 +106,18 @@ class StoreSums:
     def add_up(self, function: Callable[[Block], Totals], what: str) -> Totals:
         """`function` of every block of the rows, added up; `what` is what the log calls it."""
         started = time.perf_counter()
-        total: Totals | None = None
-        mapped = self._dataset.select_columns(["vector"]).map_batches(
-            partial(add_up_rows, function=function),
-            batch_format="pyarrow",
-            batch_size=SUM_BATCH_ROWS,
-        )
-        for row in self._run(lambda: mapped.iter_rows()):
-            part = pickle.loads(row["sums"])  # our own tasks wrote it, in this run
-            total = part if total is None else total + part
-        assert total is not None
+
+        def work() -> Totals:
+            mapped = self._dataset.select_columns(["vector"]).map_batches(
+                partial(add_up_rows, function=function),
+                batch_format="pyarrow",
+                batch_size=SUM_BATCH_ROWS,
+            )
+            # Our own tasks pickled them, in this run.
+            parts = (pickle.loads(row["sums"]) for row in mapped.iter_rows())
+            return reduce(operator.add, parts)
+
+        total: Totals = self._run(work)
         log.info("%s: %.1f s", what, time.perf_counter() - started)
         return total
 
@@ -123,8 +127,12 @@ class StoreSums:
         # Hashes of the rows that the fit reads lie below its own limit, evenly.
         scale = hash_limit(self.fitted_rows, self.rows) / 2**64
         few = partial(rows_below, largest=min(2**64 - 1, int(largest * scale * 1.2)))
-        found = self._dataset.map_batches(few, batch_format="pyarrow", batch_size=None)
-        tables = list(self._run(lambda: found.iter_batches(batch_format="pyarrow")))
+
+        def work() -> list[pa.Table]:
+            found = self._dataset.map_batches(few, batch_format="pyarrow", batch_size=None)
+            return list(found.iter_batches(batch_format="pyarrow"))
+
+        tables = self._run(work)
         table = pa.concat_tables([one for one in tables if len(one)] or tables[:1])
         order = np.lexsort((table["id"].to_numpy(zero_copy_only=False), hashes(table["id"])))
         table = table.take(pa.array(order[:SHOWN_ROWS])).combine_chunks()
@@ -132,7 +140,9 @@ class StoreSums:
         return ShownRows(table["id"].to_pylist(), texts, embedding_matrix(table["vector"]))
 
     def _run(self, work: Callable[[], Any]) -> Any:
+        """What `work` returns, which has gone through its datasets by then."""
         try:
-            return work()
+            with DataContext.current(self._context):
+                return work()
         except RayTaskError as error:
             raise cause_of(error) from None

@@ -216,7 +216,7 @@ class AdaptedMethod(Method):
             label_set,
             self._text_vectors,
             fingerprint.to_dict() | {"id": fingerprint.id},
-            name_templates=self._version,
+            version=self._version,
             labelled=labelled,
         )
         seconds, report = time.perf_counter() - started, found.report

@@ -7,11 +7,11 @@ import pytest
 
 from sce.adaptation.adapt import adapt
 from sce.adaptation.artefact import FACTS_FILE, LABELS_FILE, WEIGHTS_FILE, AdaptedLabels
-from sce.adaptation.fit import MIN_CHOICE_ROWS, Fitter, Start, grain
+from sce.adaptation.fit import Fitter, Start, grain
 from sce.adaptation.mixture import moments_of
 from sce.adaptation.passes import Block, in_memory
 from sce.adaptation.progress import restore, to_arrays
-from sce.adaptation.settings import MIN_GRAIN, AdaptSettings
+from sce.adaptation.settings import MIN_CHOICE_ROWS, MIN_GRAIN, AdaptSettings
 from sce.errors import DataError, LabelError
 from sce.labels import LabelSet
 from sce.model.linear_labels import vector_integers

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -256,7 +257,8 @@ def test_sets_a_row_and_broken_rows(run_well, server, client, predictor, tmp_pat
         one, error, other = client.classify([texts[0], bad, texts[1]], LABELS)
         assert error == RowError("text_not_unicode" if bad == "\ud800" else "text_empty")
         assert [one.label, other.label] == [p.label for p in predictor.predict(texts[:2], LABELS)]
-    many = [f"label {i}" for i in range(300)]  # scored by a shortlist
+    # Scored by a shortlist; names that the tokenizer tells apart, for ties go by the last bits.
+    many = [" ".join(words) for words in product(WORDS, repeat=3)][:300]
     one, other = (p.predict(texts[:1], many, **settings)[0] for p in (client, predictor))
     assert_same(one, other)
     with pytest.raises(LimitExceeded) as refused:

@@ -121,7 +121,10 @@ class Page:
         self.driver, self.url = driver, url
 
     def open(self) -> None:
+        """With the example in its fields, which the page's script writes."""
         self.driver.get(self.url)
+        self.until(lambda: self.js("return document.readyState") == "complete", "not loaded")
+        self.until(lambda: self.example()[0], "no example")
 
     def js(self, script: str, *values: Any) -> Any:
         return self.driver.execute_script(script, *values)

@@ -43,8 +43,8 @@ def fits(monkeypatch):
     what each fit was given."""
     given = []
 
-    def adapt(vectors_ND, label_set, text_vectors, embedder, *, name_templates, labelled=None):
-        assert name_templates == VERSION
+    def adapt(vectors_ND, label_set, text_vectors, embedder, *, version, labelled=None):
+        assert version == VERSION
         given.append((vectors_ND, label_set, labelled))
         weight_KD = text_vectors(label_set.names).astype(np.float64)
         for k in range(len(label_set)):
