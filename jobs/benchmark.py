@@ -7,6 +7,7 @@
     python jobs/benchmark.py serve --model runs/quickstart/model
     python jobs/benchmark.py shortlist --model runs/quickstart/model --labelled intents.jsonl
     python jobs/benchmark.py adaptation --data FOLDER
+    python jobs/benchmark.py sample --data FOLDER
     python jobs/benchmark.py linear --rows 1000000
 
 Sections: `embed` (Ray's embed path against the bare embedder on the same batches), `classify` (a
@@ -15,7 +16,8 @@ take instead: GLiClass, an NLI pipeline, cosine similarity), `memory` (peaks of 
 of input and of a resume half-way), `serve` (the endpoint under load beside the bare predictor and
 GLiClass's server, latencies, bulk work through it), `shortlist` (its cost in accuracy on labelled
 rows of yours), `adaptation` (accuracy of labels that were fitted to a corpus, on labelled sets in
-`data` and on the corpora that ship), `linear` (what fitting them and answering with them takes).
+`data` and on the corpora that ship), `sample` (the same by how many texts the fit reads), `linear`
+(what fitting them and answering with them takes).
 jobs/benchmarks/README.md says how to read the figures.
 The last line of standard output is JSON. Exit code 0: done, 1: failed, 2: wrong input.
 """
@@ -28,7 +30,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-SECTIONS = ("embed", "classify", "memory", "serve", "shortlist", "adaptation", "linear")
+SECTIONS = (
+    "embed", "classify", "memory", "serve", "shortlist", "adaptation", "sample", "linear",
+)  # fmt: skip
 """Each a module of `jobs.benchmarks` with a class `XBenchmark` and a function `benchmark_x`."""
 
 

@@ -10,13 +10,8 @@ Shapes: N rows, K labels, D the embedder's dimension.
 
 from __future__ import annotations
 
-import gzip
-import json
-import logging
-import re
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,36 +19,27 @@ import numpy as np
 from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
 
+from jobs.benchmarks.corpora import (
+    SETS,
+    Bench,
+    Corpus,
+    accuracy,
+    bent,
+    inbox,
+    read_set,
+    some_of_each,
+)
 from jobs.benchmarks.rounds import markdown_table
-from sce.adaptation.adapt import adapt
-from sce.adaptation.artefact import AdaptedLabels
-from sce.adaptation.settings import AdaptSettings
 from sce.config import JobConfig
-from sce.datasets.inbox import inbox_label_sets, inbox_rows
 from sce.datasets.starter import read_starter
-from sce.embedding.embedder import TextEmbedder, load_embedder
-from sce.embedding.settings import EmbedderConfig
 from sce.errors import DataError
 from sce.evaluation.metrics import ece
-from sce.labels import LabelSet, only_names
+from sce.labels import only_names
 from sce.model.calibration import Temperature
-from sce.model.label_vectors import TextLookup, label_vectors
+from sce.model.label_vectors import label_vectors
 from sce.predictor import Predictor
 from sce.storage import Place
 
-SETS = {
-    "ag_news": 3000,
-    "arise_news": 3000,
-    "bbc_news": 2225,
-    "clinc150": 4000,
-    "huffpost_headlines_balanced": 4000,
-    "banking77": 4000,
-    "hwu64": 4000,
-    "sib200_eng": 1004,
-    "snips": 3000,
-}
-"""The development sets, and how many rows of each are read."""
-NO_LABEL = {"oos"}
 ACROSS = (
     "argument_type",
     "diary_line_emotion",
@@ -73,8 +59,6 @@ ACROSS = (
 """Training label sets of the starter corpus that lie across its topics; each is fitted to all of
 its training texts."""
 EXAMPLES = (1, 2, 4, 8, 16)
-
-log = logging.getLogger(__name__)
 
 
 class AdaptationBenchmark(JobConfig):
@@ -96,81 +80,15 @@ class AdaptationBenchmark(JobConfig):
     """Also write the tables to this Markdown file."""
 
 
-@dataclass(frozen=True)
-class Corpus:
-    """Rows of one label set: vectors [N, D], right labels as places, -1 for none of them."""
-
-    name: str
-    vectors_ND: np.ndarray
-    targets_N: np.ndarray
-    labels: LabelSet
-
-    def take(self, rows: np.ndarray, keep_K: np.ndarray | None = None) -> Corpus:
-        """Some rows, with some labels."""
-        labels, targets_N = self.labels, self.targets_N[rows]
-        if keep_K is not None:
-            place_K = np.full(len(labels) + 1, -1)
-            place_K[keep_K] = np.arange(len(keep_K))
-            labels = LabelSet(tuple(labels.labels[k] for k in keep_K))
-            targets_N = place_K[targets_N]
-        return Corpus(self.name, self.vectors_ND[rows], targets_N, labels)
-
-
-class Bench:
-    """The embedder, its cached vectors, and the methods that are compared."""
-
-    def __init__(self, config: AdaptationBenchmark) -> None:
-        self.config = config
-        self.embedder: TextEmbedder = load_embedder(EmbedderConfig())
-        self.text_vectors = TextLookup({}, lambda texts: self.embedder.embed(texts).vectors)
-
-    def vectors(self, name: str, texts: list[str]) -> np.ndarray:
-        file = self.config.cache / f"{name}-{self.embedder.fingerprint.id}-{len(texts)}.npy"
-        if not file.exists():
-            log.info("embedding %d texts of %s", len(texts), name)
-            file.parent.mkdir(parents=True, exist_ok=True)
-            np.save(file, self.embedder.embed(texts).vectors)
-        found: np.ndarray = np.load(file)
-        return found
-
-    def cosine(self, corpus: Corpus, labels: LabelSet | None = None) -> float:
-        """Accuracy in per cent of cosine similarity with names alone as they are, and what is said
-        of a label that says more."""
-        g_KD = label_vectors(labels or corpus.labels, self.text_vectors, 0)
-        return accuracy(corpus.vectors_ND @ g_KD.T, corpus.targets_N)
-
-    def adapt(
-        self, corpus: Corpus, trust: str = "auto", labelled: np.ndarray | None = None
-    ) -> AdaptedLabels:
-        """Labels fitted to a corpus; `labelled` are places of rows whose labels are known."""
-        known = None
-        if labelled is not None:
-            known = corpus.vectors_ND[labelled], corpus.targets_N[labelled].tolist()
-        return adapt(
-            corpus.vectors_ND,
-            corpus.labels,
-            self.text_vectors,
-            self.embedder.fingerprint.to_dict(),
-            labelled=known,
-            settings=AdaptSettings(trust=trust),  # type: ignore[arg-type]
-        )
-
-
-def accuracy(scores_NK: np.ndarray, targets_N: np.ndarray) -> float:
-    """In per cent, of the rows that have a label."""
-    known_N = targets_N >= 0
-    return 100 * float((scores_NK.argmax(1) == targets_N)[known_N].mean())
-
-
 def benchmark_adaptation(config: AdaptationBenchmark) -> dict[str, Any]:
     """Print every table that is asked for; the figures again as JSON.
 
     Raises:
         DataError: a set is not in `data`.
     """
-    bench = Bench(config)
-    sets = [_read_set(bench, name) for name in config.sets] if config.data else []
-    measures: dict[str, Callable[[Bench, list[Corpus]], tuple[str, Any]]] = {
+    bench, data = Bench(config.cache), config.data
+    sets = [read_set(bench, data, *one) for one in config.sets.items()] if data else []
+    measures: dict[str, Callable[..., tuple[str, Any]]] = {
         "cases": measure_cases,
         "inbox": measure_inbox,
         "across": measure_across,
@@ -184,36 +102,17 @@ def benchmark_adaptation(config: AdaptationBenchmark) -> dict[str, Any]:
         if section not in measures:
             raise DataError(f"sections: {section!r} is none of {', '.join(measures)}.")
         started = time.perf_counter()
-        table, figures = measures[section](bench, sets)
+        table, figures = measures[section](bench, sets, config)
         print(f"\n## {section}\n\n{table}", flush=True)
         found[section] = figures | {"seconds": round(time.perf_counter() - started)}
     return found
 
 
-def bent(corpus: Corpus, seed: int) -> Iterator[tuple[str, Corpus]]:
-    """The corpora that users have, made of one whose labels are known."""
-    targets_N, count, rows = corpus.targets_N, len(corpus.labels), len(corpus.targets_N)
-    random = np.random.default_rng([seed, len(corpus.name)])
-    sizes_K = np.bincount(targets_N, minlength=count)
-    yield "whole", corpus
-    yield "1,000 rows", corpus.take(random.permutation(rows)[:1000])
-    share_K = random.permutation(1 / np.arange(1, count + 1))
-    wanted_K = share_K * (sizes_K / share_K).min() * max(1.0, count**0.5 / 2)
-    wanted_K = np.clip(np.rint(wanted_K), 1, sizes_K).astype(int)
-    yield "skewed", corpus.take(_some_of_each(targets_N, wanted_K, random))
-    for name, empty in (("half empty", count - count // 2), ("a fifth empty", -(-count // 5))):
-        kept_K = random.permutation(count)[: max(1, count - empty)]
-        yield name, corpus.take(np.flatnonzero(np.isin(targets_N, kept_K)))
-    kept_K = np.sort(random.permutation(count)[: max(2, count // 2)])
-    yield "half alien", corpus.take(np.arange(rows), kept_K)
-    yield "5 rows a label", corpus.take(_some_of_each(targets_N, np.full(count, 5), random))
-
-
-def measure_cases(bench: Bench, sets: list[Corpus]) -> tuple[str, Any]:
+def measure_cases(bench: Bench, sets: list[Corpus], config: AdaptationBenchmark) -> tuple[str, Any]:
     """Gain of the default fit over cosine by name, on every bent corpus."""
     gains: dict[str, dict[str, list[float]]] = {}
     for corpus in sets:
-        for seed in range(bench.config.seeds):
+        for seed in range(config.seeds):
             for case, one in bent(corpus, seed):
                 fitted = bench.adapt(one).scores(one.vectors_ND)
                 gain = accuracy(fitted, one.targets_N) - bench.cosine(one)
@@ -227,10 +126,10 @@ def measure_cases(bench: Bench, sets: list[Corpus]) -> tuple[str, Any]:
     return markdown_table(["corpus", "mean gain", "worst", "of"], rows), figures
 
 
-def measure_inbox(bench: Bench, sets: list[Corpus]) -> tuple[str, Any]:
+def measure_inbox(bench: Bench, sets: list[Corpus], config: AdaptationBenchmark) -> tuple[str, Any]:
     """Accuracy on the inbox, by name and with all information."""
     rows, figures = [], {}
-    for corpus in _inbox(bench):
+    for corpus in inbox(bench):
         for kind, labels in (("name", only_names(corpus.labels)), ("all", corpus.labels)):
             if kind == "all" and labels == only_names(labels):
                 continue
@@ -243,7 +142,9 @@ def measure_inbox(bench: Bench, sets: list[Corpus]) -> tuple[str, Any]:
     return markdown_table(["inbox", "cosine", "adapted", "gain", "trust"], rows), figures
 
 
-def measure_across(bench: Bench, sets: list[Corpus]) -> tuple[str, Any]:
+def measure_across(
+    bench: Bench, sets: list[Corpus], config: AdaptationBenchmark
+) -> tuple[str, Any]:
     """Label sets that lie across what the corpus groups by."""
     starter = [one for one in read_starter() if not one.unseen]
     texts = [text for one in starter for text, _ in one.examples]
@@ -272,19 +173,21 @@ def measure_across(bench: Bench, sets: list[Corpus]) -> tuple[str, Any]:
     return markdown_table(["set", "rows", "cosine", "adapted", "gain", "trust"], rows), figures
 
 
-def measure_labelled(bench: Bench, sets: list[Corpus]) -> tuple[str, Any]:
+def measure_labelled(
+    bench: Bench, sets: list[Corpus], config: AdaptationBenchmark
+) -> tuple[str, Any]:
     """What some labelled rows choose, beside each trust with the same rows; the other rows are
     answered."""
     trusts = ("none", "careful", "default", "bold", "auto")
     found: dict[str, dict[str, float]] = {}
-    for corpus in [*sets, *_inbox(bench)]:
+    for corpus in [*sets, *inbox(bench)]:
         cases = bent(corpus, 0) if corpus in sets else [("whole", corpus)]
         for case, one in cases:
             if case == "5 rows a label":
                 continue
             random = np.random.default_rng(1)
             known = np.flatnonzero(one.targets_N >= 0)
-            known = random.permutation(known)[: bench.config.labelled_rows]
+            known = random.permutation(known)[: config.labelled_rows]
             rest = np.setdiff1d(np.arange(len(one.targets_N)), known)
             found[f"{corpus.name}/{case}"] = {
                 trust: accuracy(
@@ -297,16 +200,19 @@ def measure_labelled(bench: Bench, sets: list[Corpus]) -> tuple[str, Any]:
     best = float(np.mean([max(one[t] for t in trusts[:-1]) for one in found.values()]))
     rows = [[trust, f"{mean:.1f}"] for trust, mean in means.items()]
     rows.append(["the best of each case", f"{best:.1f}"])
-    headings = [f"{bench.config.labelled_rows} labelled rows, {len(found)} cases", "accuracy"]
+    headings = [f"{config.labelled_rows} labelled rows, {len(found)} cases", "accuracy"]
     return markdown_table(headings, rows), {"cases": found}
 
 
-def measure_examples(bench: Bench, sets: list[Corpus]) -> tuple[str, Any]:
+def measure_examples(
+    bench: Bench, sets: list[Corpus], config: AdaptationBenchmark
+) -> tuple[str, Any]:
     """Labelled examples pooled into the labels' vectors, logistic regression on them, and the
     mixture over corpus and examples; the other rows are answered."""
-    inbox = _inbox(bench)[0]
-    by_name = Corpus("inbox by name", inbox.vectors_ND, inbox.targets_N, only_names(inbox.labels))
-    groups = {"development sets": sets, "inbox, all": [inbox], "inbox, names": [by_name]}
+    topics = inbox(bench)[0]
+    names = only_names(topics.labels)
+    by_name = Corpus("inbox by name", topics.vectors_ND, topics.targets_N, names)
+    groups = {"development sets": sets, "inbox, all": [topics], "inbox, names": [by_name]}
     rows, figures = [], {}
     for group, members in groups.items():
         sums: dict[str, list[list[float]]] = {}
@@ -324,7 +230,7 @@ def _with_examples(bench: Bench, corpus: Corpus) -> dict[str, list[float]]:
     count, found = len(corpus.labels), {"pooled": [], "logistic regression": [], "adapted": []}
     for examples in (0, *EXAMPLES):
         random = np.random.default_rng([7, examples])
-        known = _some_of_each(corpus.targets_N, np.full(count, examples), random)
+        known = some_of_each(corpus.targets_N, np.full(count, examples), random)
         rest = np.setdiff1d(np.arange(len(corpus.targets_N)), known)
         x_ND, y_N = corpus.vectors_ND[rest], corpus.targets_N[rest]
         labelled = known if examples else None
@@ -340,7 +246,9 @@ def _with_examples(bench: Bench, corpus: Corpus) -> dict[str, list[float]]:
     return found
 
 
-def measure_halves(bench: Bench, sets: list[Corpus]) -> tuple[str, Any]:
+def measure_halves(
+    bench: Bench, sets: list[Corpus], config: AdaptationBenchmark
+) -> tuple[str, Any]:
     """Fitted on one half and answered on the other, beside fitted on all."""
     figures = {}
     for corpus in sets:
@@ -358,24 +266,22 @@ def measure_halves(bench: Bench, sets: list[Corpus]) -> tuple[str, Any]:
     return markdown_table(["set", "fitted on all", "on the other half"], rows), figures
 
 
-def measure_ece(bench: Bench, sets: list[Corpus]) -> tuple[str, Any]:
+def measure_ece(bench: Bench, sets: list[Corpus], config: AdaptationBenchmark) -> tuple[str, Any]:
     """Calibration without labelled rows, and with some."""
-    predictor = (
-        None if bench.config.model is None else Predictor.from_pretrained(bench.config.model)
-    )
+    predictor = None if config.model is None else Predictor.from_pretrained(config.model)
     cosine_t = (
         Temperature()
         if predictor is None
         else Temperature(*predictor.model.config.cosine_calibration)
     )
     figures = {}
-    for corpus in [*sets, *_inbox(bench)]:
+    for corpus in [*sets, *inbox(bench)]:
         known_N = corpus.targets_N >= 0
         x_ND, y_N = corpus.vectors_ND[known_N], corpus.targets_N[known_N]
         g_KD = label_vectors(corpus.labels, bench.text_vectors, 0)
         cosine_NK = cosine_t.scale(20.0 * (x_ND @ g_KD.T), len(corpus.labels))
         some = np.random.default_rng(1).permutation(np.flatnonzero(known_N))
-        some = some[: bench.config.labelled_rows]
+        some = some[: config.labelled_rows]
         fits = bench.adapt(corpus), bench.adapt(corpus, "auto", some)
         values = [ece(softmax(cosine_NK, axis=1), y_N)]
         if predictor is not None:
@@ -383,58 +289,11 @@ def measure_ece(bench: Bench, sets: list[Corpus]) -> tuple[str, Any]:
         values += [ece(fit.probabilities(x_ND), y_N) for fit in fits]
         figures[corpus.name] = values
     names = ["cosine", *(["SCE"] if predictor else []), "adapted"]
-    names.append(f"adapted + {bench.config.labelled_rows}")
+    names.append(f"adapted + {config.labelled_rows}")
     rows = [[name, *(f"{v:.3f}" for v in values)] for name, values in figures.items()]
     mean = np.mean(list(figures.values()), axis=0)
     rows.append(["mean", *(f"{v:.3f}" for v in mean)])
     return markdown_table(["ECE", *names], rows), figures
-
-
-def _some_of_each(
-    targets_N: np.ndarray, counts_K: np.ndarray, random: np.random.Generator
-) -> np.ndarray:
-    """Places of so many rows of each label."""
-    chosen = [
-        random.permutation(np.flatnonzero(targets_N == k))[:count]
-        for k, count in enumerate(counts_K)
-    ]
-    return np.concatenate(chosen)
-
-
-def _read_set(bench: Bench, name: str) -> Corpus:
-    assert bench.config.data is not None
-    file = bench.config.data / f"{name}.jsonl"
-    packed = file.with_suffix(".jsonl.gz")
-    if not (file.exists() or packed.exists()):
-        raise DataError(f"data: there is no {file} or {packed}.")
-    with file.open() if file.exists() else gzip.open(packed, "rt", encoding="utf-8") as lines:
-        rows = [row for row in map(json.loads, lines) if row["label"] not in NO_LABEL]
-    chosen = np.random.default_rng(0).permutation(len(rows))[: bench.config.sets[name]]
-    rows = [rows[i] for i in np.sort(chosen)]
-    names = sorted({row["label"] for row in rows})
-    labels = LabelSet.parse([_readable(one) for one in names], name)
-    targets_N = np.array([names.index(row["label"]) for row in rows])
-    return Corpus(name, bench.vectors(name, [row["text"] for row in rows]), targets_N, labels)
-
-
-def _inbox(bench: Bench) -> list[Corpus]:
-    """The inbox with each of its label sets; all messages are its corpus."""
-    answers: dict[str, dict[str, str]] = {}
-    for row in inbox_rows("inbox")[0]:
-        answers.setdefault(row.label_set, {})[row.text] = row.label
-    texts = sorted(answers["inbox/tones"])
-    vectors_ND = bench.vectors("inbox", texts)
-    found = []
-    for name, labels in inbox_label_sets().items():
-        right = [answers[name].get(text) for text in texts]
-        targets = [-1 if one is None else labels.index(one) for one in right]
-        found.append(Corpus(name, vectors_ND, np.array(targets), labels))
-    return found
-
-
-def _readable(name: str) -> str:
-    """`card_arrival`, `PlayMusic` and `ARTS` as a user would write them."""
-    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).replace("_", " ").lower()
 
 
 def _signed(value: Any) -> str:
