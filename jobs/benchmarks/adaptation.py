@@ -70,7 +70,7 @@ class AdaptationBenchmark(JobConfig):
     """Sets, and how many rows of each at most."""
     sections: list[str] = ["cases", "inbox", "across", "labelled", "examples", "halves", "ece"]
     seeds: int = 2
-    """Draws of each bent case."""
+    """Draws of each bent case, and of the examples."""
     labelled_rows: int = 50
     model: str | None = None
     """A trained model, to measure SCE's calibration beside."""
@@ -217,8 +217,9 @@ def measure_examples(
     for group, members in groups.items():
         sums: dict[str, list[list[float]]] = {}
         for corpus in members:
-            for method, values in _with_examples(bench, corpus).items():
-                sums.setdefault(method, []).append(values)
+            for seed in range(config.seeds):
+                for method, values in _with_examples(bench, corpus, seed).items():
+                    sums.setdefault(method, []).append(values)
         for method, lists in sums.items():
             means = np.mean(lists, axis=0)
             rows.append([f"{group}: {method}", *(f"{v:.1f}" for v in means)])
@@ -226,10 +227,10 @@ def measure_examples(
     return markdown_table(["examples a label", "0", *map(str, EXAMPLES)], rows), figures
 
 
-def _with_examples(bench: Bench, corpus: Corpus) -> dict[str, list[float]]:
+def _with_examples(bench: Bench, corpus: Corpus, seed: int) -> dict[str, list[float]]:
     count, found = len(corpus.labels), {"pooled": [], "logistic regression": [], "adapted": []}
     for examples in (0, *EXAMPLES):
-        random = np.random.default_rng([7, examples])
+        random = np.random.default_rng([7 + seed, examples])
         known = some_of_each(corpus.targets_N, np.full(count, examples), random)
         rest = np.setdiff1d(np.arange(len(corpus.targets_N)), known)
         x_ND, y_N = corpus.vectors_ND[rest], corpus.targets_N[rest]

@@ -9,7 +9,8 @@ import logging
 import shlex
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from sce.adaptation.report import metrics
 from sce.adaptation.settings import AdaptSettings
 from sce.bulk.corpus import Columns, Corpus, open_corpus
 from sce.bulk.counts import ErrorLimit, MaxErrors
+from sce.bulk.output import FolderLock
 from sce.bulk.request import identify_model
 from sce.config import JobConfig, resolve_output
 from sce.datasets.custom import read_label_set
@@ -174,7 +176,8 @@ def adapt(config: AdaptConfig) -> dict[str, Any]:
         temperature, seconds; and `unchanged` where that was done before.
 
     Raises:
-        InputError: as `resolve`; a corpus from which nothing can be read.
+        InputError: as `resolve`; a corpus from which nothing can be read; another job at work on
+            the same output.
     """
     started = time.perf_counter()
     plan = resolve(config)
@@ -186,9 +189,12 @@ def adapt(config: AdaptConfig) -> dict[str, Any]:
     if done is not None:
         log.info("%s: fitted before to the same rows and labels; nothing to do", plan.output)
         return _summary(plan, done, started, store) | {"unchanged": True}
-    with Tracker.open(config.tracking, None, f"adapt-{name}", tags, parent) as tracker:
+    with (
+        _alone(plan.output) as lock,
+        Tracker.open(config.tracking, None, f"adapt-{name}", tags, parent) as tracker,
+    ):
         tracker.log_params(config.model_dump(mode="json"))
-        adapted, illustration = _fit(plan, config, store, request)
+        adapted, illustration = _fit(plan, config, store, request, lock)
         commands = _commands(config, plan.output, store)
         labelled = list(zip(*plan.labelled))
         adapted.save(
@@ -279,7 +285,7 @@ def _done_before(plan: AdaptPlan, request: str) -> AdaptedLabels | None:
 
 
 def _fit(
-    plan: AdaptPlan, config: AdaptConfig, store: EmbeddingStore, request: str
+    plan: AdaptPlan, config: AdaptConfig, store: EmbeddingStore, request: str, lock: FolderLock
 ) -> tuple[AdaptedLabels, Illustration]:
     embedder = load_embedder(plan.embedder)
     text_vectors = TextLookup({}, lambda texts: embedder.embed(texts).vectors)
@@ -299,6 +305,7 @@ def _fit(
     _go_on(fitter, plan.output, request)
     while fitter.step(sums.add_up):
         _keep(fitter, plan.output, request)
+        lock.beat()
     shown = sums.shown()
     facts = {
         "source": store.manifest.source,
@@ -339,6 +346,18 @@ def _id_column(config: AdaptConfig, store: EmbeddingStore) -> str:
 
 def _state_folder(output: Place) -> Place:
     return output.parent / f".{output.name}.rounds"
+
+
+@contextmanager
+def _alone(output: Place) -> Iterator[FolderLock]:
+    """The lock of an output, which lies beside it: what is there stays whole until the new is."""
+    folder = _state_folder(output)
+    try:
+        with FolderLock(str(folder)) as lock:
+            yield lock
+    finally:
+        if folder.is_dir() and not any(folder.iterdir()):
+            remove(folder)
 
 
 def _keep(fitter: Fitter, output: Place, request: str) -> None:

@@ -2,7 +2,12 @@
 refusals; and what `jobs/classify.py` answers with what it made."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +17,7 @@ import pytest
 from jobs import adapt as adapt_job
 from jobs import classify as classify_job
 from sce.adaptation.artefact import FACTS_FILE, WEIGHTS_FILE, AdaptedLabels
+from sce.bulk.output import FolderLock
 from sce.embedding.embedder import load_embedder
 from sce.embedding.store import EmbeddingStore, embedding_matrix
 from tests.tiny_bulk import (
@@ -168,6 +174,29 @@ def test_a_run_that_was_cut_short_goes_on_after_its_last_round(adapt, home, monk
 
 
 @pytest.mark.system
+def test_killed_in_the_middle_it_goes_on(adapt, folder, home):
+    flags = ["--labels", json.dumps(LABELS), "--trust", "bold"]
+    command = [sys.executable, adapt_job.__file__, *model_flags(folder)[:-2], *flags, *REST]
+    command += ["--input", home / "store", "--output", home / "killed"]
+    process = subprocess.Popen([*map(str, command)], start_new_session=True)
+    round_done, deadline = home / ".killed.rounds" / "request.json", time.monotonic() + 120
+    while not round_done.exists():
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (home / "killed").exists()
+    found = []
+    for output in ("killed", "undisturbed"):
+        code, summary, said = adapt(*flags, output=output)
+        assert code == 0, said
+        found.append(summary["adapted_labels"])
+        assert not (home / f".{output}.rounds").exists()
+    assert found[0] == found[1]
+
+
+@pytest.mark.system
 def test_both_in_one_command(run, folder, home):
     rows = [{"id": f"t{i}", "text": text(i), "team": i % 3} for i in range(30)]
     source = write_jsonl(home / "both.jsonl", rows)
@@ -203,7 +232,7 @@ def test_what_cannot_be_used_is_refused_before_anything_is_written(adapt, run, f
     for source, given, said in (
         (home / "other", labels, "cannot be mixed"),
         (home / "few", labels, "3 texts for 4 labels"),
-        (home / "same", labels, "1 different ones"),
+        (home / "same", labels, "different ones for 4 labels"),
         (home / "nan", labels, "'t3'"),
         (home / "store", ["--labels", '["sport"]'], "one label"),
         (home / "store", [], "give labels"),
@@ -216,6 +245,9 @@ def test_what_cannot_be_used_is_refused_before_anything_is_written(adapt, run, f
     (home / "notes" / "mine.txt").write_text("mine")
     code, _, err = adapt(*labels, output="notes")
     assert (code, "something else" in err) == (2, True)
+    with FolderLock(str(home / ".refused.rounds")):
+        code, _, err = adapt(*labels, output="refused")
+    assert (code, "another job" in err) == (2, True)
 
 
 @pytest.mark.system
