@@ -149,6 +149,7 @@ def test_a_new_week_in_the_folder_of_a_user(model, tmp_path):
         fill(rows, store, model, Columns(), prepared=False)
 
 
+@pytest.mark.system
 def test_prepared_rows_that_changed_meanwhile_are_begun_anew(model, tmp_path):
     rows, store = tmp_path / "rows", tmp_path / "store"
     write_rows(rows, TEXTS[:20])
@@ -164,6 +165,7 @@ def test_prepared_rows_that_changed_meanwhile_are_begun_anew(model, tmp_path):
     expect(opened, model, [f"r{i}" for i in range(20)], TEXTS[:20])
 
 
+@pytest.mark.system
 def test_a_store_of_the_first_version_goes_on(model, tmp_path, monkeypatch):
     """Its parts lay in the folder itself, without places and errors."""
     rows, store = tmp_path / "rows", tmp_path / "store"

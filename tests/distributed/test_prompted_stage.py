@@ -51,6 +51,7 @@ def alone(config):
     return [classifier.scores(request.texts, request.label_set) for request in REQUESTS]
 
 
+@pytest.mark.system
 @pytest.mark.usefixtures("ray_session")
 def test_the_answers_are_those_of_one_process(folder):
     config = PromptedConfig(base=str(folder / "base"), max_text_tokens=40, max_batch_tokens=2000)
