@@ -14,6 +14,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from sce.adaptation.artefact import AdaptedLabels
+from tests.tiny_bulk import LABELS, build_models, embedder_of, model_flags, text, write_store
 from tests.tiny_models import build_all
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -147,6 +149,16 @@ def test_every_job_runs_under_ray_job_submit(home, cluster, job):
     summaries = [line for line in done.stdout.splitlines() if line.startswith('{"')]
     assert summaries, done.stdout[-2000:]
     json.loads(summaries[-1])
+
+
+def test_labels_are_adapted_under_ray_job_submit(cluster, tmp_path):
+    build_models(tmp_path, "sce")
+    store = write_store(tmp_path / "store", embedder_of(tmp_path), [text(i) for i in range(60)])
+    settings = [*model_flags(tmp_path)[:-2], "--labels", json.dumps(LABELS), "--input", store]
+    settings += ["--output", str(tmp_path / "labels"), "--no-tracking.enabled"]
+    done = submit(cluster, "jobs/adapt.py", *settings)
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert AdaptedLabels.load(tmp_path / "labels").names == LABELS
 
 
 def test_a_relative_output_is_refused_under_ray_job_submit(home, cluster):
