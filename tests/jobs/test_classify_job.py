@@ -209,6 +209,7 @@ def test_more_broken_rows_than_allowed_stop_the_job(classify, broken, tmp_path):
     assert "text_null 1" in said
 
 
+@pytest.mark.system
 def test_a_dry_run_writes_nothing(run_well, tmp_path):
     source = write_jsonl(tmp_path / "in.jsonl", [{"text": text(i)} for i in range(30)])
     summary = run_well("--input", source, "--labels", json.dumps(LABELS), "--dry-run")

@@ -42,6 +42,7 @@ def data_dir(tmp_path):
     return folder
 
 
+@pytest.mark.system
 def test_rows_and_label_texts_are_embedded(ray_session, data_dir, tmp_path, capsys):
     model = build_sentence_transformer(tmp_path / "model")
     settings = ["--embedder.kind", "sentence_transformers", "--embedder.model", str(model)]

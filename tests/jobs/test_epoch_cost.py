@@ -238,6 +238,7 @@ def test_peak_memory_is_of_what_was_measured():
     assert peak_bytes(CPU) < grown - 32 * 2**20
 
 
+@pytest.mark.system
 def test_the_script_runs_where_torch_transformers_and_peft_are_all_there_is(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", BLOCKED, "--steps", "2", "--output", str(tmp_path / "cost.md")],
