@@ -76,6 +76,7 @@ class Bench:
         self.text_vectors = TextLookup({}, lambda texts: self.embedder.embed(texts).vectors)
 
     def vectors(self, name: str, texts: list[str]) -> np.ndarray:
+        """Of the texts of a set, float32 [N, D]."""
         file = self._cache / f"{name}-{self.embedder.fingerprint.id}-{len(texts)}.npy"
         if not file.exists():
             log.info("embedding %d texts of %s", len(texts), name)
@@ -84,17 +85,14 @@ class Bench:
         found: np.ndarray = np.load(file)
         return found
 
-    def cosine(self, corpus: Corpus, labels: LabelSet | None = None) -> float:
+    def cosine(self, corpus: Corpus) -> float:
         """Accuracy in per cent of cosine similarity with names alone as they are, and what is said
         of a label that says more."""
-        g_KD = label_vectors(labels or corpus.labels, self.text_vectors, 0)
+        g_KD = label_vectors(corpus.labels, self.text_vectors, 0)
         return accuracy(corpus.vectors_ND @ g_KD.T, corpus.targets_N)
 
     def adapt(
-        self,
-        corpus: Corpus,
-        trust: str = "auto",
-        labelled: np.ndarray | None = None,
+        self, corpus: Corpus, trust: str = "auto", labelled: np.ndarray | None = None
     ) -> AdaptedLabels:
         """Labels fitted to a corpus; `labelled` are places of rows whose labels are known."""
         known = None

@@ -49,15 +49,13 @@ def benchmark_sample(config: SampleBenchmark) -> dict[str, Any]:
         random = np.random.default_rng(3)
         first_N = random.random(len(corpus.targets_N)) < 0.5
         real, held = (corpus.take(np.flatnonzero(half_N)) for half_N in (first_N, ~first_N))
-        found = [bench.cosine(held)]
+        accuracies, seconds = [bench.cosine(held)], []
         for rows in config.rows:
+            enlarged = _enlarged(real, rows, random)
             started = time.perf_counter()
-            fitted = bench.adapt(_enlarged(real, rows, random))
-            found += [
-                accuracy(fitted.scores(held.vectors_ND), held.targets_N),
-                time.perf_counter() - started,
-            ]
-        accuracies, seconds = [found[0], *found[1::2]], found[2::2]
+            fitted = bench.adapt(enlarged)
+            seconds.append(time.perf_counter() - started)
+            accuracies.append(accuracy(fitted.scores(held.vectors_ND), held.targets_N))
         cells = [f"{value:.1f}" for value in accuracies]
         table.append([f"{name}, {len(corpus.labels)} labels", *cells, f"{seconds[-1]:.0f}"])
         figures[name] = {"accuracy": accuracies, "seconds": seconds}

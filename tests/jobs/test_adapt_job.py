@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from ray.data import DataContext, ExecutionResources
 
 from jobs import adapt as adapt_job
 from jobs import classify as classify_job
@@ -113,11 +114,14 @@ def test_one_worker_or_two_and_any_order_give_the_same_bytes(adapt, folder, home
     pq.write_table(table, tmp_path / "shuffled" / "part.parquet", row_group_size=7)
     labels = ["--labels", json.dumps(LABELS)], ["--labels", json.dumps(LABELS[::-1])]
     made = []
-    for name, source, given in (
-        ("one", home / "store", labels[0]),
-        ("two", tmp_path / "shuffled", labels[1]),
+    for workers, name, source, given in (
+        (1, "one", home / "store", labels[0]),
+        (2, "two", tmp_path / "shuffled", labels[1]),
     ):
-        code, _, said = adapt(*given, source=source, output=name)
+        context = DataContext.get_current().copy()
+        context.execution_options.resource_limits = ExecutionResources(cpu=workers)
+        with DataContext.current(context):
+            code, _, said = adapt(*given, source=source, output=name)
         assert code == 0, said
         made.append([(home / name / file).read_bytes() for file in (WEIGHTS_FILE, FACTS_FILE)])
     assert made[0][0] == made[1][0]
