@@ -10,9 +10,9 @@ Readers of folders of Parquet leave names with "_" out.
 from __future__ import annotations
 
 import json
-import math
 import os
 import socket
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -247,13 +247,13 @@ def read_rows(
 class FolderLock:
     """Keeps two jobs from writing to one folder; the lock of a job that died is taken over.
 
-    `beat` says that the job is alive. On the machine of the holder its process decides, else
-    the age of its last beat. The holder may enter again: only the last exit gives the lock back.
+    While it is held a thread says that the job is alive, whatever the job is at. On the machine of
+    the holder its process decides, else the age of its last word. The holder may enter again: only
+    the last exit gives the lock back.
     """
 
     def __init__(self, uri: str) -> None:
         self._file = to_place(uri) / LOCK_FILE
-        self._last_beat = -math.inf
         self._depth = 0
         self._me = {
             "host": socket.gethostname(),
@@ -271,20 +271,28 @@ class FolderLock:
                     f"on {holder['host']}, alive {time.time() - holder['time']:.0f} s ago). Wait "
                     "for it, stop it, or give a new folder."
                 )
-            self._last_beat = -math.inf
+            self._write()
+            self._over = threading.Event()
+            self._thread = threading.Thread(target=self._stay, daemon=True)
+            self._thread.start()
         self._depth += 1
-        self.beat()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._depth -= 1
-        if not self._depth and self._me.items() <= self._read().items():
-            self._file.unlink()
+        if not self._depth:
+            self._over.set()
+            self._thread.join()
+            if self._me.items() <= self._read().items():
+                self._file.unlink()
 
-    def beat(self) -> None:
-        if time.monotonic() - self._last_beat >= HEARTBEAT_SECONDS:
-            _write_json(self._file, self._me | {"time": time.time()})
-            self._last_beat = time.monotonic()
+    def _stay(self) -> None:
+        while not self._over.wait(HEARTBEAT_SECONDS):
+            with suppress(OSError, DataError):  # a store that is away: the next word may reach it
+                self._write()
+
+    def _write(self) -> None:
+        _write_json(self._file, self._me | {"time": time.time()})
 
     def _read(self) -> dict[str, Any]:
         """What the holder says of itself; nothing where there is none."""

@@ -33,7 +33,7 @@ def watched(
     counter: Any, what: str, total: int, rows_before: int, run: OutputRun
 ) -> Iterator[None]:
     """Show how far a stage is while its rows are worked off, as a bar on a terminal or as one line
-    a minute in the log; and keep the output's lock and clock going."""
+    a minute in the log; and keep the output's clock going."""
     if rows_before:
         log.info("%s: %d of %d rows were done before", what, rows_before, total)
     bar = Progress(
@@ -54,9 +54,8 @@ def watched(
             now = time.monotonic()
             run.seconds, ticked = run.seconds + now - ticked, now
             try:
-                run.lock.beat()
                 work = ray.get(counter.totals.remote(), timeout=10)
-            except (RayError, OSError):
+            except RayError:
                 continue
             if not work.rows:
                 continue

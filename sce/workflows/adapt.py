@@ -190,11 +190,11 @@ def adapt(config: AdaptConfig) -> dict[str, Any]:
         log.info("%s: fitted before to the same rows and labels; nothing to do", plan.output)
         return _summary(plan, done, started, store) | {"unchanged": True}
     with (
-        _alone(plan.output) as lock,
+        _alone(plan.output),
         Tracker.open(config.tracking, None, f"adapt-{name}", tags, parent) as tracker,
     ):
         tracker.log_params(config.model_dump(mode="json"))
-        adapted, illustration = _fit(plan, config, store, request, lock)
+        adapted, illustration = _fit(plan, config, store, request)
         commands = _commands(config, plan.output, store)
         labelled = list(zip(*plan.labelled))
         adapted.save(
@@ -285,7 +285,7 @@ def _done_before(plan: AdaptPlan, request: str) -> AdaptedLabels | None:
 
 
 def _fit(
-    plan: AdaptPlan, config: AdaptConfig, store: EmbeddingStore, request: str, lock: FolderLock
+    plan: AdaptPlan, config: AdaptConfig, store: EmbeddingStore, request: str
 ) -> tuple[AdaptedLabels, Illustration]:
     embedder = load_embedder(plan.embedder)
     text_vectors = TextLookup({}, lambda texts: embedder.embed(texts).vectors)
@@ -305,7 +305,6 @@ def _fit(
     _go_on(fitter, plan.output, request)
     while fitter.step(sums.add_up):
         _keep(fitter, plan.output, request)
-        lock.beat()
     shown = sums.shown()
     facts = {
         "source": store.manifest.source,
@@ -349,12 +348,12 @@ def _state_folder(output: Place) -> Place:
 
 
 @contextmanager
-def _alone(output: Place) -> Iterator[FolderLock]:
+def _alone(output: Place) -> Iterator[None]:
     """The lock of an output, which lies beside it: what is there stays whole until the new is."""
     folder = _state_folder(output)
     try:
-        with FolderLock(str(folder)) as lock:
-            yield lock
+        with FolderLock(str(folder)):
+            yield
     finally:
         if folder.is_dir() and not any(folder.iterdir()):
             remove(folder)

@@ -111,6 +111,17 @@ def test_the_lock_of_another_machine_counts_while_it_is_fresh(tmp_path):
         pass
 
 
+def test_a_lock_says_that_its_holder_is_alive_whatever_it_does(tmp_path, monkeypatch):
+    monkeypatch.setattr("sce.bulk.output.HEARTBEAT_SECONDS", 0.02)
+    with FolderLock(str(tmp_path)):
+        first = json.loads((tmp_path / LOCK_FILE).read_text())["time"]
+        deadline = time.monotonic() + 10
+        while json.loads((tmp_path / LOCK_FILE).read_text())["time"] == first:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    assert not (tmp_path / LOCK_FILE).exists()
+
+
 ROWS = [
     {"place": 0, "id": "a", "label": "flood", "score": 0.5, "truncated": False, "error": ""},
     {"place": 1, "id": "b", "label": None, "score": 0.1, "truncated": True, "error": ""},
