@@ -7,6 +7,10 @@ from hypothesis import settings
 
 # What is not there is refused at once, where a hub that is out of reach would be tried again.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Workers share the cores: threads that wait for the next product would take them from others.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # No deadline: a machine under load is no failure of an example that happens to run then.
 settings.register_profile("without a deadline", deadline=None)
