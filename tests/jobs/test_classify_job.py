@@ -125,25 +125,26 @@ def test_the_weekly_loop(run_well, home):
     assert any(f"| {text(int(id_[1:]))} |" in report for id_ in moved_ids)
 
 
-def test_a_threshold_from_labelled_rows(run_well, home):
+@pytest.mark.system
+def test_a_threshold_from_labelled_rows(run_well, folder, tmp_path):
     """They are right where the model is surer, so half of them can be answered."""
-    by_score = sorted(read_output(home / "stored"), key=lambda row: -row["score"])
-    gaps = -np.diff([row["score"] for row in by_score])
+    texts = [text(i) for i in range(ROWS)]
+    store = write_store(tmp_path / "store", embedder_of(folder), texts)
+    found = load_predictor(folder).predict(texts, LABELS)
+    by_score = sorted(zip(texts, found), key=lambda row: -row[1].score)
+    gaps = -np.diff([one.score for _, one in by_score])
     cut = 20 + int(np.argmax(gaps[19:40]))  # rows of nearly the same score go together
     assert gaps[cut - 1] > 1e-3
     labelled = write_jsonl(
-        home / "labelled.jsonl",
+        tmp_path / "labelled.jsonl",
         [
-            {
-                "text": text(int(row["id"][1:])),
-                "label": row["label"] if rank < cut else _another(row["label"]),
-            }
-            for rank, row in enumerate(by_score)
+            {"text": one, "label": answer.label if rank < cut else _another(answer.label)}
+            for rank, (one, answer) in enumerate(by_score)
         ],
     )
-    target = ["--target-precision", "1", "--labelled", labelled, "--output", str(home / "precise")]
-    chosen = run_well("--input", str(home / "store"), *ASKED, *target)
-    assert by_score[cut]["score"] < chosen["threshold"] <= by_score[cut - 1]["score"]
+    target = ["--target-precision", "1", "--labelled", labelled]
+    chosen = run_well("--input", store, *ASKED[:2], *target, "--output", str(tmp_path / "out"))
+    assert by_score[cut][1].score < chosen["threshold"] <= by_score[cut - 1][1].score
     assert chosen["threshold_choice"].startswith("Threshold")
     assert chosen["null_labels"] == ROWS - cut
 
