@@ -60,7 +60,7 @@ def adapt(
     if labelled is not None:
         names = [n if isinstance(n, str) else label_set.names[int(n)] for n in labelled[1]]
         labelled = labelled[0], names
-    start = Start.of(label_set, text_vectors, version, labelled, shares)
+    start = Start.of(label_set, text_vectors, version, labelled, shares, settings.labelled_weight)
     fitter = Fitter.of(start, settings)
     blocks = Block.split(vectors_ND)
     add_up = in_memory(blocks)

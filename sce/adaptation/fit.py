@@ -46,6 +46,7 @@ from sce.adaptation.passes import (
 )
 from sce.adaptation.settings import (
     FITS,
+    LABELLED_WEIGHT,
     MIN_CHOICE_ROWS,
     MIN_GRAIN,
     RICH_ANCHOR,
@@ -73,6 +74,7 @@ class Start:
         rich: share of the labels that say more than their name.
         labelled_MD, targets_M: vectors of labelled rows and of the labels' examples.
         shares_K: the user's shares of the classes, that add up to 1; NaN where none was given.
+        labelled_weight: what one of many labelled rows counts for beside a row of the corpus.
     """
 
     label_set: LabelSet
@@ -82,6 +84,7 @@ class Start:
     labelled_MD: np.ndarray
     targets_M: np.ndarray
     shares_K: np.ndarray
+    labelled_weight: float
 
     @classmethod
     def of(
@@ -91,6 +94,7 @@ class Start:
         version: int,
         labelled: tuple[np.ndarray, Sequence[str]] | None = None,
         shares: Mapping[str, float] | None = None,
+        labelled_weight: float = LABELLED_WEIGHT,
     ) -> Start:
         """From labels in any order.
 
@@ -117,6 +121,7 @@ class Start:
             np.concatenate(vectors) if vectors else np.zeros((0, dimension), np.float32),
             np.array(targets, np.int64),
             _shares(labels, shares or {}),
+            labelled_weight,
         )
 
     @cached_property
@@ -138,7 +143,10 @@ class Start:
             SECOND: ~labelled_in_first,
         }
         count = len(self.label_set)
-        return {s: Labelled.of(x_MD[own], self.targets_M[own], count) for s, own in rows.items()}
+        return {
+            s: Labelled.of(x_MD[own], self.targets_M[own], count, self.labelled_weight)
+            for s, own in rows.items()
+        }
 
     def own_vectors(self, subset: str = WHOLE) -> np.ndarray:
         """g_k with the labelled rows of a subset as examples: unit vectors float64 [K, D]."""
@@ -286,7 +294,6 @@ class Fitter:
             prior_K,
             settings,
             self.start.labelled[subset],
-            self.settings.labelled_weight,
             fitted_mass=not told,
         )
 

@@ -40,6 +40,8 @@ POSTERIOR_BITS = 22
 SUM_ROWS = 4096
 """Rows that are added up in float64 before int64 takes over: 2^12 products of 22 and 18 bits stay
 below 2^53."""
+LABELLED_PRIOR = 4.0
+"""Labelled rows of a label at which each counts for half of what many count for."""
 MAX_ROWS = 2**23
 """Above this the int64 sums of 2^40 could overflow."""
 
@@ -117,23 +119,29 @@ class Scores:
 
 @dataclass(frozen=True)
 class Labelled:
-    """Labelled rows summed by label: counts int64 [K], sums of vectors int64 [K, D] times 2^18, of
-    their outer products int64 [D, D] times 2^36."""
+    """Labelled rows summed by label: counts int64 [K], sums of vectors int64 [K, D] times 2^18,
+    what a row of each label counts for beside one of the corpus [K], and the sum of their outer
+    products with that weight, float64 [D, D]."""
 
     count_K: np.ndarray
     vectors_KD: np.ndarray
+    weight_K: np.ndarray
     product_DD: np.ndarray
 
     @classmethod
-    def of(cls, x_MD: np.ndarray, targets_M: np.ndarray, labels: int) -> Labelled:
-        """Of M rows, as `vector_integers` gives them."""
+    def of(cls, x_MD: np.ndarray, targets_M: np.ndarray, labels: int, weight: float) -> Labelled:
+        """Of M rows, as `vector_integers` gives them. One row says little of where the texts of its
+        label lie: of n rows each counts for weight n / (n + `LABELLED_PRIOR`)."""
         one_hot_MK = np.zeros((len(x_MD), labels))
         one_hot_MK[np.arange(len(x_MD)), targets_M] = 1
-        return cls(
-            one_hot_MK.sum(0).astype(np.int64),
-            (one_hot_MK.T @ x_MD).astype(np.int64),
-            (x_MD.T @ x_MD).astype(np.int64),
-        )
+        count_K = one_hot_MK.sum(0).astype(np.int64)
+        weight_K = weight * count_K / (count_K + LABELLED_PRIOR)
+        product_DD = np.zeros((x_MD.shape[1], x_MD.shape[1]))
+        for count in np.unique(count_K[targets_M]):  # the same weight: exact sums, then one product
+            rows_ND = x_MD[count_K[targets_M] == count]
+            share = weight * count / (count + LABELLED_PRIOR) * 2.0 ** -(2 * VECTOR_BITS)
+            product_DD += share * (rows_ND.T @ rows_ND)
+        return cls(count_K, (one_hot_MK.T @ x_MD).astype(np.int64), weight_K, product_DD)
 
 
 def moments_of(x_BD: np.ndarray) -> Moments:
@@ -173,14 +181,12 @@ def fitted_scores(
     log_prior_K: np.ndarray,
     settings: MixtureSettings,
     labelled: Labelled,
-    labelled_weight: float,
     fitted_mass: bool = True,
 ) -> Scores:
     """One round: the scores of the discriminants that these sums give.
 
     Args:
         log_prior_K: added to the log of the fitted mass: the presence prior.
-        labelled_weight: what a labelled row counts for beside one of the corpus.
         fitted_mass: False leaves the fitted mass out of the prior, where the user has said how
             large the classes are.
     """
@@ -191,10 +197,11 @@ def fitted_scores(
     product_DD = moments.product_DD * 2.0 ** -(2 * VECTOR_BITS)
     mean_D = sum_D / rows
     if labelled.count_K.any():
-        n_K = n_K + labelled_weight * labelled.count_K
-        s_KD = s_KD + labelled_weight * labelled.vectors_KD * 2.0**-VECTOR_BITS
-        product_DD = product_DD + labelled_weight * labelled.product_DD * 2.0 ** -(2 * VECTOR_BITS)
-        rows += labelled_weight * float(labelled.count_K.sum())
+        labelled_K = labelled.weight_K * labelled.count_K
+        n_K = n_K + labelled_K
+        s_KD = s_KD + labelled.weight_K[:, None] * labelled.vectors_KD * 2.0**-VECTOR_BITS
+        product_DD = product_DD + labelled.product_DD
+        rows += float(labelled_K.sum())
         sum_D = s_KD.sum(0)
     c_KD = s_KD - n_K[:, None] * mean_D
     mu_KD = c_KD / (n_K + settings.pseudo_rows)[:, None]

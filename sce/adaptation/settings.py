@@ -19,6 +19,7 @@ FITS: dict[Trust, MixtureSettings] = {
 RICH_ANCHOR = 4.0
 """What the anchor is multiplied by where every label says more than its name: what users say of
 their labels holds more than a name does."""
+LABELLED_WEIGHT = 8.0
 MIN_CHOICE_ROWS = 30
 """Labelled rows from which on they choose among the kinds of trust, and a temperature."""
 MIN_GRAIN = 2.5
@@ -34,8 +35,9 @@ class AdaptSettings(Section):
     """How far the corpus may move the labels. `auto`: what labelled rows show to be best, where
     there are some; else `default`, and no adaptation where the labels are not what the corpus
     groups by."""
-    labelled_weight: float = Field(default=5.0, gt=0)
-    """What a labelled example counts for beside a text of the corpus."""
+    labelled_weight: float = Field(default=LABELLED_WEIGHT, gt=0)
+    """What a labelled example of a label that has many counts for beside a text of the corpus; a
+    label's first ones count for less (n / (n + 4) of it, where there are n)."""
     min_rows_a_label: float = Field(default=4.0, ge=0)
     """With fewer texts a label nothing is adapted."""
     sample_rows: int = Field(default=100_000, ge=1000, le=MAX_ROWS)

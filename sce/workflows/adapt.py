@@ -291,7 +291,14 @@ def _fit(
     text_vectors = TextLookup({}, lambda texts: embedder.embed(texts).vectors)
     texts, names = plan.labelled
     labelled = (text_vectors(texts), names) if texts else None
-    start = Start.of(plan.label_set, text_vectors, plan.version, labelled, plan.shares)
+    start = Start.of(
+        plan.label_set,
+        text_vectors,
+        plan.version,
+        labelled,
+        plan.shares,
+        plan.settings.labelled_weight,
+    )
     has_text = config.text_column in store.column_names()
     columns = Columns(
         text=None,

@@ -8,13 +8,13 @@ import pytest
 from sce.adaptation.adapt import adapt
 from sce.adaptation.artefact import FACTS_FILE, LABELS_FILE, WEIGHTS_FILE, AdaptedLabels
 from sce.adaptation.fit import Fitter, Start, grain
-from sce.adaptation.mixture import moments_of
+from sce.adaptation.mixture import Labelled, moments_of
 from sce.adaptation.passes import Block, in_memory
 from sce.adaptation.progress import restore, to_arrays
 from sce.adaptation.settings import MIN_CHOICE_ROWS, MIN_GRAIN, AdaptSettings
 from sce.errors import DataError, LabelError
 from sce.labels import LabelSet
-from sce.model.linear_labels import vector_integers
+from sce.model.linear_labels import VECTOR_BITS, vector_integers
 
 WIDTH = 24
 NAMES = ["sport", "money", "weather", "music"]
@@ -301,3 +301,25 @@ def test_one_row_or_many_and_any_batch_have_the_same_answer_in_every_bit():
         assert (one.top_NT[0] == many.top_NT[i]).all()
         assert (one.top_scores_NT[0] == many.top_scores_NT[i]).all()
         assert (one.scores_M == many.scores_M[4 * i : 4 * i + 4]).all()
+
+
+def test_the_first_labelled_rows_of_a_label_count_for_less():
+    x_MD = vector_integers(World().x_ND[:12])
+    targets_M = np.array([0] * 4 + [1] * 8)
+    found = Labelled.of(x_MD, targets_M, 3, 8.0)
+    assert found.count_K.tolist() == [4, 8, 0]
+    assert found.weight_K == pytest.approx([4, 8 * 8 / 12, 0])
+    # The outer products are those of rows that stand in the corpus so many times.
+    times_M = found.weight_K[targets_M] * 2.0 ** -(2 * VECTOR_BITS)
+    assert found.product_DD == pytest.approx((x_MD * times_M[:, None]).T @ x_MD)
+
+
+def test_a_setting_says_what_a_labelled_row_counts_for():
+    world = World(turned=0.5)
+    wrong = world.x_ND[world.targets_N == 0][:8], ["money"] * 8
+    light, heavy = (
+        world.adapt(labelled=wrong, labelled_weight=w, trust="default") for w in (0.1, 500)
+    )
+    place = world.label_set.index("money")
+    taken = [(one.scores(world.x_ND)[:200].argmax(1) == place).mean() for one in (light, heavy)]
+    assert taken[1] > 0.1 > taken[0]
