@@ -29,9 +29,11 @@ from jobs.benchmarks.corpora import (
     read_set,
     some_of_each,
 )
+from jobs.benchmarks.examples_picture import save_picture
 from jobs.benchmarks.rounds import markdown_table
 from sce.config import JobConfig
 from sce.datasets.starter import read_starter
+from sce.embedding.settings import EmbedderConfig
 from sce.errors import DataError
 from sce.evaluation.metrics import ece
 from sce.labels import only_names
@@ -74,10 +76,13 @@ class AdaptationBenchmark(JobConfig):
     labelled_rows: int = 50
     model: str | None = None
     """A trained model, to measure SCE's calibration beside."""
+    embedder: EmbedderConfig = EmbedderConfig()
     cache: Path = Path("runs/benchmark-adaptation")
     """Where vectors are kept."""
     output: Place | None = None
     """Also write the tables to this Markdown file."""
+    picture: Path | None = None
+    """Also draw accuracy over examples, and gain over rows of the sets across the grain: a PNG."""
 
 
 def benchmark_adaptation(config: AdaptationBenchmark) -> dict[str, Any]:
@@ -86,7 +91,7 @@ def benchmark_adaptation(config: AdaptationBenchmark) -> dict[str, Any]:
     Raises:
         DataError: a set is not in `data`.
     """
-    bench, data = Bench(config.cache), config.data
+    bench, data = Bench(config.cache, config.embedder), config.data
     sets = [read_set(bench, data, *one) for one in config.sets.items()] if data else []
     measures: dict[str, Callable[..., tuple[str, Any]]] = {
         "cases": measure_cases,
@@ -105,6 +110,8 @@ def benchmark_adaptation(config: AdaptationBenchmark) -> dict[str, Any]:
         table, figures = measures[section](bench, sets, config)
         print(f"\n## {section}\n\n{table}", flush=True)
         found[section] = figures | {"seconds": round(time.perf_counter() - started)}
+    if config.picture is not None:
+        save_picture(config.picture, found.get("examples", {}), found.get("across", {}))
     return found
 
 
@@ -223,7 +230,12 @@ def measure_examples(
         for method, lists in sums.items():
             means = np.mean(lists, axis=0)
             rows.append([f"{group}: {method}", *(f"{v:.1f}" for v in means)])
-            figures[f"{group}: {method}"] = means.tolist()
+            error = np.std(lists, axis=0, ddof=1) / len(lists) ** 0.5 if len(lists) > 1 else None
+            figures[f"{group}: {method}"] = {
+                "examples": [0, *EXAMPLES],
+                "mean": means.tolist(),
+                "standard_error": None if error is None else error.tolist(),
+            }
     return markdown_table(["examples a label", "0", *map(str, EXAMPLES)], rows), figures
 
 

@@ -70,9 +70,9 @@ class Bench:
     """The embedder, its vectors, which are kept in the folder `cache`, and the methods that are
     compared."""
 
-    def __init__(self, cache: Path) -> None:
+    def __init__(self, cache: Path, embedder: EmbedderConfig | None = None) -> None:
         self._cache = cache
-        self.embedder: TextEmbedder = load_embedder(EmbedderConfig())
+        self.embedder: TextEmbedder = load_embedder(embedder or EmbedderConfig())
         self.text_vectors = TextLookup({}, lambda texts: self.embedder.embed(texts).vectors)
 
     def vectors(self, name: str, texts: list[str]) -> np.ndarray:

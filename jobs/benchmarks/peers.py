@@ -20,7 +20,7 @@ from transformers import (
     pipeline,
 )
 
-from sce.embedding.checkpoint import minilm_folder
+from sce.embedding.published import published_folder
 from sce.errors import ConfigError
 
 Peer = Callable[[Sequence[str], Sequence[str]], Any]
@@ -38,7 +38,7 @@ def nli_pipeline(device: str) -> Peer:
     """The transformers zero-shot pipeline over a cross-encoder: one pass a text and label."""
     names = {0: "entailment", 1: "neutral", 2: "contradiction"}
     config = BertConfig.from_pretrained(
-        minilm_folder(),
+        published_folder("minilm"),
         max_position_embeddings=NLI_TOKENS,
         id2label=names,
         label2id={name: i for i, name in names.items()},
@@ -47,7 +47,7 @@ def nli_pipeline(device: str) -> Peer:
     classify = build(
         "zero-shot-classification",
         model=BertForSequenceClassification(config).eval(),
-        tokenizer=AutoTokenizer.from_pretrained(minilm_folder()),
+        tokenizer=AutoTokenizer.from_pretrained(published_folder("minilm")),
         device=device,
     )
 
@@ -102,15 +102,15 @@ def _build_gliclass() -> tuple[Any, PreTrainedTokenizerBase]:
         raise ConfigError(
             "gliclass is not installed: pip install 'soft-contextualized-encoder[peers]'"
         ) from None
-    tokenizer = AutoTokenizer.from_pretrained(minilm_folder())
+    tokenizer = AutoTokenizer.from_pretrained(published_folder("minilm"))
     tokenizer.add_special_tokens({"additional_special_tokens": list(GLICLASS_TOKENS)})
     tokenizer.model_max_length = GLICLASS_MAX_TOKENS
     room = {"vocab_size": len(tokenizer), "max_position_embeddings": GLICLASS_MAX_TOKENS}
-    encoder = BertConfig.from_pretrained(minilm_folder(), **room)
+    encoder = BertConfig.from_pretrained(published_folder("minilm"), **room)
     class_id, text_id, example_id = map(tokenizer.convert_tokens_to_ids, GLICLASS_TOKENS)
     config = GLiClassModelConfig(
         encoder_config=encoder,
-        encoder_model=str(minilm_folder()),  # where it looks for an adapter
+        encoder_model=str(published_folder("minilm")),  # where it looks for an adapter
         class_token_index=class_id,
         text_token_index=text_id,
         example_token_index=example_id,
@@ -125,7 +125,7 @@ def cosine_similarity(device: str) -> Peer:
     """all-MiniLM-L6-v2 by sentence-transformers; texts and labels are embedded at each call."""
     from sentence_transformers import SentenceTransformer, models  # type: ignore[attr-defined]
 
-    word = models.Transformer(str(minilm_folder()), max_seq_length=256)
+    word = models.Transformer(str(published_folder("minilm")), max_seq_length=256)
     pooling = models.Pooling(word.get_embedding_dimension(), pooling_mode="mean")
     encoder = SentenceTransformer(modules=[word, pooling, models.Normalize()], device=device)
 
