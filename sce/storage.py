@@ -17,10 +17,10 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, TypeAlias
 from urllib.parse import unquote, urlsplit
@@ -353,12 +353,22 @@ def fetch(place: str | Place) -> Path:
             place.check()
             raise DataError(f"{place.uri!r}: there is nothing.")
         key = hashlib.sha256(json.dumps([place.name, files]).encode()).hexdigest()[:32]
-        target = _cache() / key
-        with open(_cache() / f"{key}.lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # one of the processes of this machine fetches
-            if target.exists() or _download(place, files, target):
-                return target / place.name
+        with suppress(FileNotFoundError, _Changed):
+            return cached_folder(key, partial(_download, place, files)) / place.name
     raise DataError(f"{place.uri!r} changed each of {_ATTEMPTS} times while it was read.")
+
+
+def cached_folder(key: str, fill: Callable[[Path], None]) -> Path:
+    """The folder of that name in the cache of this machine, `fill`ed by the first process that asks
+    for it, while others wait; whole or not at all."""
+    target = _cache() / key
+    with open(_cache() / f"{key}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not target.exists():
+            with _scratch(target.parent, ".new-") as scratch:
+                fill(scratch)
+                os.rename(scratch, target)
+    return target
 
 
 def fetch_model(place: str | Place) -> str:
@@ -408,18 +418,18 @@ def _cache() -> Path:
     return folder
 
 
-def _download(place: RemotePath, files: list[tuple[str, int, str]], target: Path) -> bool:
-    """Fill `target`; False where the content had become another by the end."""
-    with suppress(FileNotFoundError), _scratch(target.parent, ".new-") as scratch:
-        copy = scratch / place.name
-        if files[0][0]:  # a folder: `copy_files` makes those below it, but not itself
-            copy.mkdir()
-        with _reached(place, "read"):
-            _copy(place, copy)
-        if place.files() == files:
-            os.rename(scratch, target)
-            return True
-    return False
+class _Changed(Exception):
+    """The content of a place became another while it was read."""
+
+
+def _download(place: RemotePath, files: list[tuple[str, int, str]], folder: Path) -> None:
+    copy = folder / place.name
+    if files[0][0]:  # a folder: `copy_files` makes those below it, but not itself
+        copy.mkdir()
+    with _reached(place, "read"):
+        _copy(place, copy)
+    if place.files() != files:
+        raise _Changed
 
 
 def _reason(error: Exception) -> str:
