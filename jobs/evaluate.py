@@ -5,6 +5,7 @@ adapted labels; or a method that needs no training, on the same rows.
     python jobs/evaluate.py --config configs/quickstart/inbox.yaml
     python jobs/evaluate.py --config configs/paper/f2llm.yaml
     python jobs/evaluate.py --config configs/quickstart/sce.yaml --evaluate.labelled mine.jsonl
+    python jobs/evaluate.py --embedders minilm,mpnet --evaluate.labelled mine.jsonl
     ray job submit --working-dir . -- python jobs/evaluate.py --config configs/paper/sce.yaml \\
         --run-dir /shared/runs/paper
 
@@ -18,6 +19,10 @@ texts a label, or to those of the embedding store `--evaluate.corpus`, without t
 of the rows is answered by a fit that had its examples from the other half. `--no-evaluate.adapted`
 leaves them out.
 
+`--embedders` measures several text embedders on the same rows: what each answers by cosine
+similarity, SCE and adapted labels, its texts a second, memory and hours for a million texts on this
+machine; and recommends one. It writes to RUN_DIR/results-embedders.
+
 Prints a table, and writes results.json, results.md, predictions.parquet and the confusion matrices
 to RUN_DIR/results, or for rows of your own to RUN_DIR/results-own/FILE.
 The last line of standard output is JSON. Exit code 0: done, 1: failed, 2: wrong input.
@@ -26,8 +31,7 @@ The last line of standard output is JSON. Exit code 0: done, 1: failed, 2: wrong
 import sys
 
 from sce.workflows.cli import run_job
-from sce.workflows.evaluate import evaluate
-from sce.workflows.experiment import Experiment
+from sce.workflows.evaluate_embedders import Evaluation, evaluate_asked
 
 if __name__ == "__main__":
-    sys.exit(run_job(Experiment, evaluate, __doc__))
+    sys.exit(run_job(Evaluation, evaluate_asked, __doc__))

@@ -64,7 +64,7 @@ def evaluate(experiment: Experiment) -> dict[str, Any]:
     trained, model = experiment.method == "sce", experiment.measured_model
     if trained and not (model / "config.json").exists():
         raise InputError(f"there is no model in {model}. jobs/train_sce.py makes one.")
-    prepared = _prepared(experiment)
+    prepared = prepared_for(experiment)
     labelled = experiment.evaluate.labelled
     folder = experiment.own_results_dir / labelled.stem if labelled else experiment.results_dir
     with open_tracker(experiment, None, "evaluate") as tracker:
@@ -80,7 +80,7 @@ def evaluate(experiment: Experiment) -> dict[str, Any]:
     }
 
 
-def _prepared(experiment: Experiment) -> PreparedData | None:
+def prepared_for(experiment: Experiment) -> PreparedData | None:
     """The experiment's data with its vectors up to date; None where the user's rows are all."""
     # Who asks about rows of his own has no wish to wait for all the other sets.
     if experiment.evaluate.labelled is not None and not experiment.evaluate.sets:
@@ -121,11 +121,11 @@ def measure(
     Args:
         embedder: the experiment's, where it is loaded already.
     """
-    sets, methods, adapted = _sets_and_methods(experiment, prepared, embedder)
+    sets, methods, adapted = sets_and_methods(experiment, prepared, embedder)
     return measure_sets(experiment, sets, methods, tracker, folder, adapted)
 
 
-def _sets_and_methods(
+def sets_and_methods(
     experiment: Experiment, prepared: PreparedData | None, embedder: TextEmbedder | None
 ) -> tuple[list[EvaluationSet], list[Method], list[Method]]:
     """What is measured, and by what: the experiment's method, beside the one it is compared with;
@@ -173,6 +173,7 @@ def measure_sets(
     tracker: Tracker,
     folder: Place,
     adapted: Sequence[Method] = (),
+    show: bool = True,
 ) -> list[Result]:
     """Evaluate methods on the same rows; print the table, write everything to `folder`, log it.
     Returns the results.
@@ -181,6 +182,7 @@ def measure_sets(
         experiment: whose name reports call the first method by.
         methods: the one that is measured, and one that it is compared with.
         adapted: methods of adapted labels, measured on the sets that they apply to.
+        show: whether the table is printed.
     """
     config = experiment.evaluate
     logger.info("measuring %d label sets, %d rows", len(sets), sum(map(len, sets)))
@@ -192,8 +194,9 @@ def measure_sets(
     logger.info("measured in %.1f s", time.perf_counter() - started)
     _write_results(evaluated, described, config.pictures, folder)
     console = Console(stderr=True)  # standard output is left to the closing line of JSON
-    wide = console.width >= WIDE_CHARS
-    console.print(to_table(results, wide=wide, caption=config.caption))
+    if show:
+        wide = console.width >= WIDE_CHARS
+        console.print(to_table(results, wide=wide, caption=config.caption))
     main = described[methods[0].name]
     tracker.log_metrics(headline_metrics(results) | summary_metrics(results) | _cost_metrics(main))
     tracker.log_artifact(folder, "results")
