@@ -70,12 +70,14 @@ class AdaptationBenchmark(JobConfig):
     """Folder with the development sets; without it the inbox and the starter corpus alone."""
     sets: dict[str, int] = SETS
     """Sets, and how many rows of each at most."""
-    sections: list[str] = ["cases", "inbox", "across", "labelled", "examples", "halves", "ece"]
+    sections: list[str] = [
+        "sets", "cases", "inbox", "across", "labelled", "examples", "halves", "ece"
+    ]  # fmt: skip
     seeds: int = 2
     """Draws of each bent case, and of the examples."""
     labelled_rows: int = 50
     model: str | None = None
-    """A trained model, to measure SCE's calibration beside."""
+    """A trained model of the embedder, to measure SCE and its calibration beside."""
     embedder: EmbedderConfig = EmbedderConfig()
     cache: Path = Path("runs/benchmark-adaptation")
     """Where vectors are kept."""
@@ -94,6 +96,7 @@ def benchmark_adaptation(config: AdaptationBenchmark) -> dict[str, Any]:
     bench, data = Bench(config.cache, config.embedder), config.data
     sets = [read_set(bench, data, *one) for one in config.sets.items()] if data else []
     measures: dict[str, Callable[..., tuple[str, Any]]] = {
+        "sets": measure_sets,
         "cases": measure_cases,
         "inbox": measure_inbox,
         "across": measure_across,
@@ -113,6 +116,25 @@ def benchmark_adaptation(config: AdaptationBenchmark) -> dict[str, Any]:
     if config.picture is not None:
         save_picture(config.picture, found.get("examples", {}), found.get("across", {}))
     return found
+
+
+def measure_sets(bench: Bench, sets: list[Corpus], config: AdaptationBenchmark) -> tuple[str, Any]:
+    """Each set as it is, its labels by name: cosine, SCE where there is a model, adapted."""
+    predictor = None if config.model is None else Predictor.from_pretrained(config.model)
+    figures = {}
+    for corpus in sets:
+        values = [bench.cosine(corpus)]
+        if predictor is not None:
+            scores_NK = predictor.probabilities(corpus.vectors_ND, corpus.labels)
+            values.append(accuracy(scores_NK, corpus.targets_N))
+        values.append(accuracy(bench.adapt(corpus).scores(corpus.vectors_ND), corpus.targets_N))
+        figures[corpus.name] = values
+    rows = [[name, *(f"{v:.1f}" for v in values)] for name, values in figures.items()]
+    if figures:
+        mean = np.mean(list(figures.values()), axis=0)
+        rows.append(["mean", *(f"{v:.1f}" for v in mean)])
+    names = ["cosine", *(["SCE"] if predictor else []), "adapted"]
+    return markdown_table(["set, by name", *names], rows), figures
 
 
 def measure_cases(bench: Bench, sets: list[Corpus], config: AdaptationBenchmark) -> tuple[str, Any]:
