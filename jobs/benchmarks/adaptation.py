@@ -120,7 +120,7 @@ def benchmark_adaptation(config: AdaptationBenchmark) -> dict[str, Any]:
 
 def measure_sets(bench: Bench, sets: list[Corpus], config: AdaptationBenchmark) -> tuple[str, Any]:
     """Each set as it is, its labels by name: cosine, SCE where there is a model, adapted."""
-    predictor = None if config.model is None else Predictor.from_pretrained(config.model)
+    predictor = _predictor(bench, config)
     figures = {}
     for corpus in sets:
         values = [bench.cosine(corpus)]
@@ -303,7 +303,7 @@ def measure_halves(
 
 def measure_ece(bench: Bench, sets: list[Corpus], config: AdaptationBenchmark) -> tuple[str, Any]:
     """Calibration without labelled rows, and with some."""
-    predictor = None if config.model is None else Predictor.from_pretrained(config.model)
+    predictor = _predictor(bench, config)
     cosine_t = (
         Temperature()
         if predictor is None
@@ -329,6 +329,10 @@ def measure_ece(bench: Bench, sets: list[Corpus], config: AdaptationBenchmark) -
     mean = np.mean(list(figures.values()), axis=0)
     rows.append(["mean", *(f"{v:.3f}" for v in mean)])
     return markdown_table(["ECE", *names], rows), figures
+
+
+def _predictor(bench: Bench, config: AdaptationBenchmark) -> Predictor | None:
+    return Predictor.from_pretrained(config.model, bench.embedder) if config.model else None
 
 
 def _signed(value: Any) -> str:

@@ -10,6 +10,7 @@ from jobs.benchmarks.process_memory import PeakMemory
 from sce.embedding.embedder import embedder_fingerprint
 from sce.embedding.settings import EmbedderConfig
 from sce.training.fresh_model import ModelConfig, build_model
+from tests.tiny_models import build_sentence_transformer
 
 ROOT = Path(__file__).parents[2]
 
@@ -61,6 +62,30 @@ def test_the_cost_of_a_shortlist(benchmark, tmp_path, capsys):
     assert found["shortlist"]["5"]["same_answers"] >= found["shortlist"]["1"]["same_answers"]
     assert benchmark.main(["shortlist", *known, "--sizes", "[6]"]) == 2
     assert "from 1 to 5" in capsys.readouterr().err
+
+
+def test_what_a_corpus_teaches_its_labels(benchmark, tmp_path, capsys):
+    embedder = build_sentence_transformer(tmp_path / "bert")
+    config = EmbedderConfig(kind="sentence_transformers", model=str(embedder))
+    fresh = build_model(ModelConfig(), embedder_fingerprint(config).to_dict(), 0.0, seed=0)
+    fresh.model.save_pretrained(tmp_path / "model")
+    rows = [{"text": f"{name} {i}", "label": name} for i in range(30) for name in ("dog", "cup")]
+    (tmp_path / "tiny.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = ["--data", str(tmp_path), "--sets", '{"tiny": 60}', "--model", str(tmp_path / "model")]
+    flags += ["--embedder.kind", "sentence_transformers", "--embedder.model", str(embedder)]
+    flags += ["--cache", str(tmp_path / "cache"), "--picture", str(tmp_path / "examples.png")]
+    assert benchmark.main(["adaptation", *flags, "--sections", '["sets", "examples"]']) == 0
+    said = capsys.readouterr().out
+    found = json.loads(said.strip().splitlines()[-1])
+    assert "| set, by name | cosine | SCE | adapted |" in said
+    assert len(found["sets"]["tiny"]) == 3
+    assert all(0 <= value <= 100 for value in found["sets"]["tiny"])
+    adapted = found["examples"]["development sets: adapted"]
+    assert adapted["mean"][0] == pytest.approx(found["sets"]["tiny"][2])
+    assert len(adapted["standard_error"]) == len(adapted["examples"]) == 6
+    assert (tmp_path / "examples.png").read_bytes().startswith(b"\x89PNG")
+    assert benchmark.main(["adaptation", *flags, "--sections", '["nope"]']) == 2
+    assert "'nope' is none of sets, cases" in capsys.readouterr().err
 
 
 def test_peak_memory_is_seen_when_it_is_gone_again():
