@@ -91,6 +91,7 @@ class LabelSet:
         """
         if isinstance(value, LabelSet):
             return value
+        value = _as_list(value, where)
         if isinstance(value, Mapping):
             items: list[Any] = [{"name": k, "description": v} for k, v in value.items()]
         elif isinstance(value, Iterable) and not isinstance(value, (str, bytes)):
@@ -176,9 +177,22 @@ def parse_labels(value: Any, where: str = "labels") -> LabelSet | RaggedLabels:
     `LabelSet.parse`."""
     if isinstance(value, RaggedLabels):
         return value
+    value = _as_list(value, where)
     if is_set_a_row(value):
         return RaggedLabels.from_sets(value, where)
     return LabelSet.parse(value, where)
+
+
+def _as_list(value: Any, where: str) -> Any:
+    """A column of pandas or Arrow, or an array, as a list; anything else as it is."""
+    if hasattr(value, "columns"):
+        raise LabelError(
+            f"{where}: a {type(value).__name__} is a table; give one column of it, such as "
+            "table['label']."
+        )
+    if hasattr(value, "to_pylist"):
+        return value.to_pylist()
+    return value.tolist() if hasattr(value, "tolist") and not isinstance(value, str) else value
 
 
 def only_names(label_set: LabelSet) -> LabelSet:

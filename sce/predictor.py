@@ -10,7 +10,7 @@ Shapes: N rows, B rows of a batch, K labels, D the embedder's dimension, T best 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,6 +19,15 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from sce.embedding.embedder import TextEmbedder, choose_device, load_embedder
 from sce.embedding.fingerprint import check_fingerprint
+from sce.embedding.row_checks import (
+    as_texts,
+    as_vectors,
+    check_settings,
+    is_numeric_array,
+    refuse_rows,
+    text_errors,
+    vector_errors,
+)
 from sce.embedding.settings import EmbedderConfig
 from sce.errors import ConfigError, InputError
 from sce.labels import LabelSet, RaggedLabels, parse_labels
@@ -165,7 +174,7 @@ class Predictor:
         if isinstance(candidate_labels, str):
             candidate_labels = [n.strip() for n in candidate_labels.split(",") if n.strip()]
         label_set = LabelSet.parse(candidate_labels, "candidate_labels")
-        texts = [sequences] if isinstance(sequences, str) else list(sequences)
+        texts = as_texts(sequences)
         answers = self.answer(self.embedder.embed(texts).vectors, label_set, len(label_set))
         names, found = label_set.names, []
         for text, top, scores in zip(texts, answers.top_NT.tolist(), answers.top_scores_NT):
@@ -198,12 +207,13 @@ class Predictor:
         top_k: int | None = None,
         return_scores: bool = False,
         candidate_labels: Any = None,
+        errors: Literal["keep", "raise"] = "keep",
     ) -> list[Prediction]:
         """Classify texts, or vectors of texts that were embedded before.
 
         Args:
-            texts: the texts, or their embeddings (an array of numbers), or None with
-                `embeddings`.
+            texts: a text, or several in a list, an array, a column of pandas or Arrow; or their
+                embeddings (an array of numbers), or None with `embeddings`.
             labels: one label set in any form that `LabelSet.parse` accepts. To give each text
                 a set of its own, a list of lists of names as long as the texts, or
                 `RaggedLabels`. Or labels that were fitted to a corpus (`AdaptedLabels.load`).
@@ -212,6 +222,8 @@ class Predictor:
             top_k: also return this many best labels.
             return_scores: also return every label's probability.
             candidate_labels: another name of `labels`, as in the transformers pipeline.
+            errors: a row that cannot be answered (a blank text, a vector whose norm is not 1) has
+                its `error` in its answer, or with "raise" is a `DataError`.
 
         Raises:
             LabelError, InputError: see there.
@@ -219,19 +231,34 @@ class Predictor:
         labels = candidate_labels if labels is None else labels
         if (texts is None) == (embeddings is None):
             raise InputError("give either texts or embeddings.")
-        if hasattr(texts, "__array__") and np.asarray(texts).dtype.kind in "fiu":
-            texts, embeddings = None, texts  # type: ignore[assignment]
-        if texts is not None:
-            embedded = self.embedder.embed([texts] if isinstance(texts, str) else list(texts))
-            queries_ND, truncated = embedded.vectors, embedded.truncated.tolist()
-        else:
-            queries_ND = self._check_embeddings(embeddings)
-            truncated = [False] * len(queries_ND)
-
+        check_settings(threshold, top_k)
         labels = labels if isinstance(labels, LinearLabels) else parse_labels(labels)
-        answers = self.answer(queries_ND, labels, top_k or 1, return_scores)
-        sets = labels.names_by_row(len(answers))
-        return answers.predictions(sets, threshold, top_k is not None, truncated)
+        if is_numeric_array(texts):
+            texts, embeddings = None, texts
+        if texts is not None:
+            items = as_texts(texts)
+            count, refused = len(items), text_errors(items)
+            refuse_rows("texts", refused, errors)
+            embedded = self.embedder.embed([t for i, t in enumerate(items) if i not in refused])
+            queries_GD, truncated_G = embedded.vectors, embedded.truncated.tolist()
+        else:
+            queries_ND = as_vectors(embeddings, self.model.config.embedding_dim)
+            count = len(queries_ND)
+            refused = {i: str(e) for i, e in enumerate(vector_errors(queries_ND)) if e}
+            refuse_rows("embeddings", refused, errors)
+            queries_GD = np.delete(queries_ND, list(refused), axis=0) if refused else queries_ND
+            truncated_G = [False] * len(queries_GD)
+        sets = labels.names_by_row(count)
+        good = [i for i in range(count) if i not in refused]
+        if refused and isinstance(labels, RaggedLabels):
+            labels = labels.take(np.array(good, np.int64))
+        answers = self.answer(queries_GD, labels, top_k or 1, return_scores)
+        found = iter(
+            answers.predictions([sets[i] for i in good], threshold, top_k is not None, truncated_G)
+        )
+        return [
+            Prediction.refused(refused[i]) if i in refused else next(found) for i in range(count)
+        ]
 
     def answer(
         self,
@@ -257,8 +284,7 @@ class Predictor:
         Raises:
             LabelError, InputError: see there.
         """
-        if top_k < 1:
-            raise InputError(f"top_k: {top_k}, but at least 1 is needed.")
+        check_settings(None, top_k)
         queries_ND = self._check_embeddings(queries_ND)
         if isinstance(labels, LinearLabels):
             return self._require(labels).answer(queries_ND, top_k, return_scores)
@@ -343,12 +369,7 @@ class Predictor:
         return labels
 
     def _check_embeddings(self, embeddings: Any) -> np.ndarray:
-        queries_ND = np.asarray(embeddings, np.float32)
-        dimension = self.model.config.embedding_dim
-        if queries_ND.ndim != 2 or queries_ND.shape[1] != dimension:
-            raise InputError(
-                f"embeddings: shape {queries_ND.shape}, but this model reads [N, {dimension}]."
-            )
+        queries_ND = as_vectors(embeddings, self.model.config.embedding_dim)
         bad = np.flatnonzero(~np.isfinite(queries_ND).all(1))
         if len(bad):
             raise InputError(f"embeddings[{bad[0]}]: holds NaN or infinity ({len(bad)} such rows).")

@@ -140,7 +140,7 @@ def classify_response(
         "created": int(time.time()),
         "model": model,
         "data": [
-            from_prediction(row, found.get(row), truncated[row], answer.errors.get(row))
+            from_prediction(row, found.get(row) or Prediction.refused(answer.errors[row]))
             for row in range(rows)
         ],
         "usage": _usage(answer),

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from sce.embedding.row_checks import is_unicode, text_is_empty, vector_errors
+from sce.embedding.row_checks import text_errors, vector_errors
 from sce.embedding.tokenising import TokenisedTexts
 from sce.labels import LabelSet, RaggedLabels
 from sce.model.answers import Answers
@@ -203,7 +203,7 @@ class Engine:
     async def _embed_texts(
         self, model: LoadedModel, texts: list[str], truncate: bool
     ) -> ModelAnswer:
-        errors = await self._off_loop(_text_errors, texts)
+        errors = await self._off_loop(text_errors, texts)
         good = {row: text for row, text in enumerate(texts) if row not in errors}
         distinct = list(dict.fromkeys(good.values()))
         known, embedded, seconds = await self._look_up(model, distinct, truncate)
@@ -358,12 +358,6 @@ def _grouped(places: Iterable[int], key: Callable[[int], Any]) -> list[list[int]
     for i in places:
         groups.setdefault(key(i), []).append(i)
     return list(groups.values())
-
-
-def _text_errors(texts: list[str]) -> dict[int, str]:
-    """The errors of bad texts, by position."""
-    empty = {i: "text_empty" for i, text in enumerate(texts) if text_is_empty(text)}
-    return empty | {i: "text_not_unicode" for i, text in enumerate(texts) if not is_unicode(text)}
 
 
 def _known_vectors(vectors_ND: np.ndarray, known: Mapping[int, str]) -> ModelAnswer:

@@ -3,6 +3,8 @@
 import copy
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 
 from sce.embedding.embedder import load_embedder
 from sce.embedding.settings import EmbedderConfig
-from sce.errors import ConfigError, FingerprintMismatch, InputError, LabelError
+from sce.errors import ConfigError, DataError, FingerprintMismatch, InputError, LabelError
 from sce.labels import LabelSet, RaggedLabels, parse_labels
 from sce.model.scoring import EXACT
 from sce.predictor import Predictor
@@ -318,9 +320,64 @@ def test_called_like_the_transformers_pipeline(predictor):
 
 
 def test_below_the_threshold_the_label_is_none_and_the_score_stays(predictor):
-    for prediction in predictor.predict(TEXTS, LABELS, threshold=1.1):
+    for prediction in predictor.predict(TEXTS, LABELS, threshold=1.0):
         assert prediction.label is None
         assert 0 < prediction.score < 1
+
+
+def test_texts_in_any_container_that_has_an_order(predictor):
+    expected = predictor.predict(TEXTS, LABELS)
+    for texts in (
+        tuple(TEXTS),
+        np.array(TEXTS),
+        np.array(TEXTS, object),
+        (text for text in TEXTS),
+        pd.Series(TEXTS, index=range(7, 7 + len(TEXTS))),
+        pd.DataFrame({"text": TEXTS})["text"],
+        pa.array(TEXTS),
+        pa.chunked_array([TEXTS[:1], TEXTS[1:]]),
+    ):
+        assert predictor.predict(texts, LABELS) == expected
+    vectors = predictor.embedder.embed(TEXTS).vectors
+    expected = predictor.predict(embeddings=vectors, labels=LABELS)
+    for embeddings in (
+        vectors.tolist(),
+        list(vectors),
+        vectors.astype(np.float64),
+        pd.Series(list(vectors)),
+        pa.FixedSizeListArray.from_arrays(vectors.ravel(), vectors.shape[1]),
+        torch.from_numpy(vectors),
+    ):
+        assert predictor.predict(embeddings=embeddings, labels=LABELS) == expected
+    assert predictor.predict(vectors, LABELS) == expected
+    sets = [LABELS, ["x"], LABELS, ["y", "z"]][: len(TEXTS)]
+    assert predictor.predict(TEXTS, pd.Series(sets)) == predictor.predict(TEXTS, sets)
+
+
+def test_a_bad_row_does_not_hinder_the_others(predictor):
+    good = predictor.predict(TEXTS[:2], LABELS, return_scores=True)
+    texts = [TEXTS[0], " ", None, 7, float("nan"), pd.NA, "\ud800", TEXTS[1]]
+    found = predictor.predict(texts, LABELS, return_scores=True)
+    assert [one.error for one in found] == [
+        None, "text_empty", "text_null", "text_not_string", "text_null", "text_null",
+        "text_not_unicode", None,
+    ]  # fmt: skip
+    assert [found[0], found[-1]] == good
+    assert (found[1].label, found[1].score, found[1].scores) == (None, None, None)
+    vectors = predictor.embedder.embed(TEXTS).vectors
+    good = predictor.predict(embeddings=vectors, labels=LABELS)
+    bent = np.concatenate([vectors[:1], 10 * vectors, 0 * vectors, vectors[1:]])
+    bent[1, 0] = np.nan
+    found = predictor.predict(embeddings=bent, labels=LABELS)
+    count = len(vectors)
+    errors = ["embedding_not_finite", *["embedding_not_unit"] * (2 * count - 1)]
+    assert [one.error for one in found[1 : 1 + 2 * count]] == errors
+    assert [found[0], *found[1 + 2 * count :]] == good
+    sets = [["a", "b"], ["c"], ["d", "e"]]
+    found = predictor.predict([TEXTS[0], "", TEXTS[1]], sets)
+    alone = predictor.predict([TEXTS[0], TEXTS[1]], [sets[0], sets[2]])
+    assert [found[0], found[2]] == alone
+    assert [one.error for one in predictor.predict(["", " "], LABELS)] == ["text_empty"] * 2
 
 
 def test_other_forms_of_labels(predictor):
@@ -335,10 +392,27 @@ def test_other_forms_of_labels(predictor):
         ({"texts": TEXTS, "labels": []}, LabelError, "empty"),
         ({"labels": ["a"]}, InputError, "either texts or embeddings"),
         ({"embeddings": np.zeros((2, 5)), "labels": ["a"]}, InputError, r"\[N, 32\]"),
-        ({"embeddings": np.full((2, 32), np.nan), "labels": ["a"]}, InputError, "NaN"),
+        (
+            {"embeddings": np.full((2, 32), np.nan), "labels": ["a"], "errors": "raise"},
+            InputError,
+            r"embeddings\[0\]: .*NaN.*embedding_not_finite",
+        ),
+        ({"texts": ["a", " "], "labels": ["a"], "errors": "raise"}, DataError, r"texts\[1\]"),
+        ({"texts": ["a"], "labels": ["a"], "errors": "ignore"}, InputError, "'keep', 'raise'"),
         ({"texts": TEXTS, "labels": [["a"], "b", ["c"], ["d"]]}, LabelError, r"labels\[1\]"),
         ({"texts": TEXTS, "labels": [["a"], ["a", "a"], ["c"], ["d"]]}, LabelError, "twice"),
         ({"texts": TEXTS, "labels": ["a"], "top_k": -1}, InputError, "top_k"),
+        ({"texts": TEXTS, "labels": ["a"], "top_k": 0}, InputError, "top_k"),
+        ({"texts": TEXTS, "labels": ["a"], "threshold": 60}, InputError, "threshold: 60"),
+        ({"texts": TEXTS, "labels": ["a"], "threshold": -0.1}, InputError, "threshold"),
+        ({"texts": TEXTS, "labels": ["a"], "threshold": float("nan")}, InputError, "threshold"),
+        ({"texts": {"t1": "a text"}, "labels": ["a"]}, DataError, "dict"),
+        ({"texts": {"a text"}, "labels": ["a"]}, DataError, "set"),
+        ({"texts": b"a text", "labels": ["a"]}, DataError, "bytes"),
+        ({"texts": 7, "labels": ["a"]}, DataError, "int"),
+        ({"texts": pd.DataFrame({"text": TEXTS}), "labels": ["a"]}, DataError, "one column"),
+        ({"texts": pa.table({"text": TEXTS}), "labels": ["a"]}, DataError, "one column"),
+        ({"embeddings": ["a", "b"], "labels": ["a"]}, DataError, "not N vectors of 32"),
     ],
 )
 def test_wrong_input_is_refused(predictor, call, error, message):

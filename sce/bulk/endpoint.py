@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from sce.bulk.answering import BlockAnswers, Endpoint
-from sce.client import Client, EndpointError, RowError
+from sce.client import Client, EndpointError
 from sce.errors import ROW_ERRORS, ConfigError
 from sce.labels import LabelSet, RaggedLabels
 from sce.model.answers import Answers
@@ -62,7 +62,7 @@ class EndpointPredictor:
         top_k: int,
         return_scores: bool,
     ) -> BlockAnswers:
-        found = self._client.classify(queries, labels, top_k=top_k, return_scores=return_scores)
+        found = self._client.predict(queries, labels, top_k=top_k, return_scores=return_scores)
         self._check_served()
         rows = len(found)
         counts_G = labels.counts_by_row(rows)
@@ -77,10 +77,10 @@ class EndpointPredictor:
         offsets, scores_M = answers.offsets, answers.scores_M
         truncated_G, errors_G = np.zeros(rows, bool), np.full(rows, "", object)
         for row, (item, places) in enumerate(zip(found, sets, strict=True)):
-            if isinstance(item, RowError):
-                if item.code not in ROW_ERRORS:
-                    raise EndpointError(f"{self._client.url}: an unknown row error, {item.code!r}.")
-                errors_G[row] = item.code
+            if item.error is not None:
+                if item.error not in ROW_ERRORS:
+                    raise EndpointError(f"{self._client.url}: unknown row error, {item.error!r}.")
+                errors_G[row] = item.error
                 continue
             truncated_G[row] = item.truncated
             for t, (name, score) in enumerate(item.top or []):

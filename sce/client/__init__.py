@@ -14,7 +14,7 @@ from sce.client.connection import (
     NotAuthorised,
     RequestRefused,
 )
-from sce.client.wire import EndpointInfo, RequestLimits, RowError, ServedLabelSet, ServedModel
+from sce.client.wire import EndpointInfo, RequestLimits, ServedLabelSet, ServedModel
 
 __all__ = [
     "Client",
@@ -26,7 +26,6 @@ __all__ = [
     "NotAuthorised",
     "RequestLimits",
     "RequestRefused",
-    "RowError",
     "ServedLabelSet",
     "ServedModel",
 ]

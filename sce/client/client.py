@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import TypeAdapter
@@ -24,15 +24,24 @@ from sce.client.wire import (
     EndpointInfo,
     LabelSetList,
     RequestLimits,
-    RowError,
     ServedLabelSet,
     ServedModel,
     decode_vector,
     encode_vectors,
     to_prediction,
 )
-from sce.embedding.row_checks import check_texts, check_unicode, is_unicode
-from sce.errors import ConfigError, DataError, InputError
+from sce.embedding.row_checks import (
+    as_texts,
+    as_vectors,
+    check_settings,
+    check_texts,
+    is_numeric_array,
+    refuse_rows,
+    row_refused,
+    text_errors,
+    vector_errors,
+)
+from sce.errors import ConfigError, InputError
 from sce.model.answers import Prediction
 
 _CLASSIFIED = TypeAdapter(ClassifyResponse)
@@ -138,6 +147,7 @@ class Client:
         top_k: int | None = None,
         return_scores: bool = False,
         candidate_labels: Any = None,
+        errors: Literal["keep", "raise"] = "keep",
     ) -> list[Prediction]:
         """`Predictor.predict`, with the same arguments and the same answers.
 
@@ -145,73 +155,47 @@ class Client:
             label_set: in place of labels, the name of a label set that the server has.
 
         Raises:
-            LabelError, InputError: as there; `DataError` names the position of a bad row.
+            LabelError, InputError: as there.
             RequestRefused, LimitExceeded, NotAuthorised: what is asked is not allowed there.
             EndpointUnavailable, EndpointError: nobody answers.
         """
         labels = candidate_labels if labels is None else labels
-        if isinstance(texts, str):
-            texts = [texts]
-        if texts is not None and not _is_numeric_array(texts):
-            texts = list(texts)
-            check_texts(texts)
-            check_unicode(texts)
-        settings: dict[str, Any] = {"threshold": threshold, "top_k": top_k}
-        settings |= {"embeddings": embeddings, "return_scores": return_scores}
-        settings |= {"label_set": label_set}
-        predictions = []
-        for row, item in enumerate(self.classify(texts, labels, **settings)):
-            if isinstance(item, RowError):
-                what = "embeddings" if embeddings is not None else "texts"
-                raise DataError(f"{what}[{row}]: {item}.")
-            predictions.append(item)
-        return predictions
-
-    def classify(
-        self,
-        texts: Sequence[str] | np.ndarray | None = None,
-        labels: Any = None,
-        *,
-        label_set: str | None = None,
-        embeddings: np.ndarray | None = None,
-        threshold: float | None = None,
-        top_k: int | None = None,
-        return_scores: bool = False,
-    ) -> list[Prediction | RowError]:
-        """`predict`, but that a row which cannot be answered does not hinder the others.
-
-        Raises:
-            LabelError, InputError, ...: as `predict`, rows apart.
-        """
         if (texts is None) == (embeddings is None):
             raise InputError("give either texts or embeddings.")
         if (labels is None) == (label_set is None):
             raise InputError("give either labels or label_set.")
-        if top_k is not None and top_k < 1:
-            raise InputError(f"top_k: {top_k}, but at least 1 is needed.")
-        if _is_numeric_array(texts):
-            texts, embeddings = None, texts  # type: ignore[assignment]
+        check_settings(threshold, top_k)
+        if is_numeric_array(texts):
+            texts, embeddings = None, texts
+        items: list[Any]
         if texts is not None:
-            field, items = "texts", list(texts)
+            field, items = "texts", as_texts(texts)
+            refused = text_errors(items)
         else:
-            queries_ND = self._check_embeddings(embeddings, self._dimension(label_set))
-            field, items = "embeddings", list(encode_vectors(queries_ND))
+            field, queries_ND = "embeddings", as_vectors(embeddings, self._dimension(label_set))
+            refused = {i: str(e) for i, e in enumerate(vector_errors(queries_ND)) if e}
+            items = list(encode_vectors(queries_ND))
+        refuse_rows(field, refused, errors)
         settings: dict[str, Any] = {"return_scores": bool(return_scores)}
         settings |= {} if threshold is None else {"threshold": float(threshold)}
         settings |= {} if top_k is None else {"top_k": int(top_k)}
         settings |= {} if label_set is None else {"label_set": label_set}
-        rows = self._rows("/v1/classify", field, items, settings)
+        # What is refused is not sent; its place is kept for labels that are given row by row.
+        sent = ["" if i in refused else item for i, item in enumerate(items)]
+        rows = self._rows("/v1/classify", field, sent, settings)
         if label_set is None:
             rows = rows.with_labels(labels)
         if not items:
             return []
-        refused: dict[int, RowError] = {}
         if texts is not None:
-            refused |= dict.fromkeys(rows.too_long(self._limits()), RowError("text_too_long"))
-            bad = [i for i, text in enumerate(items) if not is_unicode(str(text))]
-            refused |= dict.fromkeys(bad, RowError("text_not_unicode"))
-        found = iter(self._sender.answer(rows.without(refused), self._limits(), _classified))
-        return [refused[i] if i in refused else next(found) for i in range(len(items))]
+            refused |= dict.fromkeys(rows.too_long(self._limits()), "text_too_long")
+        answered = iter(self._sender.answer(rows.without(refused), self._limits(), _classified))
+        found = [
+            Prediction.refused(refused[i]) if i in refused else next(answered)
+            for i in range(len(items))
+        ]
+        refuse_rows(field, {i: one.error for i, one in enumerate(found) if one.error}, errors)
+        return found
 
     def embed(self, texts: Sequence[str]) -> EmbeddedTexts:
         """`TextEmbedder.embed` but for the token counts.
@@ -220,11 +204,11 @@ class Client:
             DataError: a text is empty, not a text or too long for a request; names its position.
             RequestRefused, ...: as `predict`.
         """
+        texts = as_texts(texts)
         check_texts(texts)
-        check_unicode(texts)
         rows = self._rows("/v1/embeddings", "input", texts, {"encoding_format": "base64"})
         for row in rows.too_long(self._limits()):
-            raise DataError(f"texts[{row}]: {RowError('text_too_long')}.")
+            raise row_refused("texts", row, "text_too_long")
         found = self._sender.answer(rows, self._limits(), _embedded)
         dimension = self.served_model(self._info).dimension
         vectors_ND = np.empty((len(found), dimension), np.float32)
@@ -248,24 +232,8 @@ class Client:
                     return model.dimension
         return self.served_model(info).dimension
 
-    @staticmethod
-    def _check_embeddings(embeddings: Any, dimension: int) -> np.ndarray:
-        queries_ND = np.asarray(embeddings, np.float32)
-        if queries_ND.ndim != 2 or queries_ND.shape[1] != dimension:
-            raise InputError(
-                f"embeddings: shape {queries_ND.shape}, but this model reads [N, {dimension}]."
-            )
-        bad = np.flatnonzero(~np.isfinite(queries_ND).all(1))
-        if len(bad):
-            raise InputError(f"embeddings[{bad[0]}]: holds NaN or infinity ({len(bad)} such rows).")
-        return queries_ND
 
-
-def _is_numeric_array(value: Any) -> bool:
-    return hasattr(value, "__array__") and np.asarray(value).dtype.kind in "fiu"
-
-
-def _classified(content: bytes, rows: int) -> list[Prediction | RowError]:
+def _classified(content: bytes, rows: int) -> list[Prediction]:
     return [to_prediction(row) for row in _data(_CLASSIFIED, content, rows)]
 
 

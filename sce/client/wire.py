@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NotRequired
 
 import numpy as np
@@ -28,7 +27,6 @@ from pydantic import (
 from typing_extensions import TypedDict
 
 from sce.embedding.fingerprint import EmbedderFingerprint
-from sce.errors import ROW_ERRORS
 from sce.model.answers import Prediction
 
 Text = StrictStr
@@ -219,22 +217,8 @@ class EmbeddingsResponse(TypedDict):
     usage: Usage
 
 
-@dataclass(frozen=True)
-class RowError:
-    """Why a row has no answer: a word of `sce.errors.ROW_ERRORS`."""
-
-    code: str
-
-    def __str__(self) -> str:
-        return f"{self.code} ({ROW_ERRORS[self.code]})" if self.code in ROW_ERRORS else self.code
-
-
-def from_prediction(
-    index: int, found: Prediction | None, truncated: bool, error: str | None
-) -> Classification:
-    """A row as it is sent; `found` is None for a row with an error."""
-    if found is None:
-        found = Prediction(None, None)  # type: ignore[arg-type]
+def from_prediction(index: int, found: Prediction) -> Classification:
+    """A row as it is sent."""
     top = found.top
     return {
         "object": "classification",
@@ -243,16 +227,14 @@ def from_prediction(
         "score": found.score,
         "scores": found.scores,
         "top": None if top is None else [{"label": name, "score": p} for name, p in top],
-        "truncated": truncated,
-        "error": error,
+        "truncated": found.truncated,
+        "error": found.error,
     }
 
 
-def to_prediction(row: Classification) -> Prediction | RowError:
+def to_prediction(row: Classification) -> Prediction:
     """Inverse of `from_prediction`. Raises `ValueError` where neither score nor error is given."""
-    if row["error"] is not None:
-        return RowError(row["error"])
-    if row["score"] is None:
+    if row["error"] is None and row["score"] is None:
         raise ValueError("a row without a score and without an error")
     top = row["top"]
     return Prediction(
@@ -261,6 +243,7 @@ def to_prediction(row: Classification) -> Prediction | RowError:
         scores=row["scores"],
         top=None if top is None else [(best["label"], best["score"]) for best in top],
         truncated=row["truncated"],
+        error=row["error"],
     )
 
 

@@ -26,10 +26,10 @@ from transformers.utils import logging as transformers_logging
 
 from sce.embedding.checkpoint import Checkpoint, resolve_checkpoint
 from sce.embedding.fingerprint import EmbedderFingerprint
-from sce.embedding.row_checks import check_texts, check_unicode
+from sce.embedding.row_checks import check_texts
 from sce.embedding.settings import EmbedderConfig
 from sce.embedding.tokenising import Batch, TokenisedTexts, batches
-from sce.errors import DataError, EmbedderError
+from sce.errors import EmbedderError
 
 BATCH_TOKENS = {"cpu": 4096, "cuda": 65536}
 """Tokens of one forward pass, padding included."""
@@ -85,7 +85,7 @@ class TextEmbedder:
 
         A vector does not depend on its neighbours beyond 1e-5 (float32). While a piece of the
         texts goes through the model, a thread tokenises the next. Raises `DataError` with the
-        position of a text that is empty or not a text.
+        position of a text that is empty, not a text or not Unicode.
         """
         check_texts(texts)
         vectors_ND = np.empty((len(texts), self.dimension), np.float32)
@@ -109,11 +109,7 @@ class TextEmbedder:
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokenise") as thread:
             coming = thread.submit(read, order_N[:size])
             for piece_P, next_P in pairwise([*pieces, order_N[:0]]):
-                try:
-                    tokens = coming.result()
-                except DataError:
-                    check_unicode(texts)  # with the position among all texts
-                    raise
+                tokens = coming.result()
                 coming = thread.submit(read, next_P)
                 yield piece_P, tokens
 
@@ -121,13 +117,9 @@ class TextEmbedder:
         """First step of `embed`, in one call of the tokenizer. Raises `DataError` like it."""
         check_texts(texts)
         prefix = self.fingerprint.prefix
-        try:
-            encodings = self._tokenizer.encode_batch_fast(
-                texts if prefix is None else [prefix + text for text in texts]
-            )
-        except (TypeError, UnicodeEncodeError):
-            check_unicode(texts)
-            raise
+        encodings = self._tokenizer.encode_batch_fast(
+            texts if prefix is None else [prefix + text for text in texts]
+        )
         ids = [encoding.ids for encoding in encodings]
         lengths_N = np.fromiter(map(len, ids), np.int64, len(ids))
         truncated_N = np.zeros(len(ids), bool)

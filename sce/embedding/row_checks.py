@@ -1,15 +1,17 @@
-"""What the embedder takes and gives: when a text is empty, and when a vector is none of its own.
+"""What may be asked of a row: when a text is none, and when a vector is none of the embedder's; the
+same for every entrance (Python, files, HTTP, its client).
 
 Shapes: N rows, D the embedder's dimension.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Set
+from typing import Any
 
 import numpy as np
 
-from sce.errors import MAX_NORM_ERROR, DataError
+from sce.errors import MAX_NORM_ERROR, ROW_ERRORS, DataError, InputError
 
 
 def text_is_empty(text: str) -> bool:
@@ -27,20 +29,84 @@ def is_unicode(text: str) -> bool:
     return True
 
 
-def check_texts(texts: Sequence[str]) -> None:
-    """Raises `DataError` with the position of the first that is empty or not a text."""
-    for i, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise DataError(f"texts[{i}]: a text is needed, not {type(text).__name__}.")
-        if text_is_empty(text):
-            raise DataError(f"texts[{i}]: the text is empty.")
+def text_error(text: Any) -> str:
+    """What is wrong with a text, a word of `ROW_ERRORS`, or ""."""
+    if not isinstance(text, str):
+        missing = text is None or type(text).__name__ == "NAType"  # pandas' own
+        missing = missing or (isinstance(text, float) and text != text)
+        return "text_null" if missing else "text_not_string"
+    if text_is_empty(text):
+        return "text_empty"
+    return "" if is_unicode(text) else "text_not_unicode"
 
 
-def check_unicode(texts: Sequence[str]) -> None:
-    """Raises `DataError` with the position of the first text that is not Unicode."""
+def text_errors(texts: Iterable[Any]) -> dict[int, str]:
+    """The errors of bad texts, by position."""
+    found = ((i, text_error(text)) for i, text in enumerate(texts))
+    return {i: error for i, error in found if error}
+
+
+def check_texts(texts: Iterable[Any]) -> None:
+    """Raises `DataError` with the position of the first bad one."""
     for i, text in enumerate(texts):
-        if not is_unicode(text):
-            raise DataError(f"texts[{i}]: the text has a lone surrogate, not Unicode.")
+        if error := text_error(text):
+            raise row_refused("texts", i, error)
+
+
+def row_refused(what: str, row: int, error: str) -> DataError:
+    """The error of a row, a word of `ROW_ERRORS`, as one of the whole call."""
+    return DataError(f"{what}[{row}]: {ROW_ERRORS.get(error, 'it is refused')} ({error}).")
+
+
+def as_texts(texts: Any) -> list[Any]:
+    """Texts in any container that has them in an order, as a list; its items are not checked.
+
+    Raises:
+        DataError: it is no such container: a table, a mapping, a set.
+    """
+    if isinstance(texts, str):
+        return [texts]
+    shape = getattr(texts, "shape", None)
+    if hasattr(texts, "columns") or (shape is not None and len(shape) != 1):
+        raise DataError(
+            f"texts: a {type(texts).__name__} is a table; give one column of it, such as "
+            "table['text']."
+        )
+    if hasattr(texts, "to_pylist"):  # Arrow's items are no texts, but hold them
+        return list(texts.to_pylist())
+    if isinstance(texts, (Mapping, Set, bytes)) or not isinstance(texts, Iterable):
+        raise DataError(
+            f"texts: a {type(texts).__name__}, but a text or a list of texts is needed."
+        )
+    return list(texts)
+
+
+def as_vectors(embeddings: Any, dimension: int) -> np.ndarray:
+    """Embeddings in any container of N vectors, as float32 [N, D]; the vectors are not checked.
+
+    Raises:
+        DataError: they are no numbers, or have not the shape [N, D].
+    """
+    try:
+        if hasattr(embeddings, "to_pylist"):  # of Arrow
+            embeddings = embeddings.to_pylist()
+        elif str(getattr(embeddings, "dtype", "")) == "object":  # a column of vectors
+            embeddings = [np.asarray(vector_D, np.float32) for vector_D in embeddings]
+        vectors_ND = np.asarray(embeddings, np.float32)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"embeddings: not N vectors of {dimension} numbers ({error}).") from None
+    if vectors_ND.shape == (0,):
+        return np.zeros((0, dimension), np.float32)
+    if vectors_ND.ndim != 2 or vectors_ND.shape[1] != dimension:
+        raise DataError(
+            f"embeddings: shape {vectors_ND.shape}, but this model reads [N, {dimension}]."
+        )
+    return vectors_ND
+
+
+def is_numeric_array(value: Any) -> bool:
+    """Whether what was given for texts is an array of numbers: embeddings."""
+    return hasattr(value, "__array__") and np.asarray(value).dtype.kind in "fiu"
 
 
 def vector_errors(vectors_ND: np.ndarray) -> np.ndarray:
@@ -51,3 +117,21 @@ def vector_errors(vectors_ND: np.ndarray) -> np.ndarray:
     codes_N[~(np.abs(norms_N - 1) <= MAX_NORM_ERROR)] = "embedding_not_unit"
     codes_N[~np.isfinite(vectors_ND).all(axis=1)] = "embedding_not_finite"
     return codes_N
+
+
+def refuse_rows(what: str, found: Mapping[int, str], errors: str) -> None:
+    """Raises `DataError` of the first bad row where `errors` is "raise"; `InputError` where it is
+    neither that nor "keep"."""
+    if errors not in ("keep", "raise"):
+        raise InputError(f"errors: {errors!r} is not one of 'keep', 'raise'.")
+    if errors == "raise" and found:
+        row = min(found)
+        raise row_refused(what, row, found[row])
+
+
+def check_settings(threshold: float | None, top_k: int | None) -> None:
+    """Raises `InputError`: the threshold is no probability, or `top_k` less than 1."""
+    if threshold is not None and not 0 <= threshold <= 1:  # NaN is none either
+        raise InputError(f"threshold: {threshold}, but a probability from 0 to 1 is needed.")
+    if top_k is not None and (isinstance(top_k, bool) or top_k != int(top_k) or top_k < 1):
+        raise InputError(f"top_k: {top_k}, but a whole number from 1 is needed.")

@@ -13,18 +13,26 @@ class Prediction:
     """The answer for one text.
 
     Attributes:
-        label: the best label as the user wrote it; None below the threshold.
-        score: calibrated probability of the best label, also where `label` is None.
+        label: the best label as the user wrote it; None below the threshold, or with an error.
+        score: calibrated probability of the best label, also below the threshold; None with an
+            error.
         scores: every label's probability in the user's order, where asked for.
         top: the best labels with their probabilities, best first, where asked for.
         truncated: the text was longer than the embedder reads and was cut.
+        error: why there is no answer, a word of `sce.errors.ROW_ERRORS`; None where there is one.
     """
 
     label: str | None
-    score: float
+    score: float | None
     scores: dict[str, float] | None = None
     top: list[tuple[str, float]] | None = None
     truncated: bool = False
+    error: str | None = None
+
+    @classmethod
+    def refused(cls, error: str) -> Prediction:
+        """Of a row that has no answer."""
+        return cls(None, None, error=error)
 
 
 @dataclass(frozen=True)

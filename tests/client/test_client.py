@@ -32,7 +32,6 @@ from sce.client import (
     LimitExceeded,
     NotAuthorised,
     RequestRefused,
-    RowError,
 )
 from sce.client.wire import (
     Classification,
@@ -155,7 +154,7 @@ class FakeServer:
                                  "top": None, "truncated": False, "error": None}  # fmt: skip
         if request.embeddings is not None:
             vector = np.frombuffer(base64.b64decode(item), "<f4")
-            item = str(int(vector[0]))
+            item = str(number_of(vector))
         if item.startswith("bad"):
             return found | {"error": "text_empty"}
         names = [label if isinstance(label, str) else label["name"] for label in labels]
@@ -249,6 +248,18 @@ def client(server) -> Client:
     return Client(server.url, patience_seconds=5.0)
 
 
+def unit_vectors(numbers, dimension: int = DIMENSION) -> np.ndarray:
+    """Unit vectors by whose angle the fake server knows a number below 1,000."""
+    angles_N = (np.asarray(numbers) + 0.5) / 1000
+    vectors_ND = np.zeros((len(angles_N), dimension), np.float32)
+    vectors_ND[:, 0], vectors_ND[:, 1] = np.cos(angles_N), np.sin(angles_N)
+    return vectors_ND
+
+
+def number_of(vector_D: np.ndarray) -> int:
+    return int(1000 * np.arctan2(vector_D[1], vector_D[0]))
+
+
 def numbers(rows: int) -> list[str]:
     return [str(i) for i in range(rows)]
 
@@ -274,12 +285,11 @@ def test_it_needs_no_torch():
     [
         Prediction("a", 0.75, {"a": 0.75, "b": 0.25}, [("a", 0.75), ("b", 0.25)], True),
         Prediction(None, 0.5),
-        RowError("text_empty"),
+        Prediction(None, None, error="text_empty"),
     ],
 )
 def test_a_row_comes_back_as_it_was_sent(found):
-    error = found.code if isinstance(found, RowError) else None
-    row = from_prediction(3, None if error else found, getattr(found, "truncated", False), error)
+    row = from_prediction(3, found)
     sent = TypeAdapter(Classification).validate_json(to_json(row))
     assert sent == row
     assert to_prediction(sent) == found
@@ -304,7 +314,7 @@ def test_a_label_set_by_name_in_place_of_labels(server, client):
     found = client.predict(numbers(50), label_set="tickets")
     assert names(found) == ["late", "billing"] * 25
     assert server.label_sets == ["tickets"] * 3
-    assert isinstance(client.classify(["bad"], label_set="tickets")[0], RowError)
+    assert client.predict(["bad"], label_set="tickets")[0].error == "text_empty"
     sets = client.label_sets()
     assert list(sets) == ["tickets"]
     assert sets["tickets"].labels == SETS["tickets"]
@@ -317,8 +327,7 @@ def test_a_label_set_by_name_in_place_of_labels(server, client):
 
 def test_vectors_are_those_of_the_model_that_has_the_label_set(server, client):
     server.wide = True
-    vectors = np.zeros((3, 2 * DIMENSION), np.float32)
-    vectors[:, 0] = [0, 1, 2]
+    vectors = unit_vectors([0, 1, 2], 2 * DIMENSION)
     found = client.predict(embeddings=vectors, label_set="tickets")
     assert names(found) == ["late", "billing", "late"]
     with pytest.raises(InputError, match=r"\[N, 4\]"):
@@ -499,29 +508,34 @@ def test_what_is_no_endpoint_is_said_so(server, client, said):
 def test_rows_that_cannot_be_answered(server, client):
     texts = numbers(250)
     texts[170] = "bad"
-    with pytest.raises(DataError, match=r"texts\[170\]: text_empty"):
-        client.predict(texts, LABELS)
-    found = client.classify(texts, LABELS)
-    assert found[170] == RowError("text_empty")
+    with pytest.raises(DataError, match=r"texts\[170\]: the text is empty.*text_empty"):
+        client.predict(texts, LABELS, errors="raise")
+    found = client.predict(texts, LABELS)
+    assert found[170] == Prediction.refused("text_empty")
     assert [row.label for row in found[171:]] == expected(250)[171:]
 
     server.limits["max_body_bytes"] = 1024
     small = Client(server.url)
     long = ["1", "2 " + "x" * 2000, "3"]
-    found = small.classify(long, LABELS)
-    assert found[1] == RowError("text_too_long")
+    found = small.predict(long, LABELS)
+    assert found[1] == Prediction.refused("text_too_long")
     assert [found[0].label, found[2].label] == ["one", "zero"]
-    with pytest.raises(DataError, match=r"texts\[1\]: text_too_long"):
-        small.predict(long, LABELS)
+    with pytest.raises(DataError, match=r"texts\[1\]: .*text_too_long"):
+        small.predict(long, LABELS, errors="raise")
 
 
 def test_mistakes_are_found_without_the_server():
     client = Client("http://127.0.0.1:9", patience_seconds=30)
     for texts, message in ((["a", " "], r"texts\[1\]: the text is empty"),
-                           (["a", 7], r"texts\[1\]: a text is needed, not int"),
+                           (["a", 7], r"texts\[1\]: .*text_not_string"),
                            (["\ud800"], "lone surrogate")):  # fmt: skip
         with pytest.raises(DataError, match=message):
+            client.predict(texts, LABELS, errors="raise")
+    for texts, message in (({"a": "b"}, "dict"), (pa.table({"text": ["a"]}), "one column")):
+        with pytest.raises(DataError, match=message):
             client.predict(texts, LABELS)
+    with pytest.raises(InputError, match="threshold: 60"):
+        client.predict("a", LABELS, threshold=60)
     with pytest.raises(LabelError, match="stands twice"):
         client.predict("a", ["a", "a"])
     with pytest.raises(InputError, match="either texts or embeddings"):
@@ -535,12 +549,15 @@ def test_mistakes_are_found_without_the_server():
 
 
 def test_embeddings_go_as_float32(server, client):
-    vectors = np.arange(600, dtype=np.float64)[:, None].repeat(DIMENSION, 1)
+    vectors = unit_vectors(range(600)).astype(np.float64)
     assert names(client.predict(embeddings=vectors, labels=LABELS)) == expected(600)
     assert names(client.predict(vectors, LABELS)) == expected(600)
-    vectors[7, 1] = np.nan
-    with pytest.raises(InputError, match=r"embeddings\[7\]: holds NaN or infinity \(1 such rows"):
-        client.predict(vectors, LABELS)
+    vectors[7, 1], vectors[9] = np.nan, 10 * vectors[9]
+    found = client.predict(vectors, LABELS)
+    assert [found[7].error, found[9].error] == ["embedding_not_finite", "embedding_not_unit"]
+    assert [names(found)[i] for i in (6, 7, 8, 10)] == ["zero", None, "two", "one"]
+    with pytest.raises(InputError, match=r"embeddings\[7\]: .*\(embedding_not_finite\)"):
+        client.predict(vectors, LABELS, errors="raise")
     with pytest.raises(InputError, match=r"shape \(2, 3\), but this model reads \[N, 4\]"):
         client.predict(np.zeros((2, 3)), LABELS)
     embedded = client.embed([*numbers(250), "7 long"])
@@ -575,7 +592,7 @@ def test_blocks_of_a_bulk_job(server):
     np.testing.assert_allclose(scores[4], [0.1, 0.5, 0.1], atol=1e-7)
 
     ragged = RaggedLabels.from_sets([["a"], ["a", "b", "c"]])
-    vectors = np.full((2, DIMENSION), 1, np.float32)
+    vectors = unit_vectors([1, 1])
     found = predictor.answer_vectors(vectors, ragged, 2, True)
     assert found.answers.top_NT.tolist() == [[0, -1], [1, 0]]
     assert found.answers.scores_M.tolist() == pytest.approx([0.5, 0.1, 0.5, 0.1])

@@ -19,7 +19,7 @@ import requests
 import yaml
 
 from jobs import classify as classify_job
-from sce.client import Client, EndpointUnavailable, LimitExceeded, RowError
+from sce.client import Client, EndpointUnavailable, LimitExceeded
 from sce.model.answers import Prediction
 from sce.predictor import Predictor
 from tests.tiny_bulk import (
@@ -254,8 +254,8 @@ def test_sets_a_row_and_broken_rows(run_well, server, client, predictor, tmp_pat
         for one, wanted in zip(way, python, strict=True):
             assert_same(one, wanted)
     for bad in ("", " \u00a0", "\ud800"):
-        one, error, other = client.classify([texts[0], bad, texts[1]], LABELS)
-        assert error == RowError("text_not_unicode" if bad == "\ud800" else "text_empty")
+        one, error, other = client.predict([texts[0], bad, texts[1]], LABELS)
+        assert error == Prediction.refused("text_not_unicode" if bad == "\ud800" else "text_empty")
         assert [one.label, other.label] == [p.label for p in predictor.predict(texts[:2], LABELS)]
     # Scored by a shortlist; names that the tokenizer tells apart, for ties go by the last bits.
     many = [" ".join(words) for words in product(WORDS, repeat=3)][:300]
