@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -80,7 +81,17 @@ class JobConfig(BaseSettings):
         dotenv_settings: Any,
         file_secret_settings: Any,
     ) -> tuple[Any, ...]:
+        names = env_settings.env_vars
+        env_settings.env_vars = {k: v for k, v in names.items() if not _is_service_link(k, v)}
         return init_settings, env_settings, _YamlSource(settings_cls, deep_merge=True)
+
+
+def _is_service_link(name: str, value: str | None) -> bool:
+    """Whether Kubernetes has set a variable: into every container, for a service of its namespace.
+    Those of services named `sce` or `sce-...` look like settings."""
+    by_name = re.fullmatch(r"SCE(_\w+)?_(SERVICE_(HOST|PORT(_\w+)?)|PORT_\d+_\w+)", name.upper())
+    by_value = re.match(r"(tcp|udp|sctp)://", value or "") and name.upper().endswith("_PORT")
+    return bool(by_name or by_value)
 
 
 ConfigT = TypeVar("ConfigT", bound=JobConfig)
@@ -168,9 +179,10 @@ def _yaml_files(place: Place, name: str, above: tuple[Place, ...] = ()) -> list[
 def _check_environment(config_class: type[JobConfig]) -> None:
     """pydantic-settings skips variables that name no field; a typing error must not pass."""
     known = {f"{ENV_PREFIX}{name}".upper() for name in config_class.model_fields}
-    for variable in os.environ:
+    for variable, value in os.environ.items():
         name = variable.upper()
         ours = name.startswith(ENV_PREFIX) and name not in SECRETS
+        ours = ours and not _is_service_link(name, value)
         if ours and name.split("__")[0] not in known:
             raise ConfigError(
                 f"environment variable {variable}: no such setting. Sections: "

@@ -72,6 +72,34 @@ def test_a_misspelt_variable_is_refused(monkeypatch, variable):
         load()
 
 
+SERVICE_LINKS = {
+    "SCE_SERVICE_HOST": "10.0.0.1",
+    "SCE_SERVICE_PORT": "80",
+    "SCE_SERVICE_PORT_HTTP": "80",
+    "SCE_PORT": "tcp://10.0.0.1:80",
+    "SCE_PORT_80_TCP": "tcp://10.0.0.1:80",
+    "SCE_PORT_80_TCP_PROTO": "tcp",
+    "SCE_PORT_80_TCP_PORT": "80",
+    "SCE_PORT_80_TCP_ADDR": "10.0.0.1",
+    "SCE_ENDPOINT_SERVICE_HOST": "10.0.0.1",
+    "SCE_ENDPOINT_PORT": "udp://10.0.0.1:80",
+}
+"""What Kubernetes sets for services named `sce` and `sce-endpoint`."""
+
+
+def test_the_service_links_of_kubernetes_are_no_settings(monkeypatch):
+    for name, value in SERVICE_LINKS.items():
+        monkeypatch.setenv(name, value)
+    from serve.settings import ServeConfig
+
+    assert load_config(ServeConfig, [], "x", "x").port == 8000
+    monkeypatch.setenv("SCE_PORT", "8123")  # a setting
+    assert load_config(ServeConfig, [], "x", "x").port == 8123
+    monkeypatch.setenv("SCE_ENDPOINT_HOST", "10.0.0.1")
+    with pytest.raises(ConfigError, match="SCE_ENDPOINT_HOST"):
+        load_config(ServeConfig, [], "x", "x")
+
+
 def test_a_misspelt_flag_ends_with_exit_code_2():
     with pytest.raises(SystemExit) as stopped:
         load("--train.epocs", "1")
