@@ -11,6 +11,8 @@ An included file lies beside the one that names it, and the including one wins, 
 from __future__ import annotations
 
 import argparse
+import json
+import logging
 import os
 import re
 from collections.abc import Sequence
@@ -24,6 +26,8 @@ from pydantic_settings.exceptions import SettingsError
 
 from sce.errors import ConfigError
 from sce.storage import Place, RemotePath, fetch, to_place
+
+log = logging.getLogger(__name__)
 
 VERSION = "0.1.0"
 """The version of this software."""
@@ -97,6 +101,62 @@ def _is_service_link(name: str, value: str | None) -> bool:
 ConfigT = TypeVar("ConfigT", bound=JobConfig)
 
 
+class _Verbatim:
+    """Marks a list whose flags are taken to the letter (`Verbatim`)."""
+
+
+Verbatim = Annotated[list[str], _Verbatim()]
+"""A list of what users name themselves: labels, files, columns. `--labels NAME` is that one name,
+whatever stands in it, and may be given again; or one JSON list of texts is the whole list. Other
+lists of flags may also be written with commas."""
+
+
+def _take_verbatim(
+    config_class: type[JobConfig], argv: Sequence[str]
+) -> tuple[dict[str, list[str]], list[str]]:
+    """What the flags of `Verbatim` settings say, and the other arguments."""
+    flags = {
+        f"--{name.replace('_', '-')}": name
+        for name, field in config_class.model_fields.items()
+        if any(isinstance(item, _Verbatim) for item in field.metadata)
+    }
+    found: dict[str, list[str]] = {}
+    rest: list[str] = []
+    items = iter(argv)
+    for item in items:
+        flag, equals, value = item.partition("=")
+        if flag not in flags:
+            rest.append(item)
+            continue
+        if not equals:
+            following = next(items, None)
+            if following is None:
+                rest.append(item)  # argparse says that it lacks its value
+                break
+            value = following
+        found.setdefault(flags[flag], []).append(value)
+    for name, values in found.items():
+        if len(values) == 1 and "," in values[0] and _one_list(values) == values:
+            log.warning(
+                "--%s: %r is one, commas and all. Several are given by several flags, or by one "
+                'JSON list: \'["one", "two"]\'.',
+                name.replace("_", "-"),
+                values[0],
+            )
+    return {name: _one_list(values) for name, values in found.items()}, rest
+
+
+def _one_list(values: list[str]) -> list[str]:
+    if len(values) == 1 and values[0].lstrip().startswith("["):
+        try:
+            listed = json.loads(values[0])
+        except ValueError:
+            return values
+        if isinstance(listed, list) and listed and all(isinstance(x, str) for x in listed):
+            return listed
+    return values
+
+
 def load_config(config_class: type[ConfigT], argv: Sequence[str], prog: str, doc: str) -> ConfigT:
     """Read a job's configuration from `--config FILE` (a path or URI), the environment and `argv`.
 
@@ -109,6 +169,7 @@ def load_config(config_class: type[ConfigT], argv: Sequence[str], prog: str, doc
     known, rest = parser.parse_known_args(argv)
     files = [] if known.config is None else _yaml_files(to_place(known.config), known.config)
     _check_environment(config_class)
+    given, rest = _take_verbatim(config_class, rest)
     _check_spelling(rest)
 
     content = {
@@ -120,7 +181,7 @@ def load_config(config_class: type[ConfigT], argv: Sequence[str], prog: str, doc
     }
     loaded = type(config_class.__name__, (config_class,), content)
     try:
-        return loaded()
+        return loaded(**given)
     except ValidationError as error:
         raise ConfigError(_explain(error, known.config)) from None
     except SettingsError as error:

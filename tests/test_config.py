@@ -2,7 +2,7 @@
 
 import pytest
 
-from sce.config import JobConfig, Section, load_config
+from sce.config import JobConfig, Section, Verbatim, load_config
 from sce.errors import ConfigError
 from sce.workflows.cli import run_job
 
@@ -149,3 +149,45 @@ def test_a_wrong_include_is_refused(tmp_path, include, other, message):
     path.write_text(f"include: {include}\n")
     with pytest.raises(ConfigError, match=message):
         load("--config", str(path))
+
+
+class Names(JobConfig):
+    """Settings with a list of what users name."""
+
+    labels: Verbatim = []
+    keep_columns: Verbatim = []
+    counts: list[int] = []
+
+
+@pytest.mark.parametrize(
+    ("flags", "labels"),
+    [
+        (["--labels", "Invoices, billing and refunds"], ["Invoices, billing and refunds"]),
+        (["--labels", "[bug]", "--labels", "[question]"], ["[bug]", "[question]"]),
+        (["--labels=late delivery, lost parcel"], ["late delivery, lost parcel"]),
+        (["--labels", '"quoted" label'], ['"quoted" label']),
+        (["--labels", "{curly}", "--labels", '5" screen'], ["{curly}", '5" screen']),
+        (["--labels", "[P1] outage", "--labels", "true"], ["[P1] outage", "true"]),
+        (["--labels", "null", "--labels", "-x"], ["null", "-x"]),
+        (["--labels", '["a, b", "[c]", "5\\" screen"]'], ["a, b", "[c]", '5" screen']),
+        (["--labels", "[1]"], ["[1]"]),
+        (["--labels", '["a"]', "--labels", "b"], ['["a"]', "b"]),
+    ],
+)
+def test_what_users_name_is_taken_to_the_letter(flags, labels):
+    found = load_config(Names, [*flags, "--counts", "1,2"], "x", "x")
+    assert (found.labels, found.counts, found.keep_columns) == (labels, [1, 2], [])
+
+
+def test_one_name_with_commas_is_remarked(caplog):
+    load_config(Names, ["--keep-columns", "a,b"], "x", "x")
+    assert "--keep-columns: 'a,b' is one, commas and all" in caplog.text
+    caplog.clear()
+    load_config(Names, ["--labels", '["a,b"]', "--keep-columns", "a"], "x", "x")
+    assert not caplog.text
+
+
+def test_a_flag_without_its_value_ends_with_exit_code_2():
+    with pytest.raises(SystemExit) as exit:
+        load_config(Names, ["--labels"], "x", "x")
+    assert exit.value.code == 2

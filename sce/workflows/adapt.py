@@ -29,7 +29,7 @@ from sce.bulk.corpus import Columns, Corpus, open_corpus
 from sce.bulk.counts import ErrorLimit, MaxErrors
 from sce.bulk.output import FolderLock
 from sce.bulk.request import identify_model
-from sce.config import JobConfig, resolve_output
+from sce.config import JobConfig, Verbatim, resolve_output
 from sce.datasets.custom import read_label_set
 from sce.datasets.labelled import read_labelled
 from sce.distributed.adapt import ShownRows, StoreSums
@@ -61,9 +61,9 @@ log = logging.getLogger(__name__)
 class AdaptConfig(AdaptSettings, JobConfig):  # type: ignore[misc]
     """Settings of `jobs/adapt.py`."""
 
-    input: list[str] = []
+    input: Verbatim = []
     """An embedding store; or files, folders, globs or URIs of texts, which are embedded first."""
-    labels: list[str] = []
+    labels: Verbatim = []
     """Names, each as `--labels NAME`, or one JSON list."""
     labels_file: Place | None = None
     """Labels as for jobs/classify.py. As `{labels: ..., shares: {NAME: 0.3}}` it may also say how
@@ -84,7 +84,7 @@ class AdaptConfig(AdaptSettings, JobConfig):  # type: ignore[misc]
     label_column: str = "label"
     save_embeddings: Place | None = None
     """Where texts are embedded to. Default: `output` with `-embedded` behind it."""
-    keep_columns: list[str] = []
+    keep_columns: Verbatim = []
     """Columns to carry into that store, beside the text."""
     max_errors: MaxErrors = "50%"
     """Stop when more rows than this have errors: a count (`100`) or a share (`1%`)."""

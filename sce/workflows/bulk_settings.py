@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, SecretStr
 
 from sce.bulk.counts import MaxErrors
-from sce.config import JobConfig
+from sce.config import JobConfig, Verbatim
 from sce.distributed.resources import ResourcesConfig
 from sce.distributed.stage import COMMIT_ROWS
 from sce.embedding.settings import EmbedderConfig
@@ -19,12 +19,12 @@ from sce.workflows.tracking import TrackingConfig
 class ClassifyConfig(JobConfig):
     """Settings of `jobs/classify.py`."""
 
-    input: list[str] = []
+    input: Verbatim = []
     """Files, folders, globs or URIs of Parquet, JSONL or CSV (.gz too); or an embedding store."""
     text_column: str = "text"
     id_column: str | None = None
     """Default: ids made from places, `tickets.jsonl:17`; of an embedding store, `row_id`."""
-    keep_columns: list[str] = []
+    keep_columns: Verbatim = []
     """Columns to carry into the output, untouched; `["*"]` for all that serve for nothing else. Of
     JSONL: texts as they are, else as JSON."""
     max_errors: MaxErrors = "50%"
@@ -54,7 +54,7 @@ class ClassifyConfig(JobConfig):
     """How long to wait for an endpoint that is overloaded or away, before the job fails."""
     output: Place | None = None
     """Folder or URI for the answers; needed but for `--dry_run`."""
-    labels: list[str] = []
+    labels: Verbatim = []
     """Names, each as `--labels NAME`, or one JSON list."""
     labels_file: Place | None = None
     """Labels as a list, or with description, synonyms and examples: YAML, JSON, JSONL, or .txt

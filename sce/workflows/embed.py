@@ -8,6 +8,7 @@ from pydantic import Field
 
 from sce.bulk.corpus import Columns, open_corpus
 from sce.bulk.counts import ErrorLimit, MaxErrors
+from sce.config import Verbatim
 from sce.distributed.embed import embed_corpus, embed_prepared
 from sce.distributed.resources import embed_actors
 from sce.distributed.stage import ACTOR_CPUS, COMMIT_ROWS
@@ -18,7 +19,7 @@ from sce.workflows.experiment import Experiment
 class EmbedJob(Experiment):
     """Settings of `jobs/embed.py`: an experiment, or with `input` any corpus."""
 
-    input: list[str] = []
+    input: Verbatim = []
     """Files, folders, globs or URIs of Parquet, JSONL or CSV (.gz too), to embed into `store`.
     Without it, the data of the experiment is embedded."""
     store: str | None = None
@@ -26,7 +27,7 @@ class EmbedJob(Experiment):
     text_column: str = "text"
     id_column: str | None = None
     """Default: ids made from places, `tickets.jsonl:17`."""
-    keep_columns: list[str] = []
+    keep_columns: Verbatim = []
     """Columns to carry into the store, beside the text."""
     max_errors: MaxErrors = "50%"
     """Stop when more rows than this have errors: a count (`100`) or a share (`1%`). A share
