@@ -2,9 +2,10 @@
 
 After training, one or two numbers are fitted on validation rows so that the probabilities
 softmax(logits / T) fit the targets best (Guo et al. 2017, section 4.2). Users bring label
-sets of every size, so T may depend on the number of labels K: T(K) = exp(a + b log K). That
-form is taken only if it predicts the rows of label counts that were held out better than a
-constant T does. Dividing by a positive number never changes which label is first.
+sets of every size, so T may depend on the number of labels K: T(K) = exp(a + b log K). That form
+is taken only if it is proven to predict the label sets of held-out counts better than a constant T
+does, and is used no further than the counts that it was fitted on. Dividing by a positive number
+never changes which label is first.
 
 Legend of shapes: N rows, K labels of a row's own set, Kmax the widest set.
 """
@@ -12,7 +13,8 @@ Legend of shapes: N rows, K labels of a row's own set, Kmax the widest set.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -24,6 +26,10 @@ MIN_TEMPERATURE = 0.05
 MAX_TEMPERATURE = 20.0
 MAX_SLOPE = 1.0
 MIN_DISTINCT_COUNTS = 3
+MIN_SETS = 6
+"""With fewer label sets the error of a mean over them says nothing."""
+MIN_ERRORS = 2.0
+"""Standard errors that T(K) has to save on held-out label counts."""
 FOLDS = 5
 ECE_BINS = 15
 
@@ -42,14 +48,29 @@ def expected_calibration_error(p_NK: np.ndarray, targets_N: np.ndarray) -> float
 
 @dataclass(frozen=True)
 class Temperature:
-    """T(K) = exp(a + b log K), kept within 0.05 and 20. The default leaves logits as they are."""
+    """T(K) = exp(a + b log K), kept within 0.05 and 20. The default leaves logits as they are.
+
+    Attributes:
+        fewest, most: label counts that it was fitted on; of a set with fewer or more labels it is
+            T(fewest) or T(most). None, as in models written before, for no such end.
+    """
 
     a: float = 0.0
     b: float = 0.0
+    fewest: float | None = None
+    most: float | None = None
+
+    def to_list(self) -> list[float]:
+        """Its attributes as a model's configuration keeps them."""
+        ends = [] if self.fewest is None or self.most is None else [self.fewest, self.most]
+        return [self.a, self.b, *ends]
 
     def at(self, label_counts: ArrayLike) -> np.ndarray:
         """T for each label count (float64, the shape of `label_counts`)."""
-        log_K = np.log(np.asarray(label_counts, dtype=np.float64))
+        counts = np.asarray(label_counts, dtype=np.float64)
+        if self.fewest is not None or self.most is not None:
+            counts = np.clip(counts, self.fewest, self.most)
+        log_K = np.log(counts)
         return np.clip(np.exp(self.a + self.b * log_K), MIN_TEMPERATURE, MAX_TEMPERATURE)
 
     def scale(self, logits: Any, label_counts: ArrayLike) -> Any:
@@ -67,7 +88,8 @@ class Temperature:
 
 @dataclass(frozen=True)
 class TemperatureFit:
-    """A chosen temperature and why. NLL figures are means over the fitted rows, in nats.
+    """A chosen temperature and why. NLL figures are means over the fitted rows, in nats, in which a
+    label set counts for the square root of its rows.
 
     Attributes:
         kind: "identity" where there was nothing to fit.
@@ -77,7 +99,7 @@ class TemperatureFit:
         nll_constant: with the best constant T.
         nll_by_label_count: with the best T(K); None if it was not tried.
         held_out_gain: mean NLL that T(K) saves against constant T on held-out label counts.
-        held_out_error: standard error of that mean.
+        held_out_error: standard error of that mean, by label sets: rows of one set err together.
     """
 
     temperature: Temperature
@@ -93,14 +115,27 @@ class TemperatureFit:
 
 @dataclass(frozen=True)
 class _Rows:
-    """logits [N, Kmax] with -inf padding, targets [N], counts [N] of labels."""
+    """logits [N, Kmax] with -inf padding, targets [N], counts [N] of labels, sets [N] by number."""
 
     logits: np.ndarray
     targets: np.ndarray
     counts: np.ndarray
+    sets: np.ndarray
 
     def take(self, keep_N: np.ndarray) -> _Rows:
-        return _Rows(self.logits[keep_N], self.targets[keep_N], self.counts[keep_N])
+        kept = (self.logits, self.targets, self.counts, self.sets)
+        return _Rows(*(values[keep_N] for values in kept))
+
+    @cached_property
+    def weights(self) -> np.ndarray:
+        """[N], with the sum 1: a label set counts for the square root of its rows. Who asks has a
+        set of his own, so many rows of one set are no more than a better look at that one."""
+        place_N = np.unique(self.sets, return_inverse=True)[1]
+        weight_N = 1 / np.sqrt(np.bincount(place_N)[place_N])
+        return weight_N / weight_N.sum()
+
+    def mean(self, values_N: np.ndarray) -> float:
+        return float(self.weights @ values_N)
 
     def at_target(self, values_NK: np.ndarray) -> np.ndarray:
         return values_NK[np.arange(len(self.targets)), self.targets]
@@ -111,48 +146,59 @@ class _Rows:
         return logsumexp(scaled_NK, axis=1) - self.at_target(scaled_NK)
 
 
-def fit_temperature(logits: Sequence[ArrayLike], targets: ArrayLike) -> TemperatureFit:
-    """Fit T and T(K) by the likelihood of `targets` and choose between them.
+def fit_temperature(
+    logits: Sequence[ArrayLike], targets: ArrayLike, sets: Sequence[str] | None = None
+) -> TemperatureFit:
+    """Fit T and T(K) by the likelihood of `targets` and choose between them. A label set counts for
+    the square root of its rows.
 
     Constant T is exact: NLL is convex in 1/T. If every row with K >= 2 is already right, NLL
     falls for ever as T goes to 0, so T stays 1; if no row has two labels there is nothing to
     fit and T stays 1. Otherwise T is sought within [0.05, 20] and the slope b within [-1, 1],
-    so that no data can push either further. T(K) is tried from three distinct K on: label
-    counts are dealt to five groups in order of size, each group is predicted from the
-    others, and T(K) is chosen if the NLL that it saves exceeds its standard error.
+    so that no data can push either further. T(K) is tried from three distinct K and six label
+    sets on: label counts are dealt to five groups in order of size, each group is predicted from
+    the others, and T(K) is chosen if the NLL that it saves exceeds two standard errors of a mean
+    over label sets. It ends at the smallest and the largest K.
 
     Args:
         logits: N arrays, each of the length K of its row.
         targets: position of the right label, [N].
+        sets: names of the rows' label sets, [N]; without them rows of one K are one set.
 
     Raises:
         ValueError: no rows, lengths that differ, a target outside its set, a logit that is
             not finite.
     """
-    rows = _checked(logits, targets)
+    rows = _checked(logits, targets, sets)
     rows = rows.take(rows.counts >= 2)
     if not len(rows.targets):
         return TemperatureFit(Temperature(), "identity", "No row has two labels.", 0)
-    before = float(rows.losses(Temperature()).mean())
+    before = rows.mean(rows.losses(Temperature()))
     if (rows.at_target(rows.logits) == rows.logits.max(axis=1)).all():
         reason = "Every validation row is right, so the data set no lower end to T."
         return TemperatureFit(Temperature(), "identity", reason, len(rows.targets), before)
 
     constant = _fit(rows)
     found: dict[str, Any] = {"rows": len(rows.targets), "nll_uncalibrated": before}
-    found["nll_constant"] = float(rows.losses(constant).mean())
+    found["nll_constant"] = rows.mean(rows.losses(constant))
     counts = np.unique(rows.counts)
     if len(counts) < MIN_DISTINCT_COUNTS:
         reason = f"{len(counts)} distinct label count(s); T(K) needs {MIN_DISTINCT_COUNTS}."
         return TemperatureFit(constant, "constant", reason, **found)
 
+    set_count = len(np.unique(rows.sets))
+    if set_count < MIN_SETS:
+        reason = f"{set_count} label sets; T(K) needs {MIN_SETS}."
+        return TemperatureFit(constant, "constant", reason, **found)
+
     gain_N = _held_out_gain(rows, counts)
-    gain, error = float(gain_N.mean()), float(gain_N.std(ddof=1) / np.sqrt(len(gain_N)))
+    gain, error = rows.mean(gain_N), _error_by_sets(gain_N, rows)
     sloped = _fit(rows, start_from=constant)
-    found["nll_by_label_count"] = float(rows.losses(sloped).mean())
+    sloped = replace(sloped, fewest=float(counts[0]), most=float(counts[-1]))
+    found["nll_by_label_count"] = rows.mean(rows.losses(sloped))
     found |= {"held_out_gain": gain, "held_out_error": error}
     measured = f"saves {gain:.4f} nats a row on held-out label counts, standard error {error:.4f}"
-    if gain > error:
+    if gain > MIN_ERRORS * error:
         return TemperatureFit(sloped, "by_label_count", f"T(K) {measured}.", **found)
     return TemperatureFit(constant, "constant", f"T(K) only {measured}.", **found)
 
@@ -161,7 +207,7 @@ def _fit(rows: _Rows, start_from: Temperature | None = None) -> Temperature:
     """Minimise mean NLL over log T at the mean log K; from a constant T, over the slope too."""
     log_K_N = np.log(rows.counts)
     # Around the mean log K the slope hardly moves the level, so the two are found independently.
-    centre = float(log_K_N.mean())
+    centre = rows.mean(log_K_N)
     from_centre_N = log_K_N - centre
     finite_NK = np.where(np.isfinite(rows.logits), rows.logits, 0.0)  # padding is -inf
     at_target_N = rows.at_target(rows.logits)
@@ -175,8 +221,8 @@ def _fit(rows: _Rows, start_from: Temperature | None = None) -> Temperature:
         # d NLL / d log T = (z_target - E[z]) / T, with E under softmax(z / T).
         expected_N = (np.exp(scaled_NK - norm_N[:, None]) * finite_NK).sum(axis=1)
         by_log_T_N = -inverse_N * (expected_N - at_target_N)
-        gradient = [by_log_T_N.mean(), (by_log_T_N * from_centre_N).mean()]
-        return float(losses_N.mean()), np.array(gradient[: len(parameters)])
+        gradient = [rows.mean(by_log_T_N), rows.mean(by_log_T_N * from_centre_N)]
+        return rows.mean(losses_N), np.array(gradient[: len(parameters)])
 
     start = np.zeros(1) if start_from is None else np.array([start_from.a, 0.0])
     log_bounds = (float(np.log(MIN_TEMPERATURE)), float(np.log(MAX_TEMPERATURE)))
@@ -201,7 +247,14 @@ def _held_out_gain(rows: _Rows, counts: np.ndarray) -> np.ndarray:
     return gain_N
 
 
-def _checked(logits: Sequence[ArrayLike], targets: ArrayLike) -> _Rows:
+def _error_by_sets(gain_N: np.ndarray, rows: _Rows) -> float:
+    """Standard error of the weighted mean, where rows of one set are not independent."""
+    place_N = np.unique(rows.sets, return_inverse=True)[1]
+    sum_G = np.bincount(place_N, weights=rows.weights * (gain_N - rows.mean(gain_N)))
+    return float(np.sqrt(len(sum_G) / (len(sum_G) - 1) * np.square(sum_G).sum()))
+
+
+def _checked(logits: Sequence[ArrayLike], targets: ArrayLike, sets: Sequence[str] | None) -> _Rows:
     y_N = np.asarray(targets, dtype=np.int64)
     rows = [np.asarray(row, dtype=np.float64) for row in logits]
     if not len(y_N) or len(y_N) != len(rows):
@@ -217,4 +270,7 @@ def _checked(logits: Sequence[ArrayLike], targets: ArrayLike) -> _Rows:
         raise ValueError("a target lies outside its row's label set.")
     if (np.isfinite(z_NK).sum(axis=1) != count_N).any():
         raise ValueError("a logit is not a finite number.")
-    return _Rows(z_NK, y_N, count_N)
+    if sets is not None and len(sets) != len(rows):
+        raise ValueError(f"{len(sets)} names of label sets for {len(rows)} rows.")
+    set_N = count_N if sets is None else np.unique(np.array(sets), return_inverse=True)[1]
+    return _Rows(z_NK, y_N, count_N, set_N)

@@ -65,7 +65,8 @@ class SCEConfig(PreTrainedConfig):
         learn_example_weight: train a and b.
         adaptor_init: "identity" starts the affine maps as (a slice of) the identity,
             "normal" as transformers initialises linear layers.
-        calibration: (a, b) of T(K) = exp(a + b log K), fitted after training; the calibrated
+        calibration: (a, b) of T(K) = exp(a + b log K), fitted after training, and the fewest and
+            the most labels that it was fitted on (`sce.model.calibration`); the calibrated
             probabilities are softmax(s / T(K)).
         cosine_calibration: the same of the cosine baseline, for comparisons.
         label_prefix_space: tokenise a label with a leading space, as the tokenizer sees a

@@ -273,7 +273,8 @@ def _fitted(scores: Sequence[np.ndarray], sets: Sequence[EvaluationSet]) -> Temp
         return Temperature()
     logits = [row_K for scores_NK in scores for row_K in scores_NK]
     targets = [s.label_set.index(name) for s in sets for name in s.labels]
-    return fit_temperature(logits, targets).temperature
+    names = [s.name for s in sets for _ in s.labels]
+    return fit_temperature(logits, targets, names).temperature
 
 
 def _description(

@@ -146,9 +146,11 @@ def _recipe(info: Mapping[str, Any]) -> str:
 
 
 def _calibration(fit: Mapping[str, Any]) -> str:
-    a, b = fit["temperature"]["a"], fit["temperature"]["b"]
-    text = f"Logits are divided by T(K) = exp({a:.4f} + {b:.4f} log K) for K labels. "
-    return text + str(fit["reason"])
+    found = fit["temperature"]
+    text = f"T(K) = exp({found['a']:.4f} + {found['b']:.4f} log K) for K labels"
+    if found.get("most") is not None:
+        text += f", K no less than {found['fewest']:.0f} and no more than {found['most']:.0f}"
+    return f"Logits are divided by {text}. {fit['reason']}"
 
 
 def _table(head: tuple[str, ...], rows: Sequence[Sequence[str]]) -> str:

@@ -251,10 +251,10 @@ def _calibrate(
             scores_K[:count]
             for scores_K, count in zip(scores_VNK[views_N, rows_N], validator.label_counts_N)
         ]
-        fits[name] = fit_temperature(scores_N, validator.targets_N)
+        fits[name] = fit_temperature(scores_N, validator.targets_N, validator.rows.sets)
         logger.info("temperature of %s: %s", name, fits[name].reason)
-    sce, cosine = fits["sce"].temperature, fits["cosine"].temperature
-    model.config.calibration, model.config.cosine_calibration = [sce.a, sce.b], [cosine.a, cosine.b]
+    model.config.calibration = fits["sce"].temperature.to_list()
+    model.config.cosine_calibration = fits["cosine"].temperature.to_list()
     return fits
 
 

@@ -11,7 +11,12 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 
-from sce.model.calibration import Temperature, TemperatureFit, fit_temperature
+from sce.model.calibration import (
+    Temperature,
+    TemperatureFit,
+    expected_calibration_error,
+    fit_temperature,
+)
 
 
 def sampled(temperature, counts, rows_each, seed=0):
@@ -61,6 +66,47 @@ def test_two_label_counts_are_too_few_for_a_slope():
     logits, targets = sampled(lambda K: K / 5, [2, 40], 500)
     fit = fit_temperature(logits, targets)
     assert (fit.kind, fit.temperature.b, fit.nll_by_label_count) == ("constant", 0.0, None)
+
+
+def test_it_is_used_no_further_than_it_was_fitted():
+    logits, targets = sampled(lambda K: np.exp(-0.5 + 0.6 * np.log(K)), [3, 5, 9, 12, 16, 20], 500)
+    fit = fit_temperature(logits, targets)
+    assert fit.kind == "by_label_count"
+    assert (fit.temperature.fewest, fit.temperature.most) == (3, 20)
+    at = fit.temperature.at([1, 2, 3, 10, 20, 150, 1000])
+    assert at[0] == at[1] == at[2] < at[3] < at[4] == at[5] == at[6]
+    assert Temperature(*fit.temperature.to_list()) == fit.temperature
+    written_before = Temperature(*fit.temperature.to_list()[:2])
+    assert written_before.at(150) > 2 * at[5]
+
+
+def test_rows_of_one_large_set_prove_nothing():
+    """Training on a user's 500 rows of one set beside the starter corpus: the many rows of that set
+    are alike, whatever it is that makes them so."""
+    counts = [4, 5, 6, 7, 8, 9, 10, 12]
+    logits, targets = sampled(lambda K: 1.0, counts, 40)
+    sets = [f"starter/{K}" for K in counts for _ in range(40)]
+    own = sampled(lambda K: 0.3, [15], 500, seed=1)
+    logits, targets, sets = logits + own[0], targets + own[1], sets + ["own"] * 500
+    fit = fit_temperature(logits, targets, sets)
+    assert fit.kind == "constant"
+    # With every row taken for independent the slope looked proven.
+    assert fit.held_out_gain < 2 * fit.held_out_error
+    assert fit_temperature(logits, targets).held_out_error < fit.held_out_error
+
+
+@pytest.mark.parametrize("labels", [2, 150])
+def test_a_foreign_set_is_calibrated_no_worse_than_without_a_temperature(labels):
+    counts = [4, 5, 6, 7, 8, 9, 10, 12]
+    logits, targets = sampled(lambda K: 1.0, counts, 75)
+    sets = [f"starter/{K}" for K in counts for _ in range(75)]
+    own = sampled(lambda K: 0.5, [15], 75, seed=1)
+    fit = fit_temperature(logits + own[0], targets + own[1], sets + ["own"] * 75)
+    foreign = sampled(lambda K: 1.0, [labels], 2000, seed=2)
+    z_NK, y_N = np.array(foreign[0]), np.array(foreign[1])
+    plain = expected_calibration_error(softmax(z_NK, axis=1), y_N)
+    fitted = expected_calibration_error(softmax(fit.temperature.scale(z_NK, labels), axis=1), y_N)
+    assert fitted <= plain + 0.03
 
 
 def test_the_order_of_rows_is_nothing():
