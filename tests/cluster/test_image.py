@@ -1,5 +1,6 @@
 """The image and what is sent with a job: linted, from pyproject.toml, nothing but code."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -52,15 +53,20 @@ def test_it_has_the_programs_that_launchers_and_probes_call():
     assert {"rsync", "openssh-client", "wget"} <= set(packages.split())
 
 
-def test_its_dependencies_are_those_of_the_project(tmp_path):
+@pytest.mark.parametrize("extras", ["cluster", "cluster base"])
+def test_its_dependencies_are_those_of_the_project(tmp_path, extras):
     """The very command of the Dockerfile."""
     (run,) = [value for name, value in instructions() if "tomllib" in value]
     command = run.split("&&")[0].replace("/tmp/requirements.txt", str(tmp_path / "found.txt"))
     program = command.replace("python -c", f"{sys.executable} -c", 1)
-    subprocess.run(["bash", "-euo", "pipefail", "-c", program], cwd=ROOT, check=True)
+    environment = os.environ | {"EXTRAS": extras}
+    subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", program], cwd=ROOT, env=environment, check=True
+    )
     found = (tmp_path / "found.txt").read_text().splitlines()
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert found == project["dependencies"] + project["optional-dependencies"]["cluster"]
+    added = [d for name in extras.split() for d in project["optional-dependencies"][name]]
+    assert found == project["dependencies"] + added
     names = {re.match(r"[\w-]+(\[[\w,]+\])?", line)[0] for line in found}  # type: ignore[index]
     assert {"torch", "ray[default,data,train,serve]", "mlflow[auth]", "psycopg2-binary"} <= names
 
