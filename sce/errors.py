@@ -27,6 +27,10 @@ class DataError(InputError):
     """A data file cannot be read, or a row of it breaks the contract."""
 
 
+class TooManyErrors(SCEError):
+    """A job ended over its limit of rows with errors. The rows that were done are kept."""
+
+
 class EmbedderError(InputError):
     """The text embedder cannot be loaded (unknown, not reachable, damaged)."""
 

@@ -23,6 +23,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from sce.bulk.output import RUN_FILE, read_run
+from sce.datasets.diagnosis import likely_cause
 from sce.datasets.readers import ALLOWED_FILES, file_format, records_of
 from sce.embedding.store import MANIFEST, EmbeddingStore
 from sce.errors import DataError
@@ -58,6 +59,10 @@ class InputFile:
         """ ".parquet", ".jsonl", ".csv" or ".tsv"; "" for what is no table file."""
         kind = file_format(PurePosixPath(self.uri)) or ""
         return ".jsonl" if kind in (".json", ".ndjson") else kind
+
+    def likely_cause(self) -> str:
+        """Why hardly a row of it can be read, in a sentence, or ""."""
+        return likely_cause(self.uri, self.kind, self.open)
 
     def open(self) -> BinaryIO:
         """The bytes of the file, gzip undone."""
@@ -266,7 +271,9 @@ def require_columns(file: InputFile, names: Sequence[str], needed: Sequence[str]
     """Raises `DataError` where one that is needed is not among the names of a file's columns."""
     for name in needed:
         if name not in names:
-            raise DataError(f"{file.uri}: has no column {name!r}. It has: {', '.join(names)}.")
+            known = ", ".join(names).encode(errors="replace").decode()
+            hint = f" {cause}" if (cause := file.likely_cause()) else ""
+            raise DataError(f"{file.uri}: has no column {name!r}. It has: {known}.{hint}")
 
 
 def find_files(item: str, what: str = "input") -> list[InputFile]:

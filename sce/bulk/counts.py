@@ -13,14 +13,15 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator
 
-from sce.errors import DataError
+from sce.errors import TooManyErrors
 
 MIN_ROWS_FOR_SHARE = 1000
 
 
 @dataclass(frozen=True)
 class ErrorLimit:
-    """How many rows may have errors: a count, or a share of the rows seen (from 1,000 on)."""
+    """How many rows may have errors: a count, or a share of the rows. A share of the rows so far
+    counts from 1,000 on, that of all rows whatever their number."""
 
     count: int | None = None
     share: float | None = None
@@ -37,10 +38,13 @@ class ErrorLimit:
                 return cls(share=share)
         raise ValueError(f"{value!r} is neither a count (100) nor a share (1%)")
 
-    def exceeded(self, rows: int, errors: int) -> bool:
-        if self.count is not None and errors > self.count:
-            return True
-        return self.share is not None and rows >= MIN_ROWS_FOR_SHARE and errors > self.share * rows
+    def exceeded(self, rows: int, errors: int, finished: bool = False) -> bool:
+        """Whether there are too many of them. A job that has `finished` without an answer to any
+        row has too many under every limit but 100%."""
+        if self.count is not None:
+            return errors > self.count or (finished and 0 < rows == errors)
+        assert self.share is not None
+        return (finished or rows >= MIN_ROWS_FOR_SHARE) and errors > self.share * rows
 
 
 def _check_limit(value: str) -> str:
@@ -105,10 +109,20 @@ def add_counts(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
     return dict(total.most_common())
 
 
-def too_many_errors(rows: int, errors: Mapping[str, int]) -> DataError:
-    """What a job ends with that is over its limit."""
+def too_many_errors(
+    rows: int, errors: Mapping[str, int], lines: Iterable[str] = (), cause: str = ""
+) -> TooManyErrors:
+    """What a job ends with that is over its limit.
+
+    Args:
+        lines: what is wrong with the first bad lines.
+        cause: what that most likely comes from.
+    """
     listed = ", ".join(f"{code} {count:,}" for code, count in Counter(errors).most_common())
-    return DataError(
-        f"max_errors: {sum(errors.values()):,} of {rows:,} rows have errors ({listed}). If that is "
-        "as it should be, run again with a higher --max-errors; the rows done are kept."
+    parts = [f"max_errors: {sum(errors.values()):,} of {rows:,} rows have errors ({listed})."]
+    parts += [f"  {line}" for line in lines]
+    parts += [cause] if cause else []
+    parts.append(
+        "If that is as it should be, run again with a higher --max-errors; the rows done are kept."
     )
+    return TooManyErrors("\n".join(parts))

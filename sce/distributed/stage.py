@@ -14,9 +14,10 @@ import logging
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -32,10 +33,11 @@ from sce.bulk.corpus import Columns, Corpus, Shard, join_plans, plan_file, plan_
 from sce.bulk.counts import ActorCounts, ErrorLimit, RowCounter, too_many_errors
 from sce.bulk.output import OutputFormat, OutputRun, PartCounts, count_part, rows_done
 from sce.bulk.reading import BLOCK_ROWS
+from sce.datasets.readers import BadRow
 from sce.distributed.block_io import JSONLinesSink, ShardSource
 from sce.distributed.resources import ActorPlan, TorchThread, ensure_ray
 from sce.distributed.watch import watched
-from sce.errors import SCEError
+from sce.errors import SCEError, TooManyErrors
 from sce.storage import filesystem_of
 
 COMMIT_ROWS = 10_000_000
@@ -59,6 +61,9 @@ has read two: Arrow's own pool, and glibc's with a threshold that grows, keep fr
 
 log = logging.getLogger(__name__)
 
+FILES_LOOKED_INTO = 20
+"""Where a job fails for its bad rows."""
+SHOWN_LINES = 3
 T = TypeVar("T")
 BlockFunction = Callable[[pa.Table], pa.Table]
 
@@ -177,13 +182,30 @@ def run_stage(
                     _commit_part(run, number, parts[number], stage)
                 work: ActorCounts = ray.get(counter.totals.remote())
         except RayTaskError as error:
-            raise cause_of(error) from None
+            cause = cause_of(error)
+            if isinstance(cause, TooManyErrors):
+                so_far: ActorCounts = ray.get(counter.totals.remote())
+                cause = _too_many(so_far.rows, so_far.errors, shards)
+            raise cause from None
         finally:
             ray.kill(counter)
     counts = PartCounts.total(list(run.parts.values()))
-    if limit.exceeded(counts.rows, sum(counts.errors.values())):
-        raise too_many_errors(counts.rows, counts.errors)
+    if limit.exceeded(counts.rows, sum(counts.errors.values()), finished=True):
+        raise _too_many(counts.rows, counts.errors, shards)
     return StageResult(counts, counts.rows - rows_before, work)
+
+
+def _too_many(rows: int, errors: Mapping[str, int], shards: Sequence[Shard]) -> TooManyErrors:
+    """Says what is wrong with the first bad lines of text files, and what it most likely is."""
+    files = list(dict.fromkeys(shard.file for shard in shards))[:FILES_LOOKED_INTO]
+    lines: list[str] = []
+    for file in files:
+        if file.kind != ".parquet":
+            bad = (record.message for record in file.records() if isinstance(record, BadRow))
+            lines += islice(bad, SHOWN_LINES - len(lines))
+    return too_many_errors(
+        rows, errors, lines, next(filter(None, (f.likely_cause() for f in files)), "")
+    )
 
 
 def _run_part(

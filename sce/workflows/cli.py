@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel
 
 from sce.config import JobConfig, load_config
-from sce.errors import InputError
+from sce.errors import InputError, TooManyErrors
 from sce.storage import RemotePath
 
 ConfigT = TypeVar("ConfigT", bound=JobConfig)
@@ -41,6 +41,9 @@ def run_job(
     except InputError as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return 2
+    except TooManyErrors as error:
+        print(f"{prog}: {error}", file=sys.stderr)
+        return 1
     if argv is None and "ray" in sys.modules:
         # Ray repeats what its workers printed until it is shut down: let it have said it all.
         sys.modules["ray"].shutdown()

@@ -30,8 +30,8 @@ class EmbedJob(Experiment):
     keep_columns: Verbatim = []
     """Columns to carry into the store, beside the text."""
     max_errors: MaxErrors = "50%"
-    """Stop when more rows than this have errors: a count (`100`) or a share (`1%`). A share
-    counts from 1,000 rows on."""
+    """Fail when more rows than this have errors: a count (`100`) or a share (`1%`), which counts
+    from 1,000 rows on while the job runs and in the end whatever their number."""
     commit_rows: int = Field(default=COMMIT_ROWS, ge=1)
     """Inputs of more rows are committed in parts of whole files or row groups."""
 

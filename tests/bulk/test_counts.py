@@ -22,3 +22,24 @@ def test_a_count_or_a_share(value, limit):
 def test_anything_else_is_refused(value):
     with pytest.raises(ValueError, match="neither a count"):
         ErrorLimit.parse(value)
+
+
+@pytest.mark.parametrize(
+    ("limit", "rows", "errors", "so_far", "in_the_end"),
+    [
+        ("50%", 4, 2, False, False),
+        ("50%", 4, 3, False, True),
+        ("50%", 1000, 501, True, True),
+        ("100%", 4, 4, False, False),
+        ("1%", 99, 1, False, True),
+        ("100", 4, 4, False, True),
+        ("100", 101, 101, True, True),
+        ("100", 400, 100, False, False),
+        ("0", 4, 1, True, True),
+        ("50%", 0, 0, False, False),
+    ],
+)
+def test_too_many_so_far_and_in_the_end(limit, rows, errors, so_far, in_the_end):
+    parsed = ErrorLimit.parse(limit)
+    assert parsed.exceeded(rows, errors) == so_far
+    assert parsed.exceeded(rows, errors, finished=True) == in_the_end

@@ -205,9 +205,36 @@ def test_one_per_cent_of_broken_rows_of_every_kind(run_well, broken, tmp_path):
 @pytest.mark.system
 def test_more_broken_rows_than_allowed_stop_the_job(classify, broken, tmp_path):
     code, _, said = classify(*broken[1], "--output", str(tmp_path / "out"), "--max-errors", "3")
-    assert code == 2
+    assert code == 1
     assert "max_errors" in said
     assert "text_null 1" in said
+
+
+BAD_FILES = {
+    "array.json": ('[\n {\n  "text": "a"\n }\n]\n', "one JSON array"),
+    "wide.csv": ('id,text\n0,"a",\n1,"b",\n', "3 fields, but the columns are 2"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_a_job_that_answered_nothing_did_not_succeed(classify, tmp_path, name):
+    content, cause = BAD_FILES[name]
+    (tmp_path / name).write_text(content)
+    flags = ["--input", str(tmp_path / name), "--labels", "a", "--labels", "b"]
+    code, _, said = classify(*flags, "--output", str(tmp_path / "out"), "--max-errors", "99")
+    assert code == 1
+    assert "rows have errors (line_unreadable" in said
+    assert cause in said
+    assert f"{name}:1:" in said or f"{name}:2:" in said
+
+
+def test_a_missing_column_comes_with_its_likely_cause(classify, tmp_path):
+    (tmp_path / "in.csv").write_text("id;text\n0;a\n")
+    flags = ["--input", str(tmp_path / "in.csv"), "--labels", "a", "--labels", "b"]
+    code, _, said = classify(*flags, "--output", str(tmp_path / "out"))
+    assert code == 2
+    assert "has no column 'text'" in said
+    assert "semicolons" in said
 
 
 @pytest.mark.system
