@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import time
@@ -36,13 +37,15 @@ from sce.evaluation.summaries import Result, headline_metrics, rounded_means, su
 from sce.model.calibration import Temperature
 from sce.model.label_vectors import TextLookup
 from sce.predictor import Predictor
-from sce.storage import Place, fetch, replace_folder
+from sce.storage import Place, fetch, replace_folder, write_text
 from sce.training.random_keys import some_places
 from sce.workflows.experiment import Experiment, RunSettings
 from sce.workflows.methods import AdaptedMethod, PromptedMethod, SceMethod, SimilarityMethod
 from sce.workflows.tracking import Tracker, tracking_uri
 
 RESULTS_FILE, METHODS_FILE, PREDICTIONS_FILE = "results.json", "methods.json", "predictions.parquet"
+SOURCE_FILE = "labelled.txt"
+"""Where the user's rows came from."""
 MIN_ROWS_A_LABEL = 10
 """Texts a label of a test set from which its labels are adapted; those of the user always are."""
 CORPUS_ROWS = 100_000
@@ -66,7 +69,9 @@ def evaluate(experiment: Experiment) -> dict[str, Any]:
         raise InputError(f"there is no model in {model}. jobs/train_sce.py makes one.")
     prepared = prepared_for(experiment)
     labelled = experiment.evaluate.labelled
-    folder = experiment.own_results_dir / labelled.stem if labelled else experiment.results_dir
+    folder = experiment.results_dir
+    if labelled is not None:
+        folder = own_folder(experiment.own_results_dir, labelled)
     with open_tracker(experiment, None, "evaluate") as tracker:
         tracker.log_params(experiment.model_dump(mode="json"))
         results = measure(experiment, prepared, tracker, folder)
@@ -78,6 +83,27 @@ def evaluate(experiment: Experiment) -> dict[str, Any]:
         "mlflow_run_id": tracker.run_id,
         "seconds": round(time.perf_counter() - started, 1),
     }
+
+
+def own_folder(parent: Place, labelled: Place) -> Place:
+    """Where the results on the user's rows go: a folder with the name of their file, or a longer
+    one where that has results of another file of the same name."""
+    longer = f"{labelled.parent.name}-{labelled.stem}"
+    digest = hashlib.sha256(_source(labelled).encode()).hexdigest()[:8]
+    for name in (labelled.stem, longer):
+        file = parent / name / SOURCE_FILE
+        if not file.exists() or file.read_text(encoding="utf-8") == _source(labelled):
+            return parent / name
+    return parent / f"{labelled.stem}-{digest}"
+
+
+def record_source(folder: Place, labelled: Place) -> None:
+    """Note in a folder of results which rows they are of, for `own_folder`."""
+    write_text(folder / SOURCE_FILE, _source(labelled))
+
+
+def _source(labelled: Place) -> str:
+    return str(labelled.resolve())
 
 
 def prepared_for(experiment: Experiment) -> PreparedData | None:
@@ -192,7 +218,7 @@ def measure_sets(
     run = {"name": experiment.name, "seed": experiment.seed, "note": config.note}
     described = {method.name: method.describe(sets) | run for method in (*methods, *adapted)}
     logger.info("measured in %.1f s", time.perf_counter() - started)
-    _write_results(evaluated, described, config.pictures, folder)
+    _write_results(evaluated, described, config, folder)
     console = Console(stderr=True)  # standard output is left to the closing line of JSON
     if show:
         wide = console.width >= WIDE_CHARS
@@ -206,7 +232,10 @@ def measure_sets(
 
 
 def _write_results(
-    evaluated: Sequence[Evaluated], described: Mapping[str, Any], pictures: bool, folder: Place
+    evaluated: Sequence[Evaluated],
+    described: Mapping[str, Any],
+    config: EvaluateConfig,
+    folder: Place,
 ) -> None:
     """Everything that a comparison and a reader want of a run, whole or not at all."""
     results = [e.result for e in evaluated]
@@ -215,8 +244,10 @@ def _write_results(
             (new / name).write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
         (new / "results.md").write_text(to_markdown(results, show_all=True), encoding="utf-8")
         pq.write_table(pa.concat_tables(e.predictions for e in evaluated), new / PREDICTIONS_FILE)
+        if config.labelled is not None:
+            record_source(new, config.labelled)
         for one in evaluated:
-            if pictures and one.result["information"] == "all":
+            if config.pictures and one.result["information"] == "all":
                 title = one.result["name"]
                 figure = plots.confusion_figure(one.confusion_KK, one.label_names, title)
                 plots.save(figure, new / "confusion" / f"{title.replace('/', '_')}.png")

@@ -34,7 +34,9 @@ from sce.workflows.evaluate import (
     evaluate,
     measure_sets,
     open_tracker,
+    own_folder,
     prepared_for,
+    record_source,
     sets_and_methods,
 )
 from sce.workflows.experiment import Experiment
@@ -72,7 +74,7 @@ def evaluate_embedders(experiment: Evaluation) -> dict[str, Any]:
         raise ConfigError(f"embedders: {', '.join(names)}: one is named twice.")
     home: Place = experiment.home / "results-embedders"
     if experiment.evaluate.labelled is not None:
-        home = home / experiment.evaluate.labelled.stem
+        home = own_folder(home, experiment.evaluate.labelled)
     measured = []
     for name, one in asked:
         measured.append(_measure(name, one, home / _slug(name)))
@@ -85,6 +87,8 @@ def evaluate_embedders(experiment: Evaluation) -> dict[str, Any]:
     console.print(f"Recommended: {chosen.name}. {chosen.reason}", highlight=False)
     found = [to_dict(one) for one in measured]
     _write(home, found, [accuracy, cost], f"Recommended: **{chosen.name}**. {chosen.reason}")
+    if experiment.evaluate.labelled is not None:
+        record_source(home, experiment.evaluate.labelled)
     return {
         "embedders": found,
         "recommended": chosen.name,

@@ -64,6 +64,7 @@ def test_the_cost_of_a_shortlist(benchmark, tmp_path, capsys):
     assert "from 1 to 5" in capsys.readouterr().err
 
 
+@pytest.mark.system
 def test_what_a_corpus_teaches_its_labels(benchmark, tmp_path, capsys):
     embedder = build_sentence_transformer(tmp_path / "bert")
     config = EmbedderConfig(kind="sentence_transformers", model=str(embedder))

@@ -9,6 +9,7 @@ from sce.embedding.embedder import embedder_fingerprint
 from sce.embedding.settings import EmbedderConfig
 from sce.errors import ConfigError, EmbedderError
 from sce.training.fresh_model import ModelConfig, build_model
+from sce.workflows.evaluate import own_folder, record_source
 from sce.workflows.evaluate_embedders import Evaluation, evaluate_asked
 from tests.tiny_models import build_sentence_transformer
 
@@ -89,3 +90,17 @@ def test_what_cannot_be_measured_is_refused_before_anything_is_embedded(ask, tmp
     with pytest.raises(EmbedderError, match=r"no folder '\./nowhere'"):
         ask("minilm", "./nowhere")
     assert not (tmp_path / "runs").exists()
+
+
+def test_rows_of_two_files_of_one_name_keep_their_results(tmp_path):
+    parent, files = tmp_path / "results-own", []
+    for team in ("a", "b", "c/b"):
+        files.append(tmp_path / team / "sample.csv")
+    folders = []
+    for file in [*files, *files]:
+        folders.append(own_folder(parent, file))
+        folders[-1].mkdir(parents=True, exist_ok=True)
+        record_source(folders[-1], file)
+    assert [one.name for one in folders[:2]] == ["sample", "b-sample"]
+    assert len({*folders}) == 3
+    assert folders[3:] == folders[:3]  # again, the same
