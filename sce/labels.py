@@ -15,6 +15,7 @@ import json
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -81,9 +82,10 @@ class LabelSet:
         """Read a label set from any of the forms that users write.
 
         Args:
-            value: a `LabelSet`, a list of names, a mapping from name to description, or a
-                list of objects `{name, synonyms, description, examples}` (only the name is
-                required; names and objects may be mixed).
+            value: a `LabelSet`, a list of names, a mapping from name to description (or None) or
+                to an object `{synonyms, description, examples}`, or a list of objects `{name,
+                synonyms, description, examples}` (only the name is required; names and objects
+                may be mixed).
             where: named at the head of an error message.
 
         Raises:
@@ -93,7 +95,7 @@ class LabelSet:
             return value
         value = _as_list(value, where)
         if isinstance(value, Mapping):
-            items: list[Any] = [{"name": k, "description": v} for k, v in value.items()]
+            items: list[Any] = [_named(name, known, where) for name, known in value.items()]
         elif isinstance(value, Iterable) and not isinstance(value, (str, bytes)):
             items = list(value)
         else:
@@ -195,9 +197,33 @@ def _as_list(value: Any, where: str) -> Any:
     return value.tolist() if hasattr(value, "tolist") and not isinstance(value, str) else value
 
 
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """For `json.loads(..., object_pairs_hook=unique_keys)`. Raises `LabelError`: an object has a
+    key twice, of which otherwise the last value alone would be seen."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        key = next(key for key in found if keys.count(key) > 1)
+        first, second = [place for place, one in enumerate(keys) if one == key][:2]
+        raise LabelError(
+            f"the key {key!r} stands twice in an object, at positions {first} and {second}. Keys "
+            "must be distinct."
+        )
+    return found
+
+
 def only_names(label_set: LabelSet) -> LabelSet:
     """The same labels with nothing but their names."""
     return LabelSet(tuple(Label(label.name) for label in label_set.labels))
+
+
+def _named(name: Any, known: Any, where: str) -> dict[str, Any]:
+    """A label of a mapping: its name, and its description or an object."""
+    if not isinstance(known, Mapping):
+        return {"name": name, "description": known}
+    if known.get("name", name) != name:
+        raise LabelError(f"{where}: {name!r} has another name inside, {known['name']!r}.")
+    return {**known, "name": name}
 
 
 def _parse_label(item: Any, where: str) -> Label:
@@ -208,7 +234,7 @@ def _parse_label(item: Any, where: str) -> Label:
     elif not isinstance(item, Mapping):
         raise LabelError(
             f"{where}: a label is a name or an object with {', '.join(_FIELDS)}, "
-            f"not {type(item).__name__} ({item!r:.80})."
+            f"not {type(item).__name__} ({item!r:.80}).{_quoting_hint(item)}"
         )
     if unknown := sorted(str(k) for k in item if k not in _FIELDS):
         raise LabelError(
@@ -236,7 +262,10 @@ def _parse_label(item: Any, where: str) -> Label:
 
 def _parse_text(value: Any, where: str) -> str:
     if not isinstance(value, str):
-        raise LabelError(f"{where}: a text is needed, not {type(value).__name__} ({value!r:.80}).")
+        raise LabelError(
+            f"{where}: a text is needed, not {type(value).__name__} ({value!r:.80})."
+            f"{_quoting_hint(value)}"
+        )
     if len(value) > MAX_INFO_CHARS:
         raise LabelError(f"{where}: {len(value)} characters, at most {MAX_INFO_CHARS} are allowed.")
     try:
@@ -244,6 +273,14 @@ def _parse_text(value: Any, where: str) -> str:
     except UnicodeEncodeError:
         raise LabelError(f"{where}: the text has a lone surrogate, which is not Unicode.") from None
     return value
+
+
+def _quoting_hint(value: Any) -> str:
+    if value is None or isinstance(value, (bool, int, float, date)):
+        return (
+            ' In YAML put it in quotes: "no", "404", "2024-01-01" are texts, unquoted they are not.'
+        )
+    return ""
 
 
 def _parse_texts(value: Any, where: str) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ Here every limit is checked. Shapes: N rows, D the embedder's dimension.
 
 from __future__ import annotations
 
+import json
 import time
 import uuid
 from collections.abc import Iterable
@@ -26,7 +27,7 @@ from sce.client.wire import (
     from_prediction,
 )
 from sce.errors import ROW_ERRORS, LabelError
-from sce.labels import LabelSet, RaggedLabels, is_set_a_row, parse_labels
+from sce.labels import LabelSet, RaggedLabels, is_set_a_row, parse_labels, unique_keys
 from sce.model.answers import Prediction
 from serve.refusals import ApiError
 from serve.settings import Limits
@@ -53,9 +54,15 @@ def parse(kind: type[Any], body: bytes) -> Any:
         ApiError: 400, it is no JSON; 422, it is not of that form.
     """
     try:
-        return kind.model_validate_json(body)
+        found = kind.model_validate_json(body)
     except ValidationError as error:
         raise _malformed(kind, error) from None
+    if any(isinstance(getattr(found, name, None), dict) for name in ("labels", "candidate_labels")):
+        try:
+            json.loads(body, object_pairs_hook=unique_keys)
+        except LabelError as error:
+            raise ApiError(422, "invalid_labels", f"labels: {error}", "labels") from None
+    return found
 
 
 def classify_request(
@@ -97,8 +104,8 @@ def classify_request(
         queries,
         labels,
         min(request.top_k or 1, max(1, widest)),
-        request.return_scores,
-        request.truncate,
+        bool(request.return_scores),
+        bool(request.truncate),
         errors,
         set_labels,
     )
@@ -111,7 +118,7 @@ def embeddings_request(request: EmbeddingsRequest, limits: Limits, dimension: in
     if request.dimensions not in (None, dimension):
         message = f"dimensions: {request.dimensions}, but this embedder has {dimension}."
         raise ApiError(422, "dimensions_not_supported", message, "dimensions")
-    return ModelRequest(texts, None, truncate=request.truncate)
+    return ModelRequest(texts, None, truncate=bool(request.truncate))
 
 
 def classify_response(

@@ -24,7 +24,12 @@ import pyarrow.parquet as pq
 
 from sce.bulk.output import RUN_FILE, read_run
 from sce.datasets.diagnosis import likely_cause
-from sce.datasets.readers import ALLOWED_FILES, file_format, records_of
+from sce.datasets.readers import (
+    ALLOWED_FILES,
+    file_format,
+    records_of,
+    refuse_repeated_columns,
+)
 from sce.embedding.store import MANIFEST, EmbeddingStore
 from sce.errors import DataError
 from sce.storage import filesystem_of, to_place
@@ -269,6 +274,7 @@ def _row_group_shards(file: InputFile, number: int, sizes: Sequence[int]) -> Ite
 
 def require_columns(file: InputFile, names: Sequence[str], needed: Sequence[str]) -> None:
     """Raises `DataError` where one that is needed is not among the names of a file's columns."""
+    refuse_repeated_columns(file.uri, names)
     for name in needed:
         if name not in names:
             known = ", ".join(names).encode(errors="replace").decode()

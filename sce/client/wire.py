@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, NotRequired
 
 import numpy as np
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -46,6 +47,11 @@ class Wire(BaseModel):
     model_config = _CLOSED
 
 
+def _or(default: Any) -> AfterValidator:
+    """Null is "not given", as in every other field: the default stands for it."""
+    return AfterValidator(lambda value: default if value is None else value)
+
+
 def _default(value: Any, description: str | None = None) -> Any:
     """A field of a typed dictionary that the document describes as a model's with a default."""
     return Field(description=description, json_schema_extra={"default": value})
@@ -62,7 +68,7 @@ class LabelObject(TypedDict):
 
 
 LabelListForm = Annotated[list[StrictStr | LabelObject], Field(fail_fast=True)]
-LabelSetForm = LabelListForm | dict[str, StrictStr]
+LabelSetForm = LabelListForm | dict[str, StrictStr | None]
 LabelSetsForm = LabelSetForm | Annotated[list[LabelListForm], Field(fail_fast=True)]
 """Lists end at their first bad item (fail_fast): the errors of a million would fill the memory."""
 
@@ -119,8 +125,10 @@ class ClassifyRequest(Wire):
         None, ge=0, le=1, description="Below this probability `label` is null; the score stays."
     )
     top_k: int | None = Field(None, ge=1, strict=True, description="Also the best labels.")
-    return_scores: StrictBool = Field(False, description="Also every label's probability.")
-    truncate: StrictBool = Field(
+    return_scores: Annotated[StrictBool | None, _or(False)] = Field(
+        False, description="Also every label's probability."
+    )
+    truncate: Annotated[StrictBool | None, _or(True)] = Field(
         True,
         description="Cut a text that is longer than the embedder reads (`truncated` says so); "
         "false: such a text gets the error `text_too_long`.",
@@ -146,8 +154,8 @@ class EmbeddingsRequest(Wire):
 
     input: Text | Texts
     model: StrictStr | None = None
-    encoding_format: Literal["float", "base64"] = "float"
-    truncate: StrictBool = True
+    encoding_format: Annotated[Literal["float", "base64"] | None, _or("float")] = "float"
+    truncate: Annotated[StrictBool | None, _or(True)] = True
     dimensions: int | None = Field(None, description="Only the embedder's own number.")
     user: StrictStr | None = Field(None, description="Accepted and not used.")
 
@@ -279,15 +287,15 @@ class BatchRequest(Wire):
     labels: LabelSetForm | None = None
     labels_column: StrictStr | None = Field(None, description="A column with one list a row.")
     model: StrictStr | None = None
-    text_column: StrictStr = "text"
+    text_column: Annotated[StrictStr | None, _or("text")] = "text"
     id_column: StrictStr | None = None
-    keep_columns: list[StrictStr] = []
+    keep_columns: Annotated[list[StrictStr] | None, _or([])] = []
     threshold: float | None = Field(None, ge=0, le=1)
     top_k: int | None = Field(None, ge=1, strict=True)
-    return_scores: StrictBool = False
-    output_format: Literal["parquet", "jsonl"] = "parquet"
+    return_scores: Annotated[StrictBool | None, _or(False)] = False
+    output_format: Annotated[Literal["parquet", "jsonl"] | None, _or("parquet")] = "parquet"
     max_errors: StrictStr | None = Field(None, description="A count (100) or a share (1%).")
-    metadata: dict[str, StrictStr] = Field({}, max_length=16)
+    metadata: Annotated[dict[str, StrictStr] | None, _or({})] = Field({}, max_length=16)
 
     @model_validator(mode="after")
     def _labels(self) -> BatchRequest:

@@ -12,30 +12,74 @@ import yaml
 from sce.datasets.columns import RawRow, not_in_set
 from sce.datasets.readers import BadRow
 from sce.errors import DataError, LabelError
-from sce.labels import LabelSet
+from sce.labels import LabelSet, unique_keys
 from sce.storage import Place, to_place
 
 
 def read_label_file(path: Place) -> Any:
-    """The content of a file of labels: .txt with a name a line, .jsonl with a label a line,
-    .json, or else YAML.
+    """The content of a file of labels: .txt with a name a line ("# " begins a comment), .jsonl with
+    a label a line, .json, or else YAML.
 
     Raises:
         DataError: it cannot be read.
+        LabelError: a mapping has a key twice.
     """
     kind = path.suffix.lower()
     try:
         text = path.read_text(encoding="utf-8-sig")
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        lines = [(n, line.strip()) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
         if kind == ".txt":
-            return lines
+            return [line for _, line in lines if not (line == "#" or line.startswith("# "))]
         if kind in (".jsonl", ".ndjson"):
-            return [json.loads(line) for line in lines]
-        return json.loads(text) if kind == ".json" else yaml.safe_load(text)
+            return [_parse_json(line, f"{path}:{n}") for n, line in lines]
+        if kind == ".json":
+            return _parse_json(text, str(path))
+        return _parse_yaml(text, str(path))
     except FileNotFoundError:
         raise DataError(f"{path}: no such file of labels.") from None
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise DataError(f"{path}: not a readable file of labels ({error}).") from None
+
+
+def _parse_json(text: str, where: str) -> Any:
+    try:
+        return json.loads(text, object_pairs_hook=unique_keys)
+    except LabelError as error:
+        raise LabelError(f"{where}: {error}") from None
+
+
+def _parse_yaml(text: str, where: str) -> Any:
+    """The content of YAML, which would take the last value of a key that stands twice."""
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _refuse_repeated_keys(node, where, set())
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _refuse_repeated_keys(node: yaml.Node, where: str, seen: set[int]) -> None:
+    if id(node) in seen:  # an alias, which may even lie within itself
+        return
+    seen.add(id(node))
+    if isinstance(node, yaml.MappingNode):
+        lines: dict[str, int] = {}
+        for key, value in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                line = key.start_mark.line + 1
+                if key.value in lines:
+                    raise LabelError(
+                        f"{where}: the key {key.value!r} stands twice, in lines {lines[key.value]} "
+                        f"and {line}. Keys must be distinct."
+                    )
+                lines[key.value] = line
+            _refuse_repeated_keys(value, where, seen)
+    elif isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            _refuse_repeated_keys(item, where, seen)
 
 
 def read_label_set(path: Place) -> tuple[LabelSet, dict[str, float]]:

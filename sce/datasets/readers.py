@@ -99,6 +99,15 @@ def records_of(
         raise DataError(f"{path}: cannot be read ({error.strerror or error}).") from None
 
 
+def refuse_repeated_columns(where: str, names: Sequence[str]) -> None:
+    """Raises `DataError`: a name stands over two columns, of which one would be lost."""
+    repeated = [name for name in dict.fromkeys(names) if name and list(names).count(name) > 1]
+    if repeated:
+        raise DataError(
+            f"{where}: the column {repeated[0]!r} stands there twice. Give each a name of its own."
+        )
+
+
 def _open(path: Path) -> BinaryIO:
     if path.suffix.lower() == ".gz":
         return gzip.open(path, "rb")  # type: ignore[return-value]
@@ -142,6 +151,7 @@ def _csv(
                 return
             headerless = bool(columns) and not set(first) & set(columns)
             header = list(columns) if headerless else first
+            refuse_repeated_columns(str(path), header)
             if headerless:
                 yield _csv_row(path, reader.line_num, header, first)
             for values in reader:
@@ -176,6 +186,7 @@ def _decoded_lines(file: BinaryIO) -> Iterator[str]:
 def _parquet(path: Path) -> Iterator[Record]:
     try:
         with pq.ParquetFile(path) as file:
+            refuse_repeated_columns(str(path), file.schema_arrow.names)
             batches = file.iter_batches(batch_size=4096)
             rows = (fields for batch in batches for fields in batch.to_pylist())
             yield from starmap(Record, enumerate(rows, start=1))

@@ -17,6 +17,7 @@ from sce.bulk.corpus import (
 )
 from sce.bulk.output import OutputRun
 from sce.bulk.reading import PLACE_BITS, read_shard, read_texts
+from sce.datasets.readers import read_records
 from sce.errors import DataError
 
 ROWS = [{"id": f"t{i}", "text": f"text {i}", "n": i} for i in range(5)]
@@ -244,3 +245,18 @@ def test_what_an_unfinished_job_has_written_is_no_input(tmp_path):
         open_corpus([str(tmp_path / "answers")])
     run.finish({"rows_out": 3})
     assert len(open_corpus([str(tmp_path / "answers")]).files) == 1
+
+
+@pytest.mark.parametrize("name", ["in.csv", "in.parquet", "in.tsv"])
+def test_a_column_name_that_stands_twice_is_refused(tmp_path, name):
+    file = tmp_path / name
+    if name == "in.parquet":
+        columns = [pa.array(["a"])] * 3
+        pq.write_table(pa.Table.from_arrays(columns, names=["text", "lang", "text"]), file)
+    else:
+        comma = "\t" if name == "in.tsv" else ","
+        file.write_text(f"text{comma}lang{comma}text\na{comma}en{comma}b\n")
+    with pytest.raises(DataError, match=r"in\.\w+: the column 'text' stands there twice"):
+        plan_file(open_corpus([str(file)]).files[0], 0, Columns())
+    with pytest.raises(DataError, match="the column 'text' stands there twice"):
+        list(read_records(file))

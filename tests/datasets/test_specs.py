@@ -2,10 +2,10 @@
 
 import pytest
 
-from sce.datasets.custom import read_label_file
+from sce.datasets.custom import read_label_file, read_label_set
 from sce.datasets.sources import label_set_for, synonym_tables
 from sce.datasets.specs import SPECS
-from sce.errors import DataError
+from sce.errors import DataError, LabelError
 from sce.labels import LabelSet
 
 # Appendix F: number of label names of each dataset.
@@ -100,6 +100,42 @@ def test_label_files(tmp_path):
         assert LabelSet.parse(read_label_file(tmp_path / name)).names == ["one", "two"]
     with pytest.raises(DataError, match="no such file"):
         read_label_file(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "names"),
+    [
+        # Lines end at LF and CRLF alone.
+        ("x.txt", "late delivery\x0bor lost\r\nbilling\n", ["late delivery\x0bor lost", "billing"]),
+        ("x.txt", "# of March\nbilling\n#\n#sale\n", ["billing", "#sale"]),
+        ("x.jsonl", '{"name": "a", "description": "late\u2028or not"}\n"b"\n', ["a", "b"]),
+        ("x.yaml", "billing:\n  description: charges\npraise: {synonyms: [ta]}\nother:\n",
+         ["billing", "praise", "other"]),
+        ("x.yaml", "labels:\n  - billing\n  - praise\n", ["billing", "praise"]),
+        ("x.json", '{"billing": null, "praise": {"examples": ["thanks"]}}', ["billing", "praise"]),
+    ],
+)  # fmt: skip
+def test_label_files_as_people_write_them(tmp_path, name, content, names):
+    (tmp_path / name).write_text(content, encoding="utf-8", newline="")
+    assert read_label_set(tmp_path / name)[0].names == names
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.yaml", "a: one\nb: two\na: three\n", "'a' stands twice, in lines 1 and 3"),
+        ("x.yaml", "labels:\n- name: a\n  name: b\n", "'name' stands twice, in lines 2 and 3"),
+        ("x.json", '{"a": "one", "a": "two"}', "x.json: the key 'a' stands twice"),
+        ("x.jsonl", '"b"\n{"name": "a", "name": "c"}\n', "x.jsonl:2: the key 'name' stands twice"),
+        ("x.yaml", "- yes\n- no\n", 'not bool .*In YAML put it in quotes: "no"'),
+        ("x.yaml", "- name: 404\n", "not int .*In YAML put it in quotes"),
+        ("x.yaml", "a: {name: b}\n", "'a' has another name inside, 'b'"),
+    ],
+)
+def test_what_a_label_file_would_hide_is_refused(tmp_path, name, content, message):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(LabelError, match=message):
+        read_label_set(tmp_path / name)
 
 
 PRINTED = {  # appendix F, letter by letter

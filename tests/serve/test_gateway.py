@@ -212,6 +212,30 @@ def test_refusals_say_what_and_where(client, body, status, code, param):
         assert str(getattr(LIMITS, param)) in error["message"]
 
 
+def test_null_is_not_given(client):
+    body = {"texts": ["a text"], "labels": {"x": None, "y": "known"}}
+    nulls = ("model", "embeddings", "label_set", "threshold", "top_k", "return_scores", "truncate")
+    given, left_out = (
+        client.post("/v1/classify", json=body | dict.fromkeys(nulls)),
+        client.post(
+            "/v1/classify", json=body | {"labels": ["x", {"name": "y", "description": "known"}]}
+        ),
+    )
+    assert given.status_code == 200
+    assert given.json()["data"] == left_out.json()["data"]
+    body = {"input": ["a text"], "encoding_format": None, "dimensions": None, "truncate": None}
+    found = client.post("/v1/embeddings", json=body)
+    assert isinstance(found.json()["data"][0]["embedding"], list)
+
+
+def test_a_label_that_stands_twice_in_a_mapping_is_refused(client):
+    content = '{"texts": ["a"], "labels": {"x": "first", "z": "", "x": "second"}}'
+    headers = {"Content-Type": "application/json"}
+    error = refusal(client.post("/v1/classify", content=content, headers=headers), 422)
+    assert (error["code"], error["param"]) == ("invalid_labels", "labels")
+    assert "'x' stands twice in an object, at positions 0 and 2" in error["message"]
+
+
 def test_no_request_is_too_little(client):
     assert client.post("/v1/classify", json={"texts": [], "labels": ["x"]}).json()["data"] == []
 
