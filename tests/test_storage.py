@@ -204,7 +204,7 @@ def test_what_is_fetched_is_kept_by_content(home, monkeypatch):
     assert first.name == "model"
     assert (first / "sub" / "weights").read_text() == "1"
     with monkeypatch.context() as patch:
-        patch.setattr(storage, "_download", None)
+        patch.setattr(storage, "_download", lambda *_: pytest.fail("fetched again"))
         assert fetch(str(home / "model")) == first
     write_text(home / "model" / "sub" / "weights", "2")  # of the same size, in the same second
     assert (fetch(home / "model") / "sub" / "weights").read_text() == "2"

@@ -40,6 +40,9 @@ POSTERIOR_BITS = 22
 SUM_ROWS = 4096
 """Rows that are added up in float64 before int64 takes over: 2^12 products of 22 and 18 bits stay
 below 2^53."""
+MIN_SPREAD = 1e-6
+"""Of the variance within the labels, by dimension: half of a small corpus may be one row, or none.
+Texts have some 1e-3."""
 LABELLED_PRIOR = 4.0
 """Labelled rows of a label at which each counts for half of what many count for."""
 MAX_ROWS = 2**23
@@ -168,7 +171,8 @@ def _libraries() -> ThreadpoolController:
 def presence_prior(sharp: Sums, moments: Moments, settings: MixtureSettings) -> np.ndarray:
     """presence_k float64 [K], from the sums of the sharp posterior."""
     labels = len(sharp.mass_K)
-    share_K = (sharp.mass_K + 1) / (moments.rows * 2.0**POSTERIOR_BITS)
+    rows = max(1, moments.rows)
+    share_K = (sharp.mass_K + 1) / (rows * 2.0**POSTERIOR_BITS)
     rows_a_label = moments.rows / labels
     trusted = rows_a_label / (rows_a_label + settings.presence_rows)
     return settings.presence * trusted * np.log(labels * share_K)
@@ -193,7 +197,7 @@ def fitted_scores(
     labels, dimension = g_KD.shape
     n_K = sums.mass_K * 2.0**-POSTERIOR_BITS
     s_KD = sums.vectors_KD * 2.0 ** -(POSTERIOR_BITS + VECTOR_BITS)
-    rows, sum_D = float(moments.rows), moments.sum_D * 2.0**-VECTOR_BITS
+    rows, sum_D = float(max(1, moments.rows)), moments.sum_D * 2.0**-VECTOR_BITS
     product_DD = moments.product_DD * 2.0 ** -(2 * VECTOR_BITS)
     mean_D = sum_D / rows
     if labelled.count_K.any():
@@ -211,7 +215,7 @@ def fitted_scores(
     explained_DD = c_KD.T @ mu_KD
     within_DD -= explained_DD + explained_DD.T - (mu_KD * n_K[:, None]).T @ mu_KD
     within_DD /= rows
-    spread = np.trace(within_DD) / dimension
+    spread = max(MIN_SPREAD, np.trace(within_DD) / dimension)
     within_DD *= 1 - settings.shrinkage
     within_DD[np.diag_indices(dimension)] += settings.shrinkage * spread
     with _libraries().limit(limits=1):  # one may add up otherwise with more threads

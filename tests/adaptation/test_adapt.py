@@ -323,3 +323,18 @@ def test_a_setting_says_what_a_labelled_row_counts_for():
     place = world.label_set.index("money")
     taken = [(one.scores(world.x_ND)[:200].argmax(1) == place).mean() for one in (light, heavy)]
     assert taken[1] > 0.1 > taken[0]
+
+
+def test_a_half_of_one_row_or_none_is_fitted_all_the_same():
+    """The halves of a corpus are drawn by hashes: of eight rows all may lie in one."""
+    sizes = set()
+    for seed in range(60):
+        world = World(["sport", "money"], (4, 4), seed=seed)
+        halves = np.concatenate([block.hash_B for block in Block.split(world.x_ND)]) >> np.uint64(
+            63
+        )
+        sizes.add(int(halves.sum()))
+        found = world.adapt(min_rows_a_label=4)
+        assert np.isfinite(found.scores(world.x_ND)).all()
+        assert np.isfinite(found.weight_KD).all()
+    assert min(sizes) <= 1

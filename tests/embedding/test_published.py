@@ -103,7 +103,7 @@ def test_a_part_that_is_cut_short_is_named(packages, tmp_path):
         published_folder("mpnet")
     assert not left_behind(tmp_path)
     file.unlink()
-    with pytest.raises(EmbedderError, match=r"part-004: [\d,]+ bytes expected, 0 found"):
+    with pytest.raises(EmbedderError, match=r"part-004: .+ expected, 0 found"):
         published_folder("mpnet")
 
 
