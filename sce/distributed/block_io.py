@@ -5,7 +5,9 @@ What stands here runs in Ray's own workers; it loads no more than they need (no 
 
 from __future__ import annotations
 
+import base64
 import json
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -53,7 +55,7 @@ class ShardSource(Datasource):
 
 
 class JSONLinesSink(BlockBasedFileDatasink):
-    """One JSON object a line."""
+    """One JSON object a line: what JSON has no number for is null, bytes are base64."""
 
     def __init__(self, path: str, json_columns: Sequence[str], **settings: Any) -> None:
         super().__init__(path, file_format="jsonl", **settings)
@@ -69,5 +71,25 @@ class JSONLinesSink(BlockBasedFileDatasink):
                     row[name] = None if row[name] is None else dict(row[name])
                 for name in self._json_columns:
                     row[name] = None if row[name] is None else json.loads(row[name])
-                lines.append(json.dumps(row, ensure_ascii=False, default=str))
+                lines.append(_to_json(row))
             file.write(("\n".join(lines) + "\n").encode())
+
+
+def _to_json(row: dict[str, Any]) -> str:
+    try:
+        return json.dumps(row, ensure_ascii=False, allow_nan=False, default=_as_text)
+    except ValueError:  # a number that JSON has not
+        return json.dumps(_finite(row), ensure_ascii=False, allow_nan=False, default=_as_text)
+
+
+def _as_text(value: Any) -> str:
+    return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
+
+
+def _finite(value: Any) -> Any:
+    """With null for NaN and infinity, at any depth."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    return [_finite(one) for one in value] if isinstance(value, list) else value

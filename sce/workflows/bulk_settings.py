@@ -68,6 +68,7 @@ class ClassifyConfig(JobConfig):
     embedding_column: str | None = None
     """Read unit vectors of the model's embedder from this column of a Parquet or JSONL input."""
     output_format: Literal["parquet", "jsonl"] = "parquet"
+    """In JSONL, of the columns that are kept, NaN and infinity are null and bytes are base64."""
     threshold: float | None = Field(default=None, ge=0, le=1)
     """Below this calibrated probability a label is null; its score stays."""
     target_precision: float | None = Field(default=None, gt=0, le=1)
