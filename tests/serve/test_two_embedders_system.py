@@ -66,4 +66,4 @@ def test_a_store_is_refused_by_the_other_embedders_model(models, tmp_path, capsy
     assert "all-MiniLM-L6-v2" in said
     assert not (tmp_path / "two").exists()
     assert classify(["--model", str(models["mpnet"]), *run]) == 0
-    assert list((tmp_path / "two").glob("*.parquet"))
+    assert list((tmp_path / "two").rglob("*.parquet"))
