@@ -135,15 +135,16 @@ def _take_verbatim(
                 break
             value = following
         found.setdefault(flags[flag], []).append(value)
+    lists = {name: _one_list(values) for name, values in found.items()}
     for name, values in found.items():
-        if len(values) == 1 and "," in values[0] and _one_list(values) == values:
+        if len(values) == 1 and "," in values[0] and lists[name] == values:
             log.warning(
                 "--%s: %r is one, commas and all. Several are given by several flags, or by one "
                 'JSON list: \'["one", "two"]\'.',
                 name.replace("_", "-"),
                 values[0],
             )
-    return {name: _one_list(values) for name, values in found.items()}, rest
+    return lists, rest
 
 
 def _one_list(values: list[str]) -> list[str]:
@@ -152,7 +153,7 @@ def _one_list(values: list[str]) -> list[str]:
             listed = json.loads(values[0])
         except ValueError:
             return values
-        if isinstance(listed, list) and listed and all(isinstance(x, str) for x in listed):
+        if isinstance(listed, list) and all(isinstance(x, str) for x in listed):
             return listed
     return values
 

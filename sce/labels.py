@@ -93,7 +93,7 @@ class LabelSet:
         """
         if isinstance(value, LabelSet):
             return value
-        value = _as_list(value, where)
+        value = as_list(value, where)
         if isinstance(value, Mapping):
             items: list[Any] = [_named(name, known, where) for name, known in value.items()]
         elif isinstance(value, Iterable) and not isinstance(value, (str, bytes)):
@@ -179,18 +179,19 @@ def parse_labels(value: Any, where: str = "labels") -> LabelSet | RaggedLabels:
     `LabelSet.parse`."""
     if isinstance(value, RaggedLabels):
         return value
-    value = _as_list(value, where)
+    value = as_list(value, where)
     if is_set_a_row(value):
         return RaggedLabels.from_sets(value, where)
     return LabelSet.parse(value, where)
 
 
-def _as_list(value: Any, where: str) -> Any:
-    """A column of pandas or Arrow, or an array, as a list; anything else as it is."""
+def as_list(value: Any, where: str, error: type[InputError] = LabelError) -> Any:
+    """A column of pandas or Arrow, or an array, as a list; anything else as it is. Raises `error`
+    for a table, of which nobody can say which column is meant."""
     if hasattr(value, "columns"):
-        raise LabelError(
+        raise error(
             f"{where}: a {type(value).__name__} is a table; give one column of it, such as "
-            "table['label']."
+            "table['name']."
         )
     if hasattr(value, "to_pylist"):
         return value.to_pylist()

@@ -22,11 +22,11 @@ from sce.embedding.fingerprint import check_fingerprint
 from sce.embedding.row_checks import (
     as_texts,
     as_vectors,
+    bad_vectors,
     check_settings,
     is_numeric_array,
     refuse_rows,
     text_errors,
-    vector_errors,
 )
 from sce.embedding.settings import EmbedderConfig
 from sce.errors import ConfigError, InputError
@@ -244,7 +244,7 @@ class Predictor:
         else:
             queries_ND = as_vectors(embeddings, self.model.config.embedding_dim)
             count = len(queries_ND)
-            refused = {i: str(e) for i, e in enumerate(vector_errors(queries_ND)) if e}
+            refused = bad_vectors(queries_ND)
             refuse_rows("embeddings", refused, errors)
             queries_GD = np.delete(queries_ND, list(refused), axis=0) if refused else queries_ND
             truncated_G = [False] * len(queries_GD)

@@ -365,9 +365,14 @@ def cached_folder(key: str, fill: Callable[[Path], None]) -> Path:
     with open(_cache() / f"{key}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not target.exists():
-            with _scratch(target.parent, ".new-") as scratch:
-                fill(scratch)
-                os.rename(scratch, target)
+            new = target.with_name(f".{key}.new")
+            shutil.rmtree(new, ignore_errors=True)  # of a process that was killed
+            new.mkdir()
+            try:
+                fill(new)
+                os.rename(new, target)
+            finally:
+                shutil.rmtree(new, ignore_errors=True)
     return target
 
 

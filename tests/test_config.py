@@ -171,6 +171,7 @@ class Names(JobConfig):
         (["--labels", "null", "--labels", "-x"], ["null", "-x"]),
         (["--labels", '["a, b", "[c]", "5\\" screen"]'], ["a, b", "[c]", '5" screen']),
         (["--labels", "[1]"], ["[1]"]),
+        (["--labels", "[]"], []),
         (["--labels", '["a"]', "--labels", "b"], ['["a"]', "b"]),
     ],
 )

@@ -140,10 +140,10 @@ class Labelled:
         count_K = one_hot_MK.sum(0).astype(np.int64)
         weight_K = weight * count_K / (count_K + LABELLED_PRIOR)
         product_DD = np.zeros((x_MD.shape[1], x_MD.shape[1]))
-        for count in np.unique(count_K[targets_M]):  # the same weight: exact sums, then one product
-            rows_ND = x_MD[count_K[targets_M] == count]
-            share = weight * count / (count + LABELLED_PRIOR) * 2.0 ** -(2 * VECTOR_BITS)
-            product_DD += share * (rows_ND.T @ rows_ND)
+        weight_M = weight_K[targets_M]
+        for one in np.unique(weight_M):  # exact sums of the rows of one weight, then one product
+            rows_ND = x_MD[weight_M == one]
+            product_DD += one * 2.0 ** -(2 * VECTOR_BITS) * (rows_ND.T @ rows_ND)
         return cls(count_K, (one_hot_MK.T @ x_MD).astype(np.int64), weight_K, product_DD)
 
 

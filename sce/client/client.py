@@ -33,13 +33,13 @@ from sce.client.wire import (
 from sce.embedding.row_checks import (
     as_texts,
     as_vectors,
+    bad_vectors,
     check_settings,
     check_texts,
     is_numeric_array,
     refuse_rows,
     row_refused,
     text_errors,
-    vector_errors,
 )
 from sce.errors import ConfigError, InputError
 from sce.model.answers import Prediction
@@ -173,7 +173,7 @@ class Client:
             refused = text_errors(items)
         else:
             field, queries_ND = "embeddings", as_vectors(embeddings, self._dimension(label_set))
-            refused = {i: str(e) for i, e in enumerate(vector_errors(queries_ND)) if e}
+            refused = bad_vectors(queries_ND)
             items = list(encode_vectors(queries_ND))
         refuse_rows(field, refused, errors)
         settings: dict[str, Any] = {"return_scores": bool(return_scores)}

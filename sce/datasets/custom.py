@@ -49,37 +49,28 @@ def _parse_json(text: str, where: str) -> Any:
 
 
 def _parse_yaml(text: str, where: str) -> Any:
-    """The content of YAML, which would take the last value of a key that stands twice."""
-    loader = yaml.SafeLoader(text)
     try:
-        node = loader.get_single_node()
-        if node is None:
-            return None
-        _refuse_repeated_keys(node, where, set())
-        return loader.construct_document(node)
-    finally:
-        loader.dispose()
+        return yaml.load(text, _UniqueKeys)
+    except LabelError as error:
+        raise LabelError(f"{where}: {error}") from None
 
 
-def _refuse_repeated_keys(node: yaml.Node, where: str, seen: set[int]) -> None:
-    if id(node) in seen:  # an alias, which may even lie within itself
-        return
-    seen.add(id(node))
-    if isinstance(node, yaml.MappingNode):
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a key that stands twice, of which YAML's own loader takes the last value."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         lines: dict[str, int] = {}
-        for key, value in node.value:
-            if isinstance(key, yaml.ScalarNode):
-                line = key.start_mark.line + 1
-                if key.value in lines:
-                    raise LabelError(
-                        f"{where}: the key {key.value!r} stands twice, in lines {lines[key.value]} "
-                        f"and {line}. Keys must be distinct."
-                    )
-                lines[key.value] = line
-            _refuse_repeated_keys(value, where, seen)
-    elif isinstance(node, yaml.SequenceNode):
-        for item in node.value:
-            _refuse_repeated_keys(item, where, seen)
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            line = key.start_mark.line + 1
+            if key.value in lines:
+                raise LabelError(
+                    f"the key {key.value!r} stands twice, in lines {lines[key.value]} and {line}. "
+                    "Keys must be distinct."
+                )
+            lines[key.value] = line
+        return super().construct_mapping(node, deep)
 
 
 def read_label_set(path: Place) -> tuple[LabelSet, dict[str, float]]:

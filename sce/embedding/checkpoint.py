@@ -67,7 +67,9 @@ def resolve_checkpoint(config: EmbedderConfig) -> Checkpoint:
         name = root.name if revision is None else config.model_name
         licence = JINA_LICENCE if config.kind == "jina" else checkpoint_licence(root)
 
-    folder, pooling = (root, "mean") if config.kind == "jina" else _read_modules(root)
+    folder, pooling, pools_prompt = root, "mean", True
+    if config.kind != "jina":
+        folder, pooling, pools_prompt = _read_modules(root)
     adapter_folder = None
     if config.adapter_name is not None:
         adapter_folder = root / config.adapter_name
@@ -93,7 +95,7 @@ def resolve_checkpoint(config: EmbedderConfig) -> Checkpoint:
         end_token=_end_token(config, folder, pooling),
         prefix=_prefix(config, root),
     )
-    if fingerprint.prefix is not None and not _pools_prompt(root):
+    if fingerprint.prefix is not None and not pools_prompt:
         raise EmbedderError(
             f"{root}: its pooling leaves the prompt out (include_prompt: false), which is not "
             'supported. embedder.prefix: "" embeds without a prompt.'
@@ -140,8 +142,9 @@ def _find(name: str, revision: str | None) -> tuple[Path, str | None]:
     return Path(folder), Path(folder).name
 
 
-def _read_modules(root: Path) -> tuple[Path, str]:
-    """Folder of the transformer and pooling of a sentence-transformers checkpoint."""
+def _read_modules(root: Path) -> tuple[Path, str, bool]:
+    """Of a sentence-transformers checkpoint: folder of the transformer, pooling, and whether that
+    takes a prompt's tokens in."""
     # Read here rather than by the sentence-transformers library: that would be one more large
     # dependency of every worker and server for two JSON files, and it imports the modules that a
     # checkpoint names, so that what is unsupported would run instead of being refused.
@@ -149,13 +152,14 @@ def _read_modules(root: Path) -> tuple[Path, str]:
         raise EmbedderError(
             f"{root}: no modules.json, so this is not a sentence-transformers checkpoint."
         )
-    folder, pooling = root, None
+    folder, pooling, pools_prompt = root, None, True
     for module in read_json(root / "modules.json"):
         module_type = str(module["type"]).rsplit(".", 1)[-1]
         if module_type == "Transformer":
             folder = root / module["path"]
         elif module_type == "Pooling":
-            pooling = _read_pooling(root / module["path"] / "config.json")
+            file = root / module["path"] / "config.json"
+            pooling, pools_prompt = _read_pooling(file), stated(file, "include_prompt") is not False
         elif module_type != "Normalize":
             raise EmbedderError(
                 f"{root}: the module {module_type!r} is not supported; a checkpoint may have "
@@ -163,7 +167,7 @@ def _read_modules(root: Path) -> tuple[Path, str]:
             )
     if pooling is None:
         raise EmbedderError(f"{root}: modules.json names no Pooling module.")
-    return folder, pooling
+    return folder, pooling, pools_prompt
 
 
 def _prefix(config: EmbedderConfig, root: Path) -> str | None:
@@ -202,12 +206,6 @@ def _read_pooling(path: Path) -> str:
     if not isinstance(pooling, str) or pooling not in _POOLING.values():
         raise EmbedderError(f"{path}: pooling {found!r}; supported: mean, cls or lasttoken alone.")
     return pooling
-
-
-def _pools_prompt(root: Path) -> bool:
-    modules = read_json(root / "modules.json") if (root / "modules.json").is_file() else []
-    found = [m["path"] for m in modules if str(m["type"]).endswith(".Pooling")]
-    return all(stated(root / path / "config.json", "include_prompt") is not False for path in found)
 
 
 def _max_tokens(config: EmbedderConfig, folder: Path, model_config: dict[str, Any]) -> int:

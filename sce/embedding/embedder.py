@@ -100,7 +100,7 @@ class TextEmbedder:
         meantime."""
 
         def read(piece_P: np.ndarray) -> TokenisedTexts:
-            return self.tokenise([texts[i] for i in piece_P.tolist()])
+            return self._tokenise([texts[i] for i in piece_P.tolist()])
 
         # By characters: near enough to the number of tokens that little is padded in a piece.
         order_N = np.argsort([-len(text) for text in texts], kind="stable")
@@ -116,6 +116,9 @@ class TextEmbedder:
     def tokenise(self, texts: Sequence[str]) -> TokenisedTexts:
         """First step of `embed`, in one call of the tokenizer. Raises `DataError` like it."""
         check_texts(texts)
+        return self._tokenise(texts)
+
+    def _tokenise(self, texts: Sequence[str]) -> TokenisedTexts:
         prefix = self.fingerprint.prefix
         encodings = self._tokenizer.encode_batch_fast(
             texts if prefix is None else [prefix + text for text in texts]

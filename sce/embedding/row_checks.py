@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from sce.errors import MAX_NORM_ERROR, ROW_ERRORS, DataError, InputError
+from sce.labels import as_list
 
 
 def text_is_empty(text: str) -> bool:
@@ -66,14 +67,7 @@ def as_texts(texts: Any) -> list[Any]:
     """
     if isinstance(texts, str):
         return [texts]
-    shape = getattr(texts, "shape", None)
-    if hasattr(texts, "columns") or (shape is not None and len(shape) != 1):
-        raise DataError(
-            f"texts: a {type(texts).__name__} is a table; give one column of it, such as "
-            "table['text']."
-        )
-    if hasattr(texts, "to_pylist"):  # Arrow's items are no texts, but hold them
-        return list(texts.to_pylist())
+    texts = as_list(texts, "texts", DataError)
     if isinstance(texts, (Mapping, Set, bytes)) or not isinstance(texts, Iterable):
         raise DataError(
             f"texts: a {type(texts).__name__}, but a text or a list of texts is needed."
@@ -117,6 +111,12 @@ def vector_errors(vectors_ND: np.ndarray) -> np.ndarray:
     codes_N[~(np.abs(norms_N - 1) <= MAX_NORM_ERROR)] = "embedding_not_unit"
     codes_N[~np.isfinite(vectors_ND).all(axis=1)] = "embedding_not_finite"
     return codes_N
+
+
+def bad_vectors(vectors_ND: np.ndarray) -> dict[int, str]:
+    """The errors of bad vectors, by position."""
+    codes_N = vector_errors(vectors_ND)
+    return {i: str(codes_N[i]) for i in np.flatnonzero(codes_N != "").tolist()}
 
 
 def refuse_rows(what: str, found: Mapping[int, str], errors: str) -> None:

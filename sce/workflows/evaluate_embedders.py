@@ -7,7 +7,6 @@ import json
 import re
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
@@ -27,7 +26,7 @@ from sce.evaluation.embedder_choice import (
     to_dict,
 )
 from sce.model.encoder import SCEConfig
-from sce.storage import Place, fetch, replace_folder
+from sce.storage import Place, fetch, replace_folder, to_place
 from sce.workflows.evaluate import (
     METHODS_FILE,
     PREDICTIONS_FILE,
@@ -102,20 +101,13 @@ def _ask(experiment: Evaluation, entry: str) -> tuple[str, Experiment]:
     """An embedder's name, and the experiment with it: its own folders, and its model if it has one.
     Loads no weights."""
     name, _, folder = entry.partition("=")
-    own, settings = experiment.embedder, {"device": experiment.embedder.device}
-    if name == own.kind or name == own.model:
-        embedder = own
-    elif name in get_args(Kind) and name != "sentence_transformers":
-        embedder = EmbedderConfig(kind=name, dtype=own.dtype, **settings)  # type: ignore[arg-type]
-    else:
-        embedder = EmbedderConfig(
-            kind="sentence_transformers",
-            model=name,
-            dtype=own.dtype,
-            **settings,  # type: ignore[arg-type]
-        )
+    own = embedder = experiment.embedder
+    if name not in (own.kind, own.model):
+        known = name in get_args(Kind) and name != "sentence_transformers"
+        chosen = {"kind": name} if known else {"kind": "sentence_transformers", "model": name}
+        embedder = EmbedderConfig(**chosen, dtype=own.dtype, device=own.device)  # type: ignore[arg-type]
     fingerprint = embedder_fingerprint(embedder)
-    model: Place | None = Path(folder) if folder else _trained(experiment, name, fingerprint)
+    model = to_place(folder) if folder else _trained(experiment, name, fingerprint)
     if model is not None and _embedder_of(model) != fingerprint.id:
         raise ConfigError(f"embedders: {model} is no model that was trained with {name!r}.")
     update: dict[str, Any] = {

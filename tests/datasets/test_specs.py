@@ -125,6 +125,7 @@ def test_label_files_as_people_write_them(tmp_path, name, content, names):
     [
         ("x.yaml", "a: one\nb: two\na: three\n", "'a' stands twice, in lines 1 and 3"),
         ("x.yaml", "labels:\n- name: a\n  name: b\n", "'name' stands twice, in lines 2 and 3"),
+        ("x.yaml", "{a: one, a: two}\n", "'a' stands twice, in lines 1 and 1"),
         ("x.json", '{"a": "one", "a": "two"}', "x.json: the key 'a' stands twice"),
         ("x.jsonl", '"b"\n{"name": "a", "name": "c"}\n', "x.jsonl:2: the key 'name' stands twice"),
         ("x.yaml", "- yes\n- no\n", 'not bool .*In YAML put it in quotes: "no"'),

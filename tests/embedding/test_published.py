@@ -126,6 +126,14 @@ def test_other_weights_are_refused_and_not_kept(packages, tmp_path):
     assert not left_behind(tmp_path)
 
 
+def test_what_a_kill_left_is_cleared_away(packages, tmp_path):
+    packages()
+    folder = published_folder("mpnet").parent
+    folder.rename(folder.with_name(f".{folder.name}.new"))  # as a killed process leaves it
+    assert published_folder("mpnet").parent == folder
+    assert not folder.with_name(f".{folder.name}.new").exists()
+
+
 def test_a_full_disk_leaves_nothing(packages, tmp_path, monkeypatch):
     packages()
 
