@@ -133,6 +133,8 @@ def accuracy_table(measured: Sequence[MeasuredEmbedder]) -> Table:
         rows += [[], ["mean", *means]]
     headings = [f"{one.name}\n{METHODS[method]}" for one, method in columns]
     caption = "Percent right. adapted: labels fitted to the texts, without their answers."
+    if without := [one.name for one in measured if one.model is None]:
+        caption += f" No trained model was found, so no SCE: {', '.join(without)}."
     return Table(["set", *headings], rows, "Accuracy", caption, wrap=False)
 
 

@@ -56,6 +56,7 @@ def test_each_is_measured_and_one_recommended(ask, tiny, tmp_path):
     assert small["peak_memory_bytes"] > 10**8
     assert summary["recommended"] in said
     assert "texts a second" in said
+    assert "so no SCE: minilm" in said
     assert "adapted" in said
     home = tmp_path / "runs" / "own" / "results-embedders" / "mine"
     assert str(home) == summary["results"]
