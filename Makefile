@@ -59,6 +59,9 @@ endif
 	@echo "      --labels-file labels.yaml --output runs/tickets-labels"
 	@echo "  $(BIN)/python jobs/classify.py --input runs/tickets-labels-embedded \\"
 	@echo "      --labels-file runs/tickets-labels --output runs/tickets"
+ifeq ($(EMBEDDER),small)
+	@echo; echo "Is a larger embedder worth its time? make quickstart EMBEDDER=base, and README.md."
+endif
 	@echo "make mlflow opens these runs in the MLflow UI; README.md says how to go on."
 
 serve: $(INSTALLED)
