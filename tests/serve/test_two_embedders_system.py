@@ -52,7 +52,7 @@ def test_one_port_answers_as_each_model_does(models, tmp_path):
             Client(url, model="minilm").predict(embeddings=vectors["mpnet"], labels=LABELS)
 
 
-def test_a_store_is_refused_by_the_other_embedders_model(models, tmp_path, capsys):
+def test_a_store_is_refused_by_the_other_embedders_model(ray_session, models, tmp_path, capsys):
     texts = tmp_path / "texts.jsonl"
     texts.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
     store = tmp_path / "embedded"
