@@ -284,7 +284,7 @@ def test_an_embedding_store(home):
     rewrite_part(folder / "part-0.parquet", folder / "part-00001" / "00000.parquet", live_N, 0)
     write_manifest(folder, dataclasses.replace(manifest, rows=2, parts=[part]))
     discard_unnamed(folder)
-    assert names(folder) == ["manifest.json", part]
+    assert names(folder) == ["_manifest.json", part]
     store = EmbeddingStore.open(folder)
     np.testing.assert_array_equal(store.vectors_for(["r2", "r0"]), vectors[[2, 0]])
     with pytest.raises(DataError, match="no embedding store"):

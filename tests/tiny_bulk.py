@@ -73,7 +73,7 @@ def write_store(folder: Path, embedder: EmbedderConfig, texts: list[str]) -> str
 
 def read_output(output: Path) -> list[dict]:
     """The rows of an output in the order of the input."""
-    paths = sorted(output.glob("part-*/*"))
+    paths = sorted(output.glob("part-*"))
     if paths[0].suffix == ".parquet":
         rows = pa.concat_tables([pq.read_table(path) for path in paths]).to_pylist()
     else:

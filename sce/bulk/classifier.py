@@ -19,7 +19,8 @@ from sce.model.linear_labels import LinearLabels
 
 TOP = pa.list_(pa.struct([("label", pa.string()), ("score", pa.float32())]))
 SCORES = pa.map_(pa.string(), pa.float32())
-OWN_COLUMNS = ("id", "label", "score", "top", "scores", "truncated", "error", "place")
+OWN_COLUMNS = ("label", "score", "top", "scores", "truncated", "error", "place")
+"""Beside the ids, whose column may have another name."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,9 @@ class BlockClassifier:
             predictor.warm_up(labels)
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        """Rows in = rows out, in the same order: id, the columns kept (an own name taken:
-        `input_<name>`), label, score, top and scores where asked for, truncated, error, place."""
+        """Rows in = rows out, in the same order: id (by its own name), the columns kept (one
+        that is called as ours are is `input_<name>`), label, score, top and scores where asked for,
+        truncated, error, place."""
         errors = Errors.of(block["error"])
         vectors_GD = self._check(block, errors)
         asked_N = errors.good()
@@ -89,7 +91,9 @@ class BlockClassifier:
             "error": pa.array(errors.codes_N, pa.string()),
             "place": block["place"],
         }
-        return pa.table({"id": block["id"]} | kept_columns(block, OWN_COLUMNS) | answers | rest)
+        id_name = self._columns.id_name
+        kept = kept_columns(block, (id_name, *OWN_COLUMNS))
+        return pa.table({id_name: block["id"]} | kept | answers | rest)
 
     def _check(self, block: pa.Table, errors: Errors) -> np.ndarray | None:
         """Mark what can be seen of a row before it is answered; the vectors of the good rows, or

@@ -5,92 +5,31 @@ A *shard* is what one task reads: a text file, or some row groups of a Parquet f
 
 from __future__ import annotations
 
-import glob
-import io
-import json
-import re
+import logging
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from fnmatch import fnmatch
-from itertools import pairwise
-from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
-from urllib.parse import urlsplit
+from dataclasses import dataclass, field, replace
+from itertools import islice, pairwise
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.fs as pafs
-import pyarrow.parquet as pq
 
+from sce.bulk.listing import InputFile, Listing, is_pattern, list_files
 from sce.bulk.output import RUN_FILE, read_run
-from sce.datasets.diagnosis import likely_cause
-from sce.datasets.readers import (
-    ALLOWED_FILES,
-    file_format,
-    records_of,
-    refuse_repeated_columns,
-)
-from sce.embedding.store import MANIFEST, EmbeddingStore
+from sce.datasets.readers import refuse_repeated_columns
+from sce.datasets.text_form import DAMAGED, FOUND_OUT, TextForm
+from sce.embedding.store import EmbeddingStore, manifest_of
 from sce.errors import DataError
-from sce.storage import filesystem_of, to_place
+from sce.storage import to_place
 
-PARQUET_BUFFER = 1 << 20
-"""A column chunk is read by this many bytes rather than whole: vectors of a large row group would
-be 100 MB."""
+log = logging.getLogger(__name__)
+
 SHARD_ROWS = 65_536
 """Row groups of a Parquet file are read together up to this many rows."""
+READ_AS_SHOWN = 20
 HEAD_ROWS = 100
 """Rows of a JSONL file that are looked at to see which fields it has."""
 _LISTS = (pa.ListType, pa.LargeListType, pa.FixedSizeListType)
-
-
-@dataclass(frozen=True)
-class InputFile:
-    """One file of the input, of `size` bytes.
-
-    Attributes:
-        uri: path or URI as `pyarrow.fs` reads it.
-        name: below the folder that the user gave; stands in ids made from places.
-        modified: nanoseconds since the epoch, 0 where the store does not say.
-    """
-
-    uri: str
-    name: str
-    size: int
-    modified: int
-
-    @property
-    def kind(self) -> str:
-        """ ".parquet", ".jsonl", ".csv" or ".tsv"; "" for what is no table file."""
-        kind = file_format(PurePosixPath(self.uri)) or ""
-        return ".jsonl" if kind in (".json", ".ndjson") else kind
-
-    def likely_cause(self) -> str:
-        """Why hardly a row of it can be read, in a sentence, or ""."""
-        return likely_cause(self.uri, self.kind, self.open)
-
-    def open(self) -> BinaryIO:
-        """The bytes of the file, gzip undone."""
-        filesystem, path = filesystem_of(self.uri)
-        compression = "gzip" if path.lower().endswith(".gz") else None
-        return io.BufferedReader(  # type: ignore[return-value]
-            filesystem.open_input_stream(path, compression=compression), 1 << 20
-        )
-
-    def records(self) -> Iterator[Any]:
-        """The lines of a text file, as `records_of` reads them."""
-        return records_of(PurePosixPath(self.uri), self.open)
-
-    def open_parquet(self) -> pq.ParquetFile:
-        filesystem, path = filesystem_of(self.uri)
-        try:
-            return pq.ParquetFile(
-                filesystem.open_input_file(path),
-                buffer_size=PARQUET_BUFFER,
-                pre_buffer=False,  # it would hold a whole row group, 100 MB of vectors
-            )
-        except (OSError, pa.ArrowException) as error:
-            raise DataError(f"{self.uri}: not readable as Parquet ({error}).") from None
 
 
 @dataclass(frozen=True)
@@ -102,6 +41,7 @@ class Shard:
         first_row: number of its first row within the file.
         row_groups: of a Parquet file; empty for a text file, which is read whole.
         chosen: one bit for each row, where only some are to be read.
+        types: of the kept columns, where the file's own are to become others.
     """
 
     file: InputFile
@@ -110,6 +50,7 @@ class Shard:
     rows: int
     row_groups: tuple[int, ...] = ()
     chosen: bytes = b""
+    types: tuple[tuple[str, pa.DataType], ...] = ()
 
     def only(self, chosen_N: np.ndarray, file_number: int) -> Shard:
         """Some of the rows, with places as of the file `file_number`."""
@@ -119,14 +60,29 @@ class Shard:
 
 @dataclass(frozen=True)
 class Corpus:
-    """The files of an input, all of one kind, and the embedding store that they are, if any."""
+    """The files of an input, all of one kind, and the embedding store that they are, if any.
+
+    Attributes:
+        passed_over: files below the folders that were named which are not read, and why.
+    """
 
     files: tuple[InputFile, ...]
     store: EmbeddingStore | None = None
+    passed_over: dict[str, str] = field(default_factory=dict)
 
     @property
     def kind(self) -> str:
         return self.files[0].kind if self.files else ".parquet"  # an empty store has none
+
+    def reading(self, shards: Sequence[Shard]) -> dict[str, Any]:
+        """What a summary says of how it was read: the files passed over, and those whose text is
+        not UTF-8 with commas."""
+        found: dict[str, Any] = {}
+        if self.passed_over:
+            found["passed_over"] = Listing(passed_over=self.passed_over).summary()
+        if read_as := {s.file.name: s.file.form.words for s in shards if s.file.form.words}:
+            found["read_as"] = dict(islice(read_as.items(), READ_AS_SHOWN))
+        return found
 
 
 @dataclass(frozen=True)
@@ -138,6 +94,8 @@ class Columns:
         id: None makes ids from places: `tickets.jsonl:17`.
         labels: a column with one label set a row.
         keep: columns to be carried into the output.
+        some_lack: whether a file may lack columns that are kept; its rows have null there.
+        id_name: what the column of ids is called in the output.
         raw_json: keep the fields of JSONL as JSON text rather than as the text they hold.
     """
 
@@ -146,21 +104,25 @@ class Columns:
     id: str | None = None
     labels: str | None = None
     keep: tuple[str, ...] = ()
+    some_lack: bool = False
     raw_json: bool = False
+    id_name: str = "id"
 
     @property
     def needed(self) -> list[str]:
-        found = [self.text, self.embedding, self.id, self.labels, *self.keep]
+        """The columns that every file has to have."""
+        found = [self.text, self.embedding, self.id, self.labels]
+        found += [] if self.some_lack else self.keep
         return list(dict.fromkeys(name for name in found if name is not None))
 
 
-def open_corpus(inputs: Sequence[str]) -> Corpus:
-    """Find the files of an input.
+def open_corpus(inputs: Sequence[str], form: TextForm = FOUND_OUT) -> Corpus:
+    """Find the files of an input; the log says which are passed over.
 
     Args:
-        inputs: files, folders (searched to the bottom, without what begins with "_" or "."),
-            globs, URIs that `pyarrow.fs` knows (s3://, gs://, hdfs://, file://), or one folder
-            that holds an embedding store.
+        inputs: files, folders and globs, see `list_files`; URIs that `pyarrow.fs` knows (s3://,
+            gs://, hdfs://, file://); or one folder that holds an embedding store.
+        form: what is known of how text files are written.
 
     Raises:
         DataError: nothing there, a file of another kind, files of several kinds, a file that is
@@ -171,10 +133,11 @@ def open_corpus(inputs: Sequence[str]) -> Corpus:
     for item in inputs:
         _refuse_unfinished(item)
     store = EmbeddingStore.open(inputs[0]) if len(inputs) == 1 and _is_store(inputs[0]) else None
-    found = [file for item in (store.paths if store else inputs) for file in find_files(item)]
+    listed = [list_files(item) for item in (store.paths if store else inputs)]
+    found = [file for listing in listed for file in listing.files]
     if store is not None:  # in the order of its manifest
         return Corpus(tuple(found), store)
-    files = tuple(sorted(found, key=lambda file: file.uri))
+    files = tuple(sorted((replace(f, form=form) for f in found), key=lambda file: file.uri))
     for one, other in pairwise(files):
         if one.uri == other.uri:
             raise DataError(f"input: {one.uri} is named twice.")
@@ -183,26 +146,30 @@ def open_corpus(inputs: Sequence[str]) -> Corpus:
     kinds = sorted({file.kind for file in files})
     if len(kinds) > 1:
         raise DataError(f"input: files of several kinds ({', '.join(kinds)}). One job reads one.")
-    return Corpus(files)
+    over = {name: why for listing in listed for name, why in listing.passed_over.items()}
+    if over:
+        log.warning("input: %d file(s) read; passed over: %s", len(files), Listing([], over))
+    return Corpus(files, None, over)
 
 
 def column_names(corpus: Corpus) -> list[str]:
-    """The columns of the first file, in order. Raises `DataError`: JSON lines, whose fields may
-    differ from line to line."""
-    if corpus.kind == ".jsonl":
-        raise DataError("keep_columns: '*' needs a header, which JSONL has not: name the fields.")
-    return field_names(corpus.files[0])
+    """The columns of all files, in order. Of JSON lines every line is read for it."""
+    names: dict[str, None] = {}
+    for file in corpus.files:
+        names |= dict.fromkeys(field_names(file, None if file.kind == ".jsonl" else HEAD_ROWS))
+    return list(names)
 
 
-def field_names(file: InputFile) -> list[str]:
-    """The columns of a file; of a text file those of its first rows, so none where it has none."""
+def field_names(file: InputFile, rows: int | None = HEAD_ROWS) -> list[str]:
+    """The columns of a file, and those that its folders name; of JSONL the fields of its first
+    `rows`, so none where it has none."""
     if file.kind == ".parquet":
         with file.open_parquet() as parquet:
-            return list(parquet.schema_arrow.names)
-    names: dict[str, None] = {}
-    for record, _ in zip(file.records(), range(HEAD_ROWS)):
-        names |= dict.fromkeys(getattr(record, "fields", {}))
-    return list(names)
+            own = list(parquet.schema_arrow.names)
+    else:
+        heads = islice(file.records(), rows)
+        own = list(dict.fromkeys(name for head in heads for name in getattr(head, "fields", {})))
+    return [*own, *(name for name in file.partitions if own and name not in own)]
 
 
 @dataclass(frozen=True)
@@ -226,10 +193,15 @@ def plan_file(file: InputFile, number: int, columns: Columns) -> FilePlan:
         with file.open_parquet() as parquet:
             schema = parquet.schema_arrow
             sizes = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
+        for name in file.partitions:
+            if name not in schema.names:
+                schema = schema.append(pa.field(name, pa.string()))
         require_columns(file, schema.names, columns.needed)
         _check_types(file, schema, columns)
-        types = {name: schema.field(name).type for name in columns.keep}
+        kept = [name for name in columns.keep if name in schema.names]
+        types = {name: schema.field(name).type for name in kept}
         return FilePlan(tuple(_row_group_shards(file, number, sizes)), types)
+    file = replace(file, form=file.found_form())
     if names := field_names(file):
         require_columns(file, names, columns.needed)
     rows = _count_rows(file)
@@ -243,22 +215,47 @@ def plan_files(files: Iterable[tuple[InputFile, int]], columns: Columns) -> list
 
 
 def join_plans(plans: Sequence[FilePlan]) -> list[Shard]:
-    """The shards of all files. Raises `DataError`: no rows at all, or a kept column whose type
-    changes from file to file."""
-    types: dict[str, tuple[pa.DataType, str]] = {}
-    for plan in plans:
-        uri = plan.shards[0].file.uri if plan.shards else "an empty file"
-        for name, kind in plan.types.items():
-            known, where = types.setdefault(name, (kind, uri))
-            if known != kind:
-                raise DataError(
-                    f"keep_columns: {name!r} is of type {known} in {where}, and {kind} in {uri}. "
-                    "A column that is kept needs one type."
-                )
-    shards = [shard for plan in plans for shard in plan.shards]
-    if not shards:
+    """The shards of all files. A kept column whose type changes from file to file gets the one that
+    holds them all: nulls count for nothing, numbers become wider.
+
+    Raises `DataError`: no rows at all, or types that no type holds."""
+    plans = [plan for plan in plans if plan.shards]
+    if not plans:
         raise DataError("input: there are no rows in it.")
-    return shards
+    joined: dict[str, pa.DataType] = {}
+    for name in dict.fromkeys(name for plan in plans for name in plan.types):
+        having = [plan for plan in plans if name in plan.types]
+        holder = having[0]
+        for plan in having:
+            known = joined.get(name, plan.types[name])
+            if known != plan.types[name]:
+                known = _joined(name, (known, holder), (plan.types[name], plan))
+            if joined.get(name) != known:
+                joined[name], holder = known, plan
+    return [
+        replace(shard, types=tuple(joined.items())) if plan.types != joined else shard
+        for plan in plans
+        for shard in plan.shards
+    ]
+
+
+def _joined(
+    name: str, one: tuple[pa.DataType, FilePlan], other: tuple[pa.DataType, FilePlan]
+) -> pa.DataType:
+    schemas = [pa.schema([(name, _plain(kind))]) for kind, _ in (one, other)]
+    try:
+        return pa.unify_schemas(schemas, promote_options="permissive").field(name).type
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        (first, here), (second, there) = one, other
+        raise DataError(
+            f"keep_columns: {name!r} is of type {first} in {here.shards[0].file.uri}, and {second} "
+            f"in {there.shards[0].file.uri}, which no type holds. Write one type."
+        ) from None
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """The type of the values of a dictionary."""
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
 def _row_group_shards(file: InputFile, number: int, sizes: Sequence[int]) -> Iterator[Shard]:
@@ -282,54 +279,9 @@ def require_columns(file: InputFile, names: Sequence[str], needed: Sequence[str]
             raise DataError(f"{file.uri}: has no column {name!r}. It has: {known}.{hint}")
 
 
-def find_files(item: str, what: str = "input") -> list[InputFile]:
-    """The table files that a file, folder, glob or URI stands for, see `open_corpus`. Raises
-    `DataError`, which names the setting `what`: nothing is there, or a file of another kind."""
-    remote = "://" in item and not item.lower().startswith("file://")
-    base = item if remote else str(Path(str(to_place(item))).expanduser().absolute())
-    if _is_pattern(item):
-        base = re.split(r"[*?[]", item)[0].rpartition("/")[0]
-    filesystem, root = filesystem_of(base)
-    prefix = base.removesuffix(root) if base.endswith(root) else f"{urlsplit(item).scheme}://"
-    try:
-        info = filesystem.get_file_info(root)
-        if info.type == pafs.FileType.File:
-            infos = [info]
-        elif remote or info.type == pafs.FileType.Directory:
-            infos = filesystem.get_file_info(pafs.FileSelector(root, recursive=True))
-            infos = [one for one in infos if _is_data(one.path[len(root) :].strip("/"))]
-        else:
-            infos = filesystem.get_file_info(glob.glob(root, recursive=True))
-            if not infos:
-                raise DataError(
-                    f"{what}: nothing at {item!r}. Give a file, a folder, a glob or a URI."
-                )
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{what}: {item!r} cannot be listed ({error}).") from None
-    files = []
-    for info in sorted(infos, key=lambda one: one.path):
-        inside, uri = info.path.removeprefix(f"{root}/"), prefix + info.path
-        if info.type == pafs.FileType.File and (not _is_pattern(item) or fnmatch(uri, item)):
-            name = info.base_name if inside == info.path else inside
-            files.append(InputFile(uri, name, info.size, info.mtime_ns or 0))
-    if not files:
-        raise DataError(f"{what}: nothing to read at {item!r}. Allowed: {ALLOWED_FILES}.")
-    for file in files:
-        if not file.kind:
-            raise DataError(
-                f"{file.uri}: not a table file that can be read. Allowed: {ALLOWED_FILES}."
-            )
-    return files
-
-
-def _is_data(name: str) -> bool:
-    hidden = any(part[0] in "_." for part in PurePosixPath(name).parts)
-    return not hidden and file_format(PurePosixPath(name)) is not None
-
-
 def _refuse_unfinished(item: str) -> None:
     """A part of an output would pass for the whole."""
-    if _is_pattern(item) or not (to_place(item) / RUN_FILE).is_file():
+    if is_pattern(item) or not (to_place(item) / RUN_FILE).is_file():
         return
     run = read_run(str(to_place(item)))
     if run is not None and not run.done:
@@ -339,34 +291,24 @@ def _refuse_unfinished(item: str) -> None:
         )
 
 
-def _is_pattern(item: str) -> bool:
-    """Whether it is a URI with wildcards, which stand for "/" as well."""
-    return "://" in item and any(c in item for c in "*?[")
-
-
 def _is_store(item: str) -> bool:
-    if _is_pattern(item) or not (to_place(item) / MANIFEST).is_file():
-        return False
-    try:
-        return "embedder" in json.loads((to_place(item) / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return True  # let opening it say what is wrong
+    return not is_pattern(item) and manifest_of(to_place(item)) is not None
 
 
 def _count_rows(file: InputFile) -> int:
-    if file.kind != ".jsonl":
+    if file.kind != ".jsonl" or file.form.encoding != "utf-8":
         return sum(1 for _ in file.records())
     try:
         with file.open() as lines:
             first = next(lines, b"").removeprefix(b"\xef\xbb\xbf")
             return bool(first.strip()) + sum(1 for line in lines if not line.isspace())
-    except OSError as error:
+    except (OSError, *DAMAGED) as error:
         raise DataError(f"{file.uri}: cannot be read ({error}).") from None
 
 
 def _check_types(file: InputFile, schema: pa.Schema, columns: Columns) -> None:
     for name, is_right, needed in (
-        (columns.id, _is_id, "text or whole numbers"),
+        (columns.id, _is_id, "text, numbers or UUIDs"),
         (columns.text, is_text, "text"),
         (columns.embedding, _is_vector, "a list of floating-point numbers"),
         (columns.labels, _is_label_column, "a list of texts, or text that holds a JSON list,"),
@@ -384,7 +326,9 @@ def is_text(kind: pa.DataType) -> bool:
 
 
 def _is_id(kind: pa.DataType) -> bool:
-    return is_text(kind) or bool(pa.types.is_integer(kind))
+    kind = _plain(kind)
+    tests = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal, pa.types.is_temporal)
+    return is_text(kind) or kind == pa.uuid() or any(test(kind) for test in tests)
 
 
 def _is_vector(kind: pa.DataType) -> bool:

@@ -1,8 +1,8 @@
 """Reads the outputs of two bulk runs and finds the rows that stand in both.
 
 An output is a folder with one row an input row in Parquet or JSONL: an id, `label` (null for no
-answer), `score` and `error` ("" for none). Rows are matched by a 128-bit hash of their id, so
-that fewer than 100 bytes a row are held however long ids are.
+answer), `score` and `error` (null or "" for none). Rows are matched by a 128-bit hash of their
+id, so that fewer than 100 bytes a row are held however long ids are.
 
 Shapes: N rows of an output, P rows that stand in both.
 """
@@ -18,15 +18,18 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pandas.util import hash_array
 
-from sce.bulk.corpus import InputFile, field_names, find_files, require_columns
-from sce.bulk.output import OutputFormat, read_rows
+from sce.bulk.corpus import field_names, require_columns
+from sce.bulk.listing import InputFile, list_files
+from sce.bulk.output import OutputFormat, read_rows, read_run
 from sce.errors import DataError
+from sce.storage import to_place
 
 NULL, ERROR = -1, -2
 """What stands for a label's number where there is no answer, and where there is an error."""
 
 _HASH_KEYS = ("soft-context-one", "soft-context-two")
-_COLUMNS = ("id", "label", "score", "error")
+_COLUMNS = ("label", "score", "error")
+_KINDS: dict[str, OutputFormat] = {".parquet": "parquet", ".jsonl": "jsonl", ".csv": "csv"}
 
 IntArray = NDArray[np.int64]
 
@@ -42,6 +45,7 @@ class OutputRows:
     """
 
     folder: str
+    id_column: str
     files: list[InputFile]
     hash_2N: NDArray[np.uint64]
     code_N: NDArray[np.int32]
@@ -53,34 +57,35 @@ class OutputRows:
 
     @classmethod
     def read(cls, folder: str, names: dict[str, int]) -> OutputRows:
-        """Stream every `.parquet` and `.jsonl` file below a folder, a path or a URI, but for what
+        """Stream every Parquet, JSONL and CSV file below a folder, a path or a URI, but for what
         begins with "_" or "."; labels that `names` has not get the next numbers in it.
 
         Raises `DataError`: no folder, or none with a data file; a file that cannot be read or
         lacks a column; an id that is null.
         """
-        found = find_files(folder, "compare_to")
-        files = [f for f in found if f.uri.endswith((".parquet", ".jsonl")) and _has_rows(f)]
+        files = list_files(folder, "compare_to").files
+        id_column = _id_column(folder, files)
+        files = [f for f in files if f.uri.endswith(tuple(_KINDS)) and _has_rows(f, id_column)]
         hashes, codes = [np.empty((2, 0), np.uint64)], [np.empty(0, np.int32)]
         scores = [np.empty(0, np.float32)]
         for file in files:
-            for batch in _batches(file, _COLUMNS):
-                if batch["id"].null_count:
-                    raise DataError(f"{file.uri}: a row has no id (column 'id' is null).")
-                hashes.append(_hashes(batch["id"]))
+            for batch in _batches(file, (id_column, *_COLUMNS)):
+                if batch[id_column].null_count:
+                    raise DataError(f"{file.uri}: a row has no id (column {id_column!r} is null).")
+                hashes.append(_hashes(batch[id_column]))
                 codes.append(_codes(batch, names))
                 scores.append(pc.fill_null(batch["score"].cast(pa.float32()), np.nan).to_numpy())
         hash_2N = np.concatenate(hashes, axis=1)
-        return cls(folder, files, hash_2N, np.concatenate(codes), np.concatenate(scores))
+        return cls(folder, id_column, files, hash_2N, np.concatenate(codes), np.concatenate(scores))
 
     def ids_at(self, rows: IntArray) -> list[str]:
         """The ids of some rows, in the order asked for: they are not kept, but read again."""
         wanted, first = np.unique(rows), 0
         found: dict[int, str] = {}
         for file in self.files:
-            for batch in _batches(file, ["id"]):
+            for batch in _batches(file, [self.id_column]):
                 here = wanted[(wanted >= first) & (wanted < first + batch.num_rows)]
-                ids = batch["id"].take(pa.array(here - first)).cast(pa.string())
+                ids = batch[self.id_column].take(pa.array(here - first)).cast(pa.string())
                 found.update(zip(here.tolist(), ids.to_pylist()))
                 first += batch.num_rows
         return [found[row] for row in rows.tolist()]
@@ -123,30 +128,37 @@ def match_rows(before: OutputRows, after: OutputRows) -> tuple[IntArray, IntArra
         output, row = (before, row) if row < before.rows else (after, row - before.rows)
         (id_,) = output.ids_at(np.array([row]))
         raise DataError(
-            f"{output.folder}: the id {id_!r:.80} stands twice (column 'id'); ids must be unique "
-            "within an output."
+            f"{output.folder}: the id {id_!r:.80} stands twice (column {output.id_column!r}); ids "
+            "must be unique within an output."
         )
     if not same.any():
         raise DataError(
             f"{after.folder} and {before.folder} have no id in common ({after.rows:,} and "
-            f"{before.rows:,} rows, column 'id'): are they outputs for the same input?"
+            f"{before.rows:,} rows, columns {after.id_column!r} and {before.id_column!r}): are "
+            "they outputs for the same input?"
         )
     return order[:-1][same], order[1:][same] - before.rows
 
 
-def _has_rows(file: InputFile) -> bool:
+def _id_column(folder: str, files: Sequence[InputFile]) -> str:
+    """By what the run says, if the files have it: earlier versions called it `id` always."""
+    run = read_run(folder) if to_place(folder).is_dir() else None
+    named = "id" if run is None else run.request["columns"].get("id_name", "id")
+    return named if any(named in field_names(file) for file in files[:1]) else "id"
+
+
+def _has_rows(file: InputFile, id_column: str) -> bool:
     """Whether a file has any; Arrow would take a field that no line of it has for null."""
     names = field_names(file)
     if not names and next(file.records(), None) is None:
         return False
-    require_columns(file, names, _COLUMNS)
+    require_columns(file, names, (id_column, *_COLUMNS))
     return True
 
 
 def _batches(file: InputFile, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    kind: OutputFormat = "parquet" if file.kind == ".parquet" else "jsonl"
     try:
-        yield from read_rows(file.uri, kind, columns)
+        yield from read_rows(file.uri, _KINDS[file.kind], columns)
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{file.uri}: cannot be read ({error}).") from None
 

@@ -1,10 +1,11 @@
 """The state of a bulk job's output folder: what was asked, what is done, and who is writing.
 
-    OUTPUT/part-00000/*.parquet   the rows; a part is what was committed together
+    OUTPUT/part-00000_*.parquet   the rows; a part is what was committed together
     OUTPUT/_run.json              the request, the finished parts, the summary
     OUTPUT/_checkpoint/           rows of the unfinished part; gone when it is done
 
-Readers of folders of Parquet leave names with "_" out.
+Readers of folders of Parquet leave names with "_" out. Earlier versions wrote each part into a
+folder of its own, `OUTPUT/part-00000/`.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ import pyarrow.fs as pafs
 import pyarrow.json as paj
 import pyarrow.parquet as pq
 
+from sce.bulk import table_csv
 from sce.bulk.counts import add_counts
 from sce.errors import ConfigError, DataError
 from sce.storage import Place, RemotePath, filesystem_of, remove, to_place, write_text
@@ -38,7 +40,7 @@ LOCK_FILE = "_lock.json"
 CHECKPOINT = "_checkpoint"
 HEARTBEAT_SECONDS = 10
 STALE_SECONDS = 60
-OutputFormat = Literal["parquet", "jsonl"]
+OutputFormat = Literal["parquet", "jsonl", "csv"]
 
 
 @dataclass
@@ -56,11 +58,11 @@ class PartCounts:
     def of(cls, rows: pa.RecordBatch | pa.Table) -> PartCounts:
         """What stands in some rows; those of a store have no labels, of an old one no errors."""
         errors = _counted(rows["error"]) if "error" in rows.schema.names else {}
-        errors.pop("", None)
+        errors.pop("", None)  # as earlier versions wrote it for none
         truncated = pc.sum(rows["truncated"]).as_py() or 0
         if "label" not in rows.schema.names:
             return cls(rows.num_rows, errors, truncated)
-        null = pc.and_(pc.is_null(rows["label"]), pc.equal(rows["error"], ""))
+        null = pc.and_(pc.is_null(rows["label"]), pc.equal(pc.fill_null(rows["error"], ""), ""))
         nulls = pc.sum(null).as_py() or 0
         return cls(rows.num_rows, errors, truncated, nulls, _counted(rows["label"]))
 
@@ -84,7 +86,8 @@ class OutputRun:
         parts: finished parts by number.
         summary: of the finished job, else None.
         seconds: of work on it, over all attempts.
-        first_part: folder number of the part 0; before it stands what an earlier request wrote.
+        first_part: number of the part 0 in names; before it stands what an earlier request wrote.
+        flat: the files lie in the folder itself, and not in one for each part as they once did.
     """
 
     uri: str
@@ -93,6 +96,7 @@ class OutputRun:
     summary: dict[str, Any] | None = None
     seconds: float = 0.0
     first_part: int = 0
+    flat: bool = True
 
     @cached_property
     def lock(self) -> FolderLock:
@@ -127,7 +131,7 @@ class OutputRun:
                     "Give a new folder."
                 )
             return cls(uri, plain)
-        if update and old.request["input"] != plain["input"]:
+        if update and any(_differences(old.request["input"], plain["input"], "input")):
             old = cls(uri, old.request | {"input": plain["input"]})
         differences = list(_differences(old.request, plain))
         if differences and (update or rows_done(old)):
@@ -142,12 +146,25 @@ class OutputRun:
     def done(self) -> bool:
         return self.summary is not None
 
+    def part_name(self, number: int) -> str:
+        return f"part-{self.first_part + number:05d}"
+
     def part_uri(self, number: int) -> str:
-        """Folder of a part's rows."""
-        return str(to_place(self.uri) / f"part-{self.first_part + number:05d}")
+        """Folder in which a part's files lie, whose names begin with `part_name` where it is
+        `flat`."""
+        return self.uri if self.flat else str(to_place(self.uri) / self.part_name(number))
+
+    def part_files(self, number: int) -> list[str]:
+        """The files that a part has so far."""
+        filesystem, folder = filesystem_of(self.part_uri(number))
+        prefix = f"{self.part_name(number)}_" if self.flat else ""
+        found = filesystem.get_file_info(pafs.FileSelector(folder, allow_not_found=True))
+        is_file = [one for one in found if one.type == pafs.FileType.File]
+        names = sorted(one.base_name for one in is_file if one.base_name.startswith(prefix))
+        return [str(to_place(self.part_uri(number)) / name) for name in names]
 
     def checkpoint_uri(self, number: int) -> str:
-        return str(to_place(self.uri) / CHECKPOINT / f"part-{self.first_part + number:05d}")
+        return str(to_place(self.uri) / CHECKPOINT / self.part_name(number))
 
     def save(self) -> None:
         """Write the state; never half of it."""
@@ -156,6 +173,7 @@ class OutputRun:
             "seconds": round(self.seconds, 1),
             "parts": {number: part.__dict__ for number, part in self.parts.items()},
             "summary": self.summary,
+            "flat": self.flat,
         }
         _write_json(to_place(self.uri) / RUN_FILE, state)
 
@@ -185,7 +203,9 @@ def read_run(uri: str) -> OutputRun | None:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         parts = {int(n): PartCounts(**part) for n, part in content["parts"].items()}
-        return OutputRun(uri, content["request"], parts, content["summary"], content["seconds"])
+        flat = content.get("flat", False)
+        summary, seconds = content["summary"], content["seconds"]
+        return OutputRun(uri, content["request"], parts, summary, seconds, flat=flat)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"{uri}: its {RUN_FILE} is damaged ({error}). Give a new folder."
@@ -208,40 +228,46 @@ def rows_done(run: OutputRun) -> int:
     return rows
 
 
-def count_part(uri: str, output_format: OutputFormat, classified: bool) -> PartCounts:
-    """Read back what a part holds: rows that are `classified`, or those of an embedding store.
-    Raises `RuntimeError`: a row is there twice."""
+def count_part(files: Sequence[str], output_format: OutputFormat, classified: bool) -> PartCounts:
+    """Read back what the files of a part hold: rows that are `classified`, or those of an
+    embedding store. Raises `RuntimeError`: a row is there twice."""
     counts, places = [], [np.empty(0, np.int64)]
     columns = ["place", "error", "truncated", *(["label"] if classified else [])]
-    for batch in read_rows(uri, output_format, columns):
-        counts.append(PartCounts.of(batch))
-        places.append(batch["place"].to_numpy(zero_copy_only=False))
+    for file in files:
+        for batch in read_rows(file, output_format, columns):
+            counts.append(PartCounts.of(batch))
+            places.append(batch["place"].to_numpy(zero_copy_only=False))
     place_N = np.concatenate(places)
     del places  # 80 MB of a large part
     place_N.sort()
     if (place_N[1:] == place_N[:-1]).any():
-        raise RuntimeError(f"{uri}: a row stands there twice; this is a bug. Use a new output.")
+        raise RuntimeError(f"{files[0]}: a row stands there or in a file beside it twice; a bug.")
     return PartCounts.total(counts)
 
 
 def read_rows(
     uri: str, output_format: OutputFormat, columns: Sequence[str]
 ) -> Iterator[pa.RecordBatch]:
-    """Columns of an output or a part of one, batch by batch, in no particular order."""
+    """Columns of a file of an output, batch by batch."""
     filesystem, path = filesystem_of(uri)
-    if filesystem.get_file_info(path).type == pafs.FileType.NotFound:
-        return
-    schema, kind = None, pads.ParquetFileFormat()
+    types = {"place": pa.int64(), "truncated": pa.bool_(), "score": pa.float32()}
+    schema = pa.schema([(name, types.get(name, pa.string())) for name in columns])
+    kind = pads.ParquetFileFormat()
     if output_format == "jsonl":
-        types = {"place": pa.int64(), "truncated": pa.bool_(), "score": pa.float32()}
-        schema = pa.schema([(name, types.get(name, pa.string())) for name in columns])
         # Only the columns that are asked for are parsed.
         options = paj.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
         read = paj.ReadOptions(block_size=32 << 20)  # at least the longest line
         kind = pads.JsonFileFormat(parse_options=options, read_options=read)
-    dataset = pads.dataset(path, filesystem=filesystem, format=kind, schema=schema)
-    # One file at a time, so that memory does not grow with their number.
-    yield from dataset.to_batches(columns=list(columns), batch_readahead=1, fragment_readahead=1)
+    elif output_format == "csv":
+        kind = table_csv.dataset_format(schema)
+    dataset = pads.dataset(
+        path,
+        filesystem=filesystem,
+        format=kind,
+        schema=None if output_format == "parquet" else schema,
+    )
+    batches = dataset.to_batches(columns=list(columns), batch_readahead=1, fragment_readahead=1)
+    yield from map(table_csv.without_guards, batches) if output_format == "csv" else batches
 
 
 class FolderLock:
@@ -328,12 +354,24 @@ def _differences(old: Any, new: Any, where: str = "") -> Iterator[str]:
         for key in sorted({*old, *new}):
             yield from _differences(old.get(key), new.get(key), f"{where}.{key}" if where else key)
     elif isinstance(old, list) and isinstance(new, list) and where.startswith("input"):
-        files = ({file["file"]: file for file in one} for one in (old, new))
-        yield from _changes("input:", "changed", *files)
+        before, after = ({file["file"]: file for file in one} for one in (old, new))
+        for name in before.keys() & after.keys():
+            if _is_unchanged(before[name], after[name]):
+                after[name] = before[name]
+        yield from _changes("input:", "changed", before, after)
     elif old != new:
         texts = [json.dumps(value, ensure_ascii=False) for value in (old, new)]
         then, now = (text if len(text) <= 200 else text[:200] + " ..." for text in texts)
         yield f"{where}: {then} then, {now} now"
+
+
+def _is_unchanged(old: dict[str, Any], new: dict[str, Any]) -> bool:
+    """Whether a file is as it was, though it may have been touched or copied."""
+    content = old.get("content")
+    same = (content is not None and content == new.get("content")) or (
+        old["modified"] == new["modified"]
+    )
+    return same and old["size"] == new["size"]
 
 
 def _changes(what: str, changed: str, old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:

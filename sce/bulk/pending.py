@@ -68,7 +68,7 @@ def read_part_keys(name: str, store: EmbeddingStore, columns: Columns) -> StoreP
     own = ["row_id", "text_hash"]
     has_places = "place" in store.column_names(name)
     table = store.read_part(name, [*own, *(["error", "place"] if has_places else []), *others])
-    errors = table["error"] if has_places else pa.repeat("", table.num_rows)
+    errors = pc.fill_null(table["error"], "") if has_places else pa.repeat("", table.num_rows)
     keys_N = _keys(table["row_id"], table["text_hash"], errors, table.select(others))
     next_file = (pc.max(table["place"]).as_py() >> PLACE_BITS) + 1 if has_places else 0
     return StorePart(name, keys_N, next_file)

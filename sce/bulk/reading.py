@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 import pyarrow as pa
@@ -78,12 +79,17 @@ def _read_parquet(shard: Shard, columns: Columns) -> Iterator[pa.Table]:
     row = shard.first_row
     with shard.file.open_parquet() as parquet:
         carried = [name for name in _OWN if name in parquet.schema_arrow.names]
-        wanted = list(dict.fromkeys([*columns.needed, *carried]))
+        asked = dict.fromkeys([*columns.needed, *columns.keep, *carried])
+        by_folder = {n: v for n, v in shard.file.partitions.items() if n in asked}
+        by_folder = {n: v for n, v in by_folder.items() if n not in parquet.schema_arrow.names}
+        wanted = [name for name in asked if name in parquet.schema_arrow.names]
         batches = parquet.iter_batches(READ_ROWS, row_groups=list(shard.row_groups), columns=wanted)
         try:
             while held := list(islice(batches, BLOCK_ROWS // READ_ROWS)):
                 table = pa.Table.from_batches(held)
                 del held  # before the next are read
+                for name, value in by_folder.items():
+                    table = table.append_column(name, _repeated(value, len(table)))
                 yield _from_parquet(shard, row, table, columns)
                 row += table.num_rows
                 del table
@@ -98,7 +104,7 @@ def _from_parquet(shard: Shard, first: int, table: pa.Table, columns: Columns) -
         numbers = pa.array(np.arange(rows.start + 1, rows.stop + 1)).cast(pa.string())
         found["id"] = pc.binary_join_element_wise(shard.file.name, numbers, ":")
     else:
-        found["id"] = table[columns.id].cast(pa.string())
+        found["id"] = _id_texts(table[columns.id])
     errors = [""] * len(rows)
     if columns.text is not None:
         found["text"] = _valid_text(table[columns.text].cast(pa.string()), errors)
@@ -116,7 +122,15 @@ def _from_parquet(shard: Shard, first: int, table: pa.Table, columns: Columns) -
     if "place" not in own:
         own.discard("error")
     found |= {name: table[name].cast(_OWN[name]) for name in own}
-    return pa.table(found | {f"{KEEP}{name}": table[name] for name in columns.keep})
+    found["error"] = pc.fill_null(found["error"], "")
+    types = dict(shard.types)
+    for name in columns.keep:
+        if name in table.column_names:
+            kept = table[name].cast(types.get(name, table[name].type))
+        else:
+            kept = pa.nulls(len(table), types[name])
+        found[f"{KEEP}{name}"] = kept
+    return pa.table(found)
 
 
 def _read_text(shard: Shard, columns: Columns) -> Iterator[pa.Table]:
@@ -135,7 +149,8 @@ def _read_text(shard: Shard, columns: Columns) -> Iterator[pa.Table]:
 
 def _from_records(shard: Shard, first: int, records: list[Any], columns: Columns) -> pa.Table:
     """A table of parsed lines; the parsing of a line is a loop over rows already."""
-    rows = [getattr(record, "fields", {}) for record in records]
+    by_folder = shard.file.partitions
+    rows = [by_folder | getattr(record, "fields", {}) for record in records]
     errors = [_LINE_ERRORS.get(getattr(record, "reason", ""), "") for record in records]
     found: dict[str, Any] = {"place": _places(shard, range(first, first + len(rows)))}
     ids: list[str | None]
@@ -157,6 +172,28 @@ def _from_records(shard: Shard, first: int, records: list[Any], columns: Columns
         kept = [_kept(row, name, raw_json) for row in rows]
         found[f"{KEEP}{name}"] = pa.array(kept, pa.string())
     return pa.table(found)
+
+
+def _repeated(value: str | None, count: int) -> pa.Array:
+    return pa.nulls(count, pa.string()) if value is None else pa.repeat(value, count)
+
+
+def _id_texts(column: pa.ChunkedArray) -> pa.ChunkedArray | pa.Array:
+    """Ids as text: a UUID in its usual form, a whole number without a point, null for NaN."""
+    if column.type == pa.uuid():
+        storage = column.combine_chunks().storage if column.num_chunks else pa.array([])
+        return pa.array(
+            [None if one is None else str(UUID(bytes=one)) for one in storage.to_pylist()],
+            pa.string(),
+        )
+    texts = column.cast(pa.string())
+    if not pa.types.is_floating(column.type):
+        return texts
+    numbers = column.cast(pa.float64())
+    whole = pc.and_(pc.equal(numbers, pc.trunc(numbers)), pc.less(pc.abs(numbers), 2**53))
+    ints = pc.if_else(whole, numbers, 0).cast(pa.int64()).cast(pa.string())
+    found = pc.if_else(whole, ints, texts)
+    return pc.if_else(pc.is_nan(numbers), pa.scalar(None, pa.string()), found)
 
 
 def _places(shard: Shard, rows: range) -> pa.Array:

@@ -9,11 +9,14 @@ from typing import Any
 
 from sce.adaptation.artefact import AdaptedLabels
 from sce.bulk.corpus import Corpus
+from sce.bulk.listing import InputFile
 from sce.errors import InputError
 from sce.labels import LabelSet
 from sce.model.encoder import SCEConfig
 from sce.storage import fetch_model
 
+MOST_CONTENT_BYTES = 4 << 30
+"""Of an input of this machine that is read once more to know it again: a gigabyte a second."""
 _DIGITS = 16
 
 
@@ -48,11 +51,29 @@ def identify_labels(labels: LabelSet | AdaptedLabels | None, column: str | None)
 
 
 def identify_input(corpus: Corpus) -> Any:
-    """The rows of an embedding store, or each file's name, size and time of change."""
+    """The rows of an embedding store, or each file's name, size, time of change and, of files of
+    this machine that are not too large together, a hash of the content."""
     if corpus.store is not None:
         held = corpus.store.manifest
         return {"store": held.source, "rows": held.rows, "embedder": held.embedder["id"]}
-    return [{"file": f.uri, "size": f.size, "modified": f.modified} for f in corpus.files]
+    local = [file for file in corpus.files if "://" not in file.uri]
+    is_read = sum(file.size for file in local) <= MOST_CONTENT_BYTES
+    return [
+        {"file": file.uri, "size": file.size, "modified": file.modified}
+        | ({"content": _content(file.uri)} if is_read and "://" not in file.uri else {})
+        | _given_form(file)
+        for file in corpus.files
+    ]
+
+
+def _given_form(file: InputFile) -> dict[str, str]:
+    given = {"encoding": file.form.encoding, "delimiter": file.form.delimiter}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _content(path: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()[:_DIGITS]
 
 
 def _hash(content: Any) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from sce.datasets.readers import BadRow, Record, read_records
 from sce.datasets.schema import SPLITS
+from sce.datasets.text_form import FOUND_OUT, TextForm
 from sce.errors import MAX_NAME_CHARS, DataError
 from sce.labels import LabelSet, name_error, normalise_name
 
@@ -68,7 +69,12 @@ class _RowError(Exception):
         self.reason = reason
 
 
-def read_rows(path: Path, columns: Columns, on_bad: Callable[[BadRow], None]) -> Iterator[RawRow]:
+def read_rows(
+    path: Path,
+    columns: Columns,
+    on_bad: Callable[[BadRow], None],
+    form: TextForm = FOUND_OUT,
+) -> Iterator[RawRow]:
     """The usable rows of a file, in order.
 
     Args:
@@ -78,7 +84,7 @@ def read_rows(path: Path, columns: Columns, on_bad: Callable[[BadRow], None]) ->
         DataError: the file cannot be read, or lacks a column (the message lists those it has).
     """
     found: Columns | None = None
-    for item in read_records(path, columns.header):
+    for item in read_records(path, columns.header, form):
         if isinstance(item, BadRow):
             on_bad(item)
             continue

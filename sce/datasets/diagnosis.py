@@ -7,11 +7,12 @@ from collections.abc import Callable
 from itertools import islice
 from typing import BinaryIO
 
-HEAD_BYTES = 1 << 16
-_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
+from sce.datasets.text_form import DAMAGED, FOUND_OUT, HEAD_BYTES, TextForm, decoded
 
 
-def likely_cause(name: str, kind: str, open_file: Callable[[], BinaryIO]) -> str:
+def likely_cause(
+    name: str, kind: str, open_file: Callable[[], BinaryIO], form: TextForm = FOUND_OUT
+) -> str:
     """What a text file most likely is, in a sentence that says what to do; "" where it looks as it
     should.
 
@@ -19,27 +20,24 @@ def likely_cause(name: str, kind: str, open_file: Callable[[], BinaryIO]) -> str
         name: for the sentence.
         kind: ".csv", ".jsonl" or another, which have no sentence.
         open_file: its bytes, compression undone.
+        form: how it is read.
     """
     if kind not in (".csv", ".jsonl"):
         return ""
     try:
+        form = form.of(kind, open_file)
         with open_file() as content:
             head = content.read(HEAD_BYTES)
-    except OSError:
+    except (OSError, *DAMAGED):
         return ""
-    if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        return f"{name} is UTF-16 text: save it as UTF-8."
-    complete = head.rpartition(b"\n")[0] if len(head) == HEAD_BYTES else head
-    try:
-        text = complete.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return (
-            f"{name} is not UTF-8, but most likely Windows-1252, as spreadsheets write: save it "
-            "as UTF-8."
-        )
+    assert form.encoding is not None
+    text = decoded(head, form.encoding)
+    if "\ufffd" in text and "\ufffd".encode(form.encoding, "replace") not in head:
+        western = " It is most likely Windows-1252: --encoding cp1252." if kind == ".jsonl" else ""
+        return f"{name} is not in {form.encoding}: name its encoding with --encoding.{western}"
     if kind == ".jsonl":
         return _cause_of_json(name, text.lstrip())
-    return _cause_of_csv(name, text)
+    return _cause_of_csv(name, text, form)
 
 
 def _cause_of_json(name: str, text: str) -> str:
@@ -50,17 +48,15 @@ def _cause_of_json(name: str, text: str) -> str:
     return ""
 
 
-def _cause_of_csv(name: str, text: str) -> str:
-    lines = text.splitlines()
-    header = next(iter(lines), "")
-    for separator, called in _SEPARATORS.items():
-        if header.count(separator) > header.count(",") or header.strip() == f"sep={separator}":
-            return f"The columns of {name} are set apart by {called}: a .csv has commas here."
-    if "\r" in text and "\n" not in text:
-        return f"The lines of {name} end with CR alone: save it with LF or CRLF."
-    rows = list(islice(csv.reader(lines), 20))
+def _cause_of_csv(name: str, text: str, form: TextForm) -> str:
+    delimiter = form.delimiter or ","
+    lines = [line for line in text.splitlines() if not line.lower().startswith("sep=")]
+    rows = list(islice(csv.reader(lines, delimiter=delimiter), 20))
     widths = {len(row) for row in rows[1:] if row}
     if rows and widths and len(rows[0]) not in widths:
         shown = " or ".join(map(str, sorted(widths)))
-        return f"The header of {name} has {len(rows[0])} fields, its first rows have {shown}."
+        return (
+            f"The header of {name} has {len(rows[0])} fields, its first rows have {shown} "
+            f"(fields are set apart by {delimiter!r}; --delimiter sets another)."
+        )
     return ""

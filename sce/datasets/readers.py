@@ -1,4 +1,4 @@
-"""Table files (JSONL, CSV, TSV, Parquet, gzip of the text forms) as a stream of records.
+"""Table files (JSONL, CSV, TSV, Excel, Parquet; the text forms compressed too) as records.
 
 What is wrong with one row is a value, `BadRow`, so that the caller can stop at it or count
 it; what is wrong with the file as a whole is a `DataError`.
@@ -7,10 +7,9 @@ it; what is wrong with the file as a whole is a `DataError`.
 from __future__ import annotations
 
 import csv
-import gzip
 import json
 import re
-import zlib
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,11 +20,25 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sce.datasets.excel import SUFFIX as EXCEL
+from sce.datasets.excel import sheet_rows
+from sce.datasets.text_form import (
+    COMPRESSIONS,
+    DAMAGED,
+    FOUND_OUT,
+    TextForm,
+    compression_of,
+    decompressed,
+    separator_line,
+)
 from sce.errors import DataError
 
 TEXT_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
-SUFFIXES = (".parquet", *TEXT_SUFFIXES)
-ALLOWED_FILES = "JSONL (.jsonl, .ndjson, .json), .csv, .tsv, each also as .gz, and .parquet"
+SUFFIXES = (".parquet", *TEXT_SUFFIXES, EXCEL)
+ALLOWED_FILES = (
+    f"JSONL (.jsonl, .ndjson, .json), .csv, .tsv, each also with {', '.join(COMPRESSIONS)}, "
+    f"{EXCEL} and .parquet"
+)
 # A field of CSV may hold a whole document; the csv module's own limit is 128 KiB.
 MAX_FIELD_BYTES = 16 * 2**20
 
@@ -48,55 +61,66 @@ class BadRow:
 
 
 def file_format(path: PurePath) -> str | None:
-    """The suffix that decides how a file is read, without ".gz"; None if it is not a table."""
+    """The suffix that decides how a file is read, compression aside; None if it is not a table."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
-    if suffixes and suffixes[-1] == ".gz":
+    if compression_of(path):
         return suffixes[-2] if len(suffixes) > 1 and suffixes[-2] in TEXT_SUFFIXES else None
     return suffixes[-1] if suffixes and suffixes[-1] in SUFFIXES else None
 
 
-def read_records(path: Path, columns: Sequence[str] = ()) -> Iterator[Record | BadRow]:
+def read_records(
+    path: Path, columns: Sequence[str] = (), form: TextForm = FOUND_OUT
+) -> Iterator[Record | BadRow]:
     """Every row of a table file, in order.
 
     Args:
         path: the file; its suffix says how it is read. TSV knows no quotation marks.
         columns: names for the columns of a CSV or TSV that may lack a header line. If its
             first line holds one of these names it is taken as the header after all.
+        form: what is known of how its text is written.
 
     Raises:
-        DataError: the file is absent, of an unknown kind, damaged, or not UTF-8.
+        DataError: the file is absent, of an unknown kind, or damaged.
     """
     kind = file_format(path)
     if path.is_dir():
         raise DataError(f"{path}: a folder. A file is needed: {ALLOWED_FILES}.")
     if kind is None:
         raise DataError(f"{path}: not a table file that can be read. Allowed: {ALLOWED_FILES}.")
-    yield from records_of(path, partial(_open, path), columns)
+    yield from records_of(path, partial(_open, path), columns, form)
 
 
 def records_of(
-    path: PurePath, open_file: Callable[[], BinaryIO], columns: Sequence[str] = ()
+    path: PurePath,
+    open_file: Callable[[], BinaryIO],
+    columns: Sequence[str] = (),
+    form: TextForm = FOUND_OUT,
 ) -> Iterator[Record | BadRow]:
     """`read_records` of a file that may lie anywhere.
 
     Args:
         path: for its suffix and for messages.
-        open_file: its bytes, gzip undone. A Parquet file must be a local one.
+        open_file: its bytes, compression undone. A Parquet file must be a local one.
     """
     kind = file_format(path)
     try:
         if kind == ".parquet":
             yield from _parquet(Path(path))
+        elif kind == EXCEL:
+            yield from _excel(path, columns, open_file)
         elif kind in (".csv", ".tsv"):
-            yield from _csv(path, kind, columns, open_file)
+            yield from _csv(path, kind, columns, open_file, form.of(kind, open_file))
         else:
-            yield from _jsonl(path, open_file)
+            yield from _jsonl(path, open_file, form.of(".jsonl", open_file))
     except FileNotFoundError:
         raise DataError(f"{path}: no such file.") from None
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: damaged gzip file ({error}).") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error}).") from None
+    except (OSError, *DAMAGED) as error:
+        if compression := compression_of(path):
+            raise DataError(f"{path}: damaged {compression[1:]} file ({error}).") from None
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{path}: cannot be read ({reason}).") from None
+    except UnicodeError as error:
+        raise DataError(f"{path}: not readable as {form.encoding or 'UTF-16'} ({error}).") from None
 
 
 def refuse_repeated_columns(where: str, names: Sequence[str]) -> None:
@@ -109,56 +133,122 @@ def refuse_repeated_columns(where: str, names: Sequence[str]) -> None:
 
 
 def _open(path: Path) -> BinaryIO:
-    if path.suffix.lower() == ".gz":
-        return gzip.open(path, "rb")  # type: ignore[return-value]
-    return path.open("rb")
+    return decompressed(pa.OSFile(str(path)), path)
 
 
-def _jsonl(path: PurePath, open_file: Callable[[], BinaryIO]) -> Iterator[Record | BadRow]:
+def _jsonl(
+    path: PurePath, open_file: Callable[[], BinaryIO], form: TextForm
+) -> Iterator[Record | BadRow]:
     with open_file() as file:
-        for number, raw in enumerate(file, start=1):
-            if number == 1:
-                raw = raw.removeprefix(b"\xef\xbb\xbf")
-            if not raw.strip():
+        for number, line in enumerate(form.lines(file), start=1):
+            if line.isspace():
                 continue
             reason = "unreadable line"
             try:
-                fields = json.loads(raw.decode("utf-8"))
-            except UnicodeDecodeError as error:
-                reason, message = "not UTF-8", f"not UTF-8 ({error.reason})."
+                fields = json.loads(line)
             except (ValueError, RecursionError) as error:
                 message = f"not a line of JSON ({error}). One object a line."
             else:
-                if isinstance(fields, dict):
+                if isinstance(fields, dict) and not _UNDECODED.search(line):
                     yield Record(number, fields)
                     continue
                 kind = type(fields).__name__
                 message = f"a JSON {kind}; an object with named fields is needed, one a line."
+            if _UNDECODED.search(line):
+                reason, message = "not UTF-8", "not UTF-8."
             yield BadRow(number, reason, f"{path}:{number}: {message}")
 
 
+class _Lines:
+    """Lines of which those of a record that went wrong can be read again."""
+
+    def __init__(self, lines: Iterator[str]) -> None:
+        self._lines = lines
+        self._again: deque[str] = deque()
+        self._record: list[str] = []
+        self.number = 0
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        line = self._again.popleft() if self._again else next(self._lines)
+        self._record.append(line)
+        self.number += 1
+        return line
+
+    def begin_record(self) -> None:
+        self._record.clear()
+
+    @property
+    def record_lines(self) -> int:
+        return len(self._record)
+
+    def give_back(self) -> int:
+        """All but the record's first line, whose number is returned."""
+        self._again.extendleft(reversed(self._record[1:]))
+        self.number -= len(self._record) - 1
+        return self.number
+
+
 def _csv(
-    path: PurePath, kind: str, columns: Sequence[str], open_file: Callable[[], BinaryIO]
+    path: PurePath,
+    kind: str,
+    columns: Sequence[str],
+    open_file: Callable[[], BinaryIO],
+    form: TextForm,
 ) -> Iterator[Record | BadRow]:
+    """A record of several lines that cannot be read, or has not the header's fields, costs its
+    first line: its quotation mark is most likely one that was never closed."""
     csv.field_size_limit(MAX_FIELD_BYTES)
+    quoting: dict[str, Any] = {"quoting": csv.QUOTE_NONE} if kind == ".tsv" else {"strict": True}
     with open_file() as file:
-        lines = _decoded_lines(file)
-        tabs: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
-        reader = csv.reader(lines, **(tabs if kind == ".tsv" else {"strict": True}))
-        try:
-            first = next(reader, None)
-            if first is None:
+        lines = _Lines(form.lines(file))
+        reader = csv.reader(lines, delimiter=form.delimiter or ",", **quoting)
+        header: list[str] = []
+        while True:
+            lines.begin_record()
+            try:
+                values = next(reader)
+            except StopIteration:
                 return
-            headerless = bool(columns) and not set(first) & set(columns)
-            header = list(columns) if headerless else first
-            refuse_repeated_columns(str(path), header)
-            if headerless:
-                yield _csv_row(path, reader.line_num, header, first)
-            for values in reader:
-                if values:
-                    yield _csv_row(path, reader.line_num, header, values)
-        except csv.Error as error:
-            raise DataError(f"{path}:{reader.line_num}: not readable as CSV ({error}).") from None
+            except csv.Error as error:
+                line, message = lines.give_back(), f"not readable as CSV ({error})."
+                if not header:
+                    raise DataError(f"{path}:{line}: the header is {message}") from None
+                yield BadRow(line, "unreadable line", f"{path}:{line}: {message}")
+                continue
+            if not values:
+                continue
+            if not header:
+                if lines.number == 1 and separator_line(",".join(values) + "\n"):
+                    continue
+                headerless = bool(columns) and not set(values) & set(columns)
+                header = list(columns) if headerless else values
+                refuse_repeated_columns(str(path), header)
+                if not headerless:
+                    continue
+            if len(values) != len(header) and lines.record_lines > 1:
+                line = lines.give_back()
+                message = f"{path}:{line}: a quotation mark that is not closed."
+                yield BadRow(line, "unreadable line", message)
+                continue
+            yield _csv_row(path, lines.number, header, values)
+
+
+def _excel(
+    path: PurePath, columns: Sequence[str], open_file: Callable[[], BinaryIO]
+) -> Iterator[Record | BadRow]:
+    header: list[str] = []
+    for line, values in sheet_rows(path, open_file):
+        if header:
+            yield _csv_row(path, line, header, values)
+            continue
+        headerless = bool(columns) and not set(values) & set(columns)
+        header = list(columns) if headerless else values
+        refuse_repeated_columns(str(path), header)
+        if headerless:
+            yield _csv_row(path, line, header, values)
 
 
 def _csv_row(
@@ -174,13 +264,6 @@ def _csv_row(
 
 # Bytes that are not UTF-8 become lone surrogates, so that they are found again in their row.
 _UNDECODED = re.compile("[\udc80-\udcff]")
-
-
-def _decoded_lines(file: BinaryIO) -> Iterator[str]:
-    for number, raw in enumerate(file, start=1):
-        if number == 1:
-            raw = raw.removeprefix(b"\xef\xbb\xbf")
-        yield raw.decode("utf-8", "surrogateescape")
 
 
 def _parquet(path: Path) -> Iterator[Record]:

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from sce.config import Section
 from sce.datasets.specs import SPECS
 from sce.datasets.splits import Size
+from sce.datasets.text_form import Delimiter, Encoding, TextForm
 
 STARTER, INBOX = "starter", "inbox"
 SHIPPED = (STARTER, INBOX)
@@ -50,6 +51,10 @@ class SourceConfig(Section):
     """Custom only: the label set, or a YAML or JSON file that holds it: names, {name:
     description}, or {name, description, synonyms, examples} objects. With a label set column: a
     mapping from its values to label sets. Default: the distinct labels found."""
+    encoding: Encoding | None = None
+    """Of text files. Default: found out, see jobs/classify.py."""
+    delimiter: Delimiter | None = None
+    """Between the fields of a CSV: a character or `tab`. Default: found out."""
     sizes: dict[Split, Size] | None = None
     """Rows for each split: a count, a fraction, or "all" (the rest). Defaults: a known dataset
     has the paper's; custom files with a split column keep it, others are split 0.8, 0.1, 0.1."""
@@ -105,6 +110,10 @@ class SourceConfig(Section):
                 if getattr(self, field) is not None:
                     raise ValueError(f"{field} is for dataset custom; {self.dataset} has its own")
         return self
+
+    @property
+    def form(self) -> TextForm:
+        return TextForm(self.encoding, self.delimiter)
 
     @property
     def output_name(self) -> str:

@@ -136,7 +136,7 @@ def _known(source: SourceConfig, config: DataConfig) -> Source:
         # A file of a split that nothing is taken from need not be read.
         if split is not None and split not in wanted and wanted <= named:
             continue
-        for raw in read_rows(path, columns, _on_bad(source, dropped)):
+        for raw in read_rows(path, columns, _on_bad(source, dropped), source.form):
             label = spec.our_label(raw.label)
             if label is None:
                 dropped[f"{OTHER_LABEL}: {raw.label}"] += 1
@@ -186,7 +186,7 @@ def _custom(source: SourceConfig) -> Source:
     on_bad = _on_bad(source, dropped)
     rows: list[Row] = []
     for path, split in files:
-        for raw in read_rows(path, columns, on_bad):
+        for raw in read_rows(path, columns, on_bad, source.form):
             label_set = labels.accept(path, raw, on_bad)
             if label_set is not None:
                 key = text_key(raw.text)

@@ -240,7 +240,10 @@ class Classification:
             rows_per_file=rows_per_file or by_device,
             block_bytes=TEXT_BLOCK_BYTES if from_text else VECTOR_BLOCK_BYTES,
             batch_rows=batch_rows,
-            json_columns=tuple(kept_name(name, OWN_COLUMNS) for name in json_text),
+            json_columns=tuple(
+                kept_name(name, (self.columns.id_name, *OWN_COLUMNS)) for name in json_text
+            ),
+            labels=None if self.label_names is None else tuple(self.label_names),
         )
 
     @property

@@ -1,24 +1,22 @@
-"""Where Ray Data reads shards from and writes lines of JSON to.
+"""Where Ray Data reads shards from, and writes what is not Parquet to.
 
 What stands here runs in Ray's own workers; it loads no more than they need (no torch).
 """
 
 from __future__ import annotations
 
-import base64
-import json
-import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import pyarrow as pa
 from ray.data import Datasource, ReadTask
 from ray.data.block import BlockAccessor, BlockMetadata
 from ray.data.datasource import BlockBasedFileDatasink
 
 from sce.bulk.corpus import Columns, Shard
 from sce.bulk.reading import BLOCK_ROWS, read_shard
+from sce.bulk.table_csv import write_csv
+from sce.bulk.table_json import write_jsonl
 
 
 class ShardSource(Datasource):
@@ -55,41 +53,22 @@ class ShardSource(Datasource):
 
 
 class JSONLinesSink(BlockBasedFileDatasink):
-    """One JSON object a line: what JSON has no number for is null, bytes are base64."""
+    """One JSON object a line, see `sce.bulk.table_json`."""
 
     def __init__(self, path: str, json_columns: Sequence[str], **settings: Any) -> None:
         super().__init__(path, file_format="jsonl", **settings)
         self._json_columns = json_columns
 
     def write_block_to_file(self, block: BlockAccessor, file: Any) -> None:
-        table = block.to_arrow()
-        is_map = {f.name for f in table.schema if pa.types.is_map(f.type)}
-        for batch in table.to_batches(max_chunksize=1024):
-            lines = []
-            for row in batch.to_pylist():
-                for name in is_map:
-                    row[name] = None if row[name] is None else dict(row[name])
-                for name in self._json_columns:
-                    row[name] = None if row[name] is None else json.loads(row[name])
-                lines.append(_to_json(row))
-            file.write(("\n".join(lines) + "\n").encode())
+        write_jsonl(block.to_arrow(), file, self._json_columns)
 
 
-def _to_json(row: dict[str, Any]) -> str:
-    try:
-        return json.dumps(row, ensure_ascii=False, allow_nan=False, default=_as_text)
-    except ValueError:  # a number that JSON has not
-        return json.dumps(_finite(row), ensure_ascii=False, allow_nan=False, default=_as_text)
+class CSVSink(BlockBasedFileDatasink):
+    """A CSV that spreadsheets open, see `sce.bulk.table_csv`."""
 
+    def __init__(self, path: str, labels: Sequence[str] | None, **settings: Any) -> None:
+        super().__init__(path, file_format="csv", **settings)
+        self._labels = labels
 
-def _as_text(value: Any) -> str:
-    return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
-
-
-def _finite(value: Any) -> Any:
-    """With null for NaN and infinity, at any depth."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(one) for key, one in value.items()}
-    return [_finite(one) for one in value] if isinstance(value, list) else value
+    def write_block_to_file(self, block: BlockAccessor, file: Any) -> None:
+        write_csv(block.to_arrow(), file, self._labels)

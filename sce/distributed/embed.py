@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -45,10 +46,10 @@ from sce.embedding.embedder import embedder_fingerprint
 from sce.embedding.fingerprint import EmbedderFingerprint, check_fingerprint
 from sce.embedding.settings import EmbedderConfig
 from sce.embedding.store import (
-    MANIFEST,
     EmbeddingStore,
     Manifest,
     discard_unnamed,
+    manifest_of,
     rewrite_part,
     text_hash,
     write_manifest,
@@ -99,7 +100,7 @@ def embed_corpus(
     if isinstance(folder, RemotePath):
         folder.check("store")
     fingerprint = embedder_fingerprint(embedder)
-    old = EmbeddingStore.open(folder) if (folder / MANIFEST).is_file() else None
+    old = EmbeddingStore.open(folder) if manifest_of(folder) else None
     request = {
         "job": "embed",
         "embedder": fingerprint.id,
@@ -234,9 +235,9 @@ def _clear(folder: Place, request: dict[str, Any]) -> None:
 
 
 def _next_number(store: EmbeddingStore) -> int:
-    """Behind the folders of parts that the store has; some old parts lie in none."""
-    folders = {name.partition("/")[0] for name in store.manifest.parts if "/" in name}
-    return 1 + max((int(name.removeprefix("part-")) for name in folders), default=-1)
+    """Behind the numbers that the names of the store's parts begin with."""
+    found = (re.match(r"part-(\d{5})[/_]", name) for name in store.manifest.parts)
+    return 1 + max((int(part[1]) for part in found if part), default=-1)
 
 
 def _commit(
@@ -250,17 +251,16 @@ def _commit(
     """Put the parts together, old, compacted and new; then write the manifest, and clear up. Raises
     `RuntimeError`: rows would be missing; the store stays as it was."""
     folder = to_place(run.uri)
-    written = [to_place(run.part_uri(number)) for number in run.parts]
-    files = [file for part in written for file in part.iterdir() if file.suffix == ".parquet"]
-    new_parts = [f"{file.parent.name}/{file.name}" for file in files]
-    compacted = to_place(run.part_uri(len(run.parts)))
+    files = [to_place(file) for number in run.parts for file in run.part_files(number)]
+    new_parts = [str(file).removeprefix(f"{folder}/") for file in files]
+    compacted = run.part_name(len(run.parts))
     items = [
-        (folder / name, compacted / f"{i:05d}.parquet", live_N, first_place)
+        (folder / name, folder / f"{compacted}_{i:05d}.parquet", live_N, first_place)
         for i, (name, live_N, first_place) in enumerate(change.rewritten)
     ]
     for _ in in_tasks(rewrite_part, items):
         pass
-    old_parts = [*change.kept, *(f"{compacted.name}/{target.name}" for _, target, *_ in items)]
+    old_parts = [*change.kept, *(target.name for _, target, *_ in items)]
     kept = [] if old is None else [_count(old, old_parts)]
     counts = PartCounts.total([*run.parts.values(), *kept])
     expected = sum(shard.rows for shard in shards)

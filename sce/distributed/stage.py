@@ -27,6 +27,7 @@ import ray
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext
 from ray.data.checkpoint import CheckpointConfig
+from ray.data.datasource import FilenameProvider
 from ray.exceptions import RayError, RayTaskError
 
 from sce.bulk.corpus import Columns, Corpus, Shard, join_plans, plan_file, plan_files
@@ -34,11 +35,12 @@ from sce.bulk.counts import ActorCounts, ErrorLimit, RowCounter, too_many_errors
 from sce.bulk.output import OutputFormat, OutputRun, PartCounts, count_part, rows_done
 from sce.bulk.reading import BLOCK_ROWS
 from sce.datasets.readers import BadRow
-from sce.distributed.block_io import JSONLinesSink, ShardSource
+from sce.distributed.block_io import CSVSink, JSONLinesSink, ShardSource
 from sce.distributed.resources import ActorPlan, TorchThread, ensure_ray
 from sce.distributed.watch import watched
+from sce.embedding.store import null_where_none
 from sce.errors import SCEError, TooManyErrors
-from sce.storage import filesystem_of
+from sce.storage import filesystem_of, to_place
 
 COMMIT_ROWS = 10_000_000
 """A part has at most about this many rows: 80 MB of places in a filtering actor that resumes."""
@@ -80,6 +82,7 @@ class Stage:
         classified: the output has labels.
         write_options: of `pyarrow.parquet.write_table`.
         json_columns: that hold JSON text, which JSONL output takes as it is.
+        labels: of which CSV has a column each with its score; None where the rows' differ.
     """
 
     make: Callable[[], BlockFunction]
@@ -91,6 +94,7 @@ class Stage:
     classified: bool = True
     write_options: dict[str, Any] | None = None
     json_columns: tuple[str, ...] = ()
+    labels: tuple[str, ...] | None = None
 
 
 def plan_corpus(corpus: Corpus, columns: Columns) -> list[Shard]:
@@ -241,23 +245,27 @@ def _run_part(
             compute=ActorPoolStrategy(size=plan.actors),
             **plan.ray_arguments(),
         )
-        folder, rows_per_file = run.part_uri(number), stage.rows_per_file
-        if stage.output_format == "parquet":
-            dataset.write_parquet(
-                folder,
-                min_rows_per_file=rows_per_file,
-                ray_remote_args=IO_TASK,
-                **(stage.write_options or {}),
-            )
+        folder, kind = run.part_uri(number), stage.output_format
+        write: dict[str, Any] = {
+            "min_rows_per_file": stage.rows_per_file,
+            "filename_provider": FilenameProvider(run.part_name(number), kind),
+        }
+        if kind == "parquet":
+            options = write | (stage.write_options or {})
+            dataset.write_parquet(folder, ray_remote_args=IO_TASK, **options)
         else:
-            sink = JSONLinesSink(folder, stage.json_columns, min_rows_per_file=rows_per_file)
+            sink = (
+                CSVSink(folder, stage.labels, **write)
+                if kind == "csv"
+                else JSONLinesSink(folder, stage.json_columns, **write)
+            )
             dataset.write_datasink(sink, ray_remote_args=IO_TASK)
 
 
 def _commit_part(run: OutputRun, number: int, shards: Sequence[Shard], stage: Stage) -> None:
     """Commit the part if rows in = rows out, each once, by what lies in the folder."""
     _delete_unconfirmed(run, number)
-    counts = count_part(run.part_uri(number), stage.output_format, stage.classified)
+    counts = count_part(run.part_files(number), stage.output_format, stage.classified)
     expected = sum(shard.rows for shard in shards)
     if counts.rows != expected:
         raise RuntimeError(
@@ -270,15 +278,14 @@ def _commit_part(run: OutputRun, number: int, shards: Sequence[Shard], stage: St
 def _delete_unconfirmed(run: OutputRun, number: int) -> None:
     """Files that an earlier driver's last worker left behind when it was killed."""
     filesystem, checkpoint = filesystem_of(run.checkpoint_uri(number))
-    _, folder = filesystem_of(run.part_uri(number))
     confirmed = tuple(
         info.base_name.removesuffix(".parquet")
         for info in filesystem.get_file_info(pafs.FileSelector(checkpoint, allow_not_found=True))
     )
-    for info in filesystem.get_file_info(pafs.FileSelector(folder, allow_not_found=True)):
-        if info.type == pafs.FileType.File and not info.base_name.startswith(confirmed):
-            log.warning("%s was never confirmed and is deleted", info.path)
-            filesystem.delete_file(info.path)
+    for file in map(to_place, run.part_files(number)):
+        if not file.name.startswith(confirmed):
+            log.warning("%s was never confirmed and is deleted", file)
+            file.unlink()
 
 
 class BlockActor:
@@ -309,7 +316,8 @@ class BlockActor:
             over = None
         if over is not None:
             raise too_many_errors(over.rows, over.errors)
-        return answered
+        place = answered.column_names.index("error")
+        return answered.set_column(place, "error", null_where_none(codes))
 
 
 def cause_of(error: RayTaskError) -> Exception:

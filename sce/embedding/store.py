@@ -26,7 +26,10 @@ from sce.errors import DataError
 from sce.storage import Place, RemotePath, parquet_source, remove, to_place, write_text
 
 FORMAT_VERSION = 1
-MANIFEST = "manifest.json"
+MANIFEST = "_manifest.json"
+"""Readers of folders of Parquet leave names with "_" out."""
+OLD_MANIFEST = "manifest.json"
+"""What earlier versions called it."""
 STORE_COLUMNS = ("row_id", "text_hash", "embedding", "truncated", "error", "place")
 """Columns that are a store's own; those that the user keeps follow them."""
 
@@ -69,18 +72,19 @@ class EmbeddingStore:
         folder = to_place(folder)
         if not folder.is_dir():
             raise DataError(f"no embedding store at {str(folder)!r}. Run jobs/embed.py first.")
-        try:
-            content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        manifest = manifest_of(folder)
+        if manifest is None:
             raise DataError(
                 f"the embedding store {str(folder)!r} is unfinished: it has no {MANIFEST}. "
                 "Run the job that writes it again."
-            ) from None
+            )
+        try:
+            content = json.loads(manifest.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise DataError(f"{folder / MANIFEST}: not JSON ({error}).") from None
+            raise DataError(f"{manifest}: not JSON ({error}).") from None
         if content.get("format_version") != FORMAT_VERSION:
             raise DataError(
-                f"{folder / MANIFEST}: format {content.get('format_version')!r}; this software "
+                f"{manifest}: format {content.get('format_version')!r}; this software "
                 f"reads {FORMAT_VERSION}. Embed into a new folder."
             )
         return cls(folder, Manifest(**content))
@@ -168,9 +172,23 @@ def part_options(columns: Sequence[str]) -> dict[str, Any]:
     return {"use_dictionary": others, "write_statistics": others, "compression": "none"}
 
 
+def manifest_of(folder: Place) -> Place | None:
+    """The manifest of the store that lies there, if one does."""
+    if (folder / MANIFEST).is_file():
+        return folder / MANIFEST
+    old = folder / OLD_MANIFEST  # prepared data has one of that name too
+    try:
+        return old if old.is_file() and '"embedder"' in old.read_text(encoding="utf-8") else None
+    except (OSError, ValueError):
+        return None
+
+
 def write_manifest(folder: Place, manifest: Manifest) -> None:
     """Commit a store: from here on, readers see the parts that the manifest names."""
+    old = manifest_of(folder)
     write_text(folder / MANIFEST, json.dumps(asdict(manifest), indent=2, ensure_ascii=False))
+    if old is not None and old.name == OLD_MANIFEST:
+        old.unlink()
 
 
 def rewrite_part(source: Place, target: Place, live_N: np.ndarray, first_place: int) -> None:
@@ -185,15 +203,23 @@ def rewrite_part(source: Place, target: Place, live_N: np.ndarray, first_place: 
         with pq.ParquetWriter(output, schema, **part_options(schema.names)) as writer:
             for group in range(file.num_row_groups):
                 table = _with_places(file.read_row_group(group), first_place + first)
+                place = table.column_names.index("error")
+                table = table.set_column(place, "error", null_where_none(table["error"]))
                 live_G = live_N[first : first + table.num_rows]
                 first += table.num_rows
                 writer.write_table(table.filter(pa.array(live_G)))
 
 
+def null_where_none(errors: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A column of errors as it is written: null where there is none, which is "" in memory and was
+    "" in the files of earlier versions."""
+    return pc.if_else(pc.equal(errors, ""), pa.scalar(None, pa.string()), errors)
+
+
 def discard_unnamed(folder: Place) -> None:
     """Remove the parts that the manifest does not name, and what an earlier version staged."""
     remove(folder / "_staging")
-    named = EmbeddingStore.open(folder).manifest.parts if (folder / MANIFEST).is_file() else []
+    named = EmbeddingStore.open(folder).manifest.parts if manifest_of(folder) else []
     for path in folder.iterdir() if folder.is_dir() else ():
         if not path.name.startswith("part-") or path.name in named:
             continue
@@ -213,6 +239,6 @@ def _with_places(table: pa.Table, first_place: int) -> pa.Table:
     if "place" in table.column_names:
         return table
     own = {name: table[name] for name in table.column_names if name in STORE_COLUMNS}
-    own["error"] = pa.repeat("", table.num_rows)
+    own["error"] = pa.nulls(table.num_rows, pa.string())
     own["place"] = pa.array(np.arange(first_place, first_place + table.num_rows))
     return pa.table(own | {n: table[n] for n in table.column_names if n not in own})

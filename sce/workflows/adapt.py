@@ -32,6 +32,7 @@ from sce.bulk.request import identify_model
 from sce.config import JobConfig, Verbatim, resolve_output
 from sce.datasets.custom import read_label_set
 from sce.datasets.labelled import read_labelled
+from sce.datasets.text_form import Delimiter, Encoding, TextForm
 from sce.distributed.adapt import ShownRows, StoreSums
 from sce.distributed.embed import embed_corpus, embedder_of
 from sce.distributed.resources import ResourcesConfig, embed_actors
@@ -86,6 +87,11 @@ class AdaptConfig(AdaptSettings, JobConfig):  # type: ignore[misc]
     """Where texts are embedded to. Default: `output` with `-embedded` behind it."""
     keep_columns: Verbatim = []
     """Columns to carry into that store, beside the text."""
+    encoding: Encoding | None = None
+    """Of text files. Default: found out, UTF-8 with or without a mark, UTF-16 or Windows-1252."""
+    delimiter: Delimiter | None = None
+    """Between the fields of a CSV: a character or `tab`. Default: found out, of `,`, `;`, tab and
+    `|`; or what a first line `sep=;` names."""
     max_errors: MaxErrors = "50%"
     """Stop when more rows than this have errors: a count (`100`) or a share (`1%`)."""
     resources: ResourcesConfig = ResourcesConfig()
@@ -129,7 +135,7 @@ def resolve(config: AdaptConfig) -> AdaptPlan:
     if len(label_set) < 2:
         raise ConfigError("labels: there is one label; two are needed for a corpus to tell apart.")
     _check_output(output, config)
-    corpus = open_corpus(config.input)
+    corpus = open_corpus(config.input, TextForm(config.encoding, config.delimiter))
     store, model, version = corpus.store, None, LABEL_VECTORS
     if config.model is not None:
         model_config, model = identify_model(config.model)

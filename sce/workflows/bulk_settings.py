@@ -7,7 +7,9 @@ from typing import Literal
 from pydantic import Field, SecretStr
 
 from sce.bulk.counts import MaxErrors
+from sce.bulk.output import OutputFormat
 from sce.config import JobConfig, Verbatim
+from sce.datasets.text_form import Delimiter, Encoding
 from sce.distributed.resources import ResourcesConfig
 from sce.distributed.stage import COMMIT_ROWS
 from sce.embedding.settings import EmbedderConfig
@@ -20,13 +22,20 @@ class ClassifyConfig(JobConfig):
     """Settings of `jobs/classify.py`."""
 
     input: Verbatim = []
-    """Files, folders, globs or URIs of Parquet, JSONL or CSV (.gz too); or an embedding store."""
+    """Files, folders, globs or URIs of Parquet, JSONL, CSV (.gz and others too) or Excel; or an
+    embedding store."""
     text_column: str = "text"
     id_column: str | None = None
-    """Default: ids made from places, `tickets.jsonl:17`; of an embedding store, `row_id`."""
+    """Keeps its name in the output. Default: ids made from places, `tickets.jsonl:17`, as `id`; of
+    an embedding store, those of the texts that it was made from."""
     keep_columns: Verbatim = []
-    """Columns to carry into the output, untouched; `["*"]` for all that serve for nothing else. Of
-    JSONL: texts as they are, else as JSON."""
+    """Columns to carry into the output, untouched; `*` for all that the input has. Of JSONL: texts
+    as they are, else as JSON."""
+    encoding: Encoding | None = None
+    """Of text files. Default: found out, UTF-8 with or without a mark, UTF-16 or Windows-1252."""
+    delimiter: Delimiter | None = None
+    """Between the fields of a CSV: a character or `tab`. Default: found out, of `,`, `;`, tab and
+    `|`; or what a first line `sep=;` names."""
     max_errors: MaxErrors = "50%"
     """Fail when more rows than this have errors: a count (`100`) or a share (`1%`), which counts
     from 1,000 rows on while the job runs and in the end whatever their number."""
@@ -67,8 +76,10 @@ class ClassifyConfig(JobConfig):
     """A column with one list of labels a row. `labels_file` may tell more about them."""
     embedding_column: str | None = None
     """Read unit vectors of the model's embedder from this column of a Parquet or JSONL input."""
-    output_format: Literal["parquet", "jsonl"] = "parquet"
-    """In JSONL, of the columns that are kept, NaN and infinity are null and bytes are base64."""
+    output_format: OutputFormat = "parquet"
+    """`csv` opens in spreadsheets: UTF-8 with a mark, a "'" in front of what they would take for a
+    formula, with `return_scores` a column a label. In JSONL, of the columns that are kept, NaN and
+    infinity are null and bytes are base64."""
     threshold: float | None = Field(default=None, ge=0, le=1)
     """Below this calibrated probability a label is null; its score stays."""
     target_precision: float | None = Field(default=None, gt=0, le=1)

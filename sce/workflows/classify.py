@@ -13,16 +13,17 @@ from rich.console import Console
 from sce.adaptation.artefact import AdaptedLabels
 from sce.bulk.answering import Endpoint
 from sce.bulk.changes import compare_outputs
-from sce.bulk.classifier import AnswerColumns
+from sce.bulk.classifier import OWN_COLUMNS, AnswerColumns
 from sce.bulk.corpus import Columns, Corpus, column_names, open_corpus
 from sce.bulk.counts import ErrorLimit
 from sce.bulk.display import comparison_markdown, print_comparison, print_preview
 from sce.bulk.output import OutputFormat, OutputRun, read_run
-from sce.bulk.reading import read_texts
+from sce.bulk.reading import kept_name, read_texts
 from sce.bulk.request import identify_input, identify_labels
 from sce.config import resolve_output
 from sce.datasets.custom import read_label_set
 from sce.datasets.labelled import read_labelled
+from sce.datasets.text_form import TextForm
 from sce.distributed.backends import AdaptedAlone, Classification, LocalModel, ServedByEndpoint
 from sce.distributed.embed import embed_corpus
 from sce.distributed.resources import ActorPlan, ResourcesConfig
@@ -89,7 +90,7 @@ def resolve(config: ClassifyConfig) -> ClassifyPlan:
     check_model(config, adapted is not None)
     check_together(config)
     previous = None if config.compare_to is None else _previous_output(config.compare_to)
-    corpus = open_corpus(config.input)
+    corpus = open_corpus(config.input, TextForm(config.encoding, config.delimiter))
     backend = _backend(config, adapted, corpus)
     columns = _columns(config, corpus)
     if corpus.store is not None:
@@ -202,7 +203,15 @@ def adapt_first(config: ClassifyConfig) -> ClassifyConfig:
             raise ConfigError(f"{name}: {missing} with --adapt. Run jobs/adapt.py by itself.")
     same = [
         *("model", "embedder", "input", "labels", "labels_file", "text_column", "id_column"),
-        *("keep_columns", "max_errors", "save_embeddings", "resources", "tracking"),
+        *(
+            "encoding",
+            "delimiter",
+            "keep_columns",
+            "max_errors",
+            "save_embeddings",
+            "resources",
+            "tracking",
+        ),
     ]
     made = adapt(
         AdaptConfig(
@@ -291,20 +300,22 @@ def _backend(
 def _columns(config: ClassifyConfig, corpus: Corpus) -> Columns:
     store = corpus.store
     embedding = config.embedding_column if store is None else "embedding"
-    keep = config.keep_columns
-    if "*" in keep:  # named, so that a resumed run knows what it kept
-        if keep != ["*"]:
-            raise ConfigError("keep_columns: '*' is every column already; give nothing beside it.")
-        used = {config.text_column, config.id_column, config.labels_column, config.embedding_column}
-        used |= set() if store is None else set(STORE_COLUMNS)
-        keep = [name for name in column_names(corpus) if name not in used]
+    keep, all_kept = list(config.keep_columns), config.keep_columns == ["*"]
+    if all_kept:  # named, so that a resumed run knows what it kept
+        left_out = {config.embedding_column, *(() if store is None else STORE_COLUMNS)}
+        keep = [name for name in column_names(corpus) if name not in left_out]
+    elif "*" in keep:
+        raise ConfigError("keep_columns: '*' is every column already; give nothing beside it.")
+    id_name = config.id_column or (None if store is None else _made_from(store)) or "id"
     return Columns(
         text=config.text_column if embedding is None else None,
         embedding=embedding,
         id=config.id_column if store is None else _store_id(config.id_column, store),
         labels=config.labels_column,
-        keep=tuple(dict.fromkeys(keep)),
+        keep=tuple(name for name in dict.fromkeys(keep) if name != config.id_column),
+        some_lack=all_kept,
         raw_json=config.output_format == "jsonl" and corpus.kind == ".jsonl",
+        id_name=kept_name(id_name, OWN_COLUMNS),
     )
 
 
@@ -313,8 +324,13 @@ def _store_id(id_column: str | None, store: EmbeddingStore) -> str:
     named again, so that the same settings serve the texts and their store."""
     if id_column is None or id_column in store.column_names():
         return id_column or ROW_ID
+    return ROW_ID if _made_from(store) == id_column else id_column
+
+
+def _made_from(store: EmbeddingStore) -> str | None:
+    """The column of the texts that a store's ids are from; None where they are places."""
     made = read_run(str(store.folder))
-    return ROW_ID if made is not None and made.request["columns"]["id"] == id_column else id_column
+    return None if made is None else made.request["columns"]["id"]
 
 
 def _request(config: ClassifyConfig, asked: Classification, corpus: Corpus) -> dict[str, Any]:
@@ -324,7 +340,11 @@ def _request(config: ClassifyConfig, asked: Classification, corpus: Corpus) -> d
         "job": "classify",
         "labels": identify_labels(asked.labels, config.labels_column),
         "input": identify_input(corpus),
-        "columns": {name: value for name, value in asked.columns.__dict__.items() if value},
+        "columns": {
+            name: value
+            for name, value in asked.columns.__dict__.items()
+            if value and (name, value) != ("id_name", "id")
+        },
         "threshold": config.threshold,
         "target_precision": config.target_precision,
         "labelled": None if labelled is None else identify_input(labelled),
@@ -376,6 +396,7 @@ def _answer(plan: ClassifyPlan, run: OutputRun, actors: ActorPlan) -> dict[str, 
         **asked.backend.named,
         "rows_in": sum(shard.rows for shard in shards),
         "rows_out": counts.rows,
+        **plan.corpus.reading(shards),
         "errors": counts.errors,
         "truncated": counts.truncated,
         "null_labels": counts.null_labels,

@@ -17,7 +17,6 @@ from sce.bulk.output import (
     OutputRun,
     PartCounts,
     count_part,
-    read_rows,
     read_run,
     rows_done,
 )
@@ -138,17 +137,18 @@ def write(folder, output_format, rows):
 
 
 @pytest.mark.parametrize("output_format", ["parquet", "jsonl"])
-def test_a_part_is_counted_by_what_lies_in_it(tmp_path, output_format):
-    write(tmp_path / "part", output_format, ROWS)
-    counts = count_part(str(tmp_path / "part"), output_format, classified=True)
+@pytest.mark.parametrize("flat", [True, False])
+def test_a_part_is_counted_by_what_lies_in_it(tmp_path, output_format, flat):
+    run = OutputRun(str(tmp_path), {}, flat=flat)  # not flat: as earlier versions wrote it
+    assert run.part_files(0) == []
+    write(tmp_path / "part-00000", output_format, ROWS)
+    if flat:
+        (file,) = (tmp_path / "part-00000").iterdir()
+        file.rename(tmp_path / f"part-00000_{file.name}")
+    counts = count_part(run.part_files(0), output_format, classified=True)
     assert counts == PartCounts(3, {"text_null": 1}, 1, 1, {"flood": 1})
-    write(tmp_path / "part", output_format, [*ROWS, ROWS[0]])
     with pytest.raises(RuntimeError, match="twice"):
-        count_part(str(tmp_path / "part"), output_format, classified=True)
-
-
-def test_an_absent_part_has_no_rows(tmp_path):
-    assert list(read_rows(str(tmp_path / "none"), "parquet", ["place"])) == []
+        count_part(run.part_files(0) * 2, output_format, classified=True)
 
 
 def test_rows_done_counts_no_part_twice(tmp_path):

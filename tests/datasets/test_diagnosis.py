@@ -5,26 +5,23 @@ import io
 import pytest
 
 from sce.datasets.diagnosis import HEAD_BYTES, likely_cause
+from sce.datasets.text_form import TextForm
 
 
 @pytest.mark.parametrize(
     ("kind", "content", "cause"),
     [
-        (".csv", "id,text\n0,a\n".encode("utf-16"), "UTF-16"),
-        (".csv", "id,text\n0,größer\n".encode("cp1252"), "Windows-1252"),
-        (".csv", b"id;text\n0;a, b\n", "semicolons"),
-        (".csv", b"sep=;\nid;text\n0;a\n", "semicolons"),
-        (".csv", b"id\ttext\n0\ta\n", "tabs"),
-        (".csv", b"id,text\r0,a\r1,b\r", "CR alone"),
+        (".csv", "id,text\n0,Привет мир\n".encode("cp1251"), "name its encoding with --encoding"),
         (".csv", b'id,text\n0,"a",\n1,"b",\n', "header of x has 2 fields, its first rows have 3"),
         (".csv", b'\xef\xbb\xbfid,text\n0,"a; b"\n', ""),
         (".csv", "id,text\n0,größer\n".encode(), ""),
+        (".csv", "id;text\n0;größer\n".encode("cp1252"), ""),
         (".csv", b"text\na\n", ""),
         (".csv", b"", ""),
         (".jsonl", b'[\n {"text": "a"}\n]', "one JSON array"),
         (".jsonl", b'{\n "text": "a"\n}\n', "over several lines"),
         (".jsonl", b'{"text": "a"}\n', ""),
-        (".jsonl", '{"text": "größer"}\n'.encode("cp1252"), "Windows-1252"),
+        (".jsonl", '{"text": "größer"}\n'.encode("cp1252"), "Windows-1252: --encoding cp1252"),
         (".parquet", b"PAR1", ""),
     ],
 )
@@ -32,6 +29,12 @@ def test_what_a_file_most_likely_is(kind, content, cause):
     found = likely_cause("x", kind, lambda: io.BytesIO(content))
     assert cause in found
     assert bool(found) == bool(cause)
+
+
+def test_another_delimiter_than_the_one_that_was_set():
+    content = b"id;text\n0;a, b\n"
+    found = likely_cause("x", ".csv", lambda: io.BytesIO(content), TextForm(delimiter=","))
+    assert "set apart by ','; --delimiter sets another" in found
 
 
 def test_a_letter_cut_by_the_end_of_what_is_read_is_no_other_encoding():

@@ -88,11 +88,11 @@ def test_incremental(model, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(embed_module, "embed_actors", refuse_to_start)
         patch.setattr(embed_module, "run_stage", refuse_to_start)
-        manifest = (store / "manifest.json").read_text()
+        manifest = (store / "_manifest.json").read_text()
         assert fill(rows, store, model)[1]["unchanged"]
         write_rows(rows, TEXTS[:100])  # the same rows, written later
         assert figures(fill(rows, store, model)[1]) == (200, 0, 200, 0)
-        assert (store / "manifest.json").read_text() == manifest
+        assert (store / "_manifest.json").read_text() == manifest
         write_rows(rows, TEXTS[100:150], 100)
         opened, less = fill(rows, store, model)
         assert figures(less) == (150, 0, 150, 50)
@@ -217,7 +217,7 @@ def test_prepared_rows_that_break_the_contract_are_refused(model, tmp_path, tabl
     pq.write_table(pa.table(table, schema=schema), tmp_path / "rows.parquet")
     with pytest.raises(DataError, match=message):
         fill(tmp_path / "rows.parquet", tmp_path / "store", model)
-    assert not (tmp_path / "store" / "manifest.json").exists()
+    assert not (tmp_path / "store" / "_manifest.json").exists()
 
 
 def refuse_to_start(*_args, **_kwargs):

@@ -84,7 +84,7 @@ def test_an_unfinished_or_missing_store_says_so(tmp_path):
     with pytest.raises(DataError, match="no embedding store"):
         EmbeddingStore.open(tmp_path / "nothing")
     store = write(tmp_path / "s", {"a": "x"})
-    (store.folder / "manifest.json").unlink()
+    (store.folder / "_manifest.json").unlink()
     with pytest.raises(DataError, match=r"unfinished.*again"):
         EmbeddingStore.open(store.folder)
 
@@ -95,8 +95,8 @@ def test_another_version_or_embedder_is_refused(tmp_path):
     other = FINGERPRINT.to_dict() | {"max_tokens": 32}
     with pytest.raises(FingerprintMismatch, match="max_tokens: 64 there, 32 here"):
         store.require(other)
-    content = json.loads((tmp_path / "manifest.json").read_text())
-    (tmp_path / "manifest.json").write_text(json.dumps(content | {"format_version": 99}))
+    content = json.loads((tmp_path / "_manifest.json").read_text())
+    (tmp_path / "_manifest.json").write_text(json.dumps(content | {"format_version": 99}))
     with pytest.raises(DataError, match="format 99"):
         EmbeddingStore.open(tmp_path)
 

@@ -194,7 +194,7 @@ def test_one_per_cent_of_broken_rows_of_every_kind(run_well, broken, tmp_path):
     found = read_output(tmp_path / "out")
     for i, (row, answer) in enumerate(zip(rows, found, strict=True)):
         if i % 100 < 99:
-            assert (answer["id"], answer["error"]) == (row["id"], "")
+            assert (answer["id"], answer["error"]) == (row["id"], None)
             assert answer["label"] in row["classes"]
             assert answer["score"] >= 1 / len(row["classes"])
         else:
@@ -229,12 +229,12 @@ def test_a_job_that_answered_nothing_did_not_succeed(classify, tmp_path, name):
 
 
 def test_a_missing_column_comes_with_its_likely_cause(classify, tmp_path):
-    (tmp_path / "in.csv").write_text("id;text\n0;a\n")
+    (tmp_path / "in.csv").write_text("id;body\n0;a, b\n")
     flags = ["--input", str(tmp_path / "in.csv"), "--labels", "a", "--labels", "b"]
-    code, _, said = classify(*flags, "--output", str(tmp_path / "out"))
+    code, _, said = classify(*flags, "--delimiter", ",", "--output", str(tmp_path / "out"))
     assert code == 2
-    assert "has no column 'text'" in said
-    assert "semicolons" in said
+    assert "has no column 'text'. It has: id;body" in said
+    assert "--delimiter sets another" in said
 
 
 @pytest.mark.system

@@ -123,7 +123,7 @@ def classify(home: Path, *argv: str) -> dict:
 
 
 def answers(output: Path) -> dict[str, dict]:
-    tables = [pq.read_table(path) for path in sorted(output.glob("part-*/*.parquet"))]
+    tables = [pq.read_table(path) for path in sorted(output.glob("part-*.parquet"))]
     return {row["place"]: row for table in tables for row in table.to_pylist()}
 
 

@@ -1,0 +1,94 @@
+"""Rows as a CSV that spreadsheets open: UTF-8 with a mark, a column a value, no formulas."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pacsv
+import pyarrow.dataset as pads
+
+from sce.bulk.table_json import as_json, as_text
+
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+"""Tells Excel that it is UTF-8."""
+_FORMULA = r"^[\s\x00]*[=+\-@＝＋－＠]|^[\t\r\n]"
+_NUMBER = r"^[-+]?\d+([.,]\d+)?$"
+_GUARDED = r"^'[\s\x00]*[=+\-@＝＋－＠]|^'[\t\r\n]"
+
+
+def write_csv(table: pa.Table, file: BinaryIO, labels: Sequence[str] | None) -> None:
+    """Write rows with a header. Null is an empty field, an empty text `""`.
+
+    A text that a spreadsheet would take for a formula gets a "'" in front. The column `scores`, a
+    map from labels to scores, becomes a column `score: LABEL` for each of `labels`, which are the
+    keys of every row in their order; where those differ, `labels` is None, it is JSON, as what else
+    is nested.
+    """
+    columns: dict[str, pa.ChunkedArray | pa.Array] = {}
+    for name, column in zip(table.column_names, table.columns):
+        if labels is not None and name == "scores" and pa.types.is_map(column.type):
+            columns |= _score_columns(column, labels)
+        else:
+            columns[name] = _flat(column)
+    names = [_guarded(pa.array([name]))[0].as_py() for name in columns]
+    file.write(BYTE_ORDER_MARK)
+    pacsv.write_csv(pa.table(list(map(_guarded, columns.values())), names), file)
+
+
+def dataset_format(schema: pa.Schema) -> pads.CsvFileFormat:
+    """How `pyarrow.dataset` reads some columns of what `write_csv` wrote."""
+    return pads.CsvFileFormat(
+        parse_options=pacsv.ParseOptions(newlines_in_values=True),
+        convert_options=pacsv.ConvertOptions(
+            column_types=schema,
+            null_values=[""],
+            strings_can_be_null=True,
+            quoted_strings_can_be_null=False,
+        ),
+    )
+
+
+def without_guards(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The texts as they were before they were guarded."""
+    columns = []
+    for column in batch.columns:
+        if pa.types.is_string(column.type):
+            cut = pc.utf8_slice_codeunits(column, 1)
+            column = pc.if_else(pc.match_substring_regex(column, _GUARDED), cut, column)
+        columns.append(column)
+    return pa.RecordBatch.from_arrays(columns, schema=batch.schema)
+
+
+def _score_columns(column: pa.ChunkedArray, labels: Sequence[str]) -> dict[str, pa.Array]:
+    array = pa.concat_arrays(column.chunks) if column.num_chunks else column.combine_chunks()
+    first_N = array.offsets.to_numpy()[:-1]
+    missing_N = np.diff(array.offsets.to_numpy()) == 0  # a row with an error
+    return {
+        f"score: {label}": array.items.take(pa.array(first_N + i, mask=missing_N))
+        for i, label in enumerate(labels)
+    }
+
+
+def _flat(column: pa.ChunkedArray) -> Any:
+    """What is nested as JSON, bytes as base64."""
+    if pa.types.is_nested(column.type):
+        is_map = pa.types.is_map(column.type)
+        values = (None if v is None else dict(v) if is_map else v for v in column.to_pylist())
+        return pa.array([None if v is None else as_json(v) for v in values], pa.string())
+    if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
+        raw = column.to_pylist()
+        return pa.array([None if v is None else as_text(v) for v in raw], pa.string())
+    return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+
+
+def _guarded(column: Any) -> Any:
+    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+        return column
+    is_formula = pc.and_not(
+        pc.match_substring_regex(column, _FORMULA), pc.match_substring_regex(column, _NUMBER)
+    )
+    return pc.if_else(is_formula, pc.binary_join_element_wise("'", column, ""), column)

@@ -1,0 +1,61 @@
+"""The CSV that spreadsheets open: what is written, and that it is read back as it was."""
+
+import csv
+import io
+
+import pyarrow as pa
+import pytest
+
+from sce.bulk.classifier import SCORES, TOP
+from sce.bulk.output import read_rows
+from sce.bulk.table_csv import write_csv
+
+
+def written(table: pa.Table, labels=None) -> list[list[str]]:
+    file = io.BytesIO()
+    write_csv(table, file, labels)
+    raw = file.getvalue()
+    assert raw.startswith(b"\xef\xbb\xbf")
+    return list(csv.reader(io.StringIO(raw.decode("utf-8-sig"), newline="")))
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+49 30", "-x", "@name", " =1", "＝1", "\t=", "\tx"])
+def test_a_formula_gets_a_mark_and_a_number_none(text):
+    table = pa.table({"text": [text, "plain", "-12,5", "3"], "score": [-1.0, 2.0, 3.0, 4.0]})
+    _, *rows = written(table)
+    assert [row[0] for row in rows] == ["'" + text, "plain", "-12,5", "3"]
+    assert rows[0][1] == "-1"
+
+
+def test_names_of_columns_are_no_formulas_either():
+    assert written(pa.table({"=cmd()": ["x"]}))[0] == ["'=cmd()"]
+
+
+def test_a_column_a_label():
+    scores = pa.array([[("a", 0.25), ("b", 0.75)], None, [("a", 1.0), ("b", 0.0)]], SCORES)
+    top = pa.array([[{"label": "b", "score": 0.75}], None, []], TOP)
+    header, *rows = written(pa.table({"id": ["1", "2", "3"], "top": top, "scores": scores}), "ab")
+    assert header == ["id", "top", "score: a", "score: b"]
+    assert rows[0] == ["1", '[{"label": "b", "score": 0.75}]', "0.25", "0.75"]
+    assert rows[1] == ["2", "", "", ""]
+    sliced = pa.table({"scores": scores}).slice(1)
+    assert written(sliced, "ab")[1:] == [["", ""], ["1", "0"]]
+    assert written(pa.table({"scores": scores}))[1] == ['{"a": 0.25, "b": 0.75}']  # sets differ
+
+
+def test_what_was_written_is_read_back(tmp_path):
+    labels = ["=SUM", "two\nlines", None, "", "'quoted", '"x"']
+    table = pa.table(
+        {
+            "place": pa.array(range(6)),
+            "label": labels,
+            "score": pa.array([0.5, None, 1, 0, 0.25, 0.125], pa.float32()),
+            "truncated": [True, False] * 3,
+            "error": pa.array([None, "text_null", None, None, None, None], pa.string()),
+        }
+    )
+    with open(tmp_path / "part-00000_a.csv", "wb") as file:
+        write_csv(table, file, None)
+    columns = ["place", "label", "score", "truncated", "error"]
+    batches = list(read_rows(str(tmp_path / "part-00000_a.csv"), "csv", columns))
+    assert pa.Table.from_batches(batches).equals(table)
