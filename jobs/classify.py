@@ -22,10 +22,20 @@ The last line of standard output is JSON. Exit code 0: done, 1: failed, 2: wrong
 
 import sys
 from functools import partial
+from typing import Any
 
+from sce.workflows.bulk_input import read_input
 from sce.workflows.bulk_settings import ClassifyConfig
-from sce.workflows.classify import classify
 from sce.workflows.cli import run_job
+
+
+def classify(config: ClassifyConfig) -> dict[str, Any]:
+    """Check what can be checked before what takes seconds to load."""
+    given = read_input(config)
+    from sce.workflows.classify import classify
+
+    return classify(config, given)
+
 
 main = partial(run_job, ClassifyConfig, classify, __doc__)
 

@@ -36,7 +36,8 @@ from sce.bulk.output import OutputRun
 from sce.bulk.reading import read_shard
 from sce.config import JobConfig, resolve_output
 from sce.distributed.backends import Classification, LocalModel
-from sce.distributed.resources import ActorPlan, ResourcesConfig, embed_actors, use_threads
+from sce.distributed.resources import ActorPlan, embed_actors, use_threads
+from sce.distributed.settings import ResourcesConfig
 from sce.distributed.stage import ACTOR_CPUS, plan_corpus
 from sce.distributed.stage import run_stage as run_bulk_stage
 from sce.embedding.settings import EmbedderConfig

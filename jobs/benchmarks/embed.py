@@ -20,7 +20,8 @@ from sce.bulk.reading import BLOCK_ROWS
 from sce.config import JobConfig
 from sce.datasets.starter import read_starter
 from sce.distributed.embed import embed_corpus
-from sce.distributed.resources import ActorPlan, ResourcesConfig, embed_actors, use_threads
+from sce.distributed.resources import ActorPlan, embed_actors, use_threads
+from sce.distributed.settings import ResourcesConfig
 from sce.distributed.stage import ACTOR_CPUS
 from sce.embedding.embedder import TextEmbedder, load_embedder
 from sce.embedding.settings import EmbedderConfig

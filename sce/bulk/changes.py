@@ -5,18 +5,25 @@ Shapes: P rows that stand in both outputs, G those of them without an error, E e
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-from sce.bulk.matching import ERROR, NULL, OutputRows, match_rows
+from sce.bulk.matching import ERROR, NULL, IntArray, OutputRows, match_rows
+from sce.errors import DataError
+from sce.storage import Place, RemotePath
 
 MOVES_WITH_EXAMPLES = 20
 EXAMPLES_OF_A_MOVE = 3
+RENAME_COSINE = 0.7
+"""Of two names that may be one label's: "refund" and "refunds" are at 0.9 and more."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +79,7 @@ class Comparison:
         rows_compared, rows_with_error: rows in both, without an error in either, and with one.
         from_to: the compared rows by answer before and after, those that stayed included; the
             most rows first.
+        renamed: labels of the previous run that count as one of the current run.
         exact_labels: whether both label sets were given. If not, a label without rows is not
             seen: `gone` may hold labels that are only empty, `new` some that were.
     """
@@ -82,6 +90,7 @@ class Comparison:
     rows_with_error: int
     from_to: tuple[Move, ...]
     exact_labels: bool
+    renamed: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def new(self) -> tuple[str, ...]:
@@ -113,6 +122,21 @@ class Comparison:
         return sum(move.rows for move in self.moves)
 
     @property
+    def rows_relabelled(self) -> int:
+        """Rows that moved from one label to another."""
+        return self.rows_moved - self.rows_to_null - self.rows_from_null
+
+    @property
+    def rows_to_null(self) -> int:
+        """Rows that had a label and have none now."""
+        return sum(move.rows for move in self.moves if move.after is None)
+
+    @property
+    def rows_from_null(self) -> int:
+        """Rows that had no label and have one now."""
+        return sum(move.rows for move in self.moves if move.before is None)
+
+    @property
     def rows_moved_from_gone(self) -> int:
         """Rows that had to move, because their label is gone."""
         return sum(move.rows for move in self.moves if move.before in self.gone)
@@ -135,6 +159,9 @@ class Comparison:
             "rows_only_previous": self.previous.rows_only_here,
             "rows_only_current": self.current.rows_only_here,
             "rows_moved": self.rows_moved,
+            "rows_relabelled": self.rows_relabelled,
+            "rows_to_null": self.rows_to_null,
+            "rows_from_null": self.rows_from_null,
             "rows_moved_from_gone": self.rows_moved_from_gone,
             "rows_moved_to_new": self.rows_moved_to_new,
             "share_moved": self.share_moved,
@@ -149,68 +176,188 @@ class Comparison:
         return {f"compare/{k}": float(v) for k, v in figures.items() if not np.isnan(v)}
 
 
+@dataclass(frozen=True)
+class MatchedOutputs:
+    """The rows of two outputs, matched by id.
+
+    Attributes:
+        labels: every label of either, by the number that stands for it.
+        renamed: labels of the previous run that are one of the current run by another name.
+        at_before_G, at_after_G: where the rows without an error in either stand in each, [G].
+        rows_with_error: rows in both with an error in one.
+    """
+
+    before: OutputRows
+    after: OutputRows
+    labels: dict[str, int]
+    renamed: Mapping[str, str]
+    at_before_G: IntArray
+    at_after_G: IntArray
+    rows_with_error: int
+
+    @classmethod
+    def read(
+        cls, previous: str | Path, current: str | Path, renamed: Mapping[str, str] | None = None
+    ) -> MatchedOutputs:
+        """Read two outputs, folders. Raises `DataError`: as `OutputRows.read` and `match_rows`."""
+        labels: dict[str, int] = {}
+        before = OutputRows.read(str(previous), labels, renamed or {})
+        after = OutputRows.read(str(current), labels)
+        at_before_P, at_after_P = match_rows(before, after)
+        good_P = (before.code_N[at_before_P] != ERROR) & (after.code_N[at_after_P] != ERROR)
+        at_before_G, at_after_G = at_before_P[good_P], at_after_P[good_P]
+        failed = len(good_P) - int(good_P.sum())
+        return cls(before, after, labels, renamed or {}, at_before_G, at_after_G, failed)
+
+    def compared(
+        self,
+        label_sets: tuple[Sequence[str], Sequence[str]] | None = None,
+        texts_of: Callable[[list[str]], Mapping[str, str]] | None = None,
+    ) -> Comparison:
+        """Count how the answers changed.
+
+        A row counts as moved if its label is another one, null included. Rows with an error in
+        either output are counted apart.
+
+        Args:
+            label_sets: of the two runs, in order, or None where they are not known: what a run's
+                labels are is then what its rows say.
+            texts_of: the texts of some ids, as far as they are known; called at most once.
+
+        Raises:
+            DataError: a label that is not in its run's set, or a renamed one in neither.
+        """
+        before, after = self.before, self.after
+        # A pair of answers as one number; `NULL` is -1, so the first answer is "none".
+        answers: list[str | None] = [None, *self.labels]
+        base = len(answers)
+        old_G = before.code_N[self.at_before_G].astype(np.int64) + 1
+        pair_G = old_G * base + after.code_N[self.at_after_G] + 1
+        pairs, rows_of_pair = np.unique(pair_G, return_counts=True)
+        counted = [
+            (answers[pair // base], answers[pair % base], rows, pair)
+            for pair, rows in zip(pairs.tolist(), rows_of_pair.tolist())
+        ]
+        counted.sort(key=lambda one: (-one[2], one[0] or "", one[1] or ""))
+        largest = [pair for old, new, _, pair in counted if old != new][:MOVES_WITH_EXAMPLES]
+        examples = self._examples(pair_G, largest, texts_of)
+        old_labels, new_labels = label_sets or (None, None)
+        if old_labels is not None:
+            old_labels = [self.renamed.get(name, name) for name in old_labels]
+        self._check_renamed(new_labels)
+        return Comparison(
+            previous=self._side(before, old_labels),
+            current=self._side(after, new_labels),
+            rows_compared=len(pair_G),
+            rows_with_error=self.rows_with_error,
+            from_to=tuple(
+                Move(old, new, rows, tuple(examples.get(pair, ())))
+                for old, new, rows, pair in counted
+            ),
+            exact_labels=label_sets is not None,
+            renamed=self.renamed,
+        )
+
+    def write_moved(self, place: Place) -> int:
+        """Write a Parquet file with each row whose label changed, in the order of the current
+        output: its id, `label_before`, `label_after` and the scores; how many they are."""
+        place.parent.mkdir(parents=True, exist_ok=True)
+        order = np.argsort(self.at_after_G, kind="stable")
+        at_after_G, at_before_G = self.at_after_G[order], self.at_before_G[order]
+        moved_G = self.before.code_N[at_before_G] != self.after.code_N[at_after_G]
+        at_after_M, at_before_M = at_after_G[moved_G], at_before_G[moved_G]
+        names = pa.array([*self.labels, None], pa.string())  # `NULL`, -1, is the last
+        with (
+            place.open_output() if isinstance(place, RemotePath) else nullcontext(place) as output,
+            pq.ParquetWriter(output, self._moved_schema()) as writer,
+        ):
+            for first, ids in self.after.ids():
+                here = slice(*np.searchsorted(at_after_M, [first, first + len(ids)]))
+                after_M, before_M = at_after_M[here], at_before_M[here]
+                columns = [
+                    ids.take(pa.array(after_M - first)),
+                    names.take(pa.array(self.before.code_N[before_M] % len(names))),
+                    names.take(pa.array(self.after.code_N[after_M] % len(names))),
+                    pa.array(self.before.score_N[before_M], from_pandas=True),
+                    pa.array(self.after.score_N[after_M], from_pandas=True),
+                ]
+                writer.write_table(pa.table(columns, schema=self._moved_schema()))
+        return len(at_after_M)
+
+    def _moved_schema(self) -> pa.Schema:
+        texts = (self.after.id_column, "label_before", "label_after")
+        scores = ("score_before", "score_after")
+        return pa.schema([*((n, pa.string()) for n in texts), *((n, pa.float32()) for n in scores)])
+
+    def _examples(
+        self,
+        pair_G: IntArray,
+        largest: Sequence[int],
+        texts_of: Callable[[list[str]], Mapping[str, str]] | None,
+    ) -> Mapping[int, list[Example]]:
+        picked = [np.flatnonzero(pair_G == pair)[:EXAMPLES_OF_A_MOVE] for pair in largest]
+        row_E = np.concatenate([*picked, np.empty(0, np.int64)])
+        ids = self.after.ids_at(self.at_after_G[row_E])
+        texts = texts_of(ids) if texts_of and ids else {}
+        examples: dict[int, list[Example]] = defaultdict(list)
+        for row, id_ in zip(row_E, ids):
+            old = self.before.score(self.at_before_G[row])
+            new = self.after.score(self.at_after_G[row])
+            examples[int(pair_G[row])].append(Example(id_, old, new, texts.get(id_)))
+        return examples
+
+    def _side(self, output: OutputRows, labels: Sequence[str] | None) -> Side:
+        return Side(
+            output.folder,
+            output.rows,
+            output.rows - len(self.at_after_G) - self.rows_with_error,
+            int((output.code_N == ERROR).sum()),
+            int((output.code_N == NULL).sum()),
+            output.counts(self.labels, labels),
+        )
+
+    def _check_renamed(self, new_labels: Sequence[str] | None) -> None:
+        for old, new in self.renamed.items():
+            if new not in (self.labels if new_labels is None else new_labels):
+                raise DataError(f"renamed: {old!r} to {new!r}, which the current labels have not.")
+
+
 def compare_outputs(
     previous: str | Path,
     current: str | Path,
     label_sets: tuple[Sequence[str], Sequence[str]] | None = None,
     texts_of: Callable[[list[str]], Mapping[str, str]] | None = None,
+    renamed: Mapping[str, str] | None = None,
 ) -> Comparison:
-    """Match the rows of two outputs, folders, by id and count how their answers changed.
+    """`MatchedOutputs.compared` of two outputs, folders."""
+    return MatchedOutputs.read(previous, current, renamed).compared(label_sets, texts_of)
 
-    A row counts as moved if its label is another one, null included. Rows with an error in
-    either output are counted apart.
+
+def likely_renames(
+    found: Comparison, similarity: Callable[[Sequence[str], Sequence[str]], np.ndarray]
+) -> list[tuple[str, str]]:
+    """Labels that are gone and new ones that are most likely the same by another name: their names
+    are alike, and most of the rows of the one went to the other.
 
     Args:
-        label_sets: of the two runs, in order, or None where they are not known: what a run's
-            labels are is then what its rows say.
-        texts_of: the texts of some ids, as far as they are known; called at most once.
-
-    Raises:
-        DataError: as `OutputRows.read` and `match_rows`; a label that is not in its run's set.
+        similarity: of some names to some others, cosines [N, M].
     """
-    names: dict[str, int] = {}
-    before, after = OutputRows.read(str(previous), names), OutputRows.read(str(current), names)
-    at_before_P, at_after_P = match_rows(before, after)
-    good_P = (before.code_N[at_before_P] != ERROR) & (after.code_N[at_after_P] != ERROR)
-    at_before_G, at_after_G = at_before_P[good_P], at_after_P[good_P]
-
-    # A pair of answers as one number; `NULL` is -1, so the first answer is "none".
-    answers: list[str | None] = [None, *names]
-    base = len(answers)
-    pair_G = (before.code_N[at_before_G] + 1).astype(np.int64) * base + after.code_N[at_after_G] + 1
-    counted = [
-        (answers[pair // base], answers[pair % base], rows, pair)
-        for pair, rows in zip(*(found.tolist() for found in np.unique(pair_G, return_counts=True)))
+    gone = [name for name in found.gone if found.previous.counts[name]]
+    if not gone or not found.new:
+        return []
+    had: Counter[str | None] = Counter()
+    for move in found.from_to:
+        had[move.before] += move.rows
+    went = {(m.before, m.after): m.rows / had[m.before] for m in found.moves}
+    cosine_NM = similarity(gone, found.new)
+    alike = {
+        (old, new): float(cosine_NM[i, j])
+        for i, old in enumerate(gone)
+        for j, new in enumerate(found.new)
+        if cosine_NM[i, j] >= RENAME_COSINE and went.get((old, new), 0.0) > 0.5
+    }
+    return [
+        pair
+        for pair in sorted(alike)
+        if alike[pair] == max(cosine for (_, new), cosine in alike.items() if new == pair[1])
     ]
-    counted.sort(key=lambda one: (-one[2], one[0] or "", one[1] or ""))
-    largest = [pair for old, new, _, pair in counted if old != new][:MOVES_WITH_EXAMPLES]
-
-    picked = [np.flatnonzero(pair_G == pair)[:EXAMPLES_OF_A_MOVE] for pair in largest]
-    row_E = np.concatenate([*picked, np.empty(0, np.int64)])
-    ids = after.ids_at(at_after_G[row_E])
-    texts = texts_of(ids) if texts_of and ids else {}
-    examples: dict[int, list[Example]] = defaultdict(list)
-    for row, id_ in zip(row_E, ids):
-        scores = before.score(at_before_G[row]), after.score(at_after_G[row])
-        examples[int(pair_G[row])].append(Example(id_, *scores, texts.get(id_)))
-
-    sides = [
-        Side(
-            output.folder,
-            output.rows,
-            output.rows - len(good_P),
-            int((output.code_N == ERROR).sum()),
-            int((output.code_N == NULL).sum()),
-            output.counts(names, labels),
-        )
-        for output, labels in zip((before, after), label_sets or (None, None))
-    ]
-    from_to = [Move(old, new, rows, tuple(examples[pair])) for old, new, rows, pair in counted]
-    return Comparison(
-        previous=sides[0],
-        current=sides[1],
-        rows_compared=len(pair_G),
-        rows_with_error=len(good_P) - len(pair_G),
-        from_to=tuple(from_to),
-        exact_labels=label_sets is not None,
-    )

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from sce.bulk.answering import BlockPredictor
 from sce.bulk.corpus import Columns
-from sce.bulk.reading import kept_columns
+from sce.bulk.reading import OWN_COLUMNS, kept_columns
 from sce.bulk.rows import Errors, check_ids, check_labels, check_texts, check_vectors, row_labels
 from sce.labels import LabelSet
 from sce.model.answers import Answers
@@ -19,8 +19,6 @@ from sce.model.linear_labels import LinearLabels
 
 TOP = pa.list_(pa.struct([("label", pa.string()), ("score", pa.float32())]))
 SCORES = pa.map_(pa.string(), pa.float32())
-OWN_COLUMNS = ("label", "score", "top", "scores", "truncated", "error", "place")
-"""Beside the ids, whose column may have another name."""
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 SHARD_ROWS = 65_536
 """Row groups of a Parquet file are read together up to this many rows."""
 READ_AS_SHOWN = 20
+FILES_CHECKED = 8
 HEAD_ROWS = 100
 """Rows of a JSONL file that are looked at to see which fields it has."""
 _LISTS = (pa.ListType, pa.LargeListType, pa.FixedSizeListType)
@@ -170,6 +171,15 @@ def field_names(file: InputFile, rows: int | None = HEAD_ROWS) -> list[str]:
         heads = islice(file.records(), rows)
         own = list(dict.fromkeys(name for head in heads for name in getattr(head, "fields", {})))
     return [*own, *(name for name in file.partitions if own and name not in own)]
+
+
+def check_columns(corpus: Corpus, columns: Columns) -> None:
+    """See that the first files have the columns that are needed, before any work. Raises as
+    `plan_file`."""
+    for file in corpus.files[:FILES_CHECKED]:
+        file = replace(file, form=file.found_form())
+        if names := field_names(file):
+            require_columns(file, names, columns.needed)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NamedTuple
@@ -15,11 +15,14 @@ from rich.filesize import decimal
 from rich.text import Text
 
 from sce.bulk.changes import Comparison, Move
+from sce.bulk.output import OutputFormat
+from sce.errors import ROW_ERRORS
 from sce.evaluation.tables import Cell, Table, escape_markdown
 
 MAX_MATRIX_LABELS = 15
 MAX_SHOWN_LABELS = 40
 MAX_TERMINAL_ROWS = 10
+MAX_TERMINAL_LABELS = 15
 MAX_MOVES = 20
 """Shown in Markdown."""
 SAMPLE_ROWS = 10
@@ -107,6 +110,53 @@ def print_preview(found: Preview, console: Console) -> None:
     )
 
 
+def print_summary(
+    summary: Mapping[str, Any], output_format: OutputFormat, id_name: str, console: Console
+) -> None:
+    """Print what a finished job has answered, where it lies, and a line that opens it."""
+    rows, errors = summary["rows_out"], sum(summary["errors"].values())
+    said = f"{rows:,} rows: {rows - errors - summary['null_labels']:,} with a label"
+    if summary["null_labels"]:
+        said += f", {summary['null_labels']:,} below the threshold"
+    said += f", {errors:,} with an error."
+    console.print(Text(said, style="bold"))
+    for code, count in summary["errors"].items():
+        console.print(Text(f"  {count:,} x {code}: {ROW_ERRORS.get(code, code)}"))
+    counts = sorted(summary["labels"].items(), key=lambda one: -one[1])
+    if counts:
+        table = [[one_line(name), f"{n:,}", _percent(n / rows)] for name, n in counts]
+        title = f"Labels ({len(counts)})"
+        if len(counts) > MAX_TERMINAL_LABELS:
+            title = f"Labels: the {MAX_TERMINAL_LABELS} of {len(counts)} with the most rows"
+        columns = ["label", "rows", "share"]
+        console.print(Table(columns, table[:MAX_TERMINAL_LABELS], title, left=_LEFT))
+    if over := summary.get("passed_over"):
+        console.print(Text(f"{over['files']:,} other files of the input were passed over (above)."))
+    for name, words in summary.get("read_as", {}).items():
+        console.print(Text(f"{name} was read as {words}. --encoding, --delimiter set another."))
+    console.print(Text(f"{summary['output']}  ({_HOW_TO_OPEN[output_format]})"), soft_wrap=True)
+    console.print(Text(_opens(summary["output"], output_format, id_name)), soft_wrap=True)
+
+
+def _opens(folder: str, output_format: OutputFormat, id_name: str) -> str:
+    """A line of Python that reads an output with pandas."""
+    index = f".set_index({id_name!r})"
+    if output_format == "parquet":
+        return f"pandas.read_parquet({folder!r}){index}"
+    function = {"jsonl": "read_json", "csv": "read_csv"}[output_format]
+    lines = ", lines=True" if output_format == "jsonl" else ""
+    pattern = f"{folder}/part-*.{output_format}"
+    each = f"pandas.{function}(file{lines}) for file in sorted(glob.glob({pattern!r}))"
+    return f"pandas.concat({each}){index}"
+
+
+_HOW_TO_OPEN: dict[OutputFormat, str] = {
+    "parquet": "Parquet: part-*.parquet",
+    "jsonl": "JSON lines: part-*.jsonl",
+    "csv": "CSV for spreadsheets: part-*.csv",
+}
+
+
 def print_comparison(found: Comparison, console: Console) -> None:
     """Print the figures, the labels that came and went, and the largest moves."""
     console.print(Text(headline(found), style="bold"))
@@ -148,6 +198,11 @@ def headline(found: Comparison) -> str:
         f"{found.rows_moved:,} of {found.rows_compared:,} rows in both outputs moved "
         f"({_percent(found.share_moved)})."
     )
+    if found.rows_to_null or found.rows_from_null:
+        said += (
+            f" {found.rows_relabelled:,} of them went from label to label, {found.rows_to_null:,} "
+            f"lost their label, {found.rows_from_null:,} got one."
+        )
     if found.rows_moved and found.gone:
         said += f" {found.rows_moved_from_gone:,} of them had a label that is gone."
     if found.rows_moved and found.new:
@@ -177,7 +232,9 @@ def _figures(found: Comparison) -> Table:
 def _label_changes(found: Comparison) -> list[str]:
     """A line for each kind of change that there is, with the names."""
     gone = "Gone" if found.exact_labels else "Gone or empty"
-    lines = []
+    lines = [
+        f'Renamed: "{one_line(old)}" to "{one_line(new)}"' for old, new in found.renamed.items()
+    ]
     for title, names in (("New", found.new), (gone, found.gone), ("Now empty", found.now_empty)):
         if names:
             quoted = [f'"{one_line(name)}"' for name in names[:MAX_SHOWN_LABELS]]

@@ -18,9 +18,10 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pandas.util import hash_array
 
-from sce.bulk.corpus import field_names, require_columns
+from sce.bulk.corpus import Columns, Shard, field_names, require_columns
 from sce.bulk.listing import InputFile, list_files
 from sce.bulk.output import OutputFormat, read_rows, read_run
+from sce.bulk.reading import read_shard
 from sce.errors import DataError
 from sce.storage import to_place
 
@@ -56,9 +57,12 @@ class OutputRows:
         return len(self.code_N)
 
     @classmethod
-    def read(cls, folder: str, names: dict[str, int]) -> OutputRows:
+    def read(
+        cls, folder: str, names: dict[str, int], renamed: Mapping[str, str] | None = None
+    ) -> OutputRows:
         """Stream every Parquet, JSONL and CSV file below a folder, a path or a URI, but for what
-        begins with "_" or "."; labels that `names` has not get the next numbers in it.
+        begins with "_" or "."; labels that `names` has not get the next numbers in it,
+        those that are `renamed` by their other name.
 
         Raises `DataError`: no folder, or none with a data file; a file that cannot be read or
         lacks a column; an id that is null.
@@ -73,22 +77,27 @@ class OutputRows:
                 if batch[id_column].null_count:
                     raise DataError(f"{file.uri}: a row has no id (column {id_column!r} is null).")
                 hashes.append(_hashes(batch[id_column]))
-                codes.append(_codes(batch, names))
+                codes.append(_codes(batch, names, renamed or {}))
                 scores.append(pc.fill_null(batch["score"].cast(pa.float32()), np.nan).to_numpy())
         hash_2N = np.concatenate(hashes, axis=1)
         return cls(folder, id_column, files, hash_2N, np.concatenate(codes), np.concatenate(scores))
 
     def ids_at(self, rows: IntArray) -> list[str]:
         """The ids of some rows, in the order asked for: they are not kept, but read again."""
-        wanted, first = np.unique(rows), 0
+        wanted = np.unique(rows)
         found: dict[int, str] = {}
+        for first, ids in self.ids():
+            here = wanted[(wanted >= first) & (wanted < first + len(ids))]
+            found.update(zip(here.tolist(), ids.take(pa.array(here - first)).to_pylist()))
+        return [found[row] for row in rows.tolist()]
+
+    def ids(self) -> Iterator[tuple[int, pa.Array]]:
+        """The ids of all rows, read again, in batches, each with the number of its first row."""
+        first = 0
         for file in self.files:
             for batch in _batches(file, [self.id_column]):
-                here = wanted[(wanted >= first) & (wanted < first + batch.num_rows)]
-                ids = batch[self.id_column].take(pa.array(here - first)).cast(pa.string())
-                found.update(zip(here.tolist(), ids.to_pylist()))
+                yield first, batch[self.id_column].cast(pa.string())
                 first += batch.num_rows
-        return [found[row] for row in rows.tolist()]
 
     def score(self, row: int) -> float | None:
         return None if np.isnan(self.score_N[row]) else float(self.score_N[row])
@@ -107,6 +116,28 @@ class OutputRows:
                 f"{len(labels)} labels that the run is said to have had."
             )
         return {name: seen.get(name, 0) for name in labels}
+
+
+def refuse_repeated_ids(hashes: Sequence[NDArray[np.uint64]], column: str) -> None:
+    """Raises `DataError`: an id stands twice among those whose `id_hashes` these are."""
+    if not hashes:
+        return
+    hash_2N = np.concatenate(hashes, axis=1)
+    order = np.lexsort((hash_2N[1], hash_2N[0]))
+    twice = (np.diff(hash_2N[:, order], axis=1) == 0).all(axis=0)
+    if twice.any():
+        raise DataError(
+            f"input: {int(twice.sum()):,} id(s) of the column {column!r} stand there again; rows are "
+            "compared by id, so ids must be unique."
+        )
+
+
+def id_hashes(shard: Shard, columns: Columns) -> NDArray[np.uint64]:
+    """Two hashes of each id of a shard, [2, N]; those that are missing have none."""
+    only_ids = Columns(text=None, id=columns.id)
+    tables = list(read_shard(shard, only_ids))
+    found = [_hashes(pc.drop_null(table["id"].combine_chunks())) for table in tables]
+    return np.concatenate([np.empty((2, 0), np.uint64), *found], axis=1)
 
 
 def match_rows(before: OutputRows, after: OutputRows) -> tuple[IntArray, IntArray]:
@@ -163,9 +194,12 @@ def _batches(file: InputFile, columns: Sequence[str]) -> Iterator[pa.RecordBatch
         raise DataError(f"{file.uri}: cannot be read ({error}).") from None
 
 
-def _codes(batch: pa.RecordBatch, names: dict[str, int]) -> NDArray[np.int32]:
+def _codes(
+    batch: pa.RecordBatch, names: dict[str, int], renamed: Mapping[str, str]
+) -> NDArray[np.int32]:
     encoded = batch["label"].dictionary_encode()
-    numbers = [names.setdefault(name, len(names)) for name in encoded.dictionary.to_pylist()]
+    found = [renamed.get(name, name) for name in encoded.dictionary.to_pylist()]
+    numbers = [names.setdefault(name, len(names)) for name in found]
     place_N = pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False)
     code_N = np.array([*numbers, NULL], np.int32)[place_N]
     failed_N = pc.fill_null(pc.not_equal(batch["error"].cast(pa.string()), ""), False)

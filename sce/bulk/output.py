@@ -33,13 +33,23 @@ import pyarrow.parquet as pq
 from sce.bulk import table_csv
 from sce.bulk.counts import add_counts
 from sce.errors import ConfigError, DataError
-from sce.storage import Place, RemotePath, filesystem_of, remove, to_place, write_text
+from sce.storage import (
+    Place,
+    RemotePath,
+    check_writable,
+    filesystem_of,
+    remove,
+    to_place,
+    write_text,
+)
 
 RUN_FILE = "_run.json"
 LOCK_FILE = "_lock.json"
 CHECKPOINT = "_checkpoint"
 HEARTBEAT_SECONDS = 10
 STALE_SECONDS = 60
+COMMIT_ROWS = 10_000_000
+"""A part has at most about this many rows: 80 MB of places in a filtering actor that resumes."""
 OutputFormat = Literal["parquet", "jsonl", "csv"]
 
 
@@ -121,6 +131,7 @@ class OutputRun:
         place = to_place(uri)
         if isinstance(place, RemotePath):
             place.check(what)
+        check_writable(place, what)
         old = read_run(uri)
         if old is None:
             found = place.iterdir() if place.exists() else ()

@@ -22,6 +22,8 @@ from sce.errors import DataError
 
 PLACE_BITS = 40
 KEEP = "keep."
+OWN_COLUMNS = ("label", "score", "top", "scores", "truncated", "error", "place")
+"""Of an output beside the ids, whose column may have any name."""
 BLOCK_ROWS = 8192
 READ_ROWS = 512
 """Decoded at once, of which a block is put together without a copy. Decoding takes five times the

@@ -17,7 +17,8 @@ from sce.bulk.output import OutputFormat
 from sce.bulk.reading import BLOCK_ROWS, kept_name
 from sce.bulk.request import identify_model
 from sce.distributed.embed import embedder_of
-from sce.distributed.resources import ActorPlan, ResourcesConfig, embed_actors
+from sce.distributed.resources import ActorPlan, embed_actors
+from sce.distributed.settings import ResourcesConfig
 from sce.distributed.stage import (
     ACTOR_CPUS,
     EMBED_ROWS_PER_FILE,

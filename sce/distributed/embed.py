@@ -24,16 +24,16 @@ import numpy as np
 
 from sce.bulk.corpus import Columns, Corpus, Shard, open_corpus
 from sce.bulk.counts import ActorCounts, ErrorLimit
-from sce.bulk.output import RUN_FILE, FolderLock, OutputRun, PartCounts, read_run
+from sce.bulk.output import COMMIT_ROWS, RUN_FILE, FolderLock, OutputRun, PartCounts, read_run
 from sce.bulk.reading import BLOCK_ROWS
 from sce.bulk.request import identify_input
 from sce.bulk.vectors import BlockEmbedder
 from sce.config import resolve_output
 from sce.datasets.prepared import ROWS_FILE, read_label_sets
-from sce.distributed.resources import ActorPlan, ResourcesConfig, embed_actors
+from sce.distributed.resources import ActorPlan, embed_actors
+from sce.distributed.settings import ResourcesConfig
 from sce.distributed.stage import (
     ACTOR_CPUS,
-    COMMIT_ROWS,
     EMBED_ROWS_PER_FILE,
     TEXT_BLOCK_BYTES,
     Stage,

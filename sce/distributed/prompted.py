@@ -33,7 +33,8 @@ from sce.baselines.prompted import (
     parameter_count,
 )
 from sce.baselines.settings import PromptedConfig
-from sce.distributed.resources import ActorPlan, ResourcesConfig, TorchThread, embed_actors
+from sce.distributed.resources import ActorPlan, TorchThread, embed_actors
+from sce.distributed.settings import ResourcesConfig
 from sce.embedding.row_checks import check_texts
 from sce.errors import DataError, InputError
 from sce.evaluation import flops

@@ -15,10 +15,9 @@ from typing import Any, Literal, TypeVar
 import ray
 import ray.data
 import torch
-from pydantic import Field
 from ray._private.state import state as ray_state  # limits of an autoscaler: no public name
 
-from sce.config import Gpus, Section
+from sce.distributed.settings import ResourcesConfig
 from sce.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -26,30 +25,6 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _ACCELERATOR = "accelerator_type:"
-
-
-class ResourcesConfig(Section):
-    """Actors, workers and their hardware. The defaults run on two CPU cores and use a GPU an
-    actor where there is one."""
-
-    use_gpu: Literal["auto"] | bool = "auto"
-    """`auto`: GPUs where the cluster has any, else CPUs. `true`: refuse to run without."""
-    accelerator_type: str | None = None
-    """Only nodes with this accelerator, by Ray's name for it, e.g. `A100` or `RTX-A6000`."""
-    num_workers: int = Field(default=1, ge=1)
-    """Training workers."""
-    gpus_per_worker: Gpus | None = None
-    """Default: 1 where GPUs are used, else 0. A part (0.5) shares a GPU."""
-    cpus_per_worker: float = Field(default=0.5, gt=0)
-    """Below 1 by default, so that training on a small machine leaves a CPU for reading."""
-    embed_actors: int | None = Field(default=None, ge=1)
-    """Actors that embed, or that prompt a language model. Default: one for each GPU, or one for
-    each node without GPUs."""
-    gpus_per_embed_actor: Gpus | None = None
-    """Default: 1 where GPUs are used, else 0. A part (0.5) shares a GPU."""
-    cpus_per_embed_actor: float | None = Field(default=None, gt=0)
-    """CPUs that Ray sets aside for an actor, and its threads. Default: 1 set aside, and on a
-    node without GPUs as many threads as the node's cores allow."""
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from sce.bulk.corpus import Columns, Corpus, Shard, join_plans, plan_file, plan_files
 from sce.bulk.counts import ActorCounts, ErrorLimit, RowCounter, too_many_errors
-from sce.bulk.output import OutputFormat, OutputRun, PartCounts, count_part, rows_done
+from sce.bulk.output import COMMIT_ROWS, OutputFormat, OutputRun, PartCounts, count_part, rows_done
 from sce.bulk.reading import BLOCK_ROWS
 from sce.datasets.readers import BadRow
 from sce.distributed.block_io import CSVSink, JSONLinesSink, ShardSource
@@ -42,8 +42,6 @@ from sce.embedding.store import null_where_none
 from sce.errors import SCEError, TooManyErrors
 from sce.storage import filesystem_of, to_place
 
-COMMIT_ROWS = 10_000_000
-"""A part has at most about this many rows: 80 MB of places in a filtering actor that resumes."""
 ROWS_PER_FILE = 65_536
 """Where answers come from vectors. A file is as much as a kill can undo."""
 EMBED_ROWS_PER_FILE = {"cpu": BLOCK_ROWS, "cuda": 65_536}

@@ -35,7 +35,8 @@ from sce.datasets.labelled import read_labelled
 from sce.datasets.text_form import Delimiter, Encoding, TextForm
 from sce.distributed.adapt import ShownRows, StoreSums
 from sce.distributed.embed import embed_corpus, embedder_of
-from sce.distributed.resources import ResourcesConfig, embed_actors
+from sce.distributed.resources import embed_actors
+from sce.distributed.settings import ResourcesConfig
 from sce.distributed.stage import ACTOR_CPUS
 from sce.embedding.embedder import load_embedder
 from sce.embedding.fingerprint import EmbedderFingerprint

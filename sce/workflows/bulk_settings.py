@@ -7,11 +7,10 @@ from typing import Literal
 from pydantic import Field, SecretStr
 
 from sce.bulk.counts import MaxErrors
-from sce.bulk.output import OutputFormat
+from sce.bulk.output import COMMIT_ROWS, OutputFormat
 from sce.config import JobConfig, Verbatim
 from sce.datasets.text_form import Delimiter, Encoding
-from sce.distributed.resources import ResourcesConfig
-from sce.distributed.stage import COMMIT_ROWS
+from sce.distributed.settings import ResourcesConfig
 from sce.embedding.settings import EmbedderConfig
 from sce.errors import ConfigError
 from sce.storage import Place
@@ -96,7 +95,10 @@ class ClassifyConfig(JobConfig):
     """Embed the texts into this store (a folder or URI) first and classify from it; the next
     labels need only the store."""
     compare_to: Place | None = None
-    """An earlier output, a folder or URI: report what has changed since."""
+    """An earlier output, a folder or URI: report what has changed since, in `_comparison/` of the
+    output; each row that moved stands in its `moved.parquet`."""
+    renamed: Verbatim = []
+    """Labels of `compare_to` that have another name now, each as `--renamed OLD=NEW`."""
     dry_run: bool = False
     """Read a sample; show predictions, confused labels, expected time and size; write nothing."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -150,3 +152,14 @@ def check_together(config: ClassifyConfig) -> None:
         raise ConfigError("labelled: a threshold needs one label set for all rows.")
     if config.embedding_column is not None and config.save_embeddings is not None:
         raise ConfigError("save_embeddings: the input has embeddings already.")
+    if config.renamed and config.compare_to is None:
+        raise ConfigError("renamed: it goes with compare_to.")
+
+
+def renamed_labels(config: ClassifyConfig) -> dict[str, str]:
+    """Old name -> new name. Raises `ConfigError`: a part that is no such pair."""
+    pairs = [part.partition("=") for part in config.renamed]
+    for old, _, new in pairs:
+        if not old.strip() or not new.strip():
+            raise ConfigError(f"renamed: {old!r}: write it as OLD=NEW, the name before and now.")
+    return {old.strip(): new.strip() for old, _, new in pairs}

@@ -12,36 +12,31 @@ from rich.console import Console
 
 from sce.adaptation.artefact import AdaptedLabels
 from sce.bulk.answering import Endpoint
-from sce.bulk.changes import compare_outputs
-from sce.bulk.classifier import OWN_COLUMNS, AnswerColumns
-from sce.bulk.corpus import Columns, Corpus, column_names, open_corpus
+from sce.bulk.classifier import AnswerColumns
+from sce.bulk.corpus import FILES_CHECKED, Columns, Corpus, open_corpus
 from sce.bulk.counts import ErrorLimit
-from sce.bulk.display import comparison_markdown, print_comparison, print_preview
-from sce.bulk.output import OutputFormat, OutputRun, read_run
-from sce.bulk.reading import kept_name, read_texts
+from sce.bulk.display import print_preview, print_summary
+from sce.bulk.matching import id_hashes, refuse_repeated_ids
+from sce.bulk.output import OutputFormat, OutputRun
+from sce.bulk.reading import read_texts
 from sce.bulk.request import identify_input, identify_labels
 from sce.config import resolve_output
-from sce.datasets.custom import read_label_set
-from sce.datasets.labelled import read_labelled
-from sce.datasets.text_form import TextForm
 from sce.distributed.backends import AdaptedAlone, Classification, LocalModel, ServedByEndpoint
 from sce.distributed.embed import embed_corpus
-from sce.distributed.resources import ActorPlan, ResourcesConfig
-from sce.distributed.stage import plan_corpus, run_stage
+from sce.distributed.resources import ActorPlan
+from sce.distributed.settings import ResourcesConfig
+from sce.distributed.stage import in_tasks, plan_corpus, run_stage
 from sce.distributed.trial import find_threshold, preview
 from sce.embedding.fingerprint import check_fingerprint
-from sce.embedding.store import STORE_COLUMNS, EmbeddingStore
 from sce.errors import ConfigError, InputError
 from sce.evaluation import thresholds
 from sce.evaluation.plots import precision_coverage_figure
-from sce.labels import LabelSet
-from sce.storage import Place, to_place, write_text
+from sce.storage import Place, to_place
 from sce.workflows.adapt import AdaptConfig, adapt
-from sce.workflows.bulk_settings import ClassifyConfig, check_model, check_together
+from sce.workflows.answer_changes import report_changes
+from sce.workflows.bulk_input import ROW_ID, BulkInput, read_input
+from sce.workflows.bulk_settings import ClassifyConfig
 from sce.workflows.tracking import Tracker, TrackingConfig
-
-ROW_ID = "row_id"
-COMPARISON_FILE = "_comparison.md"
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +52,8 @@ class ClassifyPlan:
         run: the output, begun or to be continued; None for a dry run.
         labelled: texts and their labels, and the precision that a threshold has to reach on them.
         store: where to keep embeddings, to classify from there; None to keep none.
-        previous: an earlier output to compare with, and its labels where they are known.
+        previous: an earlier output to compare with, its labels where they are known, and which of
+            them were renamed.
         settings: for the tracker.
     """
 
@@ -71,48 +67,32 @@ class ClassifyPlan:
     error_limit: ErrorLimit
     labelled: tuple[list[str], list[str], float] | None
     store: Place | None
-    previous: tuple[str, list[str] | None] | None
+    previous: tuple[str, list[str] | None, dict[str, str]] | None
     resources: ResourcesConfig
     tracking: TrackingConfig
     settings: dict[str, Any]
 
 
-def resolve(config: ClassifyConfig) -> ClassifyPlan:
-    """Read, parse and check all that the settings name. Nothing is written and no cluster joined.
+def resolve(config: ClassifyConfig, given: BulkInput | None = None) -> ClassifyPlan:
+    """Read, parse and check all that the settings name, but for what is `given`. Nothing is written
+    and no cluster joined.
 
     Raises:
-        InputError: settings, labels or input that cannot be used; an output that another request
-            wrote.
+        InputError: as `read_input`; a model, embedder or store that cannot be used; an output that
+            another request wrote.
         SCEError: the endpoint gives no answer.
     """
-    labels = _read_labels(config)
-    adapted = labels if isinstance(labels, AdaptedLabels) else None
-    check_model(config, adapted is not None)
-    check_together(config)
-    previous = None if config.compare_to is None else _previous_output(config.compare_to)
-    corpus = open_corpus(config.input, TextForm(config.encoding, config.delimiter))
-    backend = _backend(config, adapted, corpus)
-    columns = _columns(config, corpus)
+    given = given or read_input(config)
+    corpus, labels = given.corpus, given.labels
+    backend = _backend(config, labels if isinstance(labels, AdaptedLabels) else None, corpus)
     if corpus.store is not None:
         corpus.store.require(backend.embedder)
-        if config.save_embeddings is not None:
-            raise ConfigError("save_embeddings: the input is an embedding store already.")
     answer = AnswerColumns(config.threshold, config.top_k, config.return_scores)
-    asked = Classification(backend, labels, columns, answer)
+    asked = Classification(backend, labels, given.columns, answer)
     run = None
     if config.output is not None and not config.dry_run:
         uri = str(resolve_output(config.output))
         run = OutputRun.open(uri, _request(config, asked, corpus))
-    labelled = None
-    if config.labelled is not None and config.target_precision is not None:
-        text, label = config.text_column, config.label_column
-        texts, names, _ = read_labelled(
-            config.labelled,
-            text,
-            label,
-            labels.label_set if isinstance(labels, AdaptedLabels) else labels,
-        )
-        labelled = (texts, names, config.target_precision)
     has_text = config.embedding_column is None and (
         corpus.store is None or config.text_column in corpus.store.column_names()
     )
@@ -125,17 +105,17 @@ def resolve(config: ClassifyConfig) -> ClassifyPlan:
         rows_per_file=config.rows_per_file,
         commit_rows=config.commit_rows,
         error_limit=ErrorLimit.parse(config.max_errors),
-        labelled=labelled,
+        labelled=given.labelled,
         store=config.save_embeddings,
-        previous=previous,
+        previous=given.previous,
         resources=config.resources,
         tracking=config.tracking,
-        settings=config.model_dump(mode="json") | {"keep_columns": list(columns.keep)},
+        settings=config.model_dump(mode="json") | {"keep_columns": list(given.columns.keep)},
     )
 
 
-def classify(config: ClassifyConfig) -> dict[str, Any]:
-    """Answer every row of the input.
+def classify(config: ClassifyConfig, given: BulkInput | None = None) -> dict[str, Any]:
+    """Answer every row of the input, which may be `given` where it was read before.
 
     Returns:
         The summary: rows_in, rows_out, errors, truncated, null_labels, labels, seconds,
@@ -147,14 +127,16 @@ def classify(config: ClassifyConfig) -> dict[str, Any]:
     """
     started = time.perf_counter()
     if config.adapt:
-        config = adapt_first(config)
-    plan = resolve(config)
+        config, given = adapt_first(config), None
+    plan = resolve(config, given)
     run = plan.run
     if run is not None and run.summary is not None:
         rows = run.summary["rows_out"]
         log.info("%s: answered before, %d rows; nothing to do", run.uri, rows)
         return _compare(plan, run, run.summary | {"unchanged": True})
 
+    if plan.previous is not None and len(plan.corpus.files) > FILES_CHECKED:
+        _refuse_repeated_ids(plan)
     actors = plan.asked.backend.actor_plan(plan.resources)
     chosen = None
     if plan.labelled is not None:
@@ -180,9 +162,19 @@ def classify(config: ClassifyConfig) -> dict[str, Any]:
             tracker.log_text(thresholds.to_markdown(*chosen), "threshold.md")
             tracker.log_figure(precision_coverage_figure(*chosen), "threshold.png")
         run.finish(summary)
+        print_summary(summary, plan.output_format, plan.asked.columns.id_name, Console(stderr=True))
         tracker.log_metrics(_metrics(summary))
         tracker.log_dict(summary, "summary.json")
     return _compare(plan, run, summary)
+
+
+def _refuse_repeated_ids(plan: ClassifyPlan) -> None:
+    """Of many files in tasks, before the work. Raises `DataError`."""
+    columns = plan.asked.columns
+    if columns.id is not None:
+        shards = plan_corpus(plan.corpus, columns)
+        found = in_tasks(id_hashes, [(shard,) for shard in shards], columns)
+        refuse_repeated_ids(list(found), columns.id)
 
 
 def adapt_first(config: ClassifyConfig) -> ClassifyConfig:
@@ -230,49 +222,6 @@ def adapt_first(config: ClassifyConfig) -> ClassifyConfig:
     )
 
 
-def _read_labels(config: ClassifyConfig) -> LabelSet | AdaptedLabels | None:
-    """The label set, as it is or adapted; or with a column of labels what is known of some."""
-    if config.labels and config.labels_file is not None:
-        raise ConfigError("give the labels either with --labels or with --labels-file.")
-    if config.labels:
-        return LabelSet.parse(config.labels, "--labels")
-    if config.labels_file is None:
-        if config.labels_column is None:
-            raise ConfigError("give labels: --labels, --labels-file or --labels-column.")
-        return None
-    if not config.labels_file.is_dir():
-        return read_label_set(config.labels_file)[0]
-    adapted = AdaptedLabels.load(config.labels_file)
-    if config.labels_column is not None:
-        raise ConfigError("labels_column: adapted labels are one set for all rows.")
-    check_not_changed(adapted, config.accept_changed_labels)
-    return adapted
-
-
-def check_not_changed(adapted: AdaptedLabels, accept: bool) -> None:
-    """Raises `ConfigError`: the file that adapted labels were made from says something else by
-    now. One that is gone or elsewhere is not missed."""
-    path, made_from = adapted.labels_file.get("path"), adapted.labels_file.get("fingerprint")
-    if accept or path is None:
-        return
-    try:
-        now, _ = read_label_set(to_place(path))
-    except (InputError, OSError):
-        return
-    if now.fingerprint != made_from:
-        raise ConfigError(
-            f"labels_file: {path} has changed since these labels were adapted. Run jobs/adapt.py "
-            "again, or answer with the labels as they were: --accept-changed-labels."
-        )
-
-
-def _previous_output(place: Place) -> tuple[str, list[str] | None]:
-    run = read_run(str(place))
-    if run is not None and run.summary is None:
-        raise ConfigError(f"compare_to: the job that writes {place} is unfinished.")
-    return str(place), run.summary["label_names"] if run and run.summary else None
-
-
 def _backend(
     config: ClassifyConfig, adapted: AdaptedLabels | None, corpus: Corpus
 ) -> LocalModel | AdaptedAlone | ServedByEndpoint:
@@ -295,42 +244,6 @@ def _backend(
         config.endpoint_patience_seconds,
     )
     return ServedByEndpoint.find(endpoint)
-
-
-def _columns(config: ClassifyConfig, corpus: Corpus) -> Columns:
-    store = corpus.store
-    embedding = config.embedding_column if store is None else "embedding"
-    keep, all_kept = list(config.keep_columns), config.keep_columns == ["*"]
-    if all_kept:  # named, so that a resumed run knows what it kept
-        left_out = {config.embedding_column, *(() if store is None else STORE_COLUMNS)}
-        keep = [name for name in column_names(corpus) if name not in left_out]
-    elif "*" in keep:
-        raise ConfigError("keep_columns: '*' is every column already; give nothing beside it.")
-    id_name = config.id_column or (None if store is None else _made_from(store)) or "id"
-    return Columns(
-        text=config.text_column if embedding is None else None,
-        embedding=embedding,
-        id=config.id_column if store is None else _store_id(config.id_column, store),
-        labels=config.labels_column,
-        keep=tuple(name for name in dict.fromkeys(keep) if name != config.id_column),
-        some_lack=all_kept,
-        raw_json=config.output_format == "jsonl" and corpus.kind == ".jsonl",
-        id_name=kept_name(id_name, OWN_COLUMNS),
-    )
-
-
-def _store_id(id_column: str | None, store: EmbeddingStore) -> str:
-    """A store's ids were made when it was: the column of the texts that they are from may be
-    named again, so that the same settings serve the texts and their store."""
-    if id_column is None or id_column in store.column_names():
-        return id_column or ROW_ID
-    return ROW_ID if _made_from(store) == id_column else id_column
-
-
-def _made_from(store: EmbeddingStore) -> str | None:
-    """The column of the texts that a store's ids are from; None where they are places."""
-    made = read_run(str(store.folder))
-    return None if made is None else made.request["columns"]["id"]
 
 
 def _request(config: ClassifyConfig, asked: Classification, corpus: Corpus) -> dict[str, Any]:
@@ -411,21 +324,17 @@ def _answer(plan: ClassifyPlan, run: OutputRun, actors: ActorPlan) -> dict[str, 
 
 
 def _compare(plan: ClassifyPlan, run: OutputRun, summary: dict[str, Any]) -> dict[str, Any]:
-    """Where that was asked for, compare the finished output with an earlier one: show it, write
-    it beside the rows, and add it to the summary."""
+    """Where that was asked for, compare the finished output with an earlier one, and add it to the
+    summary."""
     if plan.previous is None:
         return summary
-    previous, old = plan.previous
-    new = summary["label_names"]
-    label_sets = (old, new) if old and new else None
-    found = compare_outputs(previous, run.uri, label_sets, partial(_texts_of, plan))
-    print_comparison(found, Console(stderr=True))
-    report = comparison_markdown(found)
-    write_text(to_place(run.uri) / COMPARISON_FILE, report)
+    backend, current = plan.asked.backend, (run.uri, summary["label_names"])
+    embedder = None if isinstance(backend, ServedByEndpoint) else backend.embedder_config
+    found, report, said = report_changes(plan.previous, current, partial(_texts_of, plan), embedder)
     with _tracker(plan, run, summary.get("mlflow_run_id")) as tracker:
         tracker.log_metrics(found.to_metrics())
-        tracker.log_text(report, COMPARISON_FILE.removeprefix("_"))
-    return summary | {"comparison": found.to_metrics()}
+        tracker.log_text(report, "comparison.md")
+    return summary | {"comparison": said}
 
 
 def _texts_of(plan: ClassifyPlan, ids: list[str]) -> dict[str, str]:

@@ -8,11 +8,12 @@ from pydantic import Field
 
 from sce.bulk.corpus import Columns, open_corpus
 from sce.bulk.counts import ErrorLimit, MaxErrors
+from sce.bulk.output import COMMIT_ROWS
 from sce.config import Verbatim
 from sce.datasets.text_form import Delimiter, Encoding, TextForm
 from sce.distributed.embed import embed_corpus, embed_prepared
 from sce.distributed.resources import embed_actors
-from sce.distributed.stage import ACTOR_CPUS, COMMIT_ROWS
+from sce.distributed.stage import ACTOR_CPUS
 from sce.errors import ConfigError
 from sce.workflows.experiment import Experiment
 

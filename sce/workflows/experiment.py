@@ -12,7 +12,7 @@ from typing import Literal
 from sce.baselines.settings import PromptedConfig
 from sce.config import JobConfig, resolve_output
 from sce.datasets.prepare import DataConfig
-from sce.distributed.resources import ResourcesConfig
+from sce.distributed.settings import ResourcesConfig
 from sce.embedding.settings import EmbedderConfig
 from sce.evaluation.evaluate import EvaluateConfig
 from sce.storage import Place

@@ -20,7 +20,7 @@ from sce.adaptation.artefact import AdaptedLabels
 from sce.adaptation.settings import FITS
 from sce.baselines.cosine import cosine_scores
 from sce.baselines.settings import PromptedConfig
-from sce.distributed.resources import ResourcesConfig
+from sce.distributed.settings import ResourcesConfig
 from sce.embedding.embedder import TextEmbedder
 from sce.evaluation import flops
 from sce.evaluation.costs import AnswerCost, FitCost, TrainingCost, answer_cost

@@ -117,8 +117,8 @@ def test_a_label_that_lost_its_rows_is_empty_if_it_is_in_the_set_and_gone_if_not
 
 def test_the_headline_says_how_many_had_to_move(compared):
     assert headline(compared) == (
-        "4 of 5 rows in both outputs moved (80.0 %). 1 of them had a label that is gone. "
-        "2 of them went to a new label."
+        "4 of 5 rows in both outputs moved (80.0 %). 2 of them went from label to label, 1 lost "
+        "their label, 1 got one. 1 of them had a label that is gone. 2 of them went to a new label."
     )
 
 

@@ -13,7 +13,8 @@ from sce.bulk.counts import ErrorLimit
 from sce.bulk.output import OutputRun, PartCounts
 from sce.distributed import embed as embed_module
 from sce.distributed.embed import embed_corpus
-from sce.distributed.resources import ResourcesConfig, embed_actors, training_workers
+from sce.distributed.resources import embed_actors, training_workers
+from sce.distributed.settings import ResourcesConfig
 from sce.embedding.embedder import embedder_fingerprint, load_embedder
 from sce.embedding.settings import EmbedderConfig
 from sce.embedding.store import (

@@ -14,7 +14,7 @@ from sce.baselines.prompted import load_prompted, parameter_count
 from sce.baselines.settings import PromptedConfig
 from sce.distributed import prompted as stage
 from sce.distributed.prompted import score_prompts
-from sce.distributed.resources import ResourcesConfig
+from sce.distributed.settings import ResourcesConfig
 from sce.errors import ConfigError, DataError, InputError
 from sce.evaluation.evaluate import Request
 from sce.labels import LabelSet

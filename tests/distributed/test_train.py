@@ -18,7 +18,8 @@ import pytest
 import torch
 from ray import cloudpickle
 
-from sce.distributed.resources import ResourcesConfig, training_workers
+from sce.distributed.resources import training_workers
+from sce.distributed.settings import ResourcesConfig
 from sce.distributed.train import fit
 from sce.distributed.workers import EpochLog, Run
 from sce.errors import ConfigError

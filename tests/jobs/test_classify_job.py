@@ -119,7 +119,7 @@ def test_the_weekly_loop(run_well, home):
     assert logged.data.metrics["classify/rows_out"] == ROWS
     assert logged.data.metrics["compare/rows_moved"] == moved
     assert logged.info.status == "FINISHED"
-    report = (home / "week2" / "_comparison.md").read_text()
+    report = (home / "week2" / "_comparison" / "report.md").read_text()
     assert 'Gone (1): "stars"' in report
     moved_ids = [row["id"] for old, row in zip(before, after) if old["label"] != row["label"]]
     assert any(f"| {text(int(id_[1:]))} |" in report for id_ in moved_ids)

@@ -1,0 +1,67 @@
+"""What has changed since an earlier output: shown, written beside the rows, and recorded."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from sce.bulk.changes import Comparison, MatchedOutputs, likely_renames
+from sce.bulk.display import comparison_markdown, print_comparison
+from sce.embedding.embedder import load_embedder
+from sce.embedding.settings import EmbedderConfig
+from sce.evaluation.tables import escape_markdown
+from sce.storage import to_place, write_text
+
+FOLDER = "_comparison"
+"""Of an output; its name keeps readers of the rows out."""
+REPORT, MOVED = "report.md", "moved.parquet"
+
+log = logging.getLogger(__name__)
+
+
+def report_changes(
+    previous: tuple[str, list[str] | None, Mapping[str, str]],
+    current: tuple[str, list[str] | None],
+    texts_of: Callable[[list[str]], Mapping[str, str]],
+    embedder: EmbedderConfig | None,
+) -> tuple[Comparison, str, dict[str, Any]]:
+    """Compare two outputs; print it, and write `REPORT` and `MOVED` into `FOLDER` of the current
+    one.
+
+    Args:
+        previous: folder, labels where they are known, and which of them were renamed to what.
+        current: folder, and labels where they are known.
+        embedder: of the names of labels, to find renames; None finds those of case alone.
+
+    Returns:
+        The comparison, its report, and what the job's summary says of it.
+    """
+    (folder, old, renamed), (uri, new) = previous, current
+    matched = MatchedOutputs.read(folder, uri, renamed)
+    found = matched.compared((old, new) if old and new else None, texts_of)
+    print_comparison(found, Console(stderr=True))
+    report = comparison_markdown(found)
+    if likely := likely_renames(found, lambda *names: _similarity(embedder, *names)):
+        hint = "Most likely renamed: " + ", ".join(f'--renamed "{a}={b}"' for a, b in likely)
+        log.warning("%s", hint)
+        report += f"\n{escape_markdown(hint)}\n"
+    place = to_place(uri) / FOLDER
+    write_text(place / REPORT, report)
+    matched.write_moved(place / MOVED)
+    said = {"moved": str(place / MOVED), "likely_renamed": dict(likely)}
+    return found, report, found.to_metrics() | said
+
+
+def _similarity(
+    embedder: EmbedderConfig | None, names: Sequence[str], others: Sequence[str]
+) -> np.ndarray:
+    """Cosines of names [N, M]; without an embedder, 1 for those that differ in case alone, else
+    0."""
+    if embedder is None:
+        return np.array([[float(a.casefold() == b.casefold()) for b in others] for a in names])
+    vectors_ND = load_embedder(embedder).embed([*names, *others]).vectors
+    return vectors_ND[: len(names)] @ vectors_ND[len(names) :].T
