@@ -197,6 +197,19 @@ def _check_spelling(argv: Sequence[str]) -> None:
             raise ConfigError(f"{flag}: flags are spelt with hyphens, {flag.replace('_', '-')}.")
 
 
+def check_writable(place: Place, setting: str) -> None:
+    """Raises `ConfigError` where a folder of this machine cannot be made or written to."""
+    if isinstance(place, RemotePath):
+        return
+    above = next(folder for folder in (place, *place.absolute().parents) if folder.exists())
+    if not above.is_dir():
+        raise ConfigError(f"{setting}: {str(place)!r} cannot be a folder: {above} is a file.")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise ConfigError(
+            f"{setting}: {str(place)!r} cannot be written: no right to write in {above}."
+        )
+
+
 def resolve_output(path: str | Place) -> Place:
     """Absolute form of an output folder; a URI as it is.
 

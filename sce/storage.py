@@ -271,19 +271,6 @@ def write_text(place: Place, text: str) -> None:
     os.replace(temporary, place)
 
 
-def check_writable(place: Place, setting: str) -> None:
-    """Raises `DataError` where a folder of this machine cannot be made or written to."""
-    if isinstance(place, RemotePath):
-        return
-    above = next(folder for folder in (place, *place.absolute().parents) if folder.exists())
-    if not above.is_dir():
-        raise DataError(f"{setting}: {str(place)!r} cannot be a folder: {above} is a file.")
-    if not os.access(above, os.W_OK | os.X_OK):
-        raise DataError(
-            f"{setting}: {str(place)!r} cannot be written: no right to write in {above}."
-        )
-
-
 def remove(folder: Place) -> None:
     """Delete a folder with all in it, if it is there."""
     if isinstance(folder, Path):

@@ -24,7 +24,8 @@ from ray.serve.config import BackpressureConfig, HTTPOptions
 
 from sce.bulk.request import identify_model
 from sce.config import load_config
-from sce.distributed.resources import ClusterSize, check_fits, cluster_size, ensure_ray
+from sce.distributed.resources import ClusterSize, check_fits, cluster_size
+from sce.distributed.session import ensure_ray
 from sce.errors import ConfigError, InputError
 from serve.auth import Guard, read_tokens
 from serve.gateway import Gateway

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import posixpath
 import shutil
 import sys
@@ -21,12 +22,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-import ray
 import yaml
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from sce.bulk.output import read_run, rows_done
 from sce.client.wire import Batch, BatchRequest, RequestCounts
+from sce.distributed.session import dashboard_url
 from sce.errors import InputError
 from serve.refusals import ApiError
 from serve.settings import BatchSettings, ModelSettings
@@ -177,7 +178,10 @@ class BatchJobs:
     @cached_property
     def _client(self) -> JobSubmissionClient:
         """Made by the first call, in its thread: it asks the server at once."""
-        return JobSubmissionClient(self.settings.dashboard or ray.get_runtime_context().gcs_address)
+        address = self.settings.dashboard or dashboard_url()
+        # What the environment names goes before an argument, and may be a cluster of others.
+        os.environ["RAY_API_SERVER_ADDRESS"] = address
+        return JobSubmissionClient(address)
 
     async def _call(self, work: Callable[..., T], *arguments: Any) -> T:
         try:

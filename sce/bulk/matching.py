@@ -127,8 +127,8 @@ def refuse_repeated_ids(hashes: Sequence[NDArray[np.uint64]], column: str) -> No
     twice = (np.diff(hash_2N[:, order], axis=1) == 0).all(axis=0)
     if twice.any():
         raise DataError(
-            f"input: {int(twice.sum()):,} id(s) of the column {column!r} stand there again; rows are "
-            "compared by id, so ids must be unique."
+            f"input: {int(twice.sum()):,} id(s) of the column {column!r} stand there again; rows "
+            "are compared by id, so ids must be unique."
         )
 
 

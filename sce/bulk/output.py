@@ -32,11 +32,11 @@ import pyarrow.parquet as pq
 
 from sce.bulk import table_csv
 from sce.bulk.counts import add_counts
+from sce.config import check_writable
 from sce.errors import ConfigError, DataError
 from sce.storage import (
     Place,
     RemotePath,
-    check_writable,
     filesystem_of,
     remove,
     to_place,

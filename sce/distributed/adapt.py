@@ -28,7 +28,7 @@ from sce.adaptation.passes import Block, Totals
 from sce.bulk.corpus import Columns, Corpus
 from sce.bulk.sums import add_up_rows, choose_rows, hash_limit, hashes, rows_below
 from sce.distributed.block_io import ShardSource
-from sce.distributed.resources import ensure_ray
+from sce.distributed.session import ensure_ray
 from sce.distributed.stage import IO_TASK, cause_of, plan_corpus
 from sce.embedding.store import EmbeddingStore, embedding_matrix
 from sce.errors import DataError

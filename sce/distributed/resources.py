@@ -5,18 +5,16 @@ from __future__ import annotations
 import logging
 import math
 import os
-import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import ray
-import ray.data
 import torch
 from ray._private.state import state as ray_state  # limits of an autoscaler: no public name
 
+from sce.distributed.session import ensure_ray
 from sce.distributed.settings import ResourcesConfig
 from sce.errors import ConfigError
 
@@ -103,43 +101,6 @@ class ClusterSize:
         more = ", those included that it may add" if self.grows else ""
         nodes = f"{len(self.nodes)} node(s)"
         return f"{self.cpus:g} CPUs and {self.gpus:g} GPUs{types} on {nodes}{more}"
-
-
-def ensure_ray() -> None:
-    """Join the cluster of this process, or start a local one; no-op if that is done.
-
-    Where the cluster is comes from the environment (`ray job submit`, `RAY_ADDRESS`). Ray's
-    own progress messages are switched off: the jobs say where they are themselves.
-    """
-    for name in ("ray.data", "ray._private.authentication"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    # Ray Train would print every line of a worker twice: as it comes, and as a log record.
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
-    if not ray.is_initialized():
-        ray.init(address=_address(), logging_level=logging.ERROR)
-        ray.data.DataContext.get_current().print_on_execution_start = False
-
-
-def _address() -> str | None:
-    """The address to join: "local" where Ray would wait minutes for a cluster that is no longer
-    there; else None, so that Ray finds the cluster itself.
-
-    `ray start` writes the address of its cluster into a file, which outlives it if it is killed.
-    """
-    if "RAY_ADDRESS" in os.environ:
-        return None
-    temp = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
-    try:
-        found = Path(temp, "ray", "ray_current_cluster").read_text(encoding="utf-8").strip()
-    except FileNotFoundError:
-        return None
-    host, _, port = found.rpartition(":")
-    try:
-        with socket.create_connection((host, int(port)), timeout=3):
-            return None
-    except (OSError, ValueError):
-        log.warning("no cluster answers at %s, left by an earlier `ray start`", found)
-        return "local"
 
 
 def cluster_size() -> ClusterSize:

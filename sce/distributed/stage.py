@@ -36,7 +36,8 @@ from sce.bulk.output import COMMIT_ROWS, OutputFormat, OutputRun, PartCounts, co
 from sce.bulk.reading import BLOCK_ROWS
 from sce.datasets.readers import BadRow
 from sce.distributed.block_io import CSVSink, JSONLinesSink, ShardSource
-from sce.distributed.resources import ActorPlan, TorchThread, ensure_ray
+from sce.distributed.resources import ActorPlan, TorchThread
+from sce.distributed.session import ensure_ray
 from sce.distributed.watch import watched
 from sce.embedding.store import null_where_none
 from sce.errors import SCEError, TooManyErrors

@@ -19,14 +19,14 @@ from sce.bulk.corpus import (
 from sce.bulk.matching import id_hashes, refuse_repeated_ids
 from sce.bulk.output import read_run
 from sce.bulk.reading import OWN_COLUMNS, kept_name
-from sce.config import resolve_output
+from sce.config import check_writable, resolve_output
 from sce.datasets.custom import read_label_set
 from sce.datasets.labelled import read_labelled
 from sce.datasets.text_form import TextForm
 from sce.embedding.store import STORE_COLUMNS, EmbeddingStore
 from sce.errors import ConfigError, InputError
 from sce.labels import LabelSet
-from sce.storage import Place, check_writable, to_place
+from sce.storage import Place, to_place
 from sce.workflows.bulk_settings import ClassifyConfig, check_model, check_together, renamed_labels
 
 ROW_ID = "row_id"

@@ -13,7 +13,7 @@ CHATTY_JOB = """
 import ray
 from sce.workflows.cli import run_job
 from sce.config import JobConfig
-from sce.distributed.resources import ensure_ray
+from sce.distributed.session import ensure_ray
 
 class Settings(JobConfig):
     name: str = "x"
