@@ -39,6 +39,7 @@ from sce.distributed.block_io import CSVSink, JSONLinesSink, ShardSource
 from sce.distributed.resources import ActorPlan, TorchThread
 from sce.distributed.session import ensure_ray
 from sce.distributed.watch import watched
+from sce.embedding.embedder import TextEmbedder
 from sce.embedding.store import null_where_none
 from sce.errors import SCEError, TooManyErrors
 from sce.storage import filesystem_of, to_place
@@ -65,6 +66,7 @@ log = logging.getLogger(__name__)
 FILES_LOOKED_INTO = 20
 """Where a job fails for its bad rows."""
 SHOWN_LINES = 3
+REPORT_SECONDS = 2.0
 T = TypeVar("T")
 BlockFunction = Callable[[pa.Table], pa.Table]
 
@@ -300,9 +302,12 @@ class BlockActor:
         self._rows = 0
         self._errors: Counter[str] = Counter()
         self._started: float | None = None
+        self._ahead, self._block_rows, self._said = 0, 0, 0.0
+        TextEmbedder.on_batch = staticmethod(self._embedded)
 
     def __call__(self, block: pa.Table) -> pa.Table:
         self._started = self._started or time.time()
+        self._ahead, self._block_rows = 0, block.num_rows
         answered = self._torch.run(self._apply, block)
         self._rows += answered.num_rows
         codes = answered["error"]
@@ -317,6 +322,16 @@ class BlockActor:
             raise too_many_errors(over.rows, over.errors)
         place = answered.column_names.index("error")
         return answered.set_column(place, "error", null_where_none(codes))
+
+    def _embedded(self, texts: int) -> None:
+        """Lets the counter know of a part of a block, which may take minutes."""
+        self._ahead = min(self._ahead + texts, self._block_rows)
+        now = time.time()
+        if now - self._said >= REPORT_SECONDS:
+            self._said, rows = now, self._rows + self._ahead
+            started = self._started or now
+            work = ActorCounts(rows, dict(self._errors), started, now, self._load_seconds)
+            self._counter.report.remote(self._name, work)
 
 
 def cause_of(error: RayTaskError) -> Exception:

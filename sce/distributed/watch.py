@@ -23,7 +23,7 @@ from rich.progress import (
 
 from sce.bulk.output import OutputRun
 
-PROGRESS_SECONDS = 60
+PROGRESS_SECONDS = 10
 
 log = logging.getLogger(__name__)
 
@@ -32,8 +32,8 @@ log = logging.getLogger(__name__)
 def watched(
     counter: Any, what: str, total: int, rows_before: int, run: OutputRun
 ) -> Iterator[None]:
-    """Show how far a stage is while its rows are worked off, as a bar on a terminal or as one line
-    a minute in the log; and keep the output's clock going."""
+    """Show how far a stage is while its rows are worked off, as a bar on a terminal or as a line
+    every ten seconds in the log; and keep the output's clock going."""
     if rows_before:
         log.info("%s: %d of %d rows were done before", what, rows_before, total)
     bar = Progress(

@@ -40,7 +40,7 @@ from sce.training.epoch import (
 )
 
 STATE_FILE = "training_state.pt"
-PROGRESS_SECONDS = 15.0
+PROGRESS_SECONDS = 10.0
 FRESH_STATE = {"epoch": 0, "best": -1.0, "epochs_without_gain": 0, "flops": 0.0, "seconds": 0.0}
 """State of a training that has not begun: epochs done, the best score, and what they took so far
 (operations as the paper counts them, seconds without validation)."""

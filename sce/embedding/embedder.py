@@ -12,11 +12,11 @@ Shapes: N texts, B texts in a batch, L tokens, D the embedder's dimension.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain, pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -50,6 +50,10 @@ class Embedded:
 
 class TextEmbedder:
     """A loaded embedder. Build it with `load_embedder`; safe to call from several threads."""
+
+    on_batch: ClassVar[Callable[[int], None]] = staticmethod(lambda texts: None)
+    """Called with the number of texts of each batch that any embedder of this process has embedded:
+    for those who show how far a long job is."""
 
     def __init__(
         self,
@@ -136,6 +140,7 @@ class TextEmbedder:
         vectors_ND = np.empty((len(tokens), self.dimension), np.float32)
         for batch in batches(tokens, self._max_batch_tokens, self._pad_id):
             vectors_ND[batch.positions] = embed_batch(self._model, batch, self.fingerprint.pooling)
+            TextEmbedder.on_batch(len(batch.positions))
         return vectors_ND
 
 
