@@ -76,7 +76,7 @@ def build(args: ServeConfig) -> Application:
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
         **_options(args.gateway, timeout, 0.0),
     )
-    return gateway.bind(handles, digests)
+    return gateway.bind(handles, digests, args.cors_origins)
 
 
 def _deployment(kind: Any) -> Deployment:
@@ -163,6 +163,11 @@ def check(config: ServeConfig) -> None:
             f"port: {config.host}:{config.port} cannot be used ({error.strerror}); "
             "choose another with --port."
         ) from None
+    if "*" in config.cors_origins and not read_tokens(config):
+        raise ConfigError(
+            "cors_origins: '*' lets every page that this machine's browser opens ask a server that "
+            "has no tokens. Name the pages, or set SCE_TOKENS or tokens_file."
+        )
     if not (read_tokens(config) or local):
         raise ConfigError(
             f"host: {config.host} is reached from other machines, and no token is set. Set "

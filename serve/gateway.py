@@ -21,15 +21,22 @@ class Gateway:
     Args:
         models: by name, the default first.
         digests: the tokens' hashes (`Guard.digest`).
+        origins: of pages elsewhere that may ask.
     """
 
-    def __init__(self, models: Mapping[str, DeploymentHandle], digests: Sequence[bytes]) -> None:
+    def __init__(
+        self,
+        models: Mapping[str, DeploymentHandle],
+        digests: Sequence[bytes],
+        origins: Sequence[str] = (),
+    ) -> None:
         metrics = GatewayMetrics()
         replicas = {name: Replicas(name, handle, metrics) for name, handle in models.items()}
+        self._origins = origins
         self._ingress = Ingress(replicas, Guard(digests), metrics=metrics)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return make_app(self._ingress)
+        return make_app(self._ingress, self._origins)
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """`limits`, `log_texts`, `batches` and the models' settings for them. Requests that were

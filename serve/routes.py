@@ -10,13 +10,14 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from fastapi.staticfiles import StaticFiles
@@ -66,8 +67,8 @@ BODIES = (ClassifyRequest, EmbeddingsRequest, BatchRequest)
 log = logging.getLogger("ray.serve")
 
 
-def make_app(ingress: Ingress) -> FastAPI:
-    """The interface of the models behind `ingress`."""
+def make_app(ingress: Ingress, origins: Sequence[str] = ()) -> FastAPI:
+    """The interface of the models behind `ingress`, which pages of `origins` may ask as well."""
     app = FastAPI(
         title="Soft Contextualized Encoder",
         description="Classify texts with labels that come with the request.",
@@ -78,6 +79,14 @@ def make_app(ingress: Ingress) -> FastAPI:
     app.state.ingress = ingress
     app.mount("/docs-assets", StaticFiles(directory=SWAGGER), name="docs-assets")
     app.middleware("http")(_watch)
+    if origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type"],
+            expose_headers=["Retry-After", "Server-Timing"],
+        )
     app.exception_handler(ApiError)(_refuse)
     app.exception_handler(HTTPException)(_refuse_http)
     app.exception_handler(NoSuchLabelSet)(_refuse_label_set)
@@ -326,13 +335,23 @@ async def _guarded(
             peer = request.client.host if request.client else None
             headers = request.headers
             ingress.guard.check(headers.get("authorization"), peer, headers.get("host"))
-        return await call_next(request)
+        return await (_head(request, call_next) if request.method == "HEAD" else call_next(request))
     except ApiError as error:
         return await _refuse(request, error)
     except Exception:
         log.exception("%s %s failed", request.method, path)
         hidden = ApiError(500, "internal_error", "the server failed; its log says where.")
         return await _refuse(request, hidden)
+
+
+async def _head(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+    """The headers that GET would have."""
+    request.scope["method"] = "GET"
+    response = await call_next(request)
+    async for _ in response.body_iterator:  # type: ignore[attr-defined]
+        pass  # it is written to the end, or its task would wait
+    request.scope["method"] = "HEAD"
+    return Response(status_code=response.status_code, headers=dict(response.headers))
 
 
 async def _refuse(_: Request, error: ApiError) -> Response:

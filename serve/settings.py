@@ -81,6 +81,8 @@ class ModelSettings(Section):
     scaling: Scaling = Scaling()
 
 
+Origin = Annotated[str, Field(pattern=r"^(\*|https?://[^/\s]+)$")]
+"""Scheme, host and port, without a path."""
 SetName = Annotated[str, Field(pattern=r"^\w[\w.-]{0,63}$")]
 """It stands in URLs: letters, digits, `_`, `-` and `.`."""
 
@@ -124,6 +126,9 @@ class ServeConfig(JobConfig):
     this machine is answered."""
     tokens_file: Path | None = None
     """More of them, one a line."""
+    cors_origins: list[Origin] = []
+    """Pages elsewhere that may ask (https://intranet.example), or `*` for all, where there are
+    tokens. Default: none, but the page of this server."""
     log_texts: bool = False
     """Write texts and labels into the log."""
     batches: BatchSettings = BatchSettings()

@@ -293,7 +293,9 @@ class BatchRequest(Wire):
     threshold: float | None = Field(None, ge=0, le=1)
     top_k: int | None = Field(None, ge=1, strict=True)
     return_scores: Annotated[StrictBool | None, _or(False)] = False
-    output_format: Annotated[Literal["parquet", "jsonl"] | None, _or("parquet")] = "parquet"
+    output_format: Annotated[Literal["parquet", "jsonl", "csv"] | None, _or("parquet")] = "parquet"
+    encoding: StrictStr | None = Field(None, description="Of text files; found out by default.")
+    delimiter: StrictStr | None = Field(None, description="Of a CSV; found out by default.")
     max_errors: StrictStr | None = Field(None, description="A count (100) or a share (1%).")
     metadata: Annotated[dict[str, StrictStr] | None, _or({})] = Field({}, max_length=16)
 

@@ -303,6 +303,44 @@ def test_without_tokens_only_this_machine_is_answered(port, peer, host, status):
         assert refusal(response, 403)["code"] == "loopback_only"
 
 
+def test_head_answers_what_get_would_without_a_body(client):
+    for path, status in (("/health", 200), ("/v1/models", 200), ("/nothing", 404)):
+        head, get = client.head(path), client.get(path)
+        assert (head.status_code, get.status_code) == (status, status)
+        assert head.content == b""
+        assert head.headers["content-type"] == get.headers["content-type"]
+    assert client.head("/v1/classify").status_code == 405
+    with TestClient(client.app) as stranger:
+        assert stranger.head("/v1/models").status_code == 401
+
+
+def test_pages_of_other_origins_ask_where_they_are_named(ingress):
+    asked = {"Origin": "http://intranet.example", "Access-Control-Request-Method": "POST"}
+    asked["Access-Control-Request-Headers"] = "authorization, content-type"
+    token = {"Authorization": f"Bearer {TOKEN}"}
+    with TestClient(make_app(ingress, ["http://intranet.example"])) as client:
+        preflight = client.options("/v1/classify", headers=asked)  # it carries no token
+        assert preflight.status_code == 200
+        assert preflight.headers["access-control-allow-origin"] == "http://intranet.example"
+        answer = client.get("/info", headers=token | {"Origin": "http://intranet.example"})
+        assert answer.headers["access-control-allow-origin"] == "http://intranet.example"
+        other = client.get("/info", headers=token | {"Origin": "http://evil.example"})
+        assert "access-control-allow-origin" not in other.headers
+    with TestClient(make_app(ingress)) as client:
+        assert client.options("/v1/classify", headers=asked | token).status_code == 405
+
+
+def test_forms_of_openai_that_are_not_offered_are_said(client):
+    for tokens in ([[101, 1996, 102]], [101, 102]):
+        said = refusal(client.post("/v1/embeddings", json={"input": tokens}), 422)
+        assert said["code"] == "token_ids_not_offered"
+        assert "send texts" in said["message"]
+    body = {"input_file_id": "file-1", "endpoint": "/v1/embeddings", "completion_window": "24h"}
+    said = refusal(client.post("/v1/batches", json=body), 422)
+    assert said["code"] == "openai_batches_not_offered"
+    assert "OpenAI's batches" in said["message"]
+
+
 def test_overload_is_refused_at_once_and_passes(port, client, ingress):
     ingress.limits = LIMITS.model_copy(update={"max_concurrent_requests": 2})
     port.hold = threading.Event()
