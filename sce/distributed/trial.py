@@ -34,9 +34,9 @@ def find_threshold(
     names: Sequence[str],
     target_precision: float,
     plan: ActorPlan,
-) -> tuple[thresholds.Curve, thresholds.Choice]:
+) -> tuple[thresholds.Curve, thresholds.Choice, list[str]]:
     """Classify texts whose right labels `names` has, and choose the threshold that reaches a
-    precision on them."""
+    precision on them; and the label that each got."""
     rows = len(texts)
     block = pa.table(
         {
@@ -50,9 +50,10 @@ def find_threshold(
     ((answered, _),) = _classified(
         replace(asked, columns=Columns(), answer=AnswerColumns()), [block], plan
     )
-    right_N = np.array(answered["label"].to_pylist(), object) == np.array(names, object)
+    found = answered["label"].to_pylist()
+    right_N = np.array(found, object) == np.array(names, object)
     curve = thresholds.precision_coverage(answered["score"].to_numpy(), right_N)
-    return curve, thresholds.choose_threshold(curve, target_precision)
+    return curve, thresholds.choose_threshold(curve, target_precision), found
 
 
 def preview(

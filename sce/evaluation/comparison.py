@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 from sce.evaluation import paper
 from sce.evaluation.paper import EPOCHS, LORA, SCE, SEEN, UNSEEN
-from sce.evaluation.runs import Accuracy, MethodRuns, SetAnswers, difference, groups_of
+from sce.evaluation.runs import (
+    Accuracy,
+    MethodRuns,
+    SetAnswers,
+    common_note,
+    common_sets,
+    difference,
+    groups_of,
+)
 from sce.evaluation.tables import Table, bounds, change, number, percent
 
 SMALLEST_P = 1e-99
@@ -35,7 +44,7 @@ def accuracy_table(
     headings = {"Unseen datasets": UNSEEN, "Seen datasets": SEEN}
     others = {d: d for m in methods for d in m.datasets if d not in paper.ACCURACY}
     for dataset in others:
-        sets = max(len(m.datasets.get(dataset, [])) for m in methods)
+        sets = len(common_sets(methods, dataset, "dataset"))
         others[dataset] += f", mean of {sets} sets" if sets > 1 else ""
     rows = []
     for heading, names in (headings | ({"Other datasets": others} if others else {})).items():
@@ -43,10 +52,13 @@ def accuracy_table(
         for dataset, shown in names.items():
             printed = paper.ACCURACY.get(dataset)
             cells = [f"{printed[column]:.2f}" if printed else "" for column in columns]
-            rows.append([shown, *cells, *(_accuracy(m.accuracy(dataset)) for m in methods)])
+            common = common_sets(methods, dataset, "dataset")
+            ours = (_accuracy(m.accuracy(dataset, common)) for m in methods)
+            rows.append([shown, *cells, *ours])
     caption = (
         "Per cent; [low, high]: 95 % interval, rows resampled, or label sets where a dataset has "
-        "several. Labels by their bare names."
+        "several: those on which every method was measured that was on any. Labels by their bare "
+        "names."
     )
     return Table(
         ["dataset", *(f"paper: {c}" for c in columns), *(m.name for m in methods)],
@@ -63,22 +75,24 @@ def figures_table(methods: Sequence[MethodRuns]) -> Table:
     rows = []
     for group in groups_of(methods):
         rows.append([group])
+        common = common_sets(methods, group)
         for m in methods:
-            if (accuracy := m.mean(group, "accuracy")) is None:
+            if (accuracy := m.mean(group, "accuracy", common)) is None:
                 continue
+            mean = partial(m.mean, group, sets=common)
             cost = m.described["cost"]
             cells = [
-                number(m.mean(group, "macro_f1"), 3),
-                change(m.mean(group, "nll_uncalibrated"), m.mean(group, "nll"), 2),
-                change(m.mean(group, "ece_uncalibrated"), m.mean(group, "ece"), 3),
-                percent(m.mean(group, "flip_rate")),
+                number(mean("macro_f1"), 3),
+                change(mean("nll_uncalibrated"), mean("nll"), 2),
+                change(mean("ece_uncalibrated"), mean("ece"), 3),
+                percent(mean("flip_rate")),
                 number(cost["texts_per_second"], 1),
                 number(cost["embedded_texts_per_second"], 1),
                 number(cost["peak_memory_bytes"] / 1e6, 0),
             ]
             rows.append([m.name, percent(accuracy), *cells])
     caption = (
-        "Means over the datasets on which a method was measured (table 1). Accuracy and flips in "
+        f"Means over datasets; {common_note(methods)}. Accuracy and flips in "
         "per cent; flips: rows whose answer changes under any of five shuffles of the labels. NLL "
         "and ECE before → after a temperature fitted on validation rows. Texts a second from text "
         "to answer, and from a stored vector; peak memory in MB of the process that answers (of "
@@ -215,12 +229,13 @@ def cost_table(methods: Sequence[MethodRuns]) -> Table:
             f"{cost['flops_per_text']:.3g}",
             "" if embedded is None else f"{embedded:.3g}",
         ]
-        rows.append([m.name, *(percent(m.mean(g, "accuracy")) for g in groups), *cells])
+        means = (m.mean(g, "accuracy", common_sets(methods, g)) for g in groups)
+        rows.append([m.name, *map(percent, means), *cells])
     return Table(
         ["method", *(f"{g} accuracy" for g in groups), "training", "a text", "a stored vector"],
         rows,
         "Accuracy against compute",
-        "Accuracy in per cent, mean over the datasets on which a method was measured; operations "
+        f"Accuracy in per cent, mean over datasets; {common_note(methods)}. Operations "
         "of the whole training (all epochs and the embedding; of adapted labels, the mean fit to "
         "the vectors that they then answer), of an answer from text, and of one from a stored "
         "vector, counted as the paper does.",

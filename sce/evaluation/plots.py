@@ -6,19 +6,29 @@ touched and any thread may draw. `save` writes it as PNG.
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ft2font import FT2Font
 from numpy.typing import ArrayLike
 
-from sce.evaluation.runs import MethodRuns, groups_of
+from sce.evaluation.runs import MethodRuns, common_sets, groups_of
 from sce.evaluation.thresholds import Choice, Curve
 
+log = logging.getLogger(__name__)
+
 MAX_BYTES = 300_000
+_FONT_FAMILIES = ("Noto Sans", "WenQuanYi", "IPA", "Takao", "Source Han Sans")
+_FONTS = ("Arial Unicode MS", "Microsoft YaHei", "MS Gothic", "Malgun Gothic", "PingFang SC")
+"""For letters that matplotlib's own font has not."""
 MAX_COUNTED_LABELS = 15
 MAX_NAMED_LABELS = 60
 MAX_CURVE_POINTS = 2000
@@ -45,9 +55,10 @@ def confusion_figure(matrix: ArrayLike, names: Sequence[str], title: str = "") -
     axes.set_title(_plain(title or "Confusion matrix", 80), parse_math=False)
     if size <= MAX_NAMED_LABELS:
         points = float(np.clip(220 / size, 5.0, 10.0))
-        shown = [_plain(name) for name in names]
-        axes.set_xticks(range(size), shown, rotation=90, fontsize=points, parse_math=False)
-        axes.set_yticks(range(size), shown, fontsize=points, parse_math=False)
+        shown = [_drawable(_plain(name), i) for i, name in enumerate(names)]
+        text: dict[str, Any] = {"fontsize": points, "parse_math": False, "fontfamily": _fonts()[0]}
+        axes.set_xticks(range(size), shown, rotation=90, **text)
+        axes.set_yticks(range(size), shown, **text)
     else:
         axes.set_title(f"{axes.get_title()} ({size} labels)", parse_math=False)
     if size <= MAX_COUNTED_LABELS:
@@ -121,7 +132,11 @@ def accuracy_chart(methods: Sequence[MethodRuns]) -> Figure:
     figure, axes = _axes(max(6.0, 1.3 * len(datasets) + 2), 4.5)
     width = 0.8 / len(methods)
     for place, m in enumerate(methods):
-        found = {i: a for i, d in enumerate(datasets) if (a := m.accuracy(d)) is not None}
+        common = [common_sets(methods, dataset, "dataset") for dataset in datasets]
+        every = {i: m.accuracy(d, common[i]) for i, d in enumerate(datasets)}
+        found = {i: accuracy for i, accuracy in every.items() if accuracy is not None}
+        if not found:
+            continue
         bars = [i + (place - (len(methods) - 1) / 2) * width for i in found]
         value, low, high = np.array(list(found.values())).reshape(-1, 3).T
         errors = 100 * np.clip([value - low, high - value], 0, None)
@@ -146,7 +161,7 @@ def cost_chart(
     panels = figure.subplots(1, len(groups), squeeze=False, sharey=True)[0]
     for axes, group in zip(panels, groups, strict=True):
         for m, x in zip(methods, costs, strict=True):
-            accuracy = m.mean(group, "accuracy")
+            accuracy = m.mean(group, "accuracy", common_sets(methods, group))
             if accuracy is None:
                 continue
             name = m.name if x else f"{m.name} (none)"
@@ -200,6 +215,28 @@ def _axes(width: float, height: float) -> tuple[Figure, Axes]:
 def _tick(axes: Axes, counts: Sequence[int]) -> None:
     axes.set_xticks(counts, [f"{k:,}" for k in counts])
     axes.set_xticks([], minor=True)
+
+
+@cache
+def _fonts() -> tuple[list[str], list[FT2Font]]:
+    """The installed fonts that are tried for each letter, one after another."""
+    installed = font_manager.fontManager.get_font_names()
+    names = [n for n in installed if n in _FONTS or n.startswith(_FONT_FAMILIES)]
+    families = ["DejaVu Sans", *(name for name in names if name != "DejaVu Sans")]
+    return families, [font_manager.get_font(font_manager.findfont(name)) for name in families]
+
+
+def _drawable(name: str, place: int) -> str:
+    """The name, or its number where no font has its letters: boxes would tell nothing."""
+    if all(c.isspace() or any(f.get_char_index(ord(c)) for f in _fonts()[1]) for c in name):
+        return name
+    log.warning(
+        "no font of this machine has the letters of %r: the picture has #%d there. Install one "
+        "(such as fonts-noto-cjk).",
+        name,
+        place + 1,
+    )
+    return f"#{place + 1}"
 
 
 def _plain(text: str, chars: int = _NAME_CHARS) -> str:

@@ -5,7 +5,7 @@ Legend of shapes: N rows of a label set.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -87,16 +87,19 @@ class MethodRuns:
             found.setdefault(one.dataset, []).append(one)
         return found
 
-    def accuracy(self, dataset: str) -> Accuracy | None:
-        """None where the method was not measured on it."""
-        sets = self.datasets.get(dataset)
-        return None if sets is None else Accuracy.of(sets)
+    def accuracy(self, dataset: str, sets: Container[str] | None = None) -> Accuracy | None:
+        """On `sets` of a dataset, by default all. None where the method was measured on none."""
+        found = [s for s in self.datasets.get(dataset, []) if sets is None or s.name in sets]
+        return Accuracy.of(found) if found else None
 
-    def mean(self, group: str, figure: str) -> float | None:
-        """Mean of a figure over the datasets of a group, each the mean over its sets and seeds."""
+    def mean(self, group: str, figure: str, sets: Container[str] | None = None) -> float | None:
+        """Mean of a figure over the datasets of a group, each the mean over its sets and seeds;
+        over `sets` of them, by default all."""
         by_dataset: dict[str, list[float]] = {}
         for run in self.runs:
             for result in named_results(run.results):
+                if sets is not None and result["name"] not in sets:
+                    continue
                 value = result[result["method"]].get(figure)
                 if result["group"].removesuffix(" by name") == group and value is not None:
                     by_dataset.setdefault(result["dataset"], []).append(value)
@@ -154,6 +157,29 @@ class Difference(NamedTuple):
 def groups_of(methods: Sequence[MethodRuns]) -> list[str]:
     """Groups of the label sets on which any of the methods was measured."""
     return list(dict.fromkeys(s.group for m in methods for s in m.sets.values()))
+
+
+def common_sets(methods: Sequence[MethodRuns], group: str, by: str = "group") -> frozenset[str]:
+    """Label sets of a group (or `by` "dataset", of a dataset) on which every method was measured
+    that was measured on any: what their means may be compared on."""
+    of_each = [frozenset(n for n, s in m.sets.items() if getattr(s, by) == group) for m in methods]
+    measured = [names for names in of_each if names]
+    return frozenset.intersection(*measured) if measured else frozenset()
+
+
+def common_note(methods: Sequence[MethodRuns]) -> str:
+    """On which sets means are compared, and which were left out for it, in a sentence a group."""
+    said = []
+    for group in groups_of(methods):
+        common = common_sets(methods, group)
+        sets = {n: s for m in methods for n, s in m.sets.items() if s.group == group}
+        used = list(dict.fromkeys(s.dataset for n, s in sets.items() if n in common))
+        out = list(dict.fromkeys(s.dataset for n, s in sets.items() if n not in common))
+        text = f"{group}: {len(common)} set(s) that all were measured on ({', '.join(used)})"
+        if not common:
+            text = f"{group}: no set that all were measured on"
+        said.append(text + (f", not {', '.join(out)}" if out else ""))
+    return "; ".join(said)
 
 
 def difference(a: MethodRuns, b: MethodRuns, dataset: str) -> Difference | None:

@@ -24,6 +24,8 @@ from sce.evaluation.tables import Table
 
 MIN_ROWS = 100
 """Fewer answered rows than this are called few."""
+FEWEST_ROWS = 20
+"""A threshold that fewer labelled rows reach is chance, and is not used unasked."""
 MAX_ROUNDING = 1e-3
 """A threshold is rounded down to a short decimal, but not by more than this."""
 SHOWN_POINTS = 10
@@ -102,9 +104,16 @@ class Choice:
     @property
     def threshold(self) -> float:
         """To be compared as `score >= threshold`. Raises `InputError` where none reaches the
-        target, which says what precision is within reach."""
+        target, which says what precision is within reach; or where too few labelled rows reach it
+        to know."""
         if self.point is None:
             raise InputError(self.headline())
+        if self.point.rows < FEWEST_ROWS:
+            raise InputError(
+                f"{self.headline()} That rests on {self.point.rows:,} labelled row(s), too few to "
+                f"know ({FEWEST_ROWS} at least): label more rows, lower the target precision, or "
+                f"give the threshold itself."
+            )
         return self.point.threshold
 
     def headline(self) -> str:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 import time
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
 from rich.console import Console
+from sklearn.metrics import confusion_matrix
 
 from sce.adaptation.artefact import AdaptedLabels
 from sce.bulk.answering import Endpoint
@@ -29,14 +33,16 @@ from sce.distributed.stage import in_tasks, plan_corpus, run_stage
 from sce.distributed.trial import find_threshold, preview
 from sce.embedding.fingerprint import check_fingerprint
 from sce.errors import ConfigError, InputError
-from sce.evaluation import thresholds
-from sce.evaluation.plots import precision_coverage_figure
-from sce.storage import Place, to_place
+from sce.evaluation import plots, thresholds
+from sce.storage import Place, put, to_place
 from sce.workflows.adapt import AdaptConfig, adapt
 from sce.workflows.answer_changes import report_changes
 from sce.workflows.bulk_input import ROW_ID, BulkInput, read_input
 from sce.workflows.bulk_settings import ClassifyConfig
 from sce.workflows.tracking import Tracker, TrackingConfig
+
+CONFUSION = "_confusion.png"
+"""In the output, where there were labelled rows."""
 
 log = logging.getLogger(__name__)
 
@@ -138,9 +144,10 @@ def classify(config: ClassifyConfig, given: BulkInput | None = None) -> dict[str
     if plan.previous is not None and len(plan.corpus.files) > FILES_CHECKED:
         _refuse_repeated_ids(plan)
     actors = plan.asked.backend.actor_plan(plan.resources)
-    chosen = None
+    chosen: tuple[thresholds.Curve, thresholds.Choice] | None = None
     if plan.labelled is not None:
-        chosen = find_threshold(plan.asked, *plan.labelled, actors)
+        curve, choice, found = find_threshold(plan.asked, *plan.labelled, actors)
+        chosen = curve, choice
         thresholds.to_terminal(*chosen, Console(stderr=True))
         answer = replace(plan.asked.answer, threshold=chosen[1].threshold)
         plan = replace(plan, asked=replace(plan.asked, answer=answer))
@@ -160,7 +167,10 @@ def classify(config: ClassifyConfig, given: BulkInput | None = None) -> dict[str
         if chosen is not None:
             summary["threshold_choice"] = chosen[1].headline()
             tracker.log_text(thresholds.to_markdown(*chosen), "threshold.md")
-            tracker.log_figure(precision_coverage_figure(*chosen), "threshold.png")
+            tracker.log_figure(plots.precision_coverage_figure(*chosen), "threshold.png")
+            confused = _confusion(plan, found)
+            tracker.log_figure(confused, "confusion.png")
+            _save(confused, to_place(run.uri) / CONFUSION)
         run.finish(summary)
         print_summary(summary, plan.output_format, plan.asked.columns.id_name, Console(stderr=True))
         tracker.log_metrics(_metrics(summary))
@@ -335,6 +345,21 @@ def _compare(plan: ClassifyPlan, run: OutputRun, summary: dict[str, Any]) -> dic
         tracker.log_metrics(found.to_metrics())
         tracker.log_text(report, "comparison.md")
     return summary | {"comparison": said}
+
+
+def _confusion(plan: ClassifyPlan, found: list[str]) -> Figure:
+    """The labelled rows by right label and by the best label of each, threshold or not."""
+    assert plan.labelled is not None
+    assert plan.asked.label_names is not None
+    names = plan.asked.label_names
+    matrix = confusion_matrix(plan.labelled[1], found, labels=names)
+    title = f"{len(found):,} labelled rows, without a threshold"
+    return plots.confusion_figure(matrix, names, title)
+
+
+def _save(figure: Figure, place: Place) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        put(plots.save(figure, Path(folder) / place.name), place)
 
 
 def _texts_of(plan: ClassifyPlan, ids: list[str]) -> dict[str, str]:

@@ -14,7 +14,7 @@ from sce.evaluation.comparison import build_tables
 from sce.evaluation.evaluate import PREDICTIONS
 from sce.evaluation.pages import report_html, report_markdown, write_report
 from sce.evaluation.plots import build_charts
-from sce.evaluation.runs import MethodRuns, Run, difference
+from sce.evaluation.runs import MethodRuns, Run, common_note, difference, groups_of
 
 RIGHT = {
     "sce": {"bbc": [1, 1, 1, 0], "ag_news": [1, 0, 1, 1], "starter/a": [1, 1], "starter/b": [0, 1]},
@@ -124,6 +124,25 @@ def test_table_one_has_the_papers_layout_and_figures(methods):
     assert rows[6][1:4] == ["94.60", "55.70", "52.10"]
     assert rows[6][4].startswith("75.0 [")
     assert [row[0] for row in rows[10:]] == ["Other datasets", "starter (unseen), mean of 2 sets"]
+
+
+def test_means_are_over_the_sets_that_every_method_was_measured_on(methods):
+    starter = table(methods, "table2").rows[-1]
+    assert starter[0] == "starter (unseen)"  # starter/a alone: one method has no starter/b
+    assert [cell[:4] for cell in starter[-2:]] == ["100.", "50.0"]
+    sce, llama = (
+        next(row for row in rows if row[0] == name)
+        for name in ("sce", "llama")
+        for rows in [table(methods, "costs").rows]
+    )
+    seen, unseen = (groups_of(methods).index(g) + 1 for g in ("seen", "unseen"))
+    assert (sce[unseen], llama[unseen]) == ("87.5", "50.0")
+    assert (sce[seen], llama[seen]) == ("75.0", "25.0")
+    said = table(methods, "figures").caption
+    assert "seen: 1 set(s) that all were measured on (bbc)" in said
+    assert "unseen: 2 set(s) that all were measured on (ag_news, starter (unseen))" in said
+    only = MethodRuns([run("other", {"mind": [1, 1]})])
+    assert "unseen: no set that all were measured on, not ag_news" in common_note([*methods, only])
 
 
 def test_table_two_sets_sce_beside_lora(methods):

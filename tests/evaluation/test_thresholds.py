@@ -12,7 +12,12 @@ from scipy.stats import binomtest
 
 from sce.errors import InputError
 from sce.evaluation import thresholds as threshold
-from sce.evaluation.thresholds import choose_threshold, precision_coverage, wilson_interval
+from sce.evaluation.thresholds import (
+    FEWEST_ROWS,
+    choose_threshold,
+    precision_coverage,
+    wilson_interval,
+)
 
 SCORES = [0.9, 0.8, 0.8, 0.6, 0.5, 0.5]
 RIGHT = [True, True, False, True, False, False]
@@ -82,7 +87,11 @@ def test_the_choice_is_the_lowest_threshold_that_reaches_the_target(rows, target
     reached = [i for i, ratio in enumerate(ratios) if ratio >= target]
     if reached:
         assert choice.point == curve.point(reached[0])
-        assert choice.threshold == choice.point.threshold
+        if choice.point.rows < FEWEST_ROWS:
+            with pytest.raises(InputError, match="too few to know"):
+                _ = choice.threshold
+        else:
+            assert choice.threshold == choice.point.threshold
     else:
         assert choice.point is None
         assert choice.best.precision == max(ratios)
@@ -95,7 +104,7 @@ def test_the_choice_is_the_lowest_threshold_that_reaches_the_target(rows, target
 def test_a_dip_above_the_choice_does_not_move_it():
     choice = choose_threshold(precision_coverage(SCORES, RIGHT), 0.75)
     assert (choice.point.rows, choice.point.right) == (4, 3)
-    assert choice.threshold == 0.6
+    assert choice.point.threshold == 0.6
 
 
 def test_a_target_that_equals_a_ratio_is_reached():
