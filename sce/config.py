@@ -237,7 +237,7 @@ def _yaml_files(place: Place, name: str, above: tuple[Place, ...] = ()) -> list[
         raise ConfigError(f"--config: {name!r} includes itself, by way of {above[-1]}.")
     try:
         path = fetch(place)
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), UniqueKeys)
     except FileNotFoundError:
         raise ConfigError(f"--config: no file {name!r}.") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -249,6 +249,28 @@ def _yaml_files(place: Place, name: str, above: tuple[Place, ...] = ()) -> list[
         raise ConfigError(f"--config: {name!r}: {INCLUDE} must be a list of files beside it.")
     files = [_yaml_files(place.parent / item, item, (*above, place.resolve())) for item in included]
     return [*(file for found in files for file in found), path]
+
+
+class RepeatedKey(yaml.YAMLError):
+    """A mapping has a key twice."""
+
+
+class UniqueKeys(yaml.SafeLoader):
+    """Refuses a key that stands twice, of which YAML's own loader takes the last value."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            line = key.start_mark.line + 1
+            if key.value in lines:
+                raise RepeatedKey(
+                    f"the key {key.value!r} stands twice, in lines {lines[key.value]} and {line}. "
+                    "Keys must be distinct."
+                )
+            lines[key.value] = line
+        return super().construct_mapping(node, deep)
 
 
 def _check_environment(config_class: type[JobConfig]) -> None:

@@ -192,3 +192,9 @@ def test_a_flag_without_its_value_ends_with_exit_code_2():
     with pytest.raises(SystemExit) as exit:
         load_config(Names, ["--labels"], "x", "x")
     assert exit.value.code == 2
+
+
+def test_a_key_that_stands_twice_in_a_file_is_refused(tmp_path):
+    (tmp_path / "x.yaml").write_text("train:\n  epochs: 1\n  seed: 2\n  epochs: 3\n")
+    with pytest.raises(ConfigError, match="'epochs' stands twice, in lines 2 and 4"):
+        load_config(JobConfig, ["--config", str(tmp_path / "x.yaml")], "prog", "")

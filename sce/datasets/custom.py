@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import io
 import json
+import logging
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from sce.datasets.columns import RawRow, not_in_set
-from sce.datasets.readers import BadRow
+from sce.config import RepeatedKey, UniqueKeys
+from sce.datasets.columns import RawRow, not_in_set, raise_bad
+from sce.datasets.readers import BadRow, read_records
+from sce.datasets.text_form import FOUND_OUT
 from sce.errors import DataError, LabelError
 from sce.labels import LabelSet, unique_keys
-from sce.storage import Place, to_place
+from sce.storage import Place, fetch, to_place
+
+SPREADSHEETS = (".csv", ".tsv", ".xlsx")
+_OF_A_LABEL = ("description", "synonyms", "examples")
+
+log = logging.getLogger(__name__)
 
 
 def read_label_file(path: Place) -> Any:
     """The content of a file of labels: .txt with a name a line ("# " begins a comment), .jsonl with
-    a label a line, .json, or else YAML.
+    a label a line, a spreadsheet (.csv, .tsv, .xlsx) with a column `name` and others of what is
+    known of a label, .json, or else YAML.
 
     Raises:
         DataError: it cannot be read.
@@ -26,7 +37,10 @@ def read_label_file(path: Place) -> Any:
     """
     kind = path.suffix.lower()
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        local = fetch(path)
+        if kind in SPREADSHEETS:
+            return _spreadsheet(local, str(path))
+        text = _decoded(local.read_bytes(), str(path))
         lines = [(n, line.strip()) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
         if kind == ".txt":
             return [line for _, line in lines if not (line == "#" or line.startswith("# "))]
@@ -41,6 +55,40 @@ def read_label_file(path: Place) -> Any:
         raise DataError(f"{path}: not a readable file of labels ({error}).") from None
 
 
+def _decoded(raw: bytes, where: str) -> str:
+    """Text as people save it: UTF-8 or UTF-16, or Windows-1252, which the log says."""
+    form = FOUND_OUT.of(".tsv", lambda: io.BytesIO(raw))
+    assert form.encoding is not None
+    if words := replace(form, delimiter=None, line_end="\n").words:
+        log.warning("%s is read as %s", where, words)
+    return raw.decode(form.encoding).removeprefix("\ufeff")
+
+
+def _spreadsheet(path: Path, where: str) -> list[dict[str, Any]]:
+    """A label a row; synonyms and examples stand in their field with "|" between them."""
+    labels = []
+    for record in read_records(path):
+        if isinstance(record, BadRow):
+            raise_bad(record)
+            continue
+        fields = {str(k).strip().lower(): str(v).strip() for k, v in record.fields.items()}
+        name = next((key for key in ("name", "label") if key in fields), None)
+        if name is None or (unknown := sorted(fields.keys() - {name, *_OF_A_LABEL, ""})):
+            wrong = f"no column {unknown[0]!r} is known" if name else "no column `name`"
+            raise DataError(
+                f"{where}: {wrong}. A spreadsheet of labels has a header with name, and may have "
+                f"{', '.join(_OF_A_LABEL)}."
+            )
+        label: dict[str, Any] = {"name": fields[name]}
+        if fields.get("description"):
+            label["description"] = fields["description"]
+        for key in ("synonyms", "examples"):
+            if items := [one.strip() for one in fields.get(key, "").split("|") if one.strip()]:
+                label[key] = items
+        labels.append(label)
+    return labels
+
+
 def _parse_json(text: str, where: str) -> Any:
     try:
         return json.loads(text, object_pairs_hook=unique_keys)
@@ -50,27 +98,9 @@ def _parse_json(text: str, where: str) -> Any:
 
 def _parse_yaml(text: str, where: str) -> Any:
     try:
-        return yaml.load(text, _UniqueKeys)
-    except LabelError as error:
+        return yaml.load(text, UniqueKeys)
+    except RepeatedKey as error:
         raise LabelError(f"{where}: {error}") from None
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """Refuses a key that stands twice, of which YAML's own loader takes the last value."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        lines: dict[str, int] = {}
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                continue
-            line = key.start_mark.line + 1
-            if key.value in lines:
-                raise LabelError(
-                    f"the key {key.value!r} stands twice, in lines {lines[key.value]} and {line}. "
-                    "Keys must be distinct."
-                )
-            lines[key.value] = line
-        return super().construct_mapping(node, deep)
 
 
 def read_label_set(path: Place) -> tuple[LabelSet, dict[str, float]]:

@@ -18,6 +18,7 @@ from pathlib import Path, PurePath
 from typing import Any, BinaryIO
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sce.datasets.excel import SUFFIX as EXCEL
@@ -266,11 +267,44 @@ def _csv_row(
 _UNDECODED = re.compile("[\udc80-\udcff]")
 
 
+def class_labels(schema: pa.Schema) -> dict[str, list[str]]:
+    """The columns of Hugging Face `ClassLabel`s, which hold numbers, and the names that the file's
+    metadata has for 0, 1, ..."""
+    try:
+        about = json.loads((schema.metadata or {})[b"huggingface"])
+        features = about["info"]["features"]
+        found = {
+            name: feature["names"]
+            for name, feature in features.items()
+            if feature.get("_type") == "ClassLabel"
+        }
+    except (KeyError, ValueError, TypeError, AttributeError):
+        return {}
+    return {
+        name: names
+        for name, names in found.items()
+        if name in schema.names and pa.types.is_integer(schema.field(name).type)
+    }
+
+
+def _with_label_names(labels: Mapping[str, list[str]], batch: pa.RecordBatch) -> pa.RecordBatch:
+    """With the names of labels for their numbers; -1 is no label."""
+    for column, names in labels.items():
+        place = batch.schema.get_field_index(column)
+        number_N = batch.column(place)
+        known_N = pc.and_(pc.greater_equal(number_N, 0), pc.less(number_N, len(names)))
+        number_N = pc.if_else(known_N, number_N, pa.scalar(None, number_N.type))
+        texts = pa.array(names, pa.string()).take(number_N)
+        batch = batch.set_column(place, column, texts)
+    return batch
+
+
 def _parquet(path: Path) -> Iterator[Record]:
     try:
         with pq.ParquetFile(path) as file:
             refuse_repeated_columns(str(path), file.schema_arrow.names)
-            batches = file.iter_batches(batch_size=4096)
+            named = partial(_with_label_names, class_labels(file.schema_arrow))
+            batches = map(named, file.iter_batches(batch_size=4096))
             rows = (fields for batch in batches for fields in batch.to_pylist())
             yield from starmap(Record, enumerate(rows, start=1))
     except pa.ArrowException as error:

@@ -121,6 +121,16 @@ def test_wild_bytes_are_records_or_bad_rows_never_a_crash(tmp_path_factory, data
         assert all(isinstance(item, Record | BadRow) for item in items)
 
 
+def test_the_names_of_class_labels_stand_in_the_metadata_of_hugging_face(tmp_path):
+    names = ["late delivery", "billing"]
+    about = {"info": {"features": {"label": {"names": names, "_type": "ClassLabel"}}}}
+    table = pa.table({"text": ["a", "b", "c"], "label": [1, 0, -1]})
+    table = table.replace_schema_metadata({"huggingface": json.dumps(about)})
+    pq.write_table(table, tmp_path / "a.parquet")
+    found = [record.fields["label"] for record in read_records(tmp_path / "a.parquet")]
+    assert found == ["billing", "late delivery", None]
+
+
 def test_text_parts_are_joined_and_empty_parts_left_out(tmp_path):
     path = tmp_path / "a.jsonl"
     rows = [

@@ -1,5 +1,6 @@
 """The declarations agree with appendix F of the paper, its Table 3, and with themselves."""
 
+import openpyxl
 import pytest
 
 from sce.datasets.custom import read_label_file, read_label_set
@@ -118,6 +119,31 @@ def test_label_files(tmp_path):
 def test_label_files_as_people_write_them(tmp_path, name, content, names):
     (tmp_path / name).write_text(content, encoding="utf-8", newline="")
     assert read_label_set(tmp_path / name)[0].names == names
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
+def test_label_files_in_the_encodings_of_windows(tmp_path, encoding):
+    (tmp_path / "x.txt").write_bytes("Rückgabe\r\nGröße\r\n".encode(encoding))
+    assert read_label_set(tmp_path / "x.txt")[0].names == ["Rückgabe", "Größe"]
+
+
+def test_a_spreadsheet_of_labels(tmp_path):
+    rows = [["Name", "Description", "synonyms"], ["refund", "money back", "return | cash back"]]
+    rows += [["other", "", ""]]
+    book = openpyxl.Workbook()
+    for row in rows:
+        book.active.append(row)
+    book.save(tmp_path / "x.xlsx")
+    (tmp_path / "x.csv").write_bytes("\r\n".join(map(";".join, rows)).encode("cp1252"))
+    for name in ("x.xlsx", "x.csv"):
+        refund, other = read_label_set(tmp_path / name)[0].labels
+        assert (refund.name, refund.description) == ("refund", "money back")
+        assert refund.synonyms == ("return", "cash back")
+        assert (other.name, other.description) == ("other", "")
+    for header, message in (("text;description", "no column `name`"), ("name;notes", "'notes'")):
+        (tmp_path / "y.csv").write_text(f"{header}\na;b\n")
+        with pytest.raises(DataError, match=message):
+            read_label_set(tmp_path / "y.csv")
 
 
 @pytest.mark.parametrize(
