@@ -7,7 +7,15 @@ from collections.abc import Callable
 from itertools import islice
 from typing import BinaryIO
 
-from sce.datasets.text_form import DAMAGED, FOUND_OUT, HEAD_BYTES, TextForm, decoded
+from sce.datasets.text_form import (
+    DAMAGED,
+    DELIMITERS,
+    FOUND_OUT,
+    HEAD_BYTES,
+    TextForm,
+    decoded,
+    likely_delimiter,
+)
 
 
 def likely_cause(
@@ -50,6 +58,9 @@ def _cause_of_json(name: str, text: str) -> str:
 
 def _cause_of_csv(name: str, text: str, form: TextForm) -> str:
     delimiter = form.delimiter or ","
+    if (likely := likely_delimiter(text)) != delimiter:
+        called = DELIMITERS.get(likely, repr(likely))
+        return f"The fields of {name} are most likely set apart by {called}: leave out --delimiter."
     lines = [line for line in text.splitlines() if not line.lower().startswith("sep=")]
     rows = list(islice(csv.reader(lines, delimiter=delimiter), 20))
     widths = {len(row) for row in rows[1:] if row}

@@ -79,7 +79,7 @@ class TextForm:
         if kind == ".tsv":
             return replace(form, delimiter="\t")
         if form.delimiter is None:
-            form = replace(form, delimiter=_delimiter(text, len(head) == HEAD_BYTES))
+            form = replace(form, delimiter=likely_delimiter(text, len(head) == HEAD_BYTES))
         return form
 
     def lines(self, file: BinaryIO) -> Iterator[str]:
@@ -201,9 +201,9 @@ def _scanned_encoding(open_file: Callable[[], BinaryIO]) -> str:
     return "cp1252"
 
 
-def _delimiter(text: str, is_cut: bool) -> str:
+def likely_delimiter(text: str, is_cut: bool = False) -> str:
     """The delimiter by which most of the first rows have as many fields as the header; of one
-    column, a comma."""
+    column, a comma. The last line of a text that `is_cut` does not count."""
     lines = text.splitlines(keepends=True)[:200]
     if lines and (named := separator_line(lines[0])):
         return named

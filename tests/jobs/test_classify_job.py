@@ -229,12 +229,12 @@ def test_a_job_that_answered_nothing_did_not_succeed(classify, tmp_path, name):
 
 
 def test_a_missing_column_comes_with_its_likely_cause(classify, tmp_path):
-    (tmp_path / "in.csv").write_text("id;body\n0;a, b\n")
+    (tmp_path / "in.csv").write_text("id;body\n0;a\n")
     flags = ["--input", str(tmp_path / "in.csv"), "--labels", "a", "--labels", "b"]
     code, _, said = classify(*flags, "--delimiter", ",", "--output", str(tmp_path / "out"))
     assert code == 2
     assert "has no column 'text'. It has: id;body" in said
-    assert "--delimiter sets another" in said
+    assert "most likely set apart by semicolons: leave out --delimiter" in said
 
 
 @pytest.mark.system
