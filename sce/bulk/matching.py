@@ -64,8 +64,10 @@ class OutputRows:
         begins with "_" or "."; labels that `names` has not get the next numbers in it,
         those that are `renamed` by their other name.
 
+        A row without an id, such as one that could not be read, is in no other output.
+
         Raises `DataError`: no folder, or none with a data file; a file that cannot be read or
-        lacks a column; an id that is null.
+        lacks a column.
         """
         files = list_files(folder, "compare_to").files
         id_column = _id_column(folder, files)
@@ -74,9 +76,7 @@ class OutputRows:
         scores = [np.empty(0, np.float32)]
         for file in files:
             for batch in _batches(file, (id_column, *_COLUMNS)):
-                if batch[id_column].null_count:
-                    raise DataError(f"{file.uri}: a row has no id (column {id_column!r} is null).")
-                hashes.append(_hashes(batch[id_column]))
+                hashes.append(_hashes(_all_ids(batch[id_column], file.uri, len(hashes))))
                 codes.append(_codes(batch, names, renamed or {}))
                 scores.append(pc.fill_null(batch["score"].cast(pa.float32()), np.nan).to_numpy())
         hash_2N = np.concatenate(hashes, axis=1)
@@ -205,6 +205,15 @@ def _codes(
     failed_N = pc.fill_null(pc.not_equal(batch["error"].cast(pa.string()), ""), False)
     code_N[failed_N.to_numpy(zero_copy_only=False)] = ERROR
     return code_N
+
+
+def _all_ids(ids: pa.Array, uri: str, batch: int) -> pa.Array:
+    """With something that no other row has where there is no id."""
+    ids = ids.cast(pa.string())
+    if not ids.null_count:
+        return ids
+    places = pa.array(range(len(ids))).cast(pa.string())
+    return pc.coalesce(ids, pc.binary_join_element_wise("\0", uri, str(batch), places, "\0"))
 
 
 def _hashes(ids: pa.Array) -> NDArray[np.uint64]:

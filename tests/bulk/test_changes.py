@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from rich.console import Console
 
-from sce.bulk.changes import Example, Move, compare_outputs
+from sce.bulk.changes import Example, MatchedOutputs, Move, compare_outputs, likely_renames
 from sce.bulk.display import CUT, comparison_markdown, headline, one_line, print_comparison
 from sce.bulk.matching import _hashes
 from sce.errors import DataError
@@ -283,10 +283,49 @@ def test_what_is_wrong_is_said(tmp_path):
         compare_outputs(good, write(tmp_path / "none", []))
     with pytest.raises(DataError, match="'praise' stands in the rows, but not among the 2 labels"):
         compare_outputs(good, good, (["billing", "delivery"], OLD_SET))
-    with pytest.raises(DataError, match="a row has no id"):
-        compare_outputs(good, write(tmp_path / "null", [("a", "x", 1, ""), (None, "x", 1, "")]))
     with pytest.raises(DataError, match="s3x"):
         compare_outputs("s3x://b/c", good)
+
+
+def test_a_row_without_an_id_is_in_no_other_output(tmp_path):
+    unread = (None, None, None, "line_unreadable")
+    old = write(tmp_path / "old", [("a", "x", 1.0, ""), unread, unread])
+    new = write(tmp_path / "new", [("a", "y", 1.0, ""), unread])
+    found = compare_outputs(old, new)
+    assert (found.rows_compared, found.rows_moved) == (1, 1)
+    assert (found.previous.rows_only_here, found.current.rows_only_here) == (2, 1)
+
+
+def test_renamed_labels_have_not_moved_and_likely_ones_are_found(tmp_path):
+    rows = [(str(i), "Refunds" if i < 8 else "praise", 0.5, "") for i in range(12)]
+    now = {"Refunds": "refund", "praise": "thanks"}
+    old = write(tmp_path / "old", rows)
+    new = write(tmp_path / "new", [(i, now[label], s, e) for i, label, s, e in rows])
+    sets = (["Refunds", "praise"], ["refund", "thanks"])
+    plain = compare_outputs(old, new, sets)
+    assert plain.rows_moved == 12
+    # Both went over whole, but only one is alike.
+    cosines = np.array([[0.9, 0.1], [0.1, 0.2]])
+    assert likely_renames(plain, lambda gone, new: cosines) == [("Refunds", "refund")]
+    renamed = compare_outputs(old, new, sets, renamed={"Refunds": "refund"})
+    assert (renamed.rows_moved, renamed.new, renamed.gone) == (4, ("thanks",), ("praise",))
+    assert 'Renamed: "Refunds" to "refund"' in comparison_markdown(renamed)
+    with pytest.raises(DataError, match="'nowhere', which the current labels have not"):
+        compare_outputs(old, new, sets, renamed={"Refunds": "nowhere"})
+
+
+def test_every_row_that_moved_is_written(tmp_path):
+    old = write(tmp_path / "old", BEFORE)
+    new = write(tmp_path / "new", AFTER)
+    matched = MatchedOutputs.read(old, new)
+    moved = matched.write_moved(tmp_path / "x" / "moved.parquet")
+    table = pq.read_table(tmp_path / "x" / "moved.parquet")
+    assert table.num_rows == moved == matched.compared().rows_moved
+    before, after = ({row[0]: row for row in rows} for rows in (BEFORE, AFTER))
+    for row in table.to_pylist():
+        assert row["label_before"] == before[row["id"]][1]
+        assert row["label_after"] == after[row["id"]][1]
+        assert row["label_before"] != row["label_after"]
 
 
 @pytest.mark.parametrize(
