@@ -52,8 +52,9 @@ class AugmentConfig(Section):
     """How often an episode shows its labels by name, by one synonym each (drawn among the
     name and the synonyms), by name and description, or by all that is known."""
     synonym_scope: Literal["all", "right"] = "all"
-    """Which labels a synonym replaces: all candidates, or the right label alone (the paper's;
-    a model can then tell the right label by its not being a name)."""
+    """Which labels a synonym replaces: all candidates, or the right label alone, to the letter of
+    the paper's section 2.2; a model can then tell the right label by its not being a name, and
+    learns little else."""
     example_probability: float = Field(0.25, ge=0, le=1)
     """Share of episodes whose labels come with 1, 2, 4 or 8 example texts each."""
 

@@ -49,8 +49,8 @@ predictions = predictor.predict(texts, labels)
 _LIMITS = """\
 - Cosine similarity between the text's and the labels' embeddings is the bar: it needs no
   training. Use this model where the table above shows that it is better.
-- The paper's recipe, trained as printed, fits its training domains and can collapse on label
-  sets from unseen domains: measure on a set of your own before you rely on it.
+- Training on some domains can cost accuracy on others: measure on a set of your own before you
+  rely on it.
 - A label must say what it means. Grades such as 1 to 5 stars do not work.
 - One label a text: the scores of a set add up to one, so "none of these" needs a label too.
 - The embedder must be the one named above; another is refused by its fingerprint."""
