@@ -11,9 +11,11 @@
         --input s3://bucket/texts/ --labels-file s3://bucket/labels.yaml \\
         --output s3://bucket/answers
 
-The input is Parquet, JSONL or CSV (.gz too): a folder, a glob or a URI; or an embedding store.
-One row goes out for each that comes in: id, label, score, truncated, error, place (sort by it for
-the order of the input), and what is asked for with --keep-columns, --top-k, --return-scores.
+The input is Parquet, JSONL, Excel or CSV (compressed too), found out how it is written: a folder, a
+glob or a URI; or an embedding store. What a folder has beside it is named and left alone.
+One row goes out for each that comes in: id (by its own name), label, score, truncated, error, place
+(sort by it for the order of the input), and what is asked for with --keep-columns, --top-k,
+--return-scores. --output-format csv opens in spreadsheets. --compare-to writes _comparison/.
 --dry-run shows what to expect first. Killed, the same command goes on where it was.
 With --endpoint a server (serve/app.py) answers, and nothing here needs a model or a GPU; its token
 is best given as SCE_ENDPOINT_TOKEN.

@@ -5,7 +5,7 @@
     ray job submit --working-dir . -- python jobs/embed.py --config configs/paper/sce.yaml \\
         --input s3://bucket/texts/ --store s3://bucket/texts-embedded
 
-With --input: Parquet, JSONL or CSV (.gz too) becomes an embedding store for jobs/classify.py.
+With --input: Parquet, JSONL, CSV or Excel becomes an embedding store for jobs/classify.py.
 Without: reads <run_dir>/data and writes the stores <run_dir>/embeddings/rows and .../labels.
 
 Killed, the same command goes on where it was. Run again, it embeds what is new or changed, removes
