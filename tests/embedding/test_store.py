@@ -110,7 +110,7 @@ def test_a_part_is_rewritten_without_the_rows_that_went(tmp_path):
     table = pq.read_table(target)
     assert table.column_names == [*STORE_COLUMNS, "tag"]
     assert table.select(["row_id", "error", "place", "tag"]).to_pylist() == [
-        {"row_id": "r1", "error": "", "place": (7 << 40) + 1, "tag": 2}
+        {"row_id": "r1", "error": None, "place": (7 << 40) + 1, "tag": 2}
     ]
     np.testing.assert_array_equal(embedding_matrix(table["embedding"]), store.vectors_for(["r1"]))
 
