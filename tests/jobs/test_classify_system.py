@@ -98,7 +98,7 @@ def check(job: Job, reference: dict[str, tuple[str, float]] | None = None) -> di
     assert table.num_rows == ROWS
     found = {row["id"]: (row["label"], row["score"]) for row in table.to_pylist()}
     assert set(found) == {f"r{i}" for i in range(ROWS)}
-    assert set(table["error"].to_pylist()) == {""}
+    assert set(table["error"].to_pylist()) == {None}
     assert not (job.output / "_checkpoint").exists() or not list(
         (job.output / "_checkpoint").iterdir()
     )
