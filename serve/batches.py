@@ -122,7 +122,7 @@ class BatchJobs:
         model = self.models[about["model"]]
         settings = request.model_dump(exclude=_OTHERS, exclude_none=True)
         settings |= {"input": [about["input"]], "output": about["output"], "model": model.path}
-        settings |= {"dtype": model.dtype, "exact": model.exact}
+        settings |= {"dtype": model.dtype, "exact": model.exact, "follow_links": False}
         if model.embedder is not None:
             settings["embedder"] = model.embedder.model_dump(exclude_none=True)
         with tempfile.TemporaryDirectory() as scratch:

@@ -117,13 +117,16 @@ class Columns:
         return list(dict.fromkeys(name for name in found if name is not None))
 
 
-def open_corpus(inputs: Sequence[str], form: TextForm = FOUND_OUT) -> Corpus:
+def open_corpus(
+    inputs: Sequence[str], form: TextForm = FOUND_OUT, follow_links: bool = True
+) -> Corpus:
     """Find the files of an input; the log says which are passed over.
 
     Args:
         inputs: files, folders and globs, see `list_files`; URIs that `pyarrow.fs` knows (s3://,
             gs://, hdfs://, file://); or one folder that holds an embedding store.
         form: what is known of how text files are written.
+        follow_links: False passes over links below what is named.
 
     Raises:
         DataError: nothing there, a file of another kind, files of several kinds, a file that is
@@ -134,7 +137,8 @@ def open_corpus(inputs: Sequence[str], form: TextForm = FOUND_OUT) -> Corpus:
     for item in inputs:
         _refuse_unfinished(item)
     store = EmbeddingStore.open(inputs[0]) if len(inputs) == 1 and _is_store(inputs[0]) else None
-    listed = [list_files(item) for item in (store.paths if store else inputs)]
+    items = store.paths if store else inputs
+    listed = [list_files(item, follow_links=follow_links) for item in items]
     found = [file for listing in listed for file in listing.files]
     if store is not None:  # in the order of its manifest
         return Corpus(tuple(found), store)

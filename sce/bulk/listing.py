@@ -145,19 +145,23 @@ class _Found:
     modified: int
 
 
-def list_files(item: str, what: str = "input") -> Listing:
+def list_files(item: str, what: str = "input", follow_links: bool = True) -> Listing:
     """The table files that a file, folder, glob or URI stands for, sorted by path.
 
     A folder is searched to the bottom, and so are the folders that links in it lead to, each once.
     Passed over is what begins with "_" or ".", what is no table file, and what a job of ours or
     MLflow wrote below the folder: outputs, stores, models. A file that is named is read.
 
+    Args:
+        follow_links: False passes over every link below the folder, or the part of a glob before
+            its first wildcard: what is read then lies in it.
+
     Raises:
         DataError: names the setting `what`: nothing is there, or a file of another kind.
     """
     remote = "://" in item and not item.lower().startswith("file://")
     try:
-        return _listed_remote(item, what) if remote else _listed_here(item, what)
+        return _listed_remote(item, what) if remote else _listed_here(item, what, follow_links)
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{what}: {item!r} cannot be listed ({error}).") from None
 
@@ -167,22 +171,26 @@ def is_pattern(item: str) -> bool:
     return "://" in item and any(c in item for c in "*?[")
 
 
-def _listed_here(item: str, what: str) -> Listing:
+def _listed_here(item: str, what: str, follow_links: bool) -> Listing:
     path = Path(str(to_place(item))).expanduser().absolute()
     if path.is_file():
         return _chosen(item, what, [_found(path, path.parent)], named=True)
     if path.is_dir():
-        twice: dict[str, str] = {}
-        found = _chosen(item, what, _walk(path, twice))
-        found.passed_over |= twice
-        return found
+        over: dict[str, str] = {}
+        return _chosen(item, what, _walk(path, over, follow_links), over=over)
     matches = [Path(one) for one in glob.glob(str(path), recursive=True)]
     if not matches:
         raise DataError(f"{what}: nothing at {item!r}. Give a file, a folder, a glob or a URI.")
     base = Path(re.split(r"[*?[]", str(path))[0].rpartition("/")[0] or "/")
     files = [_found(match, base) for match in matches if match.is_file()]
     markers = [_found(file, base) for file in _markers_above(files, base)]
-    return _chosen(item, what, files, markers, named=True)
+    over = {}
+    if not follow_links:
+        real = base.resolve()
+        linked = [f for f in files if Path(f.uri).resolve() != real / f.inside]
+        over = {file.inside: "a link" for file in linked}
+        files = [file for file in files if file.inside not in over]
+    return _chosen(item, what, files, markers, named=True, over=over)
 
 
 def _listed_remote(item: str, what: str) -> Listing:
@@ -214,9 +222,9 @@ def _found(path: Path, base: Path) -> _Found:
     return _Found(str(path.relative_to(base)), str(path), stat.st_size, stat.st_mtime_ns)
 
 
-def _walk(root: Path, twice: dict[str, str]) -> Iterator[_Found]:
-    """Every file below a folder. A folder that is reached again goes to `twice`: by a link to
-    itself it would be reached for ever."""
+def _walk(root: Path, over: dict[str, str], follow_links: bool) -> Iterator[_Found]:
+    """Every file below a folder. What is passed over goes to `over`, such as a folder that is
+    reached again: by a link to itself it would be reached for ever."""
     stat = root.stat()
     seen = {(stat.st_dev, stat.st_ino)}
     folders = [root]
@@ -224,10 +232,12 @@ def _walk(root: Path, twice: dict[str, str]) -> Iterator[_Found]:
         folder = folders.pop()
         for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
             path = Path(entry.path)
-            if entry.is_dir():
+            if entry.is_symlink() and not follow_links:
+                over[str(path.relative_to(root))] = "a link"
+            elif entry.is_dir():
                 stat = entry.stat()
                 if (stat.st_dev, stat.st_ino) in seen:
-                    twice[f"{path.relative_to(root)}/"] = "a link to a folder that is read already"
+                    over[f"{path.relative_to(root)}/"] = "a link to a folder that is read already"
                     continue
                 seen.add((stat.st_dev, stat.st_ino))
                 folders.append(path)
@@ -235,7 +245,7 @@ def _walk(root: Path, twice: dict[str, str]) -> Iterator[_Found]:
                 yield _found(path, root)
             else:
                 broken = "a broken link" if entry.is_symlink() else "not a regular file"
-                twice[str(path.relative_to(root))] = broken
+                over[str(path.relative_to(root))] = broken
 
 
 def _markers_above(files: Iterable[_Found], base: Path) -> Iterator[Path]:
@@ -251,12 +261,13 @@ def _chosen(
     found: Iterable[_Found],
     markers: Iterable[_Found] = (),
     named: bool = False,
+    over: dict[str, str] | None = None,
 ) -> Listing:
     """What is to be read of the files found, by all that were seen. Those that are `named`, one by
-    one or by a pattern, have to be table files."""
+    one or by a pattern, have to be table files; `over` was passed over before."""
     found = sorted(found, key=lambda one: one.uri)
     ours = dict(_our_folders([*found, *markers]))
-    listing = Listing()
+    listing = Listing(passed_over=over or {})
     for one in found:
         file = InputFile(one.uri, one.inside, one.size, one.modified)
         reason = next(filter(None, map(ours.get, _folders(one.inside))), "")
@@ -273,8 +284,8 @@ def _chosen(
         else:
             listing.files.append(file)
     if not listing.files:
-        over = f" Passed over: {listing}." if listing.passed_over else ""
-        raise DataError(f"{what}: nothing to read at {item!r}.{over} Allowed: {ALLOWED_FILES}.")
+        said = f" Passed over: {listing}." if listing.passed_over else ""
+        raise DataError(f"{what}: nothing to read at {item!r}.{said} Allowed: {ALLOWED_FILES}.")
     return listing
 
 

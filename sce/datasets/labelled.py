@@ -61,6 +61,9 @@ def read_labelled(
         )
     if not texts:
         raise DataError(f"{path}: no rows. At least one labelled text is needed.")
+    found = labels if labels is not None else LabelSet.parse(sorted(set(names)))
+    if len(found) == 1:
+        logger.warning("%s: there is one label, so every answer is right: it tells nothing.", path)
     if empty:
         logger.info("%s: %d rows have no label yet and are left out.", path, empty)
-    return texts, names, labels if labels is not None else LabelSet.parse(sorted(set(names)))
+    return texts, names, found

@@ -64,7 +64,8 @@ def read_input(config: ClassifyConfig) -> BulkInput:
     for name in ("output", "save_embeddings"):
         if (place := getattr(config, name)) is not None:
             check_writable(resolve_output(place), name)
-    corpus = open_corpus(config.input, TextForm(config.encoding, config.delimiter))
+    form = TextForm(config.encoding, config.delimiter)
+    corpus = open_corpus(config.input, form, config.follow_links)
     if corpus.store is not None and config.save_embeddings is not None:
         raise ConfigError("save_embeddings: the input is an embedding store already.")
     columns = _columns(config, corpus)

@@ -27,6 +27,8 @@ class ClassifyConfig(JobConfig):
     id_column: str | None = None
     """Keeps its name in the output. Default: ids made from places, `tickets.jsonl:17`, as `id`; of
     an embedding store, those of the texts that it was made from."""
+    follow_links: bool = True
+    """Read what links below the input lead to. `/v1/batches` never does."""
     keep_columns: Verbatim = []
     """Columns to carry into the output, untouched; `*` for all that the input has. Of JSONL: texts
     as they are, else as JSON."""

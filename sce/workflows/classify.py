@@ -288,7 +288,7 @@ def _embed(
     keep = tuple(dict.fromkeys(name for name in carried if name is not None))
     stored, summary = embed_corpus(
         plan.corpus,
-        Columns(text=columns.text, id=columns.id, keep=keep),
+        Columns(text=columns.text, id=columns.id, keep=keep, some_lack=columns.some_lack),
         str(store),
         backend.embedder_config,
         actors,

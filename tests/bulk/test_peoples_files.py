@@ -221,6 +221,18 @@ def test_linked_folders_are_read_once(tmp_path):
     }
 
 
+def test_links_are_passed_over_where_they_are_not_followed(tmp_path):
+    write_rows(tmp_path / "secret" / "b.parquet")
+    write_rows(tmp_path / "in" / "a.parquet")
+    (tmp_path / "in" / "folder").symlink_to(tmp_path / "secret")
+    (tmp_path / "in" / "x.parquet").symlink_to(tmp_path / "secret" / "b.parquet")
+    for given in (tmp_path / "in", tmp_path / "in" / "**" / "*.parquet"):
+        listing = list_files(str(given), follow_links=False)
+        assert [file.name for file in listing.files] == ["a.parquet"]
+        assert set(listing.passed_over.values()) == {"a link"}
+        assert len(list_files(str(given)).files) == 3
+
+
 def test_a_touched_file_is_unchanged_and_a_changed_one_is_not(tmp_path):
     (tmp_path / "a.csv").write_text(TEXT)
     before = identify_input(open_corpus([str(tmp_path)]))
