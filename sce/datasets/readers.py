@@ -150,12 +150,12 @@ def _jsonl(
             except (ValueError, RecursionError) as error:
                 message = f"not a line of JSON ({error}). One object a line."
             else:
-                if isinstance(fields, dict) and not _UNDECODED.search(line):
+                if isinstance(fields, dict) and _is_decoded(line):
                     yield Record(number, fields)
                     continue
                 kind = type(fields).__name__
                 message = f"a JSON {kind}; an object with named fields is needed, one a line."
-            if _UNDECODED.search(line):
+            if not _is_decoded(line):
                 reason, message = "not UTF-8", "not UTF-8."
             yield BadRow(number, reason, f"{path}:{number}: {message}")
 
@@ -258,13 +258,17 @@ def _csv_row(
     if len(values) != len(header):
         message = f"{path}:{line}: {len(values)} fields, but the columns are {len(header)}."
         return BadRow(line, "unreadable line", message)
-    if any(_UNDECODED.search(value) for value in values):
+    if not all(map(_is_decoded, values)):
         return BadRow(line, "not UTF-8", f"{path}:{line}: not UTF-8.")
     return Record(line, dict(zip(header, values, strict=True)))
 
 
 # Bytes that are not UTF-8 become lone surrogates, so that they are found again in their row.
 _UNDECODED = re.compile("[\udc80-\udcff]")
+
+
+def _is_decoded(text: str) -> bool:
+    return text.isascii() or not _UNDECODED.search(text)
 
 
 def class_labels(schema: pa.Schema) -> dict[str, list[str]]:

@@ -122,7 +122,8 @@ def embed_corpus(
         if old is not None:
             if not change.pending and not change.removed:
                 discard_unnamed(folder)
-                run.finish(_summary(run, old, change, _count(old, old.manifest.parts), work))
+                counts = _count(old, old.manifest.parts)
+                run.finish(_summary(run, old, change, counts, work) | corpus.reading(shards))
                 return _unchanged(old, run)
             _clear(folder, request)
             run.first_part = _next_number(old)
@@ -132,7 +133,7 @@ def embed_corpus(
             done = run_stage(run, change.pending, stage, actors, limit, "embedding", commit_rows)
             work = done.work
         new, counts = _commit(run, old, fingerprint, shards, change, work)
-        summary = _summary(run, new, change, counts, work)
+        summary = _summary(run, new, change, counts, work) | corpus.reading(shards)
         run.finish(summary)
     log.info(
         "%(store)s: %(rows_out)d rows, %(embedded)d embedded, %(reused)d reused, "

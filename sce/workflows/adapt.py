@@ -25,7 +25,7 @@ from sce.adaptation.illustration import Illustration, illustrate
 from sce.adaptation.progress import restore, to_arrays
 from sce.adaptation.report import metrics
 from sce.adaptation.settings import AdaptSettings
-from sce.bulk.corpus import Columns, Corpus, open_corpus
+from sce.bulk.corpus import Columns, Corpus, check_columns, open_corpus
 from sce.bulk.counts import ErrorLimit, MaxErrors
 from sce.bulk.output import FolderLock
 from sce.bulk.request import identify_model
@@ -137,6 +137,8 @@ def resolve(config: AdaptConfig) -> AdaptPlan:
         raise ConfigError("labels: there is one label; two are needed for a corpus to tell apart.")
     _check_output(output, config)
     corpus = open_corpus(config.input, TextForm(config.encoding, config.delimiter))
+    if corpus.store is None:
+        check_columns(corpus, _columns(config))
     store, model, version = corpus.store, None, LABEL_VECTORS
     if config.model is not None:
         model_config, model = identify_model(config.model)
@@ -252,12 +254,16 @@ def _check_output(output: Place, config: AdaptConfig) -> None:
             )
 
 
-def _embed(plan: AdaptPlan, config: AdaptConfig) -> EmbeddingStore:
+def _columns(config: AdaptConfig) -> Columns:
+    """Of texts that are to be embedded."""
     keep = tuple(dict.fromkeys([*config.keep_columns, config.text_column]))
-    columns = Columns(text=config.text_column, id=config.id_column, keep=keep)
+    return Columns(text=config.text_column, id=config.id_column, keep=keep)
+
+
+def _embed(plan: AdaptPlan, config: AdaptConfig) -> EmbeddingStore:
     store, _ = embed_corpus(
         plan.corpus,
-        columns,
+        _columns(config),
         plan.embed_into,
         plan.embedder,
         lambda: embed_actors(config.resources, default_cpus=ACTOR_CPUS),

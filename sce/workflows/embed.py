@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
-from sce.bulk.corpus import Columns, open_corpus
+from sce.bulk.corpus import Columns, check_columns, open_corpus
 from sce.bulk.counts import ErrorLimit, MaxErrors
 from sce.bulk.output import COMMIT_ROWS
 from sce.config import Verbatim
@@ -56,12 +56,14 @@ def embed(config: EmbedJob) -> dict[str, Any]:
         return embed_prepared(data, embeddings, config.embedder, config.resources)
     keep = tuple(dict.fromkeys([*config.keep_columns, config.text_column]))
     columns = Columns(text=config.text_column, id=config.id_column, keep=keep)
+    corpus = open_corpus(config.input, TextForm(config.encoding, config.delimiter))
+    check_columns(corpus, columns)
     _, summary = embed_corpus(
-        open_corpus(config.input, TextForm(config.encoding, config.delimiter)),
+        corpus,
         columns,
         config.store,
         config.embedder,
-        embed_actors(config.resources, default_cpus=ACTOR_CPUS),
+        lambda: embed_actors(config.resources, default_cpus=ACTOR_CPUS),
         ErrorLimit.parse(config.max_errors),
         config.commit_rows,
     )
