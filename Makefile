@@ -84,6 +84,8 @@ test-system: $(INSTALLED)
 	  echo "prometheus is missing and could not be installed (apt, root): the dashboard's tests are skipped"
 	@$(MAKE) --no-print-directory $(BASE_INSTALLED) || \
 	  echo "all-mpnet-base-v2 could not be installed (400 MB): its tests are skipped"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[readers]' || \
+	  echo "duckdb and polars could not be installed: their tests are skipped"
 	$(BIN)/python -m pytest -m system -rs $(if $(SELECT),-k "$(SELECT)")
 
 lint: $(INSTALLED)
