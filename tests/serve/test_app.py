@@ -113,6 +113,8 @@ def test_the_page_and_the_document_are_there(url):
         (["--model", "nowhere"], "nowhere"),
         (["--host", "0.0.0.0"], "no token is set"),
         (["--tokens", "short"], "fewer than 16"),
+        (["--cors-origins", '["*"]'], "lets every page"),
+        (["--cors-origins", '["intranet.example"]'], "cors_origins"),
         (["--tokens-file", "nowhere"], "tokens_file: cannot be read"),
         (["--port", "0"], "port"),
         (["--modell", "x"], "unrecognized arguments"),
