@@ -44,7 +44,7 @@ from sce.model.scoring import (
     Scorer,
     multiplies_bfloat16,
 )
-from sce.storage import Place, fetch_model
+from sce.storage import Place, absolute_model, fetch_model
 
 
 class Predictor:
@@ -102,6 +102,17 @@ class Predictor:
             self.shortlist_size,
         )
         self._text_vectors = text_vectors or (lambda texts: embedder.embed(texts).vectors)
+        self._loaded_by: dict[str, Any] | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled it is where it was loaded from; it is loaded again where it arrives. Raises
+        `TypeError`: it was made of parts that were loaded already."""
+        if self._loaded_by is None:
+            raise TypeError(
+                "this Predictor was made of parts that were loaded already, and cannot be pickled; "
+                "Predictor.from_pretrained(path) makes one that can."
+            )
+        return _load, (self._loaded_by,)
 
     @classmethod
     def from_pretrained(
@@ -132,6 +143,10 @@ class Predictor:
             FingerprintMismatch: `embedder` is not the one that the model was trained with.
             InputError: there is no model at `path`.
         """
+        asked: dict[str, Any] = {"path": absolute_model(str(path))}
+        asked |= {"embedder": embedder, "device": device, "dtype": dtype}
+        asked |= {"shortlist_above": shortlist_above, "shortlist_size": shortlist_size}
+        can_again = text_vectors is None and not isinstance(embedder, TextEmbedder)
         device = choose_device(device)
         if dtype not in ("float32", "bfloat16", "auto"):
             raise ConfigError(f"dtype: {dtype!r} is not one of 'float32', 'bfloat16', 'auto'.")
@@ -148,7 +163,7 @@ class Predictor:
         if not isinstance(embedder, TextEmbedder):
             settings = embedder or EmbedderConfig.from_fingerprint(model.config.embedder)
             embedder = load_embedder(settings)
-        return cls(
+        predictor = cls(
             model,
             embedder,
             tokenizer,
@@ -156,6 +171,8 @@ class Predictor:
             shortlist_above=shortlist_above,
             shortlist_size=shortlist_size,
         )
+        predictor._loaded_by = asked if can_again else None
+        return predictor
 
     def __call__(
         self, sequences: str | Sequence[str], candidate_labels: Any
@@ -374,3 +391,7 @@ class Predictor:
         if len(bad):
             raise InputError(f"embeddings[{bad[0]}]: holds NaN or infinity ({len(bad)} such rows).")
         return queries_ND
+
+
+def _load(asked: dict[str, Any]) -> Predictor:
+    return Predictor.from_pretrained(**asked)

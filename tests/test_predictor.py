@@ -1,6 +1,7 @@
 """The predictor: forms of labels, order invariance bit for bit, thresholds, refusals."""
 
 import copy
+import pickle
 
 import numpy as np
 import pandas as pd
@@ -455,3 +456,17 @@ def test_bfloat16_keeps_the_scales_and_comes_close(predictor, tmp_path):
 def test_no_model_is_an_input_error(tmp_path, embedder):
     with pytest.raises(InputError, match="no SCE model at"):
         Predictor.from_pretrained(tmp_path / "nowhere", embedder)
+
+
+def test_a_predictor_that_was_loaded_is_loaded_again_where_it_arrives(folder, tmp_path):
+    settings = EmbedderConfig(kind="sentence_transformers", model=str(folder / "embedder"))
+    config = ModelConfig(encoder=str(folder / "roberta"), adaptor_init="normal")
+    fingerprint = load_embedder(settings).fingerprint.to_dict()
+    build_model(config, fingerprint, 0.0, seed=0).model.save_pretrained(tmp_path / "model")
+    one = Predictor.from_pretrained(tmp_path / "model", settings, shortlist_above=7)
+    other = pickle.loads(pickle.dumps(one))
+    assert other.shortlist_above == 7
+    assert other.predict(TEXTS, LABELS) == one.predict(TEXTS, LABELS)
+    parts = Predictor(one.model, one.embedder)
+    with pytest.raises(TypeError, match=r"cannot be pickled; .*from_pretrained"):
+        pickle.dumps(parts)

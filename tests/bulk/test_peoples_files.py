@@ -116,6 +116,18 @@ def test_the_lines_of_a_csv_end_at_lf_alone_where_it_has_any(tmp_path):
     assert texts(tmp_path) == ["one\rtext", "foo\u2028bar"]
 
 
+def test_names_with_commas_and_uris_with_escapes(tmp_path):
+    folder = tmp_path / "my data"
+    folder.mkdir()
+    for name in ("tickets, march.csv", "tickets März.csv"):
+        (folder / name).write_text(TEXT)
+    assert texts(folder / "tickets, march.csv") == ["größer", "kleiner"]
+    uri = (folder / "tickets März.csv").as_uri()
+    assert "%20" in uri
+    assert "%C3%A4" in uri
+    assert texts(uri) == ["größer", "kleiner"]
+
+
 def pack(name: str, content: bytes) -> bytes:
     return {
         ".gz": gzip.compress,
