@@ -26,14 +26,15 @@ def write_csv(table: pa.Table, file: BinaryIO, labels: Sequence[str] | None) -> 
     A text that a spreadsheet would take for a formula gets a "'" in front. The column `scores`, a
     map from labels to scores, becomes a column `score: LABEL` for each of `labels`, which are the
     keys of every row in their order; where those differ, `labels` is None, it is JSON, as what else
-    is nested.
+    is nested. A column that has such a name already is called `input_score: LABEL`.
     """
     columns: dict[str, pa.ChunkedArray | pa.Array] = {}
+    own = {f"score: {label}" for label in labels or () if "scores" in table.column_names}
     for name, column in zip(table.column_names, table.columns):
-        if labels is not None and name == "scores" and pa.types.is_map(column.type):
-            columns |= _score_columns(column, labels)
+        if own and name == "scores":
+            columns |= _score_columns(column, labels or ())
         else:
-            columns[name] = _flat(column)
+            columns[f"input_{name}" if name in own else name] = _flat(column)
     names = [_guarded(pa.array([name]))[0].as_py() for name in columns]
     file.write(BYTE_ORDER_MARK)
     pacsv.write_csv(pa.table(list(map(_guarded, columns.values())), names), file)

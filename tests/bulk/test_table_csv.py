@@ -43,6 +43,13 @@ def test_a_column_a_label():
     assert written(pa.table({"scores": scores}))[1] == ['{"a": 0.25, "b": 0.75}']  # sets differ
 
 
+def test_the_scores_of_an_earlier_output_are_kept_beside_the_new_ones():
+    scores = pa.array([[("a", 0.25), ("b", 0.75)]], SCORES)
+    header, row = written(pa.table({"score: a": [9.0], "scores": scores}), "ab")
+    assert header == ["input_score: a", "score: a", "score: b"]
+    assert row == ["9", "0.25", "0.75"]
+
+
 def test_what_was_written_is_read_back(tmp_path):
     labels = ["=SUM", "two\nlines", None, "", "'quoted", '"x"']
     table = pa.table(
