@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +20,8 @@ from sce.evaluation import metrics
 from sce.labels import LabelSet, only_names
 from sce.model.calibration import Temperature
 from sce.storage import Place
+
+log = logging.getLogger(__name__)
 
 ScoreVectors = Callable[[np.ndarray, LabelSet], np.ndarray]
 Information = Literal["name", "all"]
@@ -249,6 +252,7 @@ def _answers(
 ) -> list[list[np.ndarray]]:
     """What a method answers to the requests of each task; it is asked once."""
     requests = [list(task.requests(config, method)) for task in tasks]
+    log.info("%s: %d label sets", method.name, len(requests))
     found = iter(method.answer([request for of_task in requests for request in of_task]))
     return [list(islice(found, len(of_task))) for of_task in requests]
 
