@@ -156,12 +156,15 @@ def classify(config: ClassifyConfig, given: BulkInput | None = None) -> dict[str
         print_preview(expected, Console(stderr=True))
         return expected.summary()
 
+    embedded: dict[str, Any] = {}
     with _tracker(plan, run) as tracker:
         tracker.log_params(plan.settings)
         if plan.store is not None:
             plan, embedded = _embed(plan, plan.store, actors)
             tracker.log_metrics({"embed/texts_per_second": embedded["texts_per_second"]})
         summary = _answer(plan, run, actors)
+        # How the texts were read, where they are answered from the store made of them.
+        summary |= {key: embedded[key] for key in ("read_as", "passed_over") if key in embedded}
         summary["seconds"] = round(time.perf_counter() - started, 1)
         summary["mlflow_run_id"] = tracker.run_id
         if chosen is not None:

@@ -52,7 +52,7 @@ def test_an_analysts_weeks(run, home):
     asked = ["--input", str(home), "--id-column", "Ticket", "--keep-columns", "*"]
     asked += ["--output-format", "csv"]
     week1 = [*asked, "--labels", json.dumps(LABELS), "--output", str(home / "week1")]
-    code, summary, said = run(*week1, "--return-scores")
+    code, summary, said = run(*week1, "--return-scores", "--save-embeddings", str(home / "store"))
     assert code == 0, said
     assert (summary["rows_in"], summary["errors"]) == (ROWS, {"line_unreadable": 1})
     assert summary["read_as"] == {"tickets.csv": "Windows-1252, semicolons"}
