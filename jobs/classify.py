@@ -33,7 +33,7 @@ from sce.workflows.cli import run_job
 
 def classify(config: ClassifyConfig) -> dict[str, Any]:
     """Check what can be checked before what takes seconds to load."""
-    given = read_input(config)
+    given = None if config.adapt else read_input(config)  # else jobs/adapt.py's checks come first
     from sce.workflows.classify import classify
 
     return classify(config, given)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from jobs import classify as classify_job
 from sce.embedding.embedder import embedder_fingerprint, load_embedder
 from sce.embedding.settings import EmbedderConfig
 from sce.embedding.store import (
@@ -50,6 +51,16 @@ def model_flags(folder: Path) -> list[str]:
     embedder = ["--embedder.kind", "sentence_transformers"]
     embedder += ["--embedder.model", str(folder / "embedder")]
     return ["--model", str(folder / "sce"), *embedder, "--dtype", "float32"]
+
+
+def run_classify(folder: Path, capsys, *argv: str) -> tuple[int, dict, str]:
+    """Runs the job, without a tracker unless flags name one; the exit code, its summary, and what
+    it said on standard error."""
+    tracking = () if any("tracking" in flag for flag in argv) else ("--no-tracking.enabled",)
+    code = classify_job.main([*model_flags(folder), *tracking, *argv])
+    captured = capsys.readouterr()
+    lines = captured.out.strip().splitlines()
+    return code, json.loads(lines[-1]) if code == 0 else {}, captured.err
 
 
 def write_jsonl(path: Path, rows: list) -> str:

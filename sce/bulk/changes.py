@@ -117,6 +117,14 @@ class Comparison:
         """The part of `from_to` whose answer changed, the most rows first."""
         return tuple(move for move in self.from_to if move.before != move.after)
 
+    @cached_property
+    def rows_of_before(self) -> Counter[str | None]:
+        """The compared rows by their answer before."""
+        found: Counter[str | None] = Counter()
+        for move in self.from_to:
+            found[move.before] += move.rows
+        return found
+
     @property
     def rows_moved(self) -> int:
         return sum(move.rows for move in self.moves)
@@ -274,6 +282,8 @@ class MatchedOutputs:
             for first, ids in self.after.ids():
                 here = slice(*np.searchsorted(at_after_M, [first, first + len(ids)]))
                 after_M, before_M = at_after_M[here], at_before_M[here]
+                if not len(after_M):
+                    continue
                 columns = [
                     ids.take(pa.array(after_M - first)),
                     names.take(pa.array(self.before.code_N[before_M] % len(names))),
@@ -345,10 +355,7 @@ def likely_renames(
     gone = [name for name in found.gone if found.previous.counts[name]]
     if not gone or not found.new:
         return []
-    had: Counter[str | None] = Counter()
-    for move in found.from_to:
-        had[move.before] += move.rows
-    went = {(m.before, m.after): m.rows / had[m.before] for m in found.moves}
+    went = {(m.before, m.after): m.rows / found.rows_of_before[m.before] for m in found.moves}
     cosine_NM = similarity(gone, found.new)
     alike = {
         (old, new): float(cosine_NM[i, j])

@@ -181,7 +181,6 @@ def check_columns(corpus: Corpus, columns: Columns) -> None:
     """See that the first files have the columns that are needed, before any work. Raises as
     `plan_file`."""
     for file in corpus.files[:FILES_CHECKED]:
-        file = replace(file, form=file.found_form())
         if names := field_names(file):
             require_columns(file, names, columns.needed)
 

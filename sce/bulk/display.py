@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -251,9 +251,7 @@ def _tables(found: Comparison, moves: int, labels: int) -> list[Table]:
 
 
 def _moves(found: Comparison, moves: Sequence[Move]) -> Table:
-    had: Counter[str | None] = Counter()
-    for move in found.from_to:
-        had[move.before] += move.rows
+    had = found.rows_of_before
     rows = [
         [_answer(m.before), _answer(m.after), f"{m.rows:,}", _percent(m.rows / had[m.before])]
         for m in moves

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
@@ -80,14 +81,7 @@ class InputFile:
 
     def found_form(self) -> TextForm:
         """How its text is written. Raises `DataError`: it cannot be read."""
-        if self.kind in (".parquet", ".xlsx"):
-            return self.form
-        try:
-            return self.form.of(self.kind, self.open)
-        except (OSError, *DAMAGED) as error:
-            kind = compression_of(PurePosixPath(self.uri)).removeprefix(".")
-            what = f"damaged {kind} file" if kind else "cannot be read"
-            raise DataError(f"{self.uri}: {what} ({error}).") from None
+        return _found_form(self)
 
     def open(self) -> BinaryIO:
         """The bytes of the file, compression undone."""
@@ -96,7 +90,7 @@ class InputFile:
 
     def records(self) -> Iterator[Any]:
         """The rows of a file other than Parquet, as `records_of` reads them."""
-        return records_of(PurePosixPath(self.uri), self.open, form=self.form)
+        return records_of(PurePosixPath(self.uri), self.open, form=self.found_form())
 
     def open_parquet(self) -> pq.ParquetFile:
         filesystem, path = filesystem_of(self.uri)
@@ -108,6 +102,19 @@ class InputFile:
             )
         except (OSError, pa.ArrowException) as error:
             raise DataError(f"{self.uri}: not readable as Parquet ({error}).") from None
+
+
+@lru_cache(maxsize=1024)
+def _found_form(file: InputFile) -> TextForm:
+    """Once a process: it may take reading the whole file."""
+    if file.kind in (".parquet", ".xlsx"):
+        return file.form
+    try:
+        return file.form.of(file.kind, file.open)
+    except (OSError, *DAMAGED) as error:
+        kind = compression_of(PurePosixPath(file.uri)).removeprefix(".")
+        what = f"damaged {kind} file" if kind else "cannot be read"
+        raise DataError(f"{file.uri}: {what} ({error}).") from None
 
 
 @dataclass

@@ -151,8 +151,9 @@ def _read_text(shard: Shard, columns: Columns) -> Iterator[pa.Table]:
 
 def _from_records(shard: Shard, first: int, records: list[Any], columns: Columns) -> pa.Table:
     """A table of parsed lines; the parsing of a line is a loop over rows already."""
-    by_folder = shard.file.partitions
-    rows = [by_folder | getattr(record, "fields", {}) for record in records]
+    rows = [getattr(record, "fields", {}) for record in records]
+    if by_folder := shard.file.partitions:
+        rows = [by_folder | row for row in rows]
     errors = [_LINE_ERRORS.get(getattr(record, "reason", ""), "") for record in records]
     found: dict[str, Any] = {"place": _places(shard, range(first, first + len(rows)))}
     ids: list[str | None]

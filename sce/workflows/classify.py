@@ -208,15 +208,8 @@ def adapt_first(config: ClassifyConfig) -> ClassifyConfig:
             raise ConfigError(f"{name}: {missing} with --adapt. Run jobs/adapt.py by itself.")
     same = [
         *("model", "embedder", "input", "labels", "labels_file", "text_column", "id_column"),
-        *(
-            "encoding",
-            "delimiter",
-            "keep_columns",
-            "max_errors",
-            "save_embeddings",
-            "resources",
-            "tracking",
-        ),
+        *("encoding", "delimiter", "keep_columns", "max_errors"),
+        *("save_embeddings", "resources", "tracking"),
     ]
     made = adapt(
         AdaptConfig(

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -13,7 +14,7 @@ import pytest
 
 from jobs import classify as classify_job
 from sce.bulk.output import read_run
-from tests.tiny_bulk import LABELS, build_models, model_flags, text
+from tests.tiny_bulk import LABELS, build_models, model_flags, run_classify, text
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = 40
@@ -28,13 +29,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def run(ray_session, folder, capsys):
-    def run(*argv: str) -> tuple[int, dict, str]:
-        code = classify_job.main([*model_flags(folder), "--no-tracking.enabled", *argv])
-        captured = capsys.readouterr()
-        lines = captured.out.strip().splitlines()
-        return code, json.loads(lines[-1]) if code == 0 else {}, captured.err
-
-    return run
+    return partial(run_classify, folder, capsys)
 
 
 @pytest.fixture
@@ -134,6 +129,12 @@ def test_a_mistake_is_said_within_seconds(tmp_path, folder, flags, message):
     assert message in ended.stderr
     assert time.monotonic() - started < 15  # 3 s where nothing else runs beside it
     assert sorted(path.name for path in tmp_path.iterdir()) == ["earlier", "in.csv"]
+
+
+def test_labels_that_are_adapted_first_need_no_model(tmp_path, capsys):
+    argv = ["--adapt", "--labels", '["a", "b"]', "--input", "nowhere"]
+    assert classify_job.main([*argv, "--output", str(tmp_path / "out")]) == 2
+    assert "nothing at 'nowhere'" in capsys.readouterr().err
 
 
 def test_the_checks_load_neither_torch_nor_ray():

@@ -4,13 +4,13 @@ Kills are in `test_classify_system.py`, kinds of rows without Ray in `tests/bulk
 """
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from mlflow import MlflowClient
 
-from jobs import classify as classify_job
 from sce.embedding.store import EmbeddingStore
 from sce.errors import MAX_NAME_CHARS
 from tests.tiny_bulk import (
@@ -18,8 +18,8 @@ from tests.tiny_bulk import (
     build_models,
     embedder_of,
     load_predictor,
-    model_flags,
     read_output,
+    run_classify,
     text,
     write_jsonl,
     write_store,
@@ -40,16 +40,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def classify(ray_session, folder, capsys):
-    """Runs the job; the exit code, its summary, and what it said on standard error."""
-
-    def run(*argv: str):
-        tracking = () if any("tracking" in flag for flag in argv) else ("--no-tracking.enabled",)
-        code = classify_job.main([*model_flags(folder), *tracking, *argv])
-        captured = capsys.readouterr()
-        lines = captured.out.strip().splitlines()
-        return code, json.loads(lines[-1]) if code == 0 else {}, captured.err
-
-    return run
+    return partial(run_classify, folder, capsys)
 
 
 @pytest.fixture
