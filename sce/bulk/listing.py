@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
@@ -231,23 +231,23 @@ def _found(path: Path, base: Path) -> _Found:
 
 def _walk(root: Path, over: dict[str, str], follow_links: bool) -> Iterator[_Found]:
     """Every file below a folder. What is passed over goes to `over`, such as a folder that is
-    reached again: by a link to itself it would be reached for ever."""
-    stat = root.stat()
-    seen = {(stat.st_dev, stat.st_ino)}
-    folders = [root]
-    while folders:
-        folder = folders.pop()
+    reached again: by a link to itself it would be reached for ever. Links come last, so that a
+    folder has its own name where it is reached both ways."""
+    seen: set[tuple[int, int]] = set()
+    folders, links = [root], deque[Path]()
+    while folders or links:
+        folder = folders.pop() if folders else links.popleft()
+        stat = folder.stat()
+        if (stat.st_dev, stat.st_ino) in seen:
+            over[f"{folder.relative_to(root)}/"] = "a link to a folder that is read already"
+            continue
+        seen.add((stat.st_dev, stat.st_ino))
         for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
             path = Path(entry.path)
             if entry.is_symlink() and not follow_links:
                 over[str(path.relative_to(root))] = "a link"
             elif entry.is_dir():
-                stat = entry.stat()
-                if (stat.st_dev, stat.st_ino) in seen:
-                    over[f"{path.relative_to(root)}/"] = "a link to a folder that is read already"
-                    continue
-                seen.add((stat.st_dev, stat.st_ino))
-                folders.append(path)
+                (links if entry.is_symlink() else folders).append(path)
             elif entry.is_file():
                 yield _found(path, root)
             else:

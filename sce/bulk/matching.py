@@ -135,8 +135,8 @@ def refuse_repeated_ids(hashes: Sequence[NDArray[np.uint64]], column: str) -> No
 def id_hashes(shard: Shard, columns: Columns) -> NDArray[np.uint64]:
     """Two hashes of each id of a shard, [2, N]; those that are missing have none."""
     only_ids = Columns(text=None, id=columns.id)
-    tables = list(read_shard(shard, only_ids))
-    found = [_hashes(pc.drop_null(table["id"].combine_chunks())) for table in tables]
+    ids = (table["id"].combine_chunks() for table in read_shard(shard, only_ids))
+    found = [_hashes(pc.drop_null(one)) for one in ids]
     return np.concatenate([np.empty((2, 0), np.uint64), *found], axis=1)
 
 

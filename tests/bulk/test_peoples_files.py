@@ -233,6 +233,17 @@ def test_linked_folders_are_read_once(tmp_path):
     }
 
 
+def test_a_link_does_not_take_the_name_of_a_folder_beside_it(tmp_path):
+    """Ids are made from names: a link that comes later must not change them."""
+    write_rows(tmp_path / "week1" / "a.parquet")
+    (tmp_path / "all").symlink_to(tmp_path / "week1")
+    (tmp_path / "one" / "deep").mkdir(parents=True)
+    (tmp_path / "one" / "deep" / "again").symlink_to(tmp_path / "all")
+    listing = list_files(str(tmp_path))
+    assert [file.name for file in listing.files] == ["week1/a.parquet"]
+    assert list(listing.passed_over) == ["all/", "one/deep/again/"]
+
+
 def test_links_are_passed_over_where_they_are_not_followed(tmp_path):
     write_rows(tmp_path / "secret" / "b.parquet")
     write_rows(tmp_path / "in" / "a.parquet")
