@@ -15,7 +15,6 @@ import pyarrow.parquet as pq
 import pytest
 from moto.server import ThreadedMotoServer
 
-from sce import storage
 from sce.config import JobConfig
 from sce.datasets.prepare import DataConfig, PreparedData, prepare_data
 from sce.embedding.store import (
@@ -31,11 +30,15 @@ from sce.errors import ConfigError, DataError, InputError
 from sce.storage import (
     Place,
     RemotePath,
+    cache,
     fetch,
+    fetch_model,
     filesystem_of,
+    places,
     replace_folder,
     to_place,
     write_text,
+    writing,
 )
 from sce.workflows.cli import run_job
 from sce.workflows.training_run import TrainingRun
@@ -56,7 +59,7 @@ def server() -> Iterator[None]:
         boto3.client("s3").create_bucket(Bucket=BUCKET)
         yield
     moto.stop()
-    storage._bucket.cache_clear()
+    places._bucket.cache_clear()
 
 
 @pytest.fixture
@@ -182,7 +185,7 @@ def test_a_folder_is_replaced_whole_or_left(home, tmp_path, monkeypatch):
         assert (place / "sub" / "new.txt").read_text() == "new"
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
-    real = storage.put
+    real = writing.put
     written: list[str] = []
 
     def die_at_the_third(file: Path, place: Place) -> None:
@@ -191,7 +194,7 @@ def test_a_folder_is_replaced_whole_or_left(home, tmp_path, monkeypatch):
         written.append(place.name)
         real(file, place)
 
-    monkeypatch.setattr(storage, "put", die_at_the_third)
+    monkeypatch.setattr(writing, "put", die_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         replace(home / "model", dict.fromkeys(["config.json", "a", "z", "sub/new.txt"], "half"))
     assert "config.json" not in names(home / "model"), "no reader takes this for whole"
@@ -204,7 +207,7 @@ def test_what_is_fetched_is_kept_by_content(home, monkeypatch):
     assert first.name == "model"
     assert (first / "sub" / "weights").read_text() == "1"
     with monkeypatch.context() as patch:
-        patch.setattr(storage, "_download", lambda *_: pytest.fail("fetched again"))
+        patch.setattr(cache, "_download", lambda *_: pytest.fail("fetched again"))
         assert fetch(str(home / "model")) == first
     write_text(home / "model" / "sub" / "weights", "2")  # of the same size, in the same second
     assert (fetch(home / "model") / "sub" / "weights").read_text() == "2"
@@ -213,7 +216,7 @@ def test_what_is_fetched_is_kept_by_content(home, monkeypatch):
     with pytest.raises(DataError, match="there is nothing"):
         fetch(home / "nothing")
     with pytest.raises(DataError, match=r"no config\.json .*no model"):
-        storage.fetch_model(home / "model" / "sub")
+        fetch_model(home / "model" / "sub")
 
 
 def test_a_folder_that_changes_while_it_is_read_is_read_again(home, monkeypatch):

@@ -1,0 +1,109 @@
+"""Copies of remote files on this machine."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+from sce.errors import DataError
+from sce.storage.places import Place, RemotePath, reached, to_place
+from sce.storage.writing import copy
+
+_ATTEMPTS = 3
+_MODEL_FILES = ("config.json", "modules.json", "adapter_config.json")
+
+
+def fetch(place: str | Place) -> Path:
+    """A file or folder of this machine with the content of `place`: itself, or a copy in the cache.
+
+    A copy is made once for a content and machine, in XDG_CACHE_HOME (~/.cache) `/sce`.
+
+    Raises:
+        DataError: nothing is there, or it does not stop changing.
+    """
+    place = to_place(place)
+    if isinstance(place, Path):
+        return place
+    for _ in range(_ATTEMPTS):
+        files = place.files()
+        if not files:
+            place.check()
+            raise DataError(f"{place.uri!r}: there is nothing.")
+        key = hashlib.sha256(json.dumps([place.name, files]).encode()).hexdigest()[:32]
+        with suppress(FileNotFoundError, _Changed):
+            return cached_folder(key, partial(_download, place, files)) / place.name
+    raise DataError(f"{place.uri!r} changed each of {_ATTEMPTS} times while it was read.")
+
+
+def cached_folder(key: str, fill: Callable[[Path], None]) -> Path:
+    """The folder of that name in the cache of this machine, `fill`ed by the first process that asks
+    for it, while others wait; whole or not at all."""
+    target = _cache() / key
+    with open(_cache() / f"{key}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not target.exists():
+            new = target.with_name(f".{key}.new")
+            shutil.rmtree(new, ignore_errors=True)  # of a process that was killed
+            new.mkdir()
+            try:
+                fill(new)
+                os.rename(new, target)
+            finally:
+                shutil.rmtree(new, ignore_errors=True)
+    return target
+
+
+def fetch_model(place: str | Place) -> str:
+    """`fetch` of a checkpoint's folder; a path or a hub id as it is.
+
+    Raises:
+        DataError: no checkpoint is there.
+    """
+    if "://" not in str(place):
+        return str(place)
+    remote = to_place(str(place))
+    assert isinstance(remote, RemotePath)
+    if not any((remote / name).is_file() for name in _MODEL_FILES):
+        remote.check()
+        raise DataError(f"{remote.uri!r} has no {' or '.join(_MODEL_FILES)}: it is no model.")
+    return str(fetch(remote))
+
+
+def absolute_model(name: str) -> str:
+    """A folder of this machine by its absolute path, since workers run in other folders; a hub id
+    or URI as it is."""
+    path = Path(name).expanduser()
+    return str(path.resolve()) if "://" not in name and path.is_dir() else name
+
+
+def _cache() -> Path:
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "sce"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(
+            f"{folder}: copies of remote files cannot be kept here ({error.strerror}). Set "
+            "XDG_CACHE_HOME to a folder that can be written."
+        ) from None
+    return folder
+
+
+class _Changed(Exception):
+    """The content of a place became another while it was read."""
+
+
+def _download(place: RemotePath, files: list[tuple[str, int, str]], folder: Path) -> None:
+    target = folder / place.name
+    if files[0][0]:  # a folder: `copy_files` makes those below it, but not itself
+        target.mkdir()
+    with reached(place, "read"):
+        copy(place, target)
+    if place.files() != files:
+        raise _Changed
