@@ -8,7 +8,23 @@ broken machine and ends with exit code 1 and a traceback.
 
 
 class SCEError(Exception):
-    """Base of every error that this package raises on purpose."""
+    """Base of every error that this package raises on purpose.
+
+    Args:
+        message: what, where, and what is allowed.
+        quotes: what follows it from the content of a file (column names, a value), for those who
+            may read the file, and not for a caller over HTTP who only names it.
+    """
+
+    def __init__(self, message: str = "", quotes: str = "") -> None:
+        super().__init__(message, *([quotes] if quotes else []))
+
+    @property
+    def without_quotes(self) -> str:
+        return str(self.args[0])
+
+    def __str__(self) -> str:
+        return " ".join(map(str, self.args))
 
 
 class InputError(SCEError):

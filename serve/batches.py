@@ -17,6 +17,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,12 +30,15 @@ from sce.bulk.output import read_run, rows_done
 from sce.client.wire import Batch, BatchRequest, RequestCounts
 from sce.distributed.session import dashboard_url
 from sce.errors import InputError
+from sce.storage import readable, rooted_place
 from serve.refusals import ApiError
 from serve.settings import BatchSettings, ModelSettings
 
 ROOT = Path(__file__).resolve().parents[1]
 CODE = ("sce", "jobs")
 PREFIX = "batch_"
+MOST_SAID = 1000
+"""Characters of a reason."""
 _RUNNING = (JobStatus.PENDING, JobStatus.RUNNING)
 _ENDED = {
     JobStatus.SUCCEEDED: "completed",
@@ -117,12 +121,18 @@ class BatchJobs:
             raise ApiError(403, "location_not_allowed", message, param)
         return plain
 
+    def _roots(self) -> list[str]:
+        """As `plain_place` has them: what links to a root is resolved, what lies below is not."""
+        roots = (*self.settings.input_roots, *self.settings.output_roots)
+        return list(dict.fromkeys(filter(None, map(plain_place, roots))))
+
     def _submit(self, name: str, request: BatchRequest, about: dict[str, Any]) -> None:
         """With the code of this server, so that it runs on any node."""
         model = self.models[about["model"]]
         settings = request.model_dump(exclude=_OTHERS, exclude_none=True)
         settings |= {"input": [about["input"]], "output": about["output"], "model": model.path}
-        settings |= {"dtype": model.dtype, "exact": model.exact, "follow_links": False}
+        settings |= {"dtype": model.dtype, "exact": model.exact, "roots": self._roots()}
+        settings["tracking"] = {"enabled": "MLFLOW_TRACKING_URI" in os.environ}
         if model.embedder is not None:
             settings["embedder"] = model.embedder.model_dump(exclude_none=True)
         with tempfile.TemporaryDirectory() as scratch:
@@ -147,7 +157,7 @@ class BatchJobs:
         running = "cancelling" if job.submission_id in self._stopped else "in_progress"
         status, error, counts = _ENDED.get(job.status, running), None, RequestCounts()
         try:
-            run = read_run(about["output"])
+            run = read_run(rooted_place(about["output"], self._roots()))
             if run is not None and run.done:
                 assert run.summary is not None
                 total, failed = run.summary["rows_in"], sum(run.summary["errors"].values())
@@ -157,7 +167,7 @@ class BatchJobs:
                 done = rows_done(run)
                 counts = RequestCounts(completed=done - failed, failed=failed)
         except (InputError, OSError) as problem:
-            error = str(problem)
+            error = readable(getattr(problem, "without_quotes", type(problem).__name__))
         if status == "failed":
             error = _last_words(self._client.get_job_logs(job.submission_id or ""))
         ended = job.end_time if job.status.is_terminal() else None
@@ -220,7 +230,9 @@ def _about(job: JobDetails) -> dict[str, Any]:
 
 
 def _last_words(log_text: str) -> str:
-    """Why a job failed, as it said itself."""
-    lines = [line for line in log_text.splitlines() if line.strip()]
-    found = [line for line in lines if ": " in line and not line.startswith((" ", "{"))]
-    return (found or lines or ["no reason is known"])[-1][-500:]
+    """Why a job failed, as it said itself for those who may not read its files."""
+    for line in reversed(log_text.splitlines()):
+        if line.startswith('{"error": '):
+            with suppress(ValueError):
+                return str(json.loads(line)["error"])[:MOST_SAID]
+    return "it ended without a reason; the log of its job, on the server, says more."

@@ -20,7 +20,7 @@ from sce.datasets.readers import refuse_repeated_columns
 from sce.datasets.text_form import DAMAGED, FOUND_OUT, TextForm
 from sce.embedding.store import EmbeddingStore, manifest_of
 from sce.errors import DataError
-from sce.storage import to_place
+from sce.storage import readable, to_place
 
 log = logging.getLogger(__name__)
 
@@ -65,11 +65,13 @@ class Corpus:
 
     Attributes:
         passed_over: files below the folders that were named which are not read, and why.
+        links: those there that were followed, and where they lead.
     """
 
     files: tuple[InputFile, ...]
     store: EmbeddingStore | None = None
     passed_over: dict[str, str] = field(default_factory=dict)
+    links: dict[str, str] = field(default_factory=dict)
 
     @property
     def kind(self) -> str:
@@ -81,6 +83,8 @@ class Corpus:
         found: dict[str, Any] = {}
         if self.passed_over:
             found["passed_over"] = Listing(passed_over=self.passed_over).summary()
+        if self.links:
+            found["links_followed"] = dict(islice(self.links.items(), READ_AS_SHOWN))
         if read_as := {s.file.name: s.file.form.words for s in shards if s.file.form.words}:
             found["read_as"] = dict(islice(read_as.items(), READ_AS_SHOWN))
         return found
@@ -117,16 +121,13 @@ class Columns:
         return list(dict.fromkeys(name for name in found if name is not None))
 
 
-def open_corpus(
-    inputs: Sequence[str], form: TextForm = FOUND_OUT, follow_links: bool = True
-) -> Corpus:
-    """Find the files of an input; the log says which are passed over.
+def open_corpus(inputs: Sequence[str], form: TextForm = FOUND_OUT) -> Corpus:
+    """Find the files of an input; the log says which are passed over, and which links are followed.
 
     Args:
         inputs: files, folders and globs, see `list_files`; URIs that `pyarrow.fs` knows (s3://,
             gs://, hdfs://, file://); or one folder that holds an embedding store.
         form: what is known of how text files are written.
-        follow_links: False passes over links below what is named.
 
     Raises:
         DataError: nothing there, a file of another kind, files of several kinds, a file that is
@@ -138,7 +139,7 @@ def open_corpus(
         _refuse_unfinished(item)
     store = EmbeddingStore.open(inputs[0]) if len(inputs) == 1 and _is_store(inputs[0]) else None
     items = store.paths if store else inputs
-    listed = [list_files(item, follow_links=follow_links) for item in items]
+    listed = [list_files(item) for item in items]
     found = [file for listing in listed for file in listing.files]
     if store is not None:  # in the order of its manifest
         return Corpus(tuple(found), store)
@@ -147,14 +148,19 @@ def open_corpus(
         if one.uri == other.uri:
             raise DataError(f"input: {one.uri} is named twice.")
     if len({file.name for file in files}) < len(files):  # ids made from names have to differ
-        files = tuple(replace(file, name=file.uri) for file in files)
+        files = tuple(replace(file, name=readable(file.uri)) for file in files)
     kinds = sorted({file.kind for file in files})
     if len(kinds) > 1:
         raise DataError(f"input: files of several kinds ({', '.join(kinds)}). One job reads one.")
     over = {name: why for listing in listed for name, why in listing.passed_over.items()}
     if over:
         log.warning("input: %d file(s) read; passed over: %s", len(files), Listing([], over))
-    return Corpus(files, None, over)
+    links = {name: where for listing in listed for name, where in listing.links.items()}
+    if links:
+        shown = ", ".join(f"{name} -> {where}" for name, where in islice(links.items(), 3))
+        more = ", ..." if len(links) > 3 else ""
+        log.info("input: %d link(s) followed (%s%s)", len(links), shown, more)
+    return Corpus(files, None, over, links)
 
 
 def column_names(corpus: Corpus) -> list[str]:
@@ -289,7 +295,7 @@ def require_columns(file: InputFile, names: Sequence[str], needed: Sequence[str]
         if name not in names:
             known = ", ".join(names).encode(errors="replace").decode()
             hint = f" {cause}" if (cause := file.likely_cause()) else ""
-            raise DataError(f"{file.uri}: has no column {name!r}. It has: {known}.{hint}")
+            raise DataError(f"{file.uri}: has no column {name!r}.", f"It has: {known}.{hint}")
 
 
 def _refuse_unfinished(item: str) -> None:

@@ -6,9 +6,9 @@ import glob
 import os
 import re
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatch
+from fnmatch import fnmatch, fnmatchcase
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path, PurePosixPath
@@ -26,7 +26,7 @@ from sce.datasets.readers import ALLOWED_FILES, file_format, records_of
 from sce.datasets.text_form import DAMAGED, FOUND_OUT, TextForm, compression_of, decompressed
 from sce.embedding.store import MANIFEST, OLD_MANIFEST, manifest_of
 from sce.errors import DataError
-from sce.storage import filesystem_of, to_place
+from sce.storage import ROOTED, filesystem_of, open_input, readable, to_place
 
 PARQUET_BUFFER = 1 << 20
 """A column chunk is read by this many bytes rather than whole: vectors of a large row group would
@@ -85,18 +85,16 @@ class InputFile:
 
     def open(self) -> BinaryIO:
         """The bytes of the file, compression undone."""
-        filesystem, path = filesystem_of(self.uri)
-        return decompressed(filesystem.open_input_file(path), PurePosixPath(self.uri))
+        return decompressed(open_input(self.uri), PurePosixPath(self.uri))
 
     def records(self) -> Iterator[Any]:
         """The rows of a file other than Parquet, as `records_of` reads them."""
         return records_of(PurePosixPath(self.uri), self.open, form=self.found_form())
 
     def open_parquet(self) -> pq.ParquetFile:
-        filesystem, path = filesystem_of(self.uri)
         try:
             return pq.ParquetFile(
-                filesystem.open_input_file(path),
+                open_input(self.uri),
                 buffer_size=PARQUET_BUFFER,
                 pre_buffer=False,  # it would hold a whole row group, 100 MB of vectors
             )
@@ -119,10 +117,12 @@ def _found_form(file: InputFile) -> TextForm:
 
 @dataclass
 class Listing:
-    """The files to read, and of the others below a folder why each is none of them."""
+    """The files to read, and of the others below a folder why each is none of them; the links that
+    were followed, and where they lead."""
 
     files: list[InputFile] = field(default_factory=list)
     passed_over: dict[str, str] = field(default_factory=dict)
+    links: dict[str, str] = field(default_factory=dict)
 
     def summary(self) -> dict[str, Any]:
         """The number of files passed over, how many for which reason, and some of their names."""
@@ -152,76 +152,88 @@ class _Found:
     modified: int
 
 
-def list_files(item: str, what: str = "input", follow_links: bool = True) -> Listing:
+def list_files(item: str, what: str = "input") -> Listing:
     """The table files that a file, folder, glob or URI stands for, sorted by path.
 
-    A folder is searched to the bottom, and so are the folders that links in it lead to, each once.
-    Passed over is what begins with "_" or ".", what is no table file, and what a job of ours or
-    MLflow wrote below the folder: outputs, stores, models. A file that is named is read.
-
-    Args:
-        follow_links: False passes over every link below the folder, or the part of a glob before
-            its first wildcard: what is read then lies in it.
+    A folder is searched to the bottom, and so are the folders that links in it lead to, each once;
+    not so of a rooted place, whose links are passed over. Passed over is what begins with "_" or
+    ".", what is no table file, and what a job of ours or MLflow wrote below the folder: outputs,
+    stores, models. A file that is named is read.
 
     Raises:
         DataError: names the setting `what`: nothing is there, or a file of another kind.
     """
     remote = "://" in item and not item.lower().startswith("file://")
     try:
-        return _listed_remote(item, what) if remote else _listed_here(item, what, follow_links)
+        return _listed_remote(item, what) if remote else _listed_here(item, what)
     except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{what}: {item!r} cannot be listed ({error}).") from None
+        raise DataError(f"{what}: {readable(item)!r} cannot be listed ({error}).") from None
 
 
 def is_pattern(item: str) -> bool:
-    """Whether it is a URI with wildcards, which stand for "/" as well."""
-    return "://" in item and any(c in item for c in "*?[")
+    """Whether it is a URI with wildcards, which stand for "/" as well in those of stores."""
+    if "://" not in item or not any(c in item for c in "*?["):
+        return False
+    return not item.startswith(f"{ROOTED}://") or not to_place(item).exists()
 
 
-def _listed_here(item: str, what: str, follow_links: bool) -> Listing:
+def _listed_here(item: str, what: str) -> Listing:
     path = Path(str(to_place(item))).expanduser().absolute()
     if path.is_file():
         return _chosen(item, what, [_found(path, path.parent)], named=True)
     if path.is_dir():
         over: dict[str, str] = {}
-        return _chosen(item, what, _walk(path, over, follow_links), over=over)
+        links: dict[str, str] = {}
+        listing = _chosen(item, what, _walk(path, over, links), over=over)
+        listing.links = links
+        return listing
     matches = [Path(one) for one in glob.glob(str(path), recursive=True)]
     if not matches:
         raise DataError(f"{what}: nothing at {item!r}. Give a file, a folder, a glob or a URI.")
     base = Path(re.split(r"[*?[]", str(path))[0].rpartition("/")[0] or "/")
     files = [_found(match, base) for match in matches if match.is_file()]
     markers = [_found(file, base) for file in _markers_above(files, base)]
-    over = {}
-    if not follow_links:
-        real = base.resolve()
-        linked = [f for f in files if Path(f.uri).resolve() != real / f.inside]
-        over = {file.inside: "a link" for file in linked}
-        files = [file for file in files if file.inside not in over]
-    return _chosen(item, what, files, markers, named=True, over=over)
+    return _chosen(item, what, files, markers, named=True)
 
 
 def _listed_remote(item: str, what: str) -> Listing:
-    base = re.split(r"[*?[]", item)[0].rpartition("/")[0] if is_pattern(item) else item
+    pattern, rooted = is_pattern(item), item.startswith(f"{ROOTED}://")
+    base = re.split(r"[*?[]", item)[0].rpartition("/")[0] if pattern else item
     filesystem, root = filesystem_of(base)
     prefix = base.removesuffix(root) if base.endswith(root) else f"{urlsplit(item).scheme}://"
+    if rooted:
+        prefix = "/".join([*base.split("/")[:3], ""])
     info = filesystem.get_file_info(root)
     if info.type == pafs.FileType.File:
         one = _Found(info.base_name, prefix + info.path, info.size, info.mtime_ns or 0)
         return _chosen(item, what, [one], named=True)
-    found = [
-        _Found(
-            info.path.removeprefix(root).strip("/"),
-            prefix + info.path,
-            info.size,
-            info.mtime_ns or 0,
-        )
-        for info in filesystem.get_file_info(pafs.FileSelector(root, recursive=True))
-        if info.type == pafs.FileType.File
-    ]
-    if not is_pattern(item):
-        return _chosen(item, what, found)
-    matches = [one for one in found if fnmatch(one.uri, item)]
+    found, over = [], {}
+    for info in filesystem.get_file_info(pafs.FileSelector(root, recursive=True)):
+        inside = info.path.removeprefix(root).strip("/")
+        if info.type == pafs.FileType.File:
+            found.append(_Found(inside, prefix + info.path, info.size, info.mtime_ns or 0))
+        elif info.type == pafs.FileType.Unknown:
+            over[inside] = "a link, or no regular file"
+    if not pattern:
+        return _chosen(item, what, found, over=over)
+    if rooted:
+        matches = [one for one in found if _matches(one.uri.split("/"), item.split("/"))]
+    else:
+        matches = [one for one in found if fnmatch(one.uri, item)]
     return _chosen(item, what, matches, found, named=True)
+
+
+def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
+    """As the glob of a shell: a wildcard stands for no "/", `**` for any number of folders, and
+    what begins with "." is only matched by what does too."""
+    if not pattern or not parts:
+        return not parts and all(part == "**" for part in pattern)
+    if pattern[0] == "**":
+        inner = parts[0][:1] != "." and _matches(parts[1:], pattern)
+        return inner or _matches(parts, pattern[1:])
+    is_hidden = parts[0][:1] == "." and pattern[0][:1] != "."
+    matches = fnmatchcase(parts[0], pattern[0]) and not is_hidden
+    return matches and _matches(parts[1:], pattern[1:])
 
 
 def _found(path: Path, base: Path) -> _Found:
@@ -229,10 +241,11 @@ def _found(path: Path, base: Path) -> _Found:
     return _Found(str(path.relative_to(base)), str(path), stat.st_size, stat.st_mtime_ns)
 
 
-def _walk(root: Path, over: dict[str, str], follow_links: bool) -> Iterator[_Found]:
+def _walk(root: Path, over: dict[str, str], followed: dict[str, str]) -> Iterator[_Found]:
     """Every file below a folder. What is passed over goes to `over`, such as a folder that is
     reached again: by a link to itself it would be reached for ever. Links come last, so that a
-    folder has its own name where it is reached both ways."""
+    folder has its own name where it is reached both ways; those that are followed, and where they
+    lead, go to `followed`."""
     seen: set[tuple[int, int]] = set()
     folders, links = [root], deque[Path]()
     while folders or links:
@@ -244,9 +257,9 @@ def _walk(root: Path, over: dict[str, str], follow_links: bool) -> Iterator[_Fou
         seen.add((stat.st_dev, stat.st_ino))
         for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
             path = Path(entry.path)
-            if entry.is_symlink() and not follow_links:
-                over[str(path.relative_to(root))] = "a link"
-            elif entry.is_dir():
+            if entry.is_symlink() and path.exists():
+                followed[str(path.relative_to(root))] = os.path.realpath(path)
+            if entry.is_dir():
                 (links if entry.is_symlink() else folders).append(path)
             elif entry.is_file():
                 yield _found(path, root)

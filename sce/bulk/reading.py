@@ -96,7 +96,7 @@ def _read_parquet(shard: Shard, columns: Columns) -> Iterator[pa.Table]:
                 row += table.num_rows
                 del table
         except (OSError, pa.ArrowException) as error:
-            raise DataError(f"{shard.file.uri}: not readable as Parquet ({error}).") from None
+            raise DataError(f"{shard.file.uri}: not readable as Parquet.", str(error)) from None
 
 
 def _from_parquet(shard: Shard, first: int, table: pa.Table, columns: Columns) -> pa.Table:

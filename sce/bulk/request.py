@@ -13,7 +13,7 @@ from sce.bulk.listing import InputFile
 from sce.errors import InputError
 from sce.labels import LabelSet
 from sce.model.encoder import SCEConfig
-from sce.storage import fetch_model
+from sce.storage import fetch_model, open_input, readable
 
 MOST_CONTENT_BYTES = 4 << 30
 """Of an input of this machine that is read once more to know it again: a gigabyte a second."""
@@ -56,13 +56,14 @@ def identify_input(corpus: Corpus) -> Any:
     if corpus.store is not None:
         held = corpus.store.manifest
         return {"store": held.source, "rows": held.rows, "embedder": held.embedder["id"]}
-    local = [file for file in corpus.files if "://" not in file.uri]
+    names = [readable(file.uri) for file in corpus.files]
+    local = [file for name, file in zip(names, corpus.files) if "://" not in name]
     is_read = sum(file.size for file in local) <= MOST_CONTENT_BYTES
     return [
-        {"file": file.uri, "size": file.size, "modified": file.modified}
-        | ({"content": _content(file.uri)} if is_read and "://" not in file.uri else {})
+        {"file": name, "size": file.size, "modified": file.modified}
+        | ({"content": _content(file.uri)} if is_read and "://" not in name else {})
         | _given_form(file)
-        for file in corpus.files
+        for name, file in zip(names, corpus.files)
     ]
 
 
@@ -71,8 +72,8 @@ def _given_form(file: InputFile) -> dict[str, str]:
     return {name: value for name, value in given.items() if value is not None}
 
 
-def _content(path: str) -> str:
-    with open(path, "rb") as file:
+def _content(uri: str) -> str:
+    with open_input(uri) as file:
         return hashlib.file_digest(file, "blake2b").hexdigest()[:_DIGITS]
 
 

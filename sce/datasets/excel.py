@@ -48,7 +48,7 @@ def sheet_rows(
             width = width or len(values)
             yield number, values + [""] * (width - len(values))
     except (zipfile.BadZipFile, KeyError, ValueError, OSError) as error:
-        raise DataError(f"{path}: not readable as a workbook of Excel ({error}).") from None
+        raise DataError(f"{path}: not readable as a workbook of Excel.", str(error)) from None
 
 
 def _as_text(cell: Any) -> str:

@@ -33,6 +33,7 @@ from sce.datasets.text_form import (
     separator_line,
 )
 from sce.errors import DataError
+from sce.storage import open_regular
 
 TEXT_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
 SUFFIXES = (".parquet", *TEXT_SUFFIXES, EXCEL)
@@ -129,12 +130,13 @@ def refuse_repeated_columns(where: str, names: Sequence[str]) -> None:
     repeated = [name for name in dict.fromkeys(names) if name and list(names).count(name) > 1]
     if repeated:
         raise DataError(
-            f"{where}: the column {repeated[0]!r} stands there twice. Give each a name of its own."
+            f"{where}: a column's name stands there twice. Give each a name of its own.",
+            f"It is {repeated[0]!r}.",
         )
 
 
 def _open(path: Path) -> BinaryIO:
-    return decompressed(pa.OSFile(str(path)), path)
+    return decompressed(open_regular(path), path)
 
 
 def _jsonl(

@@ -42,7 +42,7 @@ from sce.distributed.watch import watched
 from sce.embedding.embedder import TextEmbedder
 from sce.embedding.store import null_where_none
 from sce.errors import SCEError, TooManyErrors
-from sce.storage import filesystem_of, to_place
+from sce.storage import ROOTED, filesystem_of, to_place
 
 ROWS_PER_FILE = 65_536
 """Where answers come from vectors. A file is as much as a kill can undo."""
@@ -221,10 +221,12 @@ def _run_part(
     plan: ActorPlan,
     counter: Any,
 ) -> None:
+    files, checkpoint_path = _for_ray(run.checkpoint_uri(number))
+    _, folder = _for_ray(run.part_uri(number))
     checkpoint = CheckpointConfig(
         id_column="place",
-        checkpoint_path=run.checkpoint_uri(number),
-        override_filesystem=None if "://" in run.uri else pafs.LocalFileSystem(),
+        checkpoint_path=checkpoint_path,
+        override_filesystem=files,
         delete_checkpoint_on_success=False,
     )
     checkpoint.checkpoint_actor_memory_bytes = FILTER_MEMORY_BYTES
@@ -246,8 +248,9 @@ def _run_part(
             compute=ActorPoolStrategy(size=plan.actors),
             **plan.ray_arguments(),
         )
-        folder, kind = run.part_uri(number), stage.output_format
+        kind = stage.output_format
         write: dict[str, Any] = {
+            "filesystem": files,
             "min_rows_per_file": stage.rows_per_file,
             "filename_provider": FilenameProvider(run.part_name(number), kind),
         }
@@ -261,6 +264,12 @@ def _run_part(
                 else JSONLinesSink(folder, stage.json_columns, **write)
             )
             dataset.write_datasink(sink, ray_remote_args=IO_TASK)
+
+
+def _for_ray(uri: str) -> tuple[pafs.FileSystem | None, str]:
+    """What Ray Data reaches a place by; of a store it finds that itself, on each node."""
+    is_local = "://" not in uri or uri.startswith(f"{ROOTED}://")
+    return filesystem_of(uri) if is_local else (None, uri)
 
 
 def _commit_part(run: OutputRun, number: int, shards: Sequence[Shard], stage: Stage) -> None:

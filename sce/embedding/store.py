@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
@@ -20,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from pydantic import TypeAdapter, ValidationError
 
 from sce.embedding.fingerprint import EmbedderFingerprint, check_fingerprint
 from sce.errors import DataError
@@ -58,6 +60,11 @@ class Manifest:
     format_version: int = FORMAT_VERSION
 
 
+_MANIFEST = TypeAdapter(Manifest)
+_PART = re.compile(r"(?!\.)[\w.-]+(/(?!\.)[\w.-]+)?\.parquet")
+"""A file of the store's folder, or of one below, as it once was."""
+
+
 class EmbeddingStore:
     """A finished store. Open one with `EmbeddingStore.open`."""
 
@@ -80,14 +87,27 @@ class EmbeddingStore:
             )
         try:
             content = json.loads(manifest.read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{manifest}: not JSON ({error}).") from None
-        if content.get("format_version") != FORMAT_VERSION:
+        if not isinstance(content, dict) or content.get("format_version") != FORMAT_VERSION:
+            found = content.get("format_version") if isinstance(content, dict) else content
             raise DataError(
-                f"{manifest}: format {content.get('format_version')!r}; this software "
-                f"reads {FORMAT_VERSION}. Embed into a new folder."
+                f"{manifest}: another format; this software reads {FORMAT_VERSION}. Embed into a "
+                "new folder.",
+                f"It is {str(found)[:200]!r}.",
             )
-        return cls(folder, Manifest(**content))
+        try:
+            held = _MANIFEST.validate_python(content)
+        except ValidationError as error:
+            where = ".".join(map(str, error.errors()[0]["loc"]))
+            raise DataError(f"{manifest}: damaged, at {where}. Embed again.") from None
+        for part in held.parts:
+            if not _PART.fullmatch(part):
+                raise DataError(
+                    f"{manifest}: a part is no file of this folder. Embed again.",
+                    f"It is {part[:200]!r}.",
+                )
+        return cls(folder, held)
 
     @property
     def paths(self) -> list[str]:

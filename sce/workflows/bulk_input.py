@@ -27,7 +27,13 @@ from sce.embedding.store import STORE_COLUMNS, EmbeddingStore
 from sce.errors import ConfigError, InputError
 from sce.labels import LabelSet
 from sce.storage import Place, to_place
-from sce.workflows.bulk_settings import ClassifyConfig, check_model, check_together, renamed_labels
+from sce.workflows.bulk_settings import (
+    ClassifyConfig,
+    check_model,
+    check_together,
+    renamed_labels,
+    within_roots,
+)
 
 ROW_ID = "row_id"
 
@@ -57,6 +63,7 @@ def read_input(config: ClassifyConfig) -> BulkInput:
     Raises:
         InputError: settings, labels or input that cannot be used; a folder that cannot be written.
     """
+    config = within_roots(config)
     labels = _read_labels(config)
     check_model(config, isinstance(labels, AdaptedLabels))
     check_together(config)
@@ -65,7 +72,7 @@ def read_input(config: ClassifyConfig) -> BulkInput:
         if (place := getattr(config, name)) is not None:
             check_writable(resolve_output(place), name)
     form = TextForm(config.encoding, config.delimiter)
-    corpus = open_corpus(config.input, form, config.follow_links)
+    corpus = open_corpus(config.input, form)
     if corpus.store is not None and config.save_embeddings is not None:
         raise ConfigError("save_embeddings: the input is an embedding store already.")
     columns = _columns(config, corpus)

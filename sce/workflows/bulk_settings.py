@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, SecretStr
 
@@ -12,8 +12,8 @@ from sce.config import JobConfig, Verbatim
 from sce.datasets.text_form import Delimiter, Encoding
 from sce.distributed.settings import ResourcesConfig
 from sce.embedding.settings import EmbedderConfig
-from sce.errors import ConfigError
-from sce.storage import Place
+from sce.errors import ConfigError, DataError
+from sce.storage import Place, rooted_place, to_place
 from sce.workflows.tracking import TrackingConfig
 
 
@@ -27,8 +27,10 @@ class ClassifyConfig(JobConfig):
     id_column: str | None = None
     """Keeps its name in the output. Default: ids made from places, `tickets.jsonl:17`, as `id`; of
     an embedding store, those of the texts that it was made from."""
-    follow_links: bool = True
-    """Read what links below the input lead to. `/v1/batches` never does."""
+    roots: Verbatim = []
+    """Folders or URIs that input, output and stores must lie below: nothing else is read or written
+    but the model, links there are refused, and what a caller is told quotes no file. `/v1/batches`
+    gives its own. Default: no bounds, and links below the input are followed and named."""
     keep_columns: Verbatim = []
     """Columns to carry into the output, untouched; `*` for all that the input has. Of JSONL: texts
     as they are, else as JSON."""
@@ -107,6 +109,21 @@ class ClassifyConfig(JobConfig):
     """The encoder's numbers. `auto`: half precision where the device computes in it."""
     exact: bool = False
     """Contextualise every label also of a large set, rather than a shortlist."""
+
+
+def within_roots(config: ClassifyConfig) -> ClassifyConfig:
+    """The settings with every place that is read or written as one below its root, by which it is
+    opened from then on. Raises `DataError`: one lies below none."""
+    if not config.roots:
+        return config
+    places: dict[str, Any] = {"input": [rooted_place(one, config.roots) for one in config.input]}
+    for name in ("output", "save_embeddings", "compare_to", "labelled"):
+        if (place := getattr(config, name)) is not None:
+            try:
+                places[name] = to_place(rooted_place(place, config.roots))
+            except DataError as error:
+                raise DataError(f"{name}: {error}") from None
+    return config.model_copy(update=places | {"roots": []})
 
 
 def check_model(config: ClassifyConfig, adapted: bool) -> None:

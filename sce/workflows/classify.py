@@ -34,11 +34,11 @@ from sce.distributed.trial import find_threshold, preview
 from sce.embedding.fingerprint import check_fingerprint
 from sce.errors import ConfigError, InputError
 from sce.evaluation import plots, thresholds
-from sce.storage import Place, put, to_place
+from sce.storage import Place, put, readable, to_place
 from sce.workflows.adapt import AdaptConfig, adapt
 from sce.workflows.answer_changes import report_changes
 from sce.workflows.bulk_input import ROW_ID, BulkInput, read_input
-from sce.workflows.bulk_settings import ClassifyConfig
+from sce.workflows.bulk_settings import ClassifyConfig, within_roots
 from sce.workflows.tracking import Tracker, TrackingConfig
 
 CONFUSION = "_confusion.png"
@@ -132,6 +132,7 @@ def classify(config: ClassifyConfig, given: BulkInput | None = None) -> dict[str
         SCEError: the endpoint gives no answer; what was answered is kept.
     """
     started = time.perf_counter()
+    config = within_roots(config)
     if config.adapt:
         config, given = adapt_first(config), None
     plan = resolve(config, given)
@@ -311,7 +312,7 @@ def _answer(plan: ClassifyPlan, run: OutputRun, actors: ActorPlan) -> dict[str, 
         raise
     counts, work = found.counts, found.work
     return {
-        "output": run.uri,
+        "output": readable(run.uri),
         **asked.backend.named,
         "rows_in": sum(shard.rows for shard in shards),
         "rows_out": counts.rows,

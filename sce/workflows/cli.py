@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from sce.config import JobConfig, load_config
 from sce.errors import InputError, TooManyErrors
-from sce.storage import RemotePath
+from sce.storage import RemotePath, readable
 
 ConfigT = TypeVar("ConfigT", bound=JobConfig)
 
@@ -28,6 +28,7 @@ def run_job(
 ) -> int:
     """Load the configuration, run `job`, print its summary as one last line of JSON, and return the
     exit code. Without `argv` it is this program that runs, and leaves the cluster before that line.
+    Of a mistake of the user's that line is `{"error": ...}`, which quotes no file's content.
     """
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S"
@@ -38,12 +39,10 @@ def run_job(
         for setting, place in remote_places(config):
             place.check(setting)
         summary = job(config)
-    except InputError as error:
-        print(f"{prog}: {error}", file=sys.stderr)
-        return 2
-    except TooManyErrors as error:
-        print(f"{prog}: {error}", file=sys.stderr)
-        return 1
+    except (InputError, TooManyErrors) as error:
+        print(f"{prog}: {readable(str(error))}", file=sys.stderr)
+        print(json.dumps({"error": readable(error.without_quotes)}), flush=True)
+        return 2 if isinstance(error, InputError) else 1
     if argv is None and "ray" in sys.modules:
         # Ray repeats what its workers printed until it is shut down: let it have said it all.
         sys.modules["ray"].shutdown()

@@ -257,7 +257,7 @@ def test_a_column_name_that_stands_twice_is_refused(tmp_path, name):
     else:
         comma = "\t" if name == "in.tsv" else ","
         file.write_text(f"text{comma}lang{comma}text\na{comma}en{comma}b\n")
-    with pytest.raises(DataError, match=r"in\.\w+: the column 'text' stands there twice"):
+    with pytest.raises(DataError, match=r"in\.\w+: a column.s name stands there twice"):
         plan_file(open_corpus([str(file)]).files[0], 0, Columns())
-    with pytest.raises(DataError, match="the column 'text' stands there twice"):
+    with pytest.raises(DataError, match="name stands there twice"):
         list(read_records(file))

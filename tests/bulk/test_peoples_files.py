@@ -21,6 +21,7 @@ from sce.bulk.reading import read_shard
 from sce.bulk.request import identify_input
 from sce.datasets.text_form import TextForm
 from sce.errors import DataError
+from sce.storage import readable, rooted_place
 
 TEXT = "id,text\n1,größer\n2,kleiner\n"
 
@@ -244,16 +245,31 @@ def test_a_link_does_not_take_the_name_of_a_folder_beside_it(tmp_path):
     assert list(listing.passed_over) == ["all/", "one/deep/again/"]
 
 
-def test_links_are_passed_over_where_they_are_not_followed(tmp_path):
+def test_links_are_followed_and_said_and_below_a_root_passed_over(tmp_path):
     write_rows(tmp_path / "secret" / "b.parquet")
     write_rows(tmp_path / "in" / "a.parquet")
+    write_rows(tmp_path / "in" / ".hidden" / "c.parquet")
     (tmp_path / "in" / "folder").symlink_to(tmp_path / "secret")
     (tmp_path / "in" / "x.parquet").symlink_to(tmp_path / "secret" / "b.parquet")
-    for given in (tmp_path / "in", tmp_path / "in" / "**" / "*.parquet"):
-        listing = list_files(str(given), follow_links=False)
-        assert [file.name for file in listing.files] == ["a.parquet"]
-        assert set(listing.passed_over.values()) == {"a link"}
-        assert len(list_files(str(given)).files) == 3
+    os.mkfifo(tmp_path / "in" / "pipe.csv")
+    corpus = open_corpus([str(tmp_path / "in")])
+    assert corpus.links == {
+        "folder": str(tmp_path / "secret"),
+        "x.parquet": str(tmp_path / "secret" / "b.parquet"),
+    }
+    assert corpus.reading([])["links_followed"] == corpus.links
+    for given in ("in", "in/", "in/*.parquet", "in/**/*.parquet", "**/[ab].parquet"):
+        uri = rooted_place(f"{tmp_path}/{given}", [str(tmp_path / "in"), str(tmp_path)])
+        listing = list_files(uri)
+        names = [readable(file.uri) for file in listing.files]
+        wanted = [tmp_path / "in" / "a.parquet"]
+        if given.startswith("**"):
+            wanted.append(tmp_path / "secret" / "b.parquet")
+        assert names == list(map(str, wanted))
+        if given.startswith("in/") and not given.endswith("et"):
+            assert set(listing.passed_over) == {
+                *("folder", "x.parquet", "pipe.csv", ".hidden/c.parquet"),
+            }
 
 
 def test_a_touched_file_is_unchanged_and_a_changed_one_is_not(tmp_path):
