@@ -58,9 +58,12 @@ class FingerprintMismatch(InputError):
 MAX_NAME_CHARS = 200
 MAX_ID_CHARS = 512
 MAX_NORM_ERROR = 0.01
+MAX_TEXT_BYTES = 16 * 2**20
+"""Of a text in UTF-8: some three million words."""
 
 ROW_ERRORS = {
     "line_unreadable": "the line is not JSON, or has not the fields of its file",
+    "line_too_long": f"the line has more than {2 * MAX_TEXT_BYTES:,} characters",
     "line_not_utf8": "the line is not UTF-8",
     "id_missing": "the id column is null",
     "id_too_long": f"the id has more than {MAX_ID_CHARS} characters",
@@ -68,6 +71,7 @@ ROW_ERRORS = {
     "text_empty": "the text is empty or blank",
     "text_not_string": "the text is a number, a list or an object",
     "text_not_unicode": "the text has a lone surrogate",
+    "text_too_large": f"the text has more than {MAX_TEXT_BYTES:,} bytes",
     "text_too_long": "the text is longer than the endpoint takes in a request",
     "labels_missing": "the row's list of labels is null or empty",
     "labels_not_a_list": "the row's labels are not a list of texts",

@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from sce.bulk.listing import InputFile, Listing, is_pattern, list_files
 from sce.bulk.output import RUN_FILE, read_run
+from sce.datasets.limits import LongLine, bounded_lines, check_packed
 from sce.datasets.readers import refuse_repeated_columns
 from sce.datasets.text_form import DAMAGED, FOUND_OUT, TextForm
 from sce.embedding.store import EmbeddingStore, manifest_of
@@ -112,6 +113,11 @@ class Columns:
     some_lack: bool = False
     raw_json: bool = False
     id_name: str = "id"
+
+    @property
+    def read(self) -> list[str]:
+        """The columns that are read where a file has them."""
+        return list(dict.fromkeys([*self.needed, *self.keep]))
 
     @property
     def needed(self) -> list[str]:
@@ -211,6 +217,7 @@ def plan_file(file: InputFile, number: int, columns: Columns) -> FilePlan:
     if file.kind == ".parquet":
         with file.open_parquet() as parquet:
             schema = parquet.schema_arrow
+            check_packed(readable(file.uri), file.size, parquet.metadata, columns.read)
             sizes = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
         for name in file.partitions:
             if name not in schema.names:
@@ -319,8 +326,11 @@ def _count_rows(file: InputFile) -> int:
         return sum(1 for _ in file.records())
     try:
         with file.open() as lines:
-            first = next(lines, b"").removeprefix(b"\xef\xbb\xbf")
-            return bool(first.strip()) + sum(1 for line in lines if not line.isspace())
+            counted = bounded_lines(lines)
+            first = next(counted, b"")
+            first = first.removeprefix(b"\xef\xbb\xbf") if isinstance(first, bytes) else first
+            rest = sum(1 for line in counted if not line.isspace())
+            return (bool(first.strip()) or isinstance(first, LongLine)) + rest
     except (OSError, *DAMAGED) as error:
         raise DataError(f"{file.uri}: cannot be read ({error}).") from None
 

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
 from typing import Any
 from uuid import UUID
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from sce.bulk.corpus import Columns, Shard, is_text
+from sce.datasets.readers import LONG_LINE
 from sce.embedding.row_checks import is_unicode
 from sce.errors import DataError
 
@@ -29,8 +30,14 @@ READ_ROWS = 512
 """Decoded at once, of which a block is put together without a copy. Decoding takes five times the
 memory of its rows for a while; so little at a time is allocated again where it was freed."""
 BLOCK_CHARS = 8_000_000
+READ_BYTES = 32 * 2**20
+BLOCK_BYTES = 256 * 2**20
 _OWN = {"place": pa.int64(), "truncated": pa.bool_(), "error": pa.string()}
-_LINE_ERRORS = {"not UTF-8": "line_not_utf8", "unreadable line": "line_unreadable"}
+_LINE_ERRORS = {
+    "not UTF-8": "line_not_utf8",
+    "unreadable line": "line_unreadable",
+    LONG_LINE: "line_too_long",
+}
 
 
 def read_shard(shard: Shard, columns: Columns) -> Iterator[pa.Table]:
@@ -85,9 +92,11 @@ def _read_parquet(shard: Shard, columns: Columns) -> Iterator[pa.Table]:
         by_folder = {n: v for n, v in shard.file.partitions.items() if n in asked}
         by_folder = {n: v for n, v in by_folder.items() if n not in parquet.schema_arrow.names}
         wanted = [name for name in asked if name in parquet.schema_arrow.names]
-        batches = parquet.iter_batches(READ_ROWS, row_groups=list(shard.row_groups), columns=wanted)
+        groups = list(shard.row_groups)
+        rows_read = _rows_at_once(parquet.metadata, groups, wanted)
+        batches = parquet.iter_batches(rows_read, row_groups=groups, columns=wanted)
         try:
-            while held := list(islice(batches, BLOCK_ROWS // READ_ROWS)):
+            while held := _block(batches):
                 table = pa.Table.from_batches(held)
                 del held  # before the next are read
                 for name, value in by_folder.items():
@@ -97,6 +106,28 @@ def _read_parquet(shard: Shard, columns: Columns) -> Iterator[pa.Table]:
                 del table
         except (OSError, pa.ArrowException) as error:
             raise DataError(f"{shard.file.uri}: not readable as Parquet.", str(error)) from None
+
+
+def _rows_at_once(metadata: pq.FileMetaData, groups: Sequence[int], columns: Sequence[str]) -> int:
+    """`READ_ROWS`, or fewer of large rows."""
+    size = sum(
+        chunk.total_uncompressed_size
+        for group in map(metadata.row_group, groups)
+        for chunk in map(group.column, range(group.num_columns))
+        if chunk.path_in_schema.split(".")[0] in columns
+    )
+    rows = sum(metadata.row_group(group).num_rows for group in groups)
+    return max(1, min(READ_ROWS, READ_BYTES * rows // max(1, size)))
+
+
+def _block(batches: Iterator[pa.RecordBatch]) -> list[pa.RecordBatch]:
+    """The next ones, of `BLOCK_ROWS` rows together or of `BLOCK_BYTES`."""
+    held: list[pa.RecordBatch] = []
+    rows = size = 0
+    while rows < BLOCK_ROWS and size < BLOCK_BYTES and (batch := next(batches, None)) is not None:
+        held.append(batch)
+        rows, size = rows + batch.num_rows, size + batch.get_total_buffer_size()
+    return held
 
 
 def _from_parquet(shard: Shard, first: int, table: pa.Table, columns: Columns) -> pa.Table:

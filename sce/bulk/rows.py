@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sce.embedding.row_checks import text_is_empty, vector_errors
-from sce.errors import MAX_ID_CHARS, ROW_ERRORS
+from sce.errors import MAX_ID_CHARS, MAX_TEXT_BYTES, ROW_ERRORS
 from sce.labels import Label, RaggedLabels, name_error, normalise_name
 
 
@@ -49,6 +49,7 @@ def check_texts(texts: pa.ChunkedArray, errors: Errors) -> None:
     errors.mark(_mask(pc.is_null(texts)), "text_null")
     blank = [text is not None and text_is_empty(text) for text in texts.to_pylist()]
     errors.mark(np.array(blank, bool), "text_empty")
+    errors.mark(_mask(pc.greater(pc.binary_length(texts), MAX_TEXT_BYTES)), "text_too_large")
 
 
 def check_vectors(column: pa.ChunkedArray, dimension: int, errors: Errors) -> np.ndarray:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import PurePath
 from typing import Any, BinaryIO
 
+from sce.datasets.limits import check_unpacked
 from sce.errors import DataError
 
 SUFFIX = ".xlsx"
@@ -31,6 +32,9 @@ def sheet_rows(
     with open_file() as file:
         content = io.BytesIO(file.read())  # the archive's end is read first
     try:
+        with zipfile.ZipFile(content) as archive:  # whose parts are no larger than it says
+            unpacked = sum(part.file_size for part in archive.infolist())
+        check_unpacked(str(path), unpacked, len(content.getbuffer()))
         book = openpyxl.load_workbook(content, read_only=True, data_only=True)
         sheets = book.worksheets
         if len(sheets) != 1:

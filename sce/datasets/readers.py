@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 
 from sce.datasets.excel import SUFFIX as EXCEL
 from sce.datasets.excel import sheet_rows
+from sce.datasets.limits import MAX_LINE, LongLine
 from sce.datasets.text_form import (
     COMPRESSIONS,
     DAMAGED,
@@ -32,17 +33,18 @@ from sce.datasets.text_form import (
     decompressed,
     separator_line,
 )
-from sce.errors import DataError
+from sce.errors import MAX_TEXT_BYTES, DataError
 from sce.storage import open_regular
 
+LONG_LINE = "line too long"
 TEXT_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
 SUFFIXES = (".parquet", *TEXT_SUFFIXES, EXCEL)
 ALLOWED_FILES = (
     f"JSONL (.jsonl, .ndjson, .json), .csv, .tsv, each also with {', '.join(COMPRESSIONS)}, "
     f"{EXCEL} and .parquet"
 )
-# A field of CSV may hold a whole document; the csv module's own limit is 128 KiB.
-MAX_FIELD_BYTES = 16 * 2**20
+# What a line is that nothing can be read of: white space of ASCII, as of lines of bytes.
+BLANK = " \t\r\n\v\f"
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +146,11 @@ def _jsonl(
 ) -> Iterator[Record | BadRow]:
     with open_file() as file:
         for number, line in enumerate(form.lines(file), start=1):
-            if line.isspace():
+            if isinstance(line, LongLine):
+                message = f"{path}:{number}: more than {MAX_LINE:,} characters."
+                yield BadRow(number, LONG_LINE, message)
+                continue
+            if line.isspace() and not line.strip(BLANK):
                 continue
             reason = "unreadable line"
             try:
@@ -176,6 +182,10 @@ class _Lines:
 
     def __next__(self) -> str:
         line = self._again.popleft() if self._again else next(self._lines)
+        if isinstance(line, LongLine):
+            self._record.append(line)
+            self.number += 1
+            raise csv.Error(f"a line of more than {MAX_LINE:,} characters")
         self._record.append(line)
         self.number += 1
         return line
@@ -203,7 +213,7 @@ def _csv(
 ) -> Iterator[Record | BadRow]:
     """A record of several lines that cannot be read, or has not the header's fields, costs its
     first line: its quotation mark is most likely one that was never closed."""
-    csv.field_size_limit(MAX_FIELD_BYTES)
+    csv.field_size_limit(MAX_TEXT_BYTES)  # the module's own limit is 128 KiB
     quoting: dict[str, Any] = {"quoting": csv.QUOTE_NONE} if kind == ".tsv" else {"strict": True}
     with open_file() as file:
         lines = _Lines(form.lines(file))

@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import AfterValidator
 
+from sce.datasets.limits import Unpacked, bounded_lines
 from sce.errors import DataError
 
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst", ".zip")
@@ -83,12 +84,14 @@ class TextForm:
         return form
 
     def lines(self, file: BinaryIO) -> Iterator[str]:
-        """The lines with their ends. Bytes that are not in the encoding become lone surrogates
-        where it has single bytes, so that they are found again in their row; of UTF-16 they raise
-        `UnicodeError`."""
+        """The lines with their ends, `LongLine` for one that is too long. Bytes that are not in the
+        encoding become lone surrogates where it has single bytes, so that they are found again in
+        their row; of UTF-16 they raise `UnicodeError`."""
         encoding = "utf-8-sig" if self.encoding in (None, "utf-8") else self.encoding
-        return io.TextIOWrapper(
-            file, encoding=encoding, errors="surrogateescape", newline=self.line_end
+        return bounded_lines(
+            io.TextIOWrapper(
+                file, encoding=encoding, errors="surrogateescape", newline=self.line_end
+            )
         )
 
     @property
@@ -150,6 +153,7 @@ def decompressed(file: pa.NativeFile, path: PurePath) -> BinaryIO:
     """
     kind = compression_of(path)
     raw: object = file
+    packed = file.size()
     if kind in (".gz", ".zst"):
         raw = pa.CompressedInputStream(file, {".gz": "gzip", ".zst": "zstd"}[kind])
     elif kind == ".bz2":
@@ -162,6 +166,8 @@ def decompressed(file: pa.NativeFile, path: PurePath) -> BinaryIO:
         if len(names) != 1:
             raise DataError(f"{path}: holds {len(names)} files; an archive of one file is read.")
         raw = archive.open(names[0])
+    if kind:
+        raw = Unpacked(raw, str(path), packed)  # type: ignore[arg-type]
     return cast(BinaryIO, io.BufferedReader(raw, CHUNK_BYTES))  # type: ignore[type-var]
 
 

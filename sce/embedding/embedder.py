@@ -28,7 +28,14 @@ from sce.embedding.checkpoint import Checkpoint, resolve_checkpoint
 from sce.embedding.fingerprint import EmbedderFingerprint
 from sce.embedding.row_checks import check_texts
 from sce.embedding.settings import EmbedderConfig
-from sce.embedding.tokenising import Batch, TokenisedTexts, batches
+from sce.embedding.tokenising import (
+    CHARS_A_TOKEN,
+    MAX_CHARS,
+    Batch,
+    TokenisedTexts,
+    batches,
+    beginning,
+)
 from sce.errors import EmbedderError
 
 BATCH_TOKENS = {"cpu": 4096, "cuda": 65536}
@@ -124,14 +131,19 @@ class TextEmbedder:
 
     def _tokenise(self, texts: Sequence[str]) -> TokenisedTexts:
         prefix = self.fingerprint.prefix
-        encodings = self._tokenizer.encode_batch_fast(
-            texts if prefix is None else [prefix + text for text in texts]
-        )
+        given = texts if prefix is None else [prefix + text for text in texts]
+        chars = CHARS_A_TOKEN * self.fingerprint.max_tokens
+        heads = [beginning(text, chars) for text in given]
+        encodings = self._tokenizer.encode_batch_fast(heads)
+        for i, (head, text) in enumerate(zip(heads, given)):
+            if len(head) < min(len(text), MAX_CHARS) and not encodings[i].overflowing:
+                encodings[i] = self._tokenizer.encode(text[:MAX_CHARS])
         ids = [encoding.ids for encoding in encodings]
         lengths_N = np.fromiter(map(len, ids), np.int64, len(ids))
         truncated_N = np.zeros(len(ids), bool)
         for place in np.flatnonzero(lengths_N == self.fingerprint.max_tokens):
             truncated_N[place] = bool(encodings[place].overflowing)
+        truncated_N |= np.fromiter((len(text) > MAX_CHARS for text in given), bool, len(given))
         flat = np.fromiter(chain.from_iterable(ids), np.int64, int(lengths_N.sum()))
         return TokenisedTexts(flat, lengths_N, truncated_N)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from sce.errors import MAX_NORM_ERROR, ROW_ERRORS, DataError, InputError
+from sce.errors import MAX_NORM_ERROR, MAX_TEXT_BYTES, ROW_ERRORS, DataError, InputError
 from sce.labels import as_list
 
 
@@ -38,6 +38,8 @@ def text_error(text: Any) -> str:
         return "text_null" if missing else "text_not_string"
     if text_is_empty(text):
         return "text_empty"
+    if 4 * len(text) > MAX_TEXT_BYTES and len(text.encode(errors="replace")) > MAX_TEXT_BYTES:
+        return "text_too_large"
     return "" if is_unicode(text) else "text_not_unicode"
 
 

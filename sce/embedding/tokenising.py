@@ -7,6 +7,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
+CHARS_A_TOKEN = 64
+"""Of a text's beginning that is looked at for each token that is read: far more than it takes."""
+MAX_CHARS = 2**20
+"""Of a text that are looked at where its beginning is not enough, as of one without white space."""
+
+
+def beginning(text: str, chars: int) -> str:
+    """The first `chars` characters of a longer text, up to a white space: no tokenizer's pieces
+    reach over one, so its first tokens are those of the whole. `MAX_CHARS` where there is none."""
+    if len(text) <= chars:
+        return text
+    last = max(text.rfind(" ", 0, chars), text.rfind("\n", 0, chars))
+    return text[:last] if last > 0 else text[:MAX_CHARS]
+
 
 @dataclass(frozen=True)
 class TokenisedTexts:

@@ -267,3 +267,18 @@ def test_settings_that_contradict_are_refused():
         EmbedderConfig(adapter="classification")
     with pytest.raises(ValueError, match="give either"):
         EmbedderConfig(prompt="query", prefix="query: ")
+
+
+@pytest.mark.parametrize("kind", ["sentence_transformers", "jina", "minilm"])
+@pytest.mark.parametrize("space", [" ", "\n"])
+def test_the_beginning_of_a_long_text_is_enough(folders, kind, space):
+    """And what is read of a text without white space is said to be cut."""
+    embedder = load_embedder(EmbedderConfig() if kind == "minilm" else config(folders, kind))
+    words = ["market", "galaxy", "team-work", "ein", "Größe,", "3.5%", "字", "x" * 90]
+    long = space.join(words[i * i % 8] for i in range(60_000))
+    limit = embedder.fingerprint.max_tokens
+    whole = embedder._tokenizer.encode(long)
+    tokens = embedder.tokenise([long, "short"])
+    assert tokens.ids[:limit].tolist() == whole.ids
+    assert tokens.truncated.tolist() == [True, False]
+    assert embedder.tokenise(["a" * 3_000_000]).truncated.tolist() == [True]

@@ -1,5 +1,5 @@
-"""`jobs/classify.py --roots`, as `/v1/batches` runs it: links are refused or passed over, outputs in
-each format lie below their root, and what a caller is told quotes no file."""
+"""`jobs/classify.py --roots`, as `/v1/batches` runs it: links are refused or passed over, outputs
+lie below their root, and what a caller is told quotes no file."""
 
 import json
 from functools import partial
