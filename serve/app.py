@@ -25,7 +25,7 @@ from ray.serve.config import BackpressureConfig, HTTPOptions
 from sce.bulk.request import identify_model
 from sce.config import load_config
 from sce.distributed.resources import ClusterSize, check_fits, cluster_size
-from sce.distributed.session import ensure_ray
+from sce.distributed.session import ensure_ray, shared_session
 from sce.errors import ConfigError, InputError
 from serve.auth import Guard, read_tokens
 from serve.gateway import Gateway
@@ -42,10 +42,17 @@ def build(args: ServeConfig) -> Application:
     """The application: a gateway, and a deployment for each model.
 
     Raises:
-        ConfigError: tokens that cannot be used; replicas for which the cluster has no room; label
-            sets that are not there, are damaged or fit no model.
+        ConfigError: tokens that cannot be used; batches, where others can enter Ray's folder;
+            replicas for which the cluster has no room; label sets that are not there, are damaged
+            or fit no model.
     """
     size = cluster_size() if ray.is_initialized() else None
+    if size is not None and args.batches.allowed and (shared := shared_session()):
+        raise ConfigError(
+            f"batches: other users of this machine can enter Ray's folder {shared}, and whoever "
+            "writes there runs code as the server. Start Ray with --temp-dir (RAY_TMPDIR) below a "
+            "folder of mode 0700, or leave batches.input_roots and output_roots empty."
+        )
     digests = [Guard.digest(token) for token in read_tokens(args)]
     if not digests:
         log.warning("no tokens are set: only this machine is answered (SCE_TOKENS, tokens_file)")

@@ -1,13 +1,16 @@
 """Which Ray a process works in: the one that the environment names, or its own; never a stranger's
-that happens to run on the machine."""
+that happens to run on the machine, and none that other users of the machine can enter."""
 
 from __future__ import annotations
 
 import logging
 import os
 import socket
+import stat
 import tempfile
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import ray
 import ray.data
@@ -30,8 +33,9 @@ def ensure_ray() -> None:
     """Join the cluster that the environment names, or start a local one; no-op if that is done.
 
     `ray job submit` and `RAY_ADDRESS` name one; `RAY_ADDRESS=auto` is the one that `ray start` runs
-    on this machine. Ray's own progress messages are switched off: the jobs say where they are
-    themselves.
+    on this machine. A local one listens on the loopback address alone, and keeps its files, code to
+    run among them, in a folder of RAY_TMPDIR (or TMPDIR) that only this user can enter. Ray's own
+    progress messages are switched off: the jobs say where they are themselves.
 
     Raises:
         ConfigError: no cluster answers there, or none can be started here.
@@ -43,14 +47,16 @@ def ensure_ray() -> None:
     if ray.is_initialized():
         return
     address = os.environ.get("RAY_ADDRESS") or "local"
+    options: dict[str, Any] = {}
     if address == "local":
-        _check_temp()
+        options["_temp_dir"] = str(_private_folder() / "ray")  # that one Ray opens to all
+        _listen_on_loopback()
         if found := _started_here():
             log.info("another Ray runs at %s; RAY_ADDRESS=auto would join it", found)
     else:
         _probe(address)
     try:
-        ray.init(address=address, logging_level=logging.ERROR)
+        ray.init(address=address, logging_level=logging.ERROR, **options)
     except (OSError, RuntimeError, ValueError) as error:
         where = "start on this machine" if address == "local" else f"be joined at {address}"
         raise ConfigError(f"Ray cannot {where}: {' '.join(str(error).split())[:500]}") from None
@@ -119,12 +125,56 @@ def _answers(address: str) -> bool:
         return False
 
 
-def _check_temp() -> None:
-    """Raises `ConfigError` where Ray could not make its sockets, which it says with a traceback."""
-    folder = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
-    if len(folder) + len(_SOCKET) > MAX_SOCKET_CHARS:
-        most = MAX_SOCKET_CHARS - len(_SOCKET)
+def shared_session() -> str | None:
+    """The folder of this process' Ray, if other users of the machine can enter it; None if one of
+    the folders above it lets only its owner in.
+
+    Whoever writes there runs code as this user: Ray makes it writable for all, and takes the code
+    of jobs from it.
+    """
+    node = ray._private.worker._global_node
+    assert node is not None
+    folder = Path(node.get_session_dir_path())
+    above = (one.stat() for one in (folder, *folder.parents))
+    kept = any(one.st_uid in (os.getuid(), 0) and not one.st_mode & 0o011 for one in above)
+    return None if kept else str(folder)
+
+
+def _private_folder() -> Path:
+    """A folder for Ray's files that only this user can enter.
+
+    Raises:
+        ConfigError: it is somebody else's; Ray could not make its sockets in it, which it says
+            with a traceback.
+    """
+    temp = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+    folder = Path(temp, f"sce-{os.getuid()}")
+    if len(str(folder)) + len(_SOCKET) > MAX_SOCKET_CHARS:
+        most = MAX_SOCKET_CHARS - len(_SOCKET) - len(f"/{folder.name}")
         raise ConfigError(
-            f"TMPDIR: {folder} has {len(folder)} characters; Ray keeps its sockets below it, for "
+            f"TMPDIR: {temp} has {len(temp)} characters; Ray keeps its sockets below it, for "
             f"which at most {most} are left. Set RAY_TMPDIR to a shorter folder: RAY_TMPDIR=/tmp."
         )
+    try:
+        with suppress(FileExistsError):
+            folder.mkdir(mode=0o700, parents=True)
+        about = folder.lstat()
+    except OSError as error:
+        raise ConfigError(
+            f"TMPDIR: {folder} cannot be made ({error.strerror}), in which Ray keeps its files. "
+            "Set RAY_TMPDIR to a folder that can be written."
+        ) from None
+    mine = stat.S_ISDIR(about.st_mode) and about.st_uid == os.getuid()
+    if not mine or about.st_mode & 0o077:
+        raise ConfigError(
+            f"TMPDIR: {folder}, in which Ray keeps its files, is not this user's alone: whoever "
+            f"writes there runs code as this user. Delete it, or set RAY_TMPDIR to another folder."
+        )
+    return folder
+
+
+def _listen_on_loopback() -> None:
+    """A local Ray is for this machine; by default its ports, that of the metrics without a token
+    among them, are open to the network. Ray has this for machines with a firewall that asks."""
+    os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
+    ray_constants.ENABLE_RAY_CLUSTER = False

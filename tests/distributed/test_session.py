@@ -1,5 +1,6 @@
 """Which Ray a process joins, and what it says where it can join or start none."""
 
+import json
 import os
 import shutil
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -52,7 +54,7 @@ def test_a_cluster_that_is_gone_is_said_at_once(monkeypatch, tmp_path, address, 
 
 def test_a_folder_too_long_for_sockets_is_named(monkeypatch, tmp_path):
     monkeypatch.setenv("RAY_TMPDIR", f"/tmp/{'x' * 80}")
-    with pytest.raises(ConfigError, match=r"has 85 characters; .* at most 39 are left"):
+    with pytest.raises(ConfigError, match=r"has 85 characters; .* at most 3\d are left"):
         session.ensure_ray()
 
 
@@ -106,3 +108,72 @@ def test_a_strangers_ray_is_joined_when_it_is_named_and_not_else(tmp_path):
     finally:
         os.killpg(node.pid, signal.SIGKILL)
         shutil.rmtree(temp, ignore_errors=True)
+
+
+LOCAL = """
+import json, os, psutil, ray, stat, urllib.request
+from sce.distributed.session import ensure_ray, shared_session
+ensure_ray()
+mine = {os.getpid()} | {process.pid for process in psutil.Process().children(recursive=True)}
+listening = {c.laddr.ip for c in psutil.net_connections("inet") if c.status == "LISTEN"
+             and c.pid in mine}
+(node,) = ray.nodes()
+url = f"http://127.0.0.1:{node['MetricsExportPort']}/metrics"
+print(json.dumps({
+    "folder": ray._private.worker._global_node.get_session_dir_path(),
+    "listening": sorted(listening), "shared": shared_session(),
+    "metrics": urllib.request.urlopen(url).status,
+    "worker": ray.get(ray.remote(lambda: os.environ.get("SCE_TOKENS")).remote()),
+}))
+"""
+
+
+def test_a_local_ray_is_this_users_and_this_machines_alone(tmp_path):
+    temp = Path("/tmp") / f"l{os.getpid()}"
+    environment = {**os.environ, "RAY_TMPDIR": str(temp), "PYTHONPATH": str(ROOT)}
+    environment.pop("RAY_ADDRESS", None)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", LOCAL], env=environment, capture_output=True, text=True,
+            timeout=120,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        found = json.loads(done.stdout.splitlines()[-1])
+        private = temp / f"sce-{os.getuid()}"
+        assert found["folder"].startswith(f"{private}/ray/session_")
+        assert private.stat().st_mode & 0o777 == 0o700
+        assert set(found["listening"]) <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+        assert found["shared"] is None
+        assert found["metrics"] == 200
+    finally:
+        shutil.rmtree(temp, ignore_errors=True)
+
+
+@pytest.mark.parametrize("kind", ["open", "link", "file"])
+def test_a_folder_that_is_not_this_users_alone_is_refused(monkeypatch, tmp_path, kind):
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.setattr(session, "MAX_SOCKET_CHARS", 500)
+    folder = tmp_path / f"sce-{os.getuid()}"
+    if kind == "open":
+        folder.mkdir()
+        folder.chmod(0o755)
+    elif kind == "link":
+        (tmp_path / "others").mkdir(mode=0o700)
+        folder.symlink_to(tmp_path / "others")
+    else:
+        folder.write_text("")
+    with pytest.raises(ConfigError, match="is not this user's alone"):
+        session.ensure_ray()
+
+
+def test_a_shared_session_is_told_from_a_private_one(monkeypatch, tmp_path):
+    folder = tmp_path / "ray" / "session"
+    folder.mkdir(parents=True)
+    for one in (folder, folder.parent):
+        one.chmod(0o777)
+    node = SimpleNamespace(get_session_dir_path=lambda: str(folder))
+    monkeypatch.setattr(session.ray._private.worker, "_global_node", node)
+    monkeypatch.setattr(Path, "parents", property(lambda path: [tmp_path / "ray"]))
+    assert session.shared_session() == str(folder)
+    folder.parent.chmod(0o700)
+    assert session.shared_session() is None

@@ -5,11 +5,13 @@ import asyncio
 import pytest
 
 import serve.model
-from sce.errors import InputError
+from sce.distributed.resources import ClusterSize
+from sce.errors import ConfigError, InputError
 from sce.labels import LabelSet
+from serve import app
 from serve.app import build
 from serve.model import ModelReplica
-from serve.settings import ServeConfig, default_name
+from serve.settings import BatchSettings, ServeConfig, default_name
 from serve.work import ModelRequest
 from tests.serve.conftest import run, settings_of
 
@@ -102,6 +104,20 @@ def deployments(config: ServeConfig) -> dict:
     for handle in gateway.init_args[0].values():
         found[handle._bound_deployment.name] = handle._bound_deployment
     return found
+
+
+def test_batches_need_a_ray_that_others_cannot_enter(models, monkeypatch):
+    monkeypatch.setattr(app.ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(app, "cluster_size", lambda: ClusterSize([{"CPU": 8}], {"CPU": 8}))
+    monkeypatch.setattr(app, "shared_session", lambda: "/tmp/ray/session_1")
+    roots = {"input_roots": ["/data/in"], "output_roots": ["/data/out"]}
+    config = ServeConfig(models={"one": settings_of(models)}, tokens="x" * 20)
+    assert "gateway" in deployments(config)
+    shared = config.model_copy(update={"batches": BatchSettings(**roots)})
+    with pytest.raises(ConfigError, match=r"can enter Ray's folder /tmp/ray/session_1"):
+        build(shared)
+    monkeypatch.setattr(app, "shared_session", lambda: None)
+    assert "gateway" in deployments(shared)
 
 
 def test_the_builder_makes_a_deployment_a_model(models):
