@@ -71,6 +71,15 @@ def test_a_rooted_place_reads_and_writes_as_a_path(root):
     assert [path.name for path in root.rglob("*")] == ["new", "folder"]
 
 
+def test_a_root_that_is_not_there_yet_is_made_when_it_is_written_to(tmp_path):
+    place = to_place(rooted_place(f"{tmp_path}/new/out/a.txt", [f"{tmp_path}/new"]))
+    assert not place.parent.parent.exists()
+    assert not place.is_file()
+    place.check("output")
+    write_text(place, "a")
+    assert (tmp_path / "new/out/a.txt").read_text() == "a"
+
+
 def test_what_lies_below_no_root_is_refused(root):
     roots = [str(root), "s3://bucket/texts"]
     for place in (root.parent, f"{root}x", f"{root}/../secret", "s3://bucket/textsx/a", "s3://b/c"):

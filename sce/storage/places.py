@@ -77,6 +77,10 @@ class RemotePath:
         return RemotePath(f"{self.uri}/{name}")
 
     @property
+    def _is_rooted(self) -> bool:
+        return self.uri.startswith(f"{ROOTED}://")
+
+    @property
     def _path(self) -> PurePosixPath:
         """The bucket and what is in it, as if the bucket lay at the root."""
         return PurePosixPath(self.uri.partition(":/")[2])
@@ -127,7 +131,7 @@ class RemotePath:
     def open_output(self) -> Iterator[pa.NativeFile]:
         """Readers see the file when the block has ended, of a store by an error as well: what
         names it comes after it."""
-        if self.uri.startswith(f"{ROOTED}://"):
+        if self._is_rooted:
             new = self.parent / f".{self.name}.{os.getpid()}.tmp"
             with reached(self, "written") as (files, path), reached(new, "written") as (_, before):
                 with files.open_output_stream(before) as file:
@@ -150,7 +154,7 @@ class RemotePath:
         before the work."""
         head = "" if setting is None else f"{setting}: "
         try:
-            if self.exists():
+            if self.exists() or self._is_rooted:
                 return
         except DataError as error:
             raise DataError(f"{head}{error}") from None

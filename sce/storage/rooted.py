@@ -133,6 +133,8 @@ class RootedFiles(pafs.FileSystemHandler):
     @contextmanager
     def _folder(self, path: str, create: bool = False) -> Iterator[int]:
         """A folder below the root, open."""
+        if create:
+            os.makedirs(self.root, exist_ok=True)
         descriptor = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             for part in PurePosixPath(path).parts:
@@ -163,9 +165,9 @@ class RootedFiles(pafs.FileSystemHandler):
             raise
 
     def _info(self, path: str) -> pafs.FileInfo:
-        if not PurePosixPath(path).parts:
-            return _file_info(path, os.stat(self.root))
         try:
+            if not PurePosixPath(path).parts:
+                return _file_info(path, os.stat(self.root))
             with self._above(path) as (folder, name):
                 return _file_info(path, os.stat(name, dir_fd=folder, follow_symlinks=False))
         except (FileNotFoundError, NotADirectoryError):

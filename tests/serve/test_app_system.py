@@ -439,7 +439,7 @@ def test_batches(cluster):
     assert busy.status_code == 429
     assert busy.json()["error"]["param"] == "max_running"
     done = _wait(cluster, batch["id"])
-    assert done["status"] == "completed", done
+    assert done["status"] == "completed", done["error"]
     assert done["request_counts"] == {"total": 81, "completed": 80, "failed": 1}
     assert done["metadata"] == {"week": "1"}
     assert list((target / "one").glob("part-*.parquet"))
@@ -447,7 +447,13 @@ def test_batches(cluster):
     bad = cluster.post("/v1/batches", asked | {"text_column": "no", "output": str(target / "bad")})
     failed = _wait(cluster, bad.json()["id"])
     assert failed["status"] == "failed"
-    assert "no" in failed["error"]
+    assert failed["error"] == f"{source}/rows.jsonl: has no column 'no'."
+    (target / "swapped").mkdir()
+    linked = cluster.post("/v1/batches", asked | {"output": str(target / "swapped" / "x")})
+    (target / "swapped").rmdir()
+    os.symlink(cluster.home, target / "swapped")
+    failed = _wait(cluster, linked.json()["id"])
+    assert "'swapped' is a link" in failed["error"], failed
 
     started = cluster.post("/v1/batches", asked | {"output": str(target / "three")}).json()
     stopped = requests.post(
@@ -455,7 +461,7 @@ def test_batches(cluster):
     ).json()
     assert stopped["status"] in ("cancelling", "cancelled")
     assert _wait(cluster, started["id"])["status"] == "cancelled"
-    assert len(cluster.get("/v1/batches")["data"]) == 3
+    assert len(cluster.get("/v1/batches")["data"]) == 4
     missing = requests.get(f"{cluster.url}/v1/batches/batch_no", headers=HEADERS, timeout=60)
     assert missing.status_code == 404
 
