@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from ray.serve.handle import DeploymentHandle
 
 from serve.auth import Guard
 from serve.ingress import Ingress, Replicas
+from serve.memory import FreedMemory
 from serve.metrics import GatewayMetrics
 from serve.routes import make_app
 from serve.settings import BatchSettings, Limits, ModelSettings
@@ -33,10 +35,14 @@ class Gateway:
         metrics = GatewayMetrics()
         replicas = {name: Replicas(name, handle, metrics) for name, handle in models.items()}
         self._origins = origins
+        self._memory = FreedMemory()
         self._ingress = Ingress(replicas, Guard(digests), metrics=metrics)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return make_app(self._ingress, self._origins)
+
+    async def check_health(self) -> None:
+        await asyncio.to_thread(self._memory.give_back)
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """`limits`, `log_texts`, `batches` and the models' settings for them. Requests that were

@@ -18,6 +18,7 @@ from sce.predictor import Predictor
 from serve.cache import VectorCache
 from serve.engine import Engine, LoadedModel
 from serve.label_sets import load_label_sets
+from serve.memory import FreedMemory
 from serve.metrics import ModelMetrics
 from serve.settings import ModelSettings, ReplicaSettings
 from serve.work import ModelAnswer, ModelRequest
@@ -40,6 +41,7 @@ class ModelReplica:
         self._answering: ReplicaSettings
         self._loading: asyncio.Task[None] | None = None
         self._last_error: str | None = None
+        self._memory = FreedMemory()
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """The first time, load the model and its label sets. Later, take new budgets at once and
@@ -89,8 +91,9 @@ class ModelReplica:
         """Its report, HTML, where there is one. Raises `NoSuchLabelSet`."""
         return self._model.label_set(name).page
 
-    def check_health(self) -> None:
+    async def check_health(self) -> None:
         """Ray replaces a replica for which this raises."""
+        await asyncio.to_thread(self._memory.give_back)
         if self._settings is not None and self._engine.working_seconds > STUCK_SECONDS:
             raise RuntimeError(f"{self._name}: a batch takes more than {STUCK_SECONDS:g} s")
 

@@ -90,10 +90,10 @@ def test_a_replica_that_is_stuck_is_replaced(models, monkeypatch):
     async def stuck():
         replica = ModelReplica("tiny")
         await replica.reconfigure(config_of(models))
-        replica.check_health()
+        await replica.check_health()
         monkeypatch.setattr(type(replica._engine), "working_seconds", 1e6)
         with pytest.raises(RuntimeError, match="batch takes more"):
-            replica.check_health()
+            await replica.check_health()
 
     run(stuck())
 
