@@ -15,9 +15,11 @@ from sce.bulk.table_json import as_json, as_text
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 """Tells Excel that it is UTF-8."""
-_FORMULA = r"^[\s\x00]*[=+\-@＝＋－＠]|^[\t\r\n]"
+_FORMULA = r"^'*[\p{Cc}\p{Cf}\p{Z}]*[=+\-@＝＋－＠]|^'*[\t\r\n]"
+"""What a spreadsheet might take for a formula: also behind characters that it shows as nothing
+(control, format, white space). One that is guarded already gets another mark, so that taking one
+away gives back every text. serve/page.html has the same rule."""
 _NUMBER = r"^[-+]?\d+([.,]\d+)?$"
-_GUARDED = r"^'[\s\x00]*[=+\-@＝＋－＠]|^'[\t\r\n]"
 
 
 def write_csv(table: pa.Table, file: BinaryIO, labels: Sequence[str] | None) -> None:
@@ -59,7 +61,8 @@ def without_guards(batch: pa.RecordBatch) -> pa.RecordBatch:
     for column in batch.columns:
         if pa.types.is_string(column.type):
             cut = pc.utf8_slice_codeunits(column, 1)
-            column = pc.if_else(pc.match_substring_regex(column, _GUARDED), cut, column)
+            guarded = pc.and_(pc.starts_with(column, "'"), _looks_like_formula(column))
+            column = pc.if_else(guarded, cut, column)
         columns.append(column)
     return pa.RecordBatch.from_arrays(columns, schema=batch.schema)
 
@@ -89,7 +92,9 @@ def _flat(column: pa.ChunkedArray) -> Any:
 def _guarded(column: Any) -> Any:
     if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
         return column
-    is_formula = pc.and_not(
-        pc.match_substring_regex(column, _FORMULA), pc.match_substring_regex(column, _NUMBER)
-    )
+    is_formula = pc.and_not(_looks_like_formula(column), pc.match_substring_regex(column, _NUMBER))
     return pc.if_else(is_formula, pc.binary_join_element_wise("'", column, ""), column)
+
+
+def _looks_like_formula(column: Any) -> Any:
+    return pc.match_substring_regex(column, _FORMULA)

@@ -2,13 +2,32 @@
 
 import csv
 import io
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
+from sce.bulk import table_csv
 from sce.bulk.classifier import SCORES, TOP
 from sce.bulk.output import read_rows
 from sce.bulk.table_csv import write_csv
+
+PAGE = Path(__file__).resolve().parents[2] / "serve" / "page.html"
+UNSEEN = {
+    "control": "\x00\x01\x1f\x7f\x85",
+    "format": "\u00ad\u061c\u200b\u200e\u202e\u2060\u2066\ufeff\U000e0001",
+    "space": " \t\r\n\v\u00a0\u1680\u2003\u2028\u2029\u202f\u3000",
+}
+STARTS = "=+-@＝＋－＠"
+"""What a spreadsheet begins a formula with."""
+WILD = st.text(
+    st.one_of(
+        st.sampled_from("".join(UNSEEN.values()) + STARTS + "'.,019x"),
+        st.characters(exclude_categories=["Cs"]),
+    )
+)
 
 
 def written(table: pa.Table, labels=None) -> list[list[str]]:
@@ -25,6 +44,34 @@ def test_a_formula_gets_a_mark_and_a_number_none(text):
     _, *rows = written(table)
     assert [row[0] for row in rows] == ["'" + text, "plain", "-12,5", "3"]
     assert rows[0][1] == "-1"
+
+
+@pytest.mark.parametrize("kind", UNSEEN)
+@pytest.mark.parametrize("start", STARTS)
+def test_a_formula_behind_what_is_not_seen_gets_a_mark(kind, start):
+    unseen = UNSEEN[kind]
+    texts = [f"{character}{start}cmd" for character in unseen]
+    texts += [f"{unseen}{start}1", f"{unseen * 50}{start}1"]
+    plain = [f"{unseen}x{start}1", f"x{unseen}{start}1", f"{unseen}1{start}1"]
+    plain = [text for text in plain if text[0] not in "\t\r\n"]
+    found = guard(texts + plain)
+    assert found == ["'" + text for text in texts] + plain
+
+
+def guard(texts: list[str]) -> list[str]:
+    return table_csv._guarded(pa.array(texts, pa.string())).to_pylist()
+
+
+@given(st.lists(WILD, min_size=1, max_size=20))
+@example(["'=1", "''=1", "'+5", "+5", "'\u200b@", "\u200b'=", "'", "", "'x", "\t", "'\n"])
+def test_what_was_guarded_is_given_back_exactly(texts):
+    guarded = pa.RecordBatch.from_arrays([pa.array(guard(texts), pa.string())], ["text"])
+    assert table_csv.without_guards(guarded)[0].to_pylist() == texts
+
+
+def test_the_page_has_the_same_rule():
+    page = PAGE.read_text(encoding="utf-8")
+    assert f"/{table_csv._FORMULA}/u.test(value) && !/{table_csv._NUMBER}/.test(value)" in page
 
 
 def test_names_of_columns_are_no_formulas_either():
