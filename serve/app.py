@@ -56,7 +56,7 @@ def build(args: ServeConfig) -> Application:
     digests = [Guard.digest(token) for token in read_tokens(args)]
     if not digests:
         log.warning("no tokens are set: only this machine is answered (SCE_TOKENS, tokens_file)")
-    timeout = args.limits.request_timeout_seconds
+    timeout = args.limits.body_timeout_seconds + args.limits.request_timeout_seconds
     handles, configs = {}, {}
     gpus = {name: _gpus(name, settings, size) for name, settings in args.named_models().items()}
     if size is not None:

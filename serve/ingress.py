@@ -186,27 +186,15 @@ class Ingress:
         self._count(1)
         body = bytearray()
         try:
-            async with asyncio.timeout(limits.request_timeout_seconds) as timeout:
-                try:
-                    # Counted as they come: what a sender announces may be wrong, or missing.
-                    async for chunk in self._chunks(request):
-                        if self._bytes + len(chunk) > limits.max_concurrent_bytes:
-                            raise self._overloaded("max_concurrent_bytes")
-                        self._bytes += len(chunk)
-                        body += chunk
-                except TimeoutError:
-                    raise ApiError(408, "body_timeout", "the body did not come in time.") from None
+            async with _within(limits.body_timeout_seconds, _late_body(limits)):
+                # Counted as they come: what a sender announces may be wrong, or missing.
+                async for chunk in self._chunks(request):
+                    if self._bytes + len(chunk) > limits.max_concurrent_bytes:
+                        raise self._overloaded("max_concurrent_bytes")
+                    self._bytes += len(chunk)
+                    body += chunk
+            async with _within(limits.request_timeout_seconds, _late_answer(limits)):
                 yield bytes(body)
-        except TimeoutError:
-            if not timeout.expired():  # not ours, but of something that was awaited
-                raise
-            raise ApiError(
-                504,
-                "timeout",
-                f"no answer within request_timeout_seconds ({limits.request_timeout_seconds:g}); "
-                "send fewer texts, or try again later.",
-                "request_timeout_seconds",
-            ) from None
         finally:
             self._bytes -= len(body)
             self._count(-1)
@@ -236,3 +224,34 @@ class Ingress:
     def _count(self, more: int) -> None:
         self._requests += more
         self.metrics.open_requests.set(self._requests)
+
+
+@asynccontextmanager
+async def _within(seconds: float, late: ApiError) -> AsyncIterator[None]:
+    """Raises `late` where what is inside takes longer. Awaited things that run into a time limit of
+    their own raise `TimeoutError`, as they would without it."""
+    try:
+        async with asyncio.timeout(seconds) as timeout:
+            yield
+    except TimeoutError:
+        if not timeout.expired():
+            raise
+        raise late from None
+
+
+def _late_body(limits: Limits) -> ApiError:
+    """The rest of the body may come at any time, so the connection is of no more use."""
+    message = (
+        f"the body did not come within body_timeout_seconds ({limits.body_timeout_seconds:g}); "
+        "send less at a time."
+    )
+    headers = {"Connection": "close"}
+    return ApiError(408, "body_timeout", message, "body_timeout_seconds", headers)
+
+
+def _late_answer(limits: Limits) -> ApiError:
+    message = (
+        f"no answer within request_timeout_seconds ({limits.request_timeout_seconds:g}); "
+        "send fewer texts, or try again later."
+    )
+    return ApiError(504, "timeout", message, "request_timeout_seconds")

@@ -33,8 +33,10 @@ class Limits(Section):
     """Requests that are worked on at a time by a replica of the gateway, 429 above."""
     max_concurrent_bytes: int = Field(default=256 * 2**20, ge=1024)
     """Bytes of their bodies together, 429 above."""
+    body_timeout_seconds: float = Field(default=30.0, gt=0)
+    """How long a request's body may take to come, 408 after it."""
     request_timeout_seconds: float = Field(default=60.0, gt=0)
-    """504 after it."""
+    """How long the work may take from then on, 504 after it."""
 
 
 class Scaling(Section):

@@ -25,8 +25,10 @@ from sce.errors import InputError, SCEError
 CONNECT_SECONDS = 10.0
 BACKOFF_SECONDS = (0.25, 15.0)
 """Before the first repetition, and at most; doubled each time, less up to a half by chance."""
-OVERLOADED = (429, 502, 503, 504)
+OVERLOADED = (408, 429, 502, 503, 504)
 """Answers of a server that may answer otherwise later."""
+TIMEOUTS = (408, 504)
+"""Those of one for which less at a time may be in time: the body came too slowly, or the work."""
 PROXY = (404, 500)
 """Answers of Ray's proxy while an application is not there yet, or its replica has died; the
 application itself says more."""
@@ -157,7 +159,7 @@ class Connection:
                     or (status == 500 and failures < FAILURES)
                 ):
                     raise refusal
-                reason, timed_out = f"HTTP {status}: {refusal}", status == 504
+                reason, timed_out = f"HTTP {status}: {refusal}", status in TIMEOUTS
                 wait = _retry_after(response)
             if timed_out and divisible:
                 raise TimedOut(reason)

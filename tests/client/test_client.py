@@ -391,10 +391,11 @@ def test_limits_that_shrink_are_met_by_halves(server, client):
     assert max(server.sizes[before:]) <= 30, "what was learnt is forgotten"
 
 
-def test_a_timeout_is_met_by_halves(server, client):
-    server.judge = lambda rows: Said(504, "timeout") if rows > 10 else None
+@pytest.mark.parametrize("status", [408, 504])
+def test_a_timeout_is_met_by_halves(server, client, status):
+    server.judge = lambda rows: Said(status, "timeout") if rows > 10 else None
     assert names(client.predict(numbers(300), LABELS)) == expected(300)
-    server.judge = lambda rows: Said(504, "timeout")
+    server.judge = lambda rows: Said(status, "timeout")
     impatient = Client(server.url, patience_seconds=0.2)
     with pytest.raises(EndpointUnavailable, match="said timeout"):
         impatient.predict(numbers(2), LABELS)

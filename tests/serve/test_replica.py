@@ -129,7 +129,7 @@ def test_the_builder_makes_a_deployment_a_model(models):
     assert found["model-two"]._deployment_config.autoscaling_config is None
     assert found["model-two"].num_replicas == 1
     assert "x" * 20 not in repr(found["gateway"].user_config)
-    timeout = config.limits.request_timeout_seconds
+    timeout = config.limits.body_timeout_seconds + config.limits.request_timeout_seconds
     assert all(d._deployment_config.graceful_shutdown_timeout_s > timeout for d in found.values())
 
 
