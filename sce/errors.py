@@ -55,6 +55,26 @@ class FingerprintMismatch(InputError):
     """Vectors or a model were made by another embedder than the one in use."""
 
 
+ECHO_CHARS = 200
+"""Of what a user gave, so much stands in a message."""
+
+
+def clipped(text: str, most: int = ECHO_CHARS) -> str:
+    """A text that may be of any length, for a message: its beginning, and how long it was."""
+    return text if len(text) <= most else f"{text[:most]}... ({len(text)} characters)"
+
+
+def quoted(value: object) -> str:
+    """What a user gave, for a message: as `repr`, but no more than `clipped` leaves of it."""
+    if not isinstance(value, str):
+        return clipped(repr(value))
+    shown = repr(value[:ECHO_CHARS])
+    if len(value) <= ECHO_CHARS and len(shown) <= ECHO_CHARS + 2:
+        return shown
+    end = shown[0] if len(shown) > ECHO_CHARS + 2 else ""
+    return f"{shown[: ECHO_CHARS + 2 - len(end)]}{end}... ({len(value)} characters)"
+
+
 MAX_NAME_CHARS = 200
 MAX_ID_CHARS = 512
 MAX_NORM_ERROR = 0.01

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from sce.errors import MAX_NAME_CHARS, InputError, LabelError
+from sce.errors import MAX_NAME_CHARS, InputError, LabelError, quoted
 
 MAX_INFO_CHARS = 10_000
 MAX_NAMES_SHOWN = 12
@@ -110,7 +110,7 @@ class LabelSet:
         for i, label in enumerate(labels):
             if label.key in seen:
                 raise LabelError(
-                    f"{where}: the label {label.key!r} stands twice, at positions "
+                    f"{where}: the label {quoted(label.key)} stands twice, at positions "
                     f"{seen[label.key]} and {i}. Labels must be distinct."
                 )
             seen[label.key] = i
@@ -134,7 +134,7 @@ class LabelSet:
             shown = ", ".join(map(repr, self.names[:MAX_NAMES_SHOWN]))
             if len(self) > MAX_NAMES_SHOWN:
                 shown += f" and {len(self) - MAX_NAMES_SHOWN} more"
-            raise LabelError(f"the label {name!r} is not in its label set: {shown}")
+            raise LabelError(f"the label {quoted(name)} is not in its label set: {shown}")
         return position
 
     @cached_property
@@ -207,8 +207,8 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         key = next(key for key in found if keys.count(key) > 1)
         first, second = [place for place, one in enumerate(keys) if one == key][:2]
         raise LabelError(
-            f"the key {key!r} stands twice in an object, at positions {first} and {second}. Keys "
-            "must be distinct."
+            f"the key {quoted(key)} stands twice in an object, at positions {first} and {second}. "
+            "Keys must be distinct."
         )
     return found
 
@@ -223,7 +223,8 @@ def _named(name: Any, known: Any, where: str) -> dict[str, Any]:
     if not isinstance(known, Mapping):
         return {"name": name, "description": known}
     if known.get("name", name) != name:
-        raise LabelError(f"{where}: {name!r} has another name inside, {known['name']!r}.")
+        inside = quoted(known["name"])
+        raise LabelError(f"{where}: {quoted(name)} has another name inside, {inside}.")
     return {**known, "name": name}
 
 
@@ -235,11 +236,11 @@ def _parse_label(item: Any, where: str) -> Label:
     elif not isinstance(item, Mapping):
         raise LabelError(
             f"{where}: a label is a name or an object with {', '.join(_FIELDS)}, "
-            f"not {type(item).__name__} ({item!r:.80}).{_quoting_hint(item)}"
+            f"not {type(item).__name__} ({quoted(item)}).{_quoting_hint(item)}"
         )
     if unknown := sorted(str(k) for k in item if k not in _FIELDS):
         raise LabelError(
-            f"{where}: unknown field {unknown[0]!r}. A label has {', '.join(_FIELDS)}."
+            f"{where}: unknown field {quoted(unknown[0])}. A label has {', '.join(_FIELDS)}."
         )
     name = _parse_text(item.get("name"), f"{where}.name")
     key = normalise_name(name)
@@ -264,7 +265,7 @@ def _parse_label(item: Any, where: str) -> Label:
 def _parse_text(value: Any, where: str) -> str:
     if not isinstance(value, str):
         raise LabelError(
-            f"{where}: a text is needed, not {type(value).__name__} ({value!r:.80})."
+            f"{where}: a text is needed, not {type(value).__name__} ({quoted(value)})."
             f"{_quoting_hint(value)}"
         )
     if len(value) > MAX_INFO_CHARS:

@@ -29,7 +29,7 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from sce.bulk.output import read_run, rows_done
 from sce.client.wire import Batch, BatchRequest, RequestCounts
 from sce.distributed.session import dashboard_url
-from sce.errors import InputError
+from sce.errors import InputError, quoted
 from sce.storage import readable, rooted_place
 from serve.refusals import ApiError
 from serve.settings import BatchSettings, ModelSettings
@@ -79,7 +79,8 @@ class BatchJobs:
                 headers = {"Retry-After": "30"}
                 raise ApiError(429, "overloaded", message, "max_running", headers)
             if any(_about(job)["output"] == target for job in running):
-                raise ApiError(409, "output_in_use", f"a batch is writing {target!r}.", "output")
+                message = f"a batch is writing {quoted(target)}."
+                raise ApiError(409, "output_in_use", message, "output")
             name = f"{PREFIX}{uuid.uuid4().hex}"
             await self._call(self._submit, name, request, about)
         return await self.get(name)
@@ -88,7 +89,7 @@ class BatchJobs:
         """Raises `ApiError` 404 where there is no such batch."""
         found = [job for job in await self._jobs() if job.submission_id == name]
         if not found:
-            raise ApiError(404, "batch_not_found", f"no batch {name!r}.", "batch_id")
+            raise ApiError(404, "batch_not_found", f"no batch {quoted(name)}.", "batch_id")
         return await self._call(self._describe, found[0])
 
     async def every(self) -> list[Batch]:
@@ -117,7 +118,7 @@ class BatchJobs:
         itself = param == "input" and plain in known  # a whole root may be read
         folders = tuple(f"{root.rstrip('/')}/" for root in known)
         if plain is None or not (itself or plain.startswith(folders)):
-            message = f"{param}: {place!r} is not below {' or '.join(map(repr, roots))}."
+            message = f"{param}: {quoted(place)} is not below {' or '.join(map(repr, roots))}."
             raise ApiError(403, "location_not_allowed", message, param)
         return plain
 
@@ -196,9 +197,9 @@ class BatchJobs:
     async def _call(self, work: Callable[..., T], *arguments: Any) -> T:
         try:
             return await asyncio.to_thread(work, *arguments)
-        except (ConnectionError, RuntimeError) as error:
-            log.exception("Ray's job server")
-            message = f"Ray's job server does not answer: {str(error)[:200]}"
+        except (ConnectionError, RuntimeError):
+            log.exception("Ray's job server")  # which quotes paths and tracebacks of its own
+            message = "Ray's job server does not answer; the log of this server says why."
             headers = {"Retry-After": "5"}
             raise ApiError(503, "jobs_unavailable", message, headers=headers) from None
 

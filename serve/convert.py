@@ -15,6 +15,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from sce.client.wire import (
+    METADATA_FORM,
     BatchRequest,
     ClassifyRequest,
     ClassifyResponse,
@@ -27,7 +28,7 @@ from sce.client.wire import (
     encode_vectors,
     from_prediction,
 )
-from sce.errors import ROW_ERRORS, LabelError
+from sce.errors import ROW_ERRORS, LabelError, clipped, quoted
 from sce.labels import LabelSet, RaggedLabels, is_set_a_row, parse_labels, unique_keys
 from sce.model.answers import Prediction
 from serve.refusals import ApiError
@@ -45,7 +46,9 @@ FORMS = {
     "embeddings": "a list with, for each row, a list of numbers or base64 of little-endian float32",
     "labels": LABELS_FORM,
     "candidate_labels": LABELS_FORM,
+    "metadata": METADATA_FORM,
 }
+TOO_LONG_FORMS = ("too_long", "string_too_long")
 
 
 def parse(kind: type[Any], body: bytes) -> Any:
@@ -117,7 +120,8 @@ def embeddings_request(request: EmbeddingsRequest, limits: Limits, dimension: in
     texts = [request.input] if isinstance(request.input, str) else request.input
     _check_rows(len(texts), "input", limits)
     if request.dimensions not in (None, dimension):
-        message = f"dimensions: {request.dimensions}, but this embedder has {dimension}."
+        asked = clipped(str(request.dimensions))
+        message = f"dimensions: {asked}, but this embedder has {dimension}."
         raise ApiError(422, "dimensions_not_supported", message, "dimensions")
     return ModelRequest(texts, None, truncate=bool(request.truncate))
 
@@ -288,7 +292,7 @@ def _malformed(kind: type[Wire], error: ValidationError) -> ApiError:
     if kind is EmbeddingsRequest and field == "input" and _token_ids(error):
         return ApiError(422, "token_ids_not_offered", NO_TOKEN_IDS, "input")
     if first["type"] == "extra_forbidden" and len(first["loc"]) == 1:
-        message = f"{field}: no such field. There are: {', '.join(kind.model_fields)}."
+        message = f"{clipped(field)}: no such field. There are: {', '.join(kind.model_fields)}."
         return ApiError(422, "unknown_field", message, field)
     if field in FORMS:
         # One error for each form that it might have had: the deepest is of the form meant.
@@ -296,7 +300,9 @@ def _malformed(kind: type[Wire], error: ValidationError) -> ApiError:
         place = "".join(f"[{p}]" for p in deepest["loc"][1:] if isinstance(p, int))
         what = "of a wrong form or type"
         if deepest["type"] == "extra_forbidden":
-            what = f"unknown field {str(deepest['loc'][-1])!r}"
+            what = f"unknown field {quoted(str(deepest['loc'][-1]))}"
+        elif deepest["type"] in TOO_LONG_FORMS:
+            what = deepest["msg"]
         message = f"{field}{place}: {what}. {field} is {FORMS[field]}."
         return ApiError(422, "invalid_type", message, field)
     return ApiError(422, "invalid_value", f"{field}: {first['msg']}.", field)

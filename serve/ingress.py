@@ -16,6 +16,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
+from sce.errors import quoted
 from serve.auth import Guard
 from serve.batches import BatchJobs
 from serve.metrics import GatewayMetrics
@@ -119,7 +120,7 @@ class Ingress:
         if name is None:
             return next(iter(self.models))
         if name not in self.models:
-            message = f"no model {name!r}; there are: {', '.join(self.models)}."
+            message = f"no model {quoted(name)}; there are: {', '.join(self.models)}."
             raise ApiError(404, "model_not_found", message, "model")
         return name
 
@@ -142,12 +143,12 @@ class Ingress:
                 return found if model is None else {model: found[model]}
         if found:
             message = (
-                f"the model {model!r} does not have the label set {name!r}, which was fitted to "
-                f"another embedder's vectors; these have it: {', '.join(found)}."
+                f"the model {quoted(model)} does not have the label set {name!r}, which was fitted "
+                f"to another embedder's vectors; these have it: {', '.join(found)}."
             )
             raise ApiError(422, "label_set_mismatch", message, "label_set")
         there = f"there are: {', '.join(sorted(known))}" if known else "this server has none"
-        message = f"no label set {name!r}; {there}."
+        message = f"no label set {quoted(name)}; {there}."
         raise ApiError(404, "label_set_not_found", message, "label_set")
 
     async def label_sets(self) -> list[dict[str, Any]]:
@@ -203,7 +204,7 @@ class Ingress:
         """The body's parts, up to the limit; what is beyond is drained before the refusal."""
         limit = self.limits.max_body_bytes
         header = request.headers.get("content-length", "")
-        announced, size = int(header) if header.isdigit() else 0, 0
+        announced, size = int(header[:19]) if header.isdecimal() else 0, 0
         if announced <= DRAIN * limit:
             async for chunk in request.stream():
                 size += len(chunk)

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from sce.errors import clipped
+
+MESSAGE_CHARS = 2000
+"""What a message quotes is cut where it is written (`sce.errors.quoted`); this bounds the whole."""
 TYPES = {
     401: "authentication_error",
     403: "permission_error",
@@ -19,7 +23,8 @@ class ApiError(Exception):
 
     Attributes:
         status: HTTP's.
-        code, param: as in `sce.client.wire.ErrorBody`.
+        code, param: as in `sce.client.wire.ErrorBody`; `message` and `param`, which may hold what
+            was sent, are cut.
         headers: that the status obliges to.
     """
 
@@ -32,8 +37,9 @@ class ApiError(Exception):
         headers: dict[str, str] | None = None,
     ) -> None:
         super().__init__(message)
-        self.status, self.code, self.message, self.param = status, code, message, param
-        self.headers = headers
+        self.status, self.code, self.headers = status, code, headers
+        self.message = clipped(message, MESSAGE_CHARS)
+        self.param = None if param is None else clipped(param)
 
     def body(self) -> dict[str, Any]:
         """As `sce.client.wire.ErrorResponse`."""

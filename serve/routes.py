@@ -38,6 +38,7 @@ from sce.client.wire import (
     LabelSetList,
 )
 from sce.config import VERSION
+from sce.errors import clipped, quoted
 from serve.convert import (
     check_labels,
     classify_request,
@@ -60,6 +61,8 @@ PAGE_HEADERS = {
 }
 OPEN_PATHS = ("/", "/health", "/docs", "/openapi.json", "/docs-assets")
 """Answered without a token: they tell nothing of texts, labels or models."""
+MAX_ADDRESS_CHARS = 8192
+"""Of a path and its query: more than any of ours has, and what other servers take."""
 SMALL_BYTES = 64 * 2**10
 """Bodies up to this are read on the event loop: milliseconds."""
 BODIES = (ClassifyRequest, EmbeddingsRequest, BatchRequest)
@@ -202,7 +205,7 @@ async def report(ingress: Served, name: str) -> Response:
     model = next(iter(await ingress.choose_label_set(name)))
     found = await ingress.models[model].report_page(name)
     if found is None:
-        message = f"the folder of the label set {name!r} has no report.html."
+        message = f"the folder of the label set {quoted(name)} has no report.html."
         raise ApiError(404, "report_not_found", message, "label_set")
     return HTMLResponse(found, headers=PAGE_HEADERS)
 
@@ -335,13 +338,21 @@ async def _guarded(
             peer = request.client.host if request.client else None
             headers = request.headers
             ingress.guard.check(headers.get("authorization"), peer, headers.get("host"))
+        _check_address(request)
         return await (_head(request, call_next) if request.method == "HEAD" else call_next(request))
     except ApiError as error:
         return await _refuse(request, error)
     except Exception:
-        log.exception("%s %s failed", request.method, path)
+        log.exception("%s %s failed", clipped(request.method), quoted(path))
         hidden = ApiError(500, "internal_error", "the server failed; its log says where.")
         return await _refuse(request, hidden)
+
+
+def _check_address(request: Request) -> None:
+    size = len(request.scope["path"]) + len(request.scope["query_string"])
+    if size > MAX_ADDRESS_CHARS:
+        message = f"the address has {size} characters; at most {MAX_ADDRESS_CHARS} are allowed."
+        raise ApiError(414, "address_too_long", message)
 
 
 async def _head(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
@@ -368,11 +379,11 @@ async def _refuse_http(request: Request, error: HTTPException) -> Response:
     """What FastAPI itself refuses."""
     refusal = ApiError(error.status_code, "invalid_request", str(error.detail))
     if error.status_code == 404:
-        message = f"no route {request.url.path!r}; see /docs."
+        message = f"no route {quoted(request.url.path)}; see /docs."
         refusal = ApiError(404, "route_not_found", message)
     elif error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "another")
-        message = f"{request.method} is not allowed here, but {allowed} is."
+        message = f"{clipped(request.method)} is not allowed here, but {allowed} is."
         refusal = ApiError(405, "method_not_allowed", message, headers={"Allow": allowed})
     return await _refuse(request, refusal)
 

@@ -266,6 +266,18 @@ def decode_vector(text: str) -> np.ndarray:
     return np.frombuffer(base64.b64decode(text, validate=True), "<f4")
 
 
+METADATA_FORM = (
+    "an object of at most 16 keys, of up to 64 characters each, with texts of up to 512 characters"
+)
+"""OpenAI's bounds: it comes back in every listing."""
+Metadata = Annotated[
+    dict[Annotated[StrictStr, Field(max_length=64)], Annotated[StrictStr, Field(max_length=512)]],
+    Field(max_length=16),
+]
+Place = Annotated[StrictStr, Field(max_length=4096)]
+"""A path or URI; no file system takes a longer one."""
+
+
 class BatchRequest(Wire):
     """`POST /v1/batches`: a bulk job of `jobs/classify.py`."""
 
@@ -282,8 +294,8 @@ class BatchRequest(Wire):
         },
     )
 
-    input: StrictStr = Field(description="Below one of the server's `input_roots`.")
-    output: StrictStr = Field(description="Below one of the server's `output_roots`.")
+    input: Place = Field(description="Below one of the server's `input_roots`.")
+    output: Place = Field(description="Below one of the server's `output_roots`.")
     labels: LabelSetForm | None = None
     labels_column: StrictStr | None = Field(None, description="A column with one list a row.")
     model: StrictStr | None = None
@@ -297,7 +309,7 @@ class BatchRequest(Wire):
     encoding: StrictStr | None = Field(None, description="Of text files; found out by default.")
     delimiter: StrictStr | None = Field(None, description="Of a CSV; found out by default.")
     max_errors: StrictStr | None = Field(None, description="A count (100) or a share (1%).")
-    metadata: Annotated[dict[str, StrictStr] | None, _or({})] = Field({}, max_length=16)
+    metadata: Annotated[Metadata | None, _or({})] = Field({}, description=METADATA_FORM)
 
     @model_validator(mode="after")
     def _labels(self) -> BatchRequest:
