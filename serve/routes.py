@@ -47,18 +47,16 @@ from serve.convert import (
     embeddings_response,
     parse,
 )
+from serve.headers import NoSniff, docs_headers, page_headers, report_headers
 from serve.ingress import Ingress
 from serve.metrics import gather_metrics
 from serve.refusals import ApiError
 from serve.work import NoSuchLabelSet
 
 SWAGGER = Path(str(files("fastapi_swagger"))) / "resources"
-PAGE = Path(__file__).with_name("page.html")
-PAGE_HEADERS = {
-    "Content-Security-Policy": "default-src 'self' 'unsafe-inline' data:; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-}
+PAGE = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
+PAGE_HEADERS = page_headers(PAGE)
+REPORT_HEADERS = report_headers()
 OPEN_PATHS = ("/", "/health", "/docs", "/openapi.json", "/docs-assets")
 """Answered without a token: they tell nothing of texts, labels or models."""
 MAX_ADDRESS_CHARS = 8192
@@ -90,6 +88,7 @@ def make_app(ingress: Ingress, origins: Sequence[str] = ()) -> FastAPI:
             allow_headers=["Authorization", "Content-Type"],
             expose_headers=["Retry-After", "Server-Timing"],
         )
+    app.add_middleware(NoSniff)
     app.exception_handler(ApiError)(_refuse)
     app.exception_handler(HTTPException)(_refuse_http)
     app.exception_handler(NoSuchLabelSet)(_refuse_label_set)
@@ -127,19 +126,21 @@ router = APIRouter(responses=_errors(401, 403))
 
 @pages.get("/", include_in_schema=False)
 async def page() -> Response:
-    return HTMLResponse(PAGE.read_text(encoding="utf-8"), headers=PAGE_HEADERS)
+    return HTMLResponse(PAGE, headers=PAGE_HEADERS)
 
 
 @pages.get("/docs", include_in_schema=False)
 async def docs(request: Request) -> Response:
     root = request.scope.get("root_path", "").rstrip("/")
-    return get_swagger_ui_html(
+    found = get_swagger_ui_html(
         openapi_url=f"{root}/openapi.json",
         title=request.app.title,
         swagger_js_url=f"{root}/docs-assets/swagger-ui-bundle.js",
         swagger_css_url=f"{root}/docs-assets/swagger-ui.css",
         swagger_favicon_url=f"{root}/docs-assets/favicon-32x32.png",
     )
+    found.headers.update(docs_headers(bytes(found.body).decode()))
+    return found
 
 
 @pages.get("/health", summary="503 until every model answers.", responses=_errors(503))
@@ -207,7 +208,7 @@ async def report(ingress: Served, name: str) -> Response:
     if found is None:
         message = f"the folder of the label set {quoted(name)} has no report.html."
         raise ApiError(404, "report_not_found", message, "label_set")
-    return HTMLResponse(found, headers=PAGE_HEADERS)
+    return HTMLResponse(found, headers=REPORT_HEADERS)
 
 
 @router.get("/metrics", response_class=PlainTextResponse)

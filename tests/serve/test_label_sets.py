@@ -24,7 +24,7 @@ from serve.auth import Guard
 from serve.ingress import Ingress
 from serve.label_sets import match_label_sets
 from serve.model import ModelReplica
-from serve.routes import PAGE_HEADERS, make_app
+from serve.routes import REPORT_HEADERS, make_app
 from serve.settings import ServeConfig
 from serve.work import ModelRequest, NoSuchLabelSet
 from tests.serve.conftest import NAMES, PAGE, make_engine, run, save_label_set, settings_of
@@ -174,7 +174,7 @@ def test_they_are_listed_and_show_their_report(client, loaded, tickets):
     page = client.get("/v1/label_sets/tickets/report")
     assert page.text == PAGE
     assert page.headers["content-type"].startswith("text/html")
-    assert PAGE_HEADERS.items() <= {name.title(): v for name, v in page.headers.items()}.items()
+    assert REPORT_HEADERS.items() <= {name.title(): v for name, v in page.headers.items()}.items()
     error = refusal(client.get("/v1/label_sets/bare/report"), 404)
     assert error["code"] == "report_not_found"
     for path in ("no", "no/report"):

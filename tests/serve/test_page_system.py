@@ -19,15 +19,19 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
 
 from sce.embedding.embedder import embedder_fingerprint
 from sce.embedding.settings import EmbedderConfig
+from sce.evaluation.pages import html_page
+from sce.evaluation.tables import Table
 from sce.training.fresh_model import ModelConfig, build_model
 from tests.serve.conftest import save_label_set
 
@@ -54,6 +58,7 @@ def url(tmp_path_factory) -> Iterator[str]:
     fresh = build_model(ModelConfig(), fingerprint.to_dict(), 0.0, seed=0)
     fresh.model.save_pretrained(home / "model")
     labels = save_label_set(home / "labels", fingerprint, SET_NAMES, page=SET_PAGE)
+    drawn = save_label_set(home / "drawn", fingerprint, ["a", "b"], page=drawn_page())
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -61,7 +66,7 @@ def url(tmp_path_factory) -> Iterator[str]:
     # Ray's sockets do not take the long paths of pytest's folders.
     ray_folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")
     command = [sys.executable, "-m", "serve.app", "--model", str(home / "model")]
-    command += ["--label-sets", f"tickets={labels}"]
+    command += ["--label-sets", json.dumps({"tickets": labels, "drawn": drawn})]
     with (home / "log").open("w") as log:
         server = subprocess.Popen(
             [*command, "--port", str(port)],
@@ -89,6 +94,20 @@ def url(tmp_path_factory) -> Iterator[str]:
         shutil.rmtree(ray_folder, ignore_errors=True)
 
 
+def drawn_page() -> str:
+    """A report with a picture and a drawing, by what writes those of jobs/adapt.py."""
+    figure = Figure(figsize=(3, 2))
+    figure.add_subplot().plot([0, 1], [1, 0], "o-", label="$x$")
+    png, svg = io.BytesIO(), io.StringIO()
+    figure.savefig(png, format="png")
+    figure.savefig(svg, format="svg")
+    source = f"data:image/png;base64,{b64encode(png.getvalue()).decode()}"
+    table = Table(["text", "share"], [["a text", "0.5"]], "Shares", "A caption.", left=("text",))
+    drawing = svg.getvalue()
+    parts = [table.to_html(), f'<img src="{source}" alt="">', drawing[drawing.index("<svg") :]]
+    return html_page("Drawn", parts)
+
+
 def healthy(address: str) -> bool:
     try:
         with urllib.request.urlopen(f"{address}health", timeout=5) as response:
@@ -112,6 +131,12 @@ def driver(tmp_path_factory):
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(CHROMEDRIVER))
     yield driver
     driver.quit()
+
+
+def complaints(driver) -> list[dict[str, Any]]:
+    """What the browser's console says of scripts that fail, and of what a policy refuses."""
+    found = driver.get_log("browser")
+    return [entry for entry in found if entry["source"] in ("javascript", "security")]
 
 
 class Page:
@@ -270,8 +295,7 @@ def blank(driver, url) -> Iterator[Page]:
     page.js("sessionStorage.clear()")
     page.cdp("Emulation.clearDeviceMetricsOverride")
     page.prefer()
-    errors = [entry for entry in driver.get_log("browser") if entry["source"] == "javascript"]
-    assert not errors
+    assert not complaints(driver)
 
 
 @pytest.fixture
@@ -511,7 +535,8 @@ def test_a_file_that_cannot_be_read(page, name, content, said):
 
 
 def test_download(page, tmp_path):
-    texts = ["=HYPERLINK(1)", "+49 30 1234", "@home", '"quoted", with; comma', "-5", "plain"]
+    texts = ["=HYPERLINK(1)", "+49 30 1234", "@home", '"quoted", with; comma', "-5", "plain",
+             "\u200b=1", "\x01\u202e@x", "x\u200b=1", "'=1"]  # fmt: skip
     page.fill("#texts", "\n".join(texts))
     page.set_labels("late", "=broken")
     page.answered(texts, {"late", "=broken"})
@@ -519,9 +544,10 @@ def test_download(page, tmp_path):
     rows = page.download(tmp_path, "texts-classified.csv")
     columns = ["text", "row", "label", "score", "truncated", "error"]
     assert list(rows[0]) == [*columns, "score: late", "score: =broken"]
-    guarded = ["'=HYPERLINK(1)", "'+49 30 1234", "'@home", '"quoted", with; comma', "-5", "plain"]
+    guarded = ["'=HYPERLINK(1)", "'+49 30 1234", "'@home", *texts[3:6],
+               "'\u200b=1", "'\x01\u202e@x", "x\u200b=1", "''=1"]  # fmt: skip
     assert [row["text"] for row in rows] == guarded
-    assert [row["row"] for row in rows] == ["1", "2", "3", "4", "5", "6"]
+    assert [row["row"] for row in rows] == [str(i) for i in range(1, len(texts) + 1)]
     in_file = {"none": "", "late": "late", "=broken": "'=broken"}
     for shown, row in zip(page.rows(), rows):
         assert row["label"] == in_file[shown["label"]]
@@ -892,6 +918,40 @@ def test_the_report_of_a_label_set(page, token):
     finally:
         page.driver.close()
         page.driver.switch_to.window(first)
+
+
+def test_a_real_report_looks_right_under_its_policy(blank):
+    blank.driver.get(f"{blank.url}v1/label_sets/drawn/report")
+    assert blank.driver.title == "Drawn"
+    assert blank.js("return document.images[0].naturalWidth") > 0
+    assert blank.js("return getComputedStyle(document.querySelector('td')).textAlign") == "left"
+    assert blank.js("return document.querySelector('svg').getBoundingClientRect().width") > 100
+
+
+def test_the_document_of_the_interface_works_under_its_policy(blank):
+    blank.driver.get(f"{blank.url}docs")
+    blank.until(lambda: len(blank.all(".opblock")) > 5, "no operations")
+    blank.click("#operations-default-health_health_get .opblock-summary-control")
+    blank.until(lambda: blank.all(".try-out__btn"), "no button")
+    blank.click(".try-out__btn")
+    blank.until(lambda: blank.all(".execute"), "no button")
+    blank.click(".execute")
+    blank.until(lambda: '"status": "ok"' in blank.text("body"), "no answer")
+
+
+def test_a_strange_script_does_not_run(blank):
+    """One that got into the page, as by a fault of it, is refused."""
+    blank.open()
+    blank.js("""
+        const script = document.createElement("script");
+        script.textContent = "window.strange = true";
+        document.body.append(script);
+        document.body.insertAdjacentHTML("beforeend", "<img src=x: onerror='strange = true'>");
+    """)
+    blank.until(lambda: len(complaints(blank.driver)) >= 1, "nothing is refused")
+    time.sleep(0.3)
+    assert blank.js("return window.strange") is None
+    complaints(blank.driver)
 
 
 def test_a_label_set_by_keyboard_and_on_a_phone(page):
