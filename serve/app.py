@@ -27,7 +27,7 @@ from sce.config import load_config
 from sce.distributed.resources import ClusterSize, check_fits, cluster_size
 from sce.distributed.session import ensure_ray, shared_session
 from sce.errors import ConfigError, InputError
-from serve.auth import Guard, read_tokens
+from serve.auth import Guard, read_tokens, warn_of_readers
 from serve.gateway import Gateway
 from serve.label_sets import match_label_sets
 from serve.model import ModelReplica
@@ -55,7 +55,12 @@ def build(args: ServeConfig) -> Application:
         )
     digests = [Guard.digest(token) for token in read_tokens(args)]
     if not digests:
-        log.warning("no tokens are set: only this machine is answered (SCE_TOKENS, tokens_file)")
+        log.warning(
+            "no tokens are set: only this machine is answered; a proxy in front of this server "
+            "needs tokens (SCE_TOKENS, tokens_file)"
+        )
+    if args.tokens_file is not None:
+        warn_of_readers(args.tokens_file)
     timeout = args.limits.body_timeout_seconds + args.limits.request_timeout_seconds
     handles, configs = {}, {}
     gpus = {name: _gpus(name, settings, size) for name, settings in args.named_models().items()}
@@ -204,7 +209,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):  # now, since Ray sets handlers of its own
         signal.signal(number, lambda *_: stop.set())
-    guarded = "with a token" if read_tokens(config) else "from this machine only (no token is set)"
+    local = "from this machine only, and through no proxy (no token is set)"
+    guarded = "with a token" if read_tokens(config) else local
     print(f"Serving {', '.join(config.named_models())} {guarded}:", flush=True)
     print(f"  http://{config.host}:{config.port}/       a page to try it", flush=True)
     print(f"  http://{config.host}:{config.port}/docs   the interface (Ctrl+C ends)", flush=True)

@@ -1,18 +1,31 @@
-"""Who is answered: bearer tokens, or without any only this machine."""
+"""Who is answered: bearer tokens, or without any only this machine.
+
+"This machine" is told by the peer's address and the header `Host`. Behind a proxy that runs here
+everyone has this machine's address, and what a proxy says of itself is only what it chooses to say:
+so without tokens nothing that came through one is answered, as far as it can be told.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
 import ipaddress
-from collections.abc import Iterable
+import logging
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from urllib.parse import urlsplit
 
-from sce.errors import ConfigError
+from sce.errors import ConfigError, clipped
 from serve.refusals import ApiError
 from serve.settings import ServeConfig
 
 MIN_TOKEN_CHARS = 16
+PROXY_HEADERS = ("forwarded", "via", "x-real-ip")
+PROXY_PREFIX = "x-forwarded-"
+"""Headers by which a proxy says for whom it asks, in small letters."""
+
+log = logging.getLogger(__name__)
 
 
 def read_tokens(config: ServeConfig) -> list[str]:
@@ -40,6 +53,14 @@ def read_tokens(config: ServeConfig) -> list[str]:
     return found
 
 
+def warn_of_readers(file: Path) -> None:
+    """Say in the log that others on this machine may read a file of tokens."""
+    mode = file.stat().st_mode & 0o777
+    if os.name == "posix" and mode & 0o077:
+        message = "tokens_file: %s may be read by others than its owner: mode %04o, best is 0600"
+        log.warning(message, file, mode)
+
+
 class Guard:
     """Decides on requests by the SHA-256 of each token; none: only loopback peers are answered."""
 
@@ -54,31 +75,40 @@ class Guard:
     def has_tokens(self) -> bool:
         return bool(self._digests)
 
-    def check(self, authorization: str | None, peer: str | None, host: str | None) -> None:
-        """Let a request with these headers, from this address, pass.
+    def check(self, headers: Mapping[str, str], peer: str | None) -> None:
+        """Let a request with these headers (names in small letters), from this address, pass.
 
         Raises:
             ApiError: 401, no token or a wrong one; 403, not from this machine.
         """
         if not self._digests:
-            self._check_local(peer, host)
+            self._check_local(headers, peer)
             return
-        scheme, _, token = (authorization or "").partition(" ")
-        headers = {"WWW-Authenticate": "Bearer"}
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        wanted = {"WWW-Authenticate": "Bearer"}
         if scheme.lower() != "bearer" or not token.strip():
             message = "send one of the server's tokens: Authorization: Bearer ..."
-            raise ApiError(401, "token_missing", message, headers=headers)
+            raise ApiError(401, "token_missing", message, headers=wanted)
         asked = self.digest(token.strip())
         # All of them are compared, so that time does not show which.
         equal = [hmac.compare_digest(asked, digest) for digest in self._digests]
         if not any(equal):
             message = "the token is none of the server's."
-            raise ApiError(401, "token_wrong", message, headers=headers)
+            raise ApiError(401, "token_wrong", message, headers=wanted)
 
-    def _check_local(self, peer: str | None, host: str | None) -> None:
+    def _check_local(self, headers: Mapping[str, str], peer: str | None) -> None:
         """Also by the name in `Host`: a page elsewhere may have a name that leads here."""
+        for name in headers:
+            if name in PROXY_HEADERS or name.startswith(PROXY_PREFIX):
+                raise ApiError(
+                    403,
+                    "proxy_without_tokens",
+                    f"the request came through a proxy (it has the header {clipped(name)}), behind "
+                    "which everyone looks like this machine. A server behind a proxy needs "
+                    "SCE_TOKENS or tokens_file.",
+                )
         try:
-            host_name = urlsplit(f"//{host or ''}").hostname
+            host_name = urlsplit(f"//{headers.get('host', '')}").hostname
         except ValueError:
             host_name = None
         if not (_is_loopback(peer) and _is_loopback(host_name)):

@@ -337,8 +337,7 @@ async def _guarded(
     try:
         if path not in OPEN_PATHS and not path.startswith("/docs-assets/"):
             peer = request.client.host if request.client else None
-            headers = request.headers
-            ingress.guard.check(headers.get("authorization"), peer, headers.get("host"))
+            ingress.guard.check(request.headers, peer)
         _check_address(request)
         return await (_head(request, call_next) if request.method == "HEAD" else call_next(request))
     except ApiError as error:

@@ -125,9 +125,10 @@ class ServeConfig(JobConfig):
     limits: Limits = Limits()
     tokens: SecretStr = SecretStr("")
     """Bearer tokens, by commas: best as the environment variable SCE_TOKENS. Without any, only
-    this machine is answered."""
+    this machine is answered, and nothing that came through a proxy."""
     tokens_file: Path | None = None
-    """More of them, one a line."""
+    """More of them, one a line; the way for a cluster, where an environment is seen by every
+    process. Its mode should be 0600."""
     cors_origins: list[Origin] = []
     """Pages elsewhere that may ask (https://intranet.example), or `*` for all, where there are
     tokens. Default: none, but the page of this server."""
