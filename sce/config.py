@@ -38,6 +38,14 @@ SECRETS = ("SCE_TOKENS", "SCE_TOKENS_FILE", "SCE_ENDPOINT_TOKEN")
 """They belong into a machine's environment, where others' programs find them as well."""
 
 
+def forget_secrets() -> None:
+    """Take the secrets out of this process's environment, once the settings are read: whatever it
+    starts would inherit them, and keep them where others can look."""
+    for name in list(os.environ):
+        if name.upper() in SECRETS and not name.upper().endswith("_FILE"):
+            del os.environ[name]
+
+
 class Section(BaseModel):
     """Base of one group of settings. Frozen, unknown keys refused, docstrings become help."""
 

@@ -18,6 +18,7 @@ from ray._private import ray_constants
 from ray._private.utils import internal_kv_get_with_retry
 from ray._raylet import GcsClient  # type: ignore[attr-defined]
 
+from sce.config import forget_secrets
 from sce.errors import ConfigError
 
 PROBE_SECONDS = 3
@@ -34,12 +35,14 @@ def ensure_ray() -> None:
 
     `ray job submit` and `RAY_ADDRESS` name one; `RAY_ADDRESS=auto` is the one that `ray start` runs
     on this machine. A local one listens on the loopback address alone, and keeps its files, code to
-    run among them, in a folder of RAY_TMPDIR (or TMPDIR) that only this user can enter. Ray's own
-    progress messages are switched off: the jobs say where they are themselves.
+    run among them, in a folder of RAY_TMPDIR (or TMPDIR) that only this user can enter. Secrets in
+    the environment (`sce.config.SECRETS`) are dropped from it before, so settings must have been
+    read. Ray's own progress messages are switched off: the jobs say where they are themselves.
 
     Raises:
         ConfigError: no cluster answers there, or none can be started here.
     """
+    forget_secrets()
     for name in ("ray.data", "ray._private.authentication"):
         logging.getLogger(name).setLevel(logging.ERROR)
     # Ray Train would print every line of a worker twice: as it comes, and as a log record.

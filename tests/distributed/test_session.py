@@ -67,6 +67,25 @@ def test_what_ray_says_is_the_users_mistake(monkeypatch):
         session.ensure_ray()
 
 
+def test_nothing_that_ray_starts_has_a_secret_in_its_environment(monkeypatch):
+    """Ray starts its processes with the environment of this one."""
+    shown = "import json, os; print(json.dumps(dict(os.environ)))"
+    given = {"SCE_TOKENS": "first-secret", "sce_endpoint_token": "second-secret"}
+    others = {"SCE_TOKENS_FILE": "/run/secrets/tokens", "SCE_NAME": "kept"}
+    for name, value in (given | others).items():
+        monkeypatch.setenv(name, value)
+    found = {}
+
+    def start(**_):
+        found.update(json.loads(subprocess.check_output([sys.executable, "-c", shown])))
+
+    monkeypatch.setattr(session.ray, "init", start)
+    session.ensure_ray()
+    assert others.items() <= found.items()
+    assert not given.keys() & found.keys()
+    assert not any("-secret" in value for value in found.values())
+
+
 @pytest.mark.system
 def test_a_strangers_ray_is_joined_when_it_is_named_and_not_else(tmp_path):
     binary = Path(sys.executable).parent / "ray"

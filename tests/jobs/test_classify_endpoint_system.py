@@ -132,9 +132,9 @@ def client(server) -> Client:
 @pytest.fixture
 def classify(ray_session, capsys, monkeypatch):
     """Runs the job; the exit code, its summary, and what it said on standard error."""
-    monkeypatch.setenv("SCE_ENDPOINT_TOKEN", TOKEN)
 
     def run(*argv: str):
+        monkeypatch.setenv("SCE_ENDPOINT_TOKEN", TOKEN)  # the job before has dropped it
         code = classify_job.main([*argv, "--no-tracking.enabled"])
         captured = capsys.readouterr()
         lines = captured.out.strip().splitlines()
