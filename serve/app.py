@@ -31,6 +31,7 @@ from serve.auth import Guard, read_tokens, warn_of_readers
 from serve.gateway import Gateway
 from serve.label_sets import match_label_sets
 from serve.model import ModelReplica
+from serve.proxy import name_to_ray
 from serve.settings import ModelSettings, Scaling, ServeConfig
 
 APP_NAME = "sce"
@@ -196,6 +197,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = load_config(ServeConfig, arguments, prog, __doc__ or "")
         check(config)
+        name_to_ray()
         ensure_ray()
         application = build(config)
     except InputError as error:

@@ -112,7 +112,7 @@ class Outside:
         self.cluster.run("ray", "start", "--head", "--num-cpus", "4", *ports)
         self.cluster.environment = mine
         self.client = {name: value for name, value in mine.items() if name not in store}
-        for name in ("PYTHONPATH", "RAY_TMPDIR", "SCE_TOKENS"):
+        for name in ("PYTHONPATH", "RAY_TMPDIR"):
             self.client.pop(name)
         self.api = f"http://127.0.0.1:{self.cluster.dashboard}/api/jobs/"
         self.bearer = {"Authorization": f"Bearer {mine['RAY_AUTH_TOKEN']}"}

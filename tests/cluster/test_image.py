@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from ray._private.runtime_env.packaging import create_package
 
+from serve import proxy
 from tests.cluster.manifests import CLUSTER, ROOT
 
 DOCKERFILE = CLUSTER / "image" / "Dockerfile"
@@ -43,6 +44,7 @@ def test_it_ends_as_a_user_without_rights_whose_home_ray_finds():
     assert environment["HOME"] == "/home/sce"  # else Ray's launcher mounts below /root
     assert environment["PYTHONPATH"] == "/opt/sce"
     assert environment["RAY_AUTH_MODE"] == "token"
+    assert environment[proxy.NAME_VARIABLE] == proxy.PREPARE
     assert ("WORKDIR", "/opt/sce") in found
     after = found[found.index(("USER", "${UID}")) :]
     assert [name for name, _ in after] == ["USER", "CMD"]

@@ -30,6 +30,7 @@ import yaml
 
 from sce.client.wire import ErrorResponse
 from sce.predictor import Predictor
+from serve.proxy import NAME_VARIABLE, PREPARE
 from tests.serve.conftest import settings_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,14 +62,18 @@ class Cluster:
             "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{self.dashboard}",
             "RAY_DASHBOARD_ADDRESS": f"http://127.0.0.1:{self.dashboard}",
             "PYTHONPATH": str(ROOT),
-            "SCE_TOKENS": TOKEN,
+            NAME_VARIABLE: PREPARE,
         }
         self.config = yaml.safe_load((ROOT / "configs" / "serve.yaml").read_text())
         self.config["http_options"]["port"] = self.port
         (self.app,) = self.config["applications"]
         self.settings = json.loads(settings_of(models).model_dump_json(exclude={"scaling"}))
         batches = {"input_roots": [str(home / "in")], "output_roots": [str(home / "out")]}
-        self.app["args"] = {"models": {"tiny": self.settings}, "limits": LIMITS, "batches": batches}
+        tokens = home / "tokens"
+        tokens.write_text(f"{TOKEN}\n")
+        tokens.chmod(0o600)
+        self.app["args"] = {"models": {"tiny": self.settings}, "limits": LIMITS,
+                            "batches": batches, "tokens_file": str(tokens)}  # fmt: skip
 
     def start(self) -> None:
         ports = ["--port", str(self.gcs), "--dashboard-port", str(self.dashboard)]
