@@ -11,7 +11,7 @@ from ray.serve.handle import DeploymentHandle
 
 from serve.auth import Guard
 from serve.ingress import Ingress, Replicas
-from serve.memory import FreedMemory
+from serve.memory import UnusedMemory
 from serve.metrics import GatewayMetrics
 from serve.routes import make_app
 from serve.settings import BatchSettings, Limits, ModelSettings
@@ -35,7 +35,7 @@ class Gateway:
         metrics = GatewayMetrics()
         replicas = {name: Replicas(name, handle, metrics) for name, handle in models.items()}
         self._origins = origins
-        self._memory = FreedMemory()
+        self._memory = UnusedMemory()
         self._ingress = Ingress(replicas, Guard(digests), metrics=metrics)
 
     def __serve_build_asgi_app__(self) -> FastAPI:

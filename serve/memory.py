@@ -1,30 +1,48 @@
-"""Memory that was freed goes back to the system: glibc keeps what large requests needed once."""
+"""Memory that is no longer needed goes back to the system.
+
+An error holds the frames that it came through, and so a large request, in a circle that only
+Python's collector finds: it runs after so many new objects, of which a server at rest makes none.
+And glibc keeps what was freed once.
+"""
 
 from __future__ import annotations
 
 import ctypes
+import gc
+import time
 from pathlib import Path
 
 GROWTH_BYTES = 64 * 2**20
-"""Of the process since it last gave memory back, below which it is left alone."""
+"""Of the process above the least that it had, below which it is left alone."""
+PAUSE_SECONDS = 60.0
+"""After which it is tried again where there was nothing to give back."""
 _STATM = Path("/proc/self/statm")
 _PAGE_BYTES = 4096
 
 
-class FreedMemory:
-    """Gives freed memory back, from time to time."""
+class UnusedMemory:
+    """Gives back what is no longer needed, from time to time."""
 
     def __init__(self) -> None:
         library = ctypes.CDLL(None)
         self._trim = getattr(library, "malloc_trim", None) if _STATM.exists() else None
         self._least = 0
+        self._not_before = 0.0
 
     def give_back(self) -> None:
-        """Milliseconds where there is much, nothing where the process has hardly grown."""
-        if self._trim is None or _resident() < self._least + GROWTH_BYTES:
+        """Some 0.1 s where there is much, nothing where the process has hardly grown."""
+        now = time.monotonic()
+        if self._trim is None or now < self._not_before:
             return
+        before = _resident()
+        if before < self._least + GROWTH_BYTES:
+            return
+        gc.collect()
         self._trim(0)
-        self._least = _resident()
+        after = _resident()
+        self._least = min(self._least or after, after)
+        if after > before - GROWTH_BYTES // 4:
+            self._not_before = now + PAUSE_SECONDS
 
 
 def _resident() -> int:

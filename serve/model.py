@@ -18,7 +18,7 @@ from sce.predictor import Predictor
 from serve.cache import VectorCache
 from serve.engine import Engine, LoadedModel
 from serve.label_sets import load_label_sets
-from serve.memory import FreedMemory
+from serve.memory import UnusedMemory
 from serve.metrics import ModelMetrics
 from serve.settings import ModelSettings, ReplicaSettings
 from serve.work import ModelAnswer, ModelRequest
@@ -41,7 +41,7 @@ class ModelReplica:
         self._answering: ReplicaSettings
         self._loading: asyncio.Task[None] | None = None
         self._last_error: str | None = None
-        self._memory = FreedMemory()
+        self._memory = UnusedMemory()
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """The first time, load the model and its label sets. Later, take new budgets at once and
