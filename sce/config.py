@@ -17,15 +17,16 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict, YamlConfigSettingsSource
+from pydantic_settings import BaseSettings, InitSettingsSource, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError
 
-from sce.errors import ConfigError
-from sce.storage import Place, RemotePath, fetch, to_place
+from sce.documents import parse_yaml, read_document
+from sce.errors import ConfigError, DataError
+from sce.storage import Place, RemotePath, to_place
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,8 @@ VERSION = "0.1.0"
 ENV_PREFIX = "SCE_"
 INCLUDE = "include"
 """Top-level key of a YAML file: a list of files that lie beside it, whose settings it takes."""
+MAX_FILES = 100
+"""That one configuration is made of; a file that is included twice counts twice."""
 SECRETS = ("SCE_TOKENS", "SCE_TOKENS_FILE", "SCE_ENDPOINT_TOKEN")
 """They belong into a machine's environment, where others' programs find them as well."""
 
@@ -62,16 +65,11 @@ Gpus = Annotated[float, Field(ge=0), AfterValidator(_whole_above_one)]
 """How many GPUs one actor has."""
 
 
-class _YamlSource(YamlConfigSettingsSource):
-    """The files that `_yaml_files` found, without the key that made it find them."""
-
-    def _read_file(self, path: Any) -> dict[str, Any]:
-        return {key: value for key, value in super()._read_file(path).items() if key != INCLUDE}
-
-
 class JobConfig(BaseSettings):
     """Base of a job's whole configuration. Build it with `load_config`."""
 
+    from_files: ClassVar[dict[str, Any]] = {}
+    """What `--config` and the files that it includes say."""
     model_config = SettingsConfigDict(
         extra="forbid",
         frozen=True,
@@ -95,7 +93,7 @@ class JobConfig(BaseSettings):
     ) -> tuple[Any, ...]:
         names = env_settings.env_vars
         env_settings.env_vars = {k: v for k, v in names.items() if not _is_service_link(k, v)}
-        return init_settings, env_settings, _YamlSource(settings_cls, deep_merge=True)
+        return init_settings, env_settings, InitSettingsSource(settings_cls, cls.from_files)
 
 
 def _is_service_link(name: str, value: str | None) -> bool:
@@ -159,7 +157,7 @@ def _one_list(values: list[str]) -> list[str]:
     if len(values) == 1 and values[0].lstrip().startswith("["):
         try:
             listed = json.loads(values[0])
-        except ValueError:
+        except (ValueError, RecursionError):
             return values
         if isinstance(listed, list) and all(isinstance(x, str) for x in listed):
             return listed
@@ -176,7 +174,7 @@ def load_config(config_class: type[ConfigT], argv: Sequence[str], prog: str, doc
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--config", metavar="FILE")
     known, rest = parser.parse_known_args(argv)
-    files = [] if known.config is None else _yaml_files(to_place(known.config), known.config)
+    files = {} if known.config is None else _read_yaml(known.config)
     _check_environment(config_class)
     given, rest = _take_verbatim(config_class, rest)
     _check_spelling(rest)
@@ -184,9 +182,8 @@ def load_config(config_class: type[ConfigT], argv: Sequence[str], prog: str, doc
     content = {
         "__module__": config_class.__module__,
         "__doc__": f"{doc.strip()}\n\nAlso: --config FILE, a YAML file with these keys.",
-        "model_config": SettingsConfigDict(
-            yaml_file=files, cli_prog_name=prog, cli_parse_args=rest
-        ),
+        "model_config": SettingsConfigDict(cli_prog_name=prog, cli_parse_args=rest),
+        "from_files": files,
     }
     loaded = type(config_class.__name__, (config_class,), content)
     try:
@@ -195,6 +192,8 @@ def load_config(config_class: type[ConfigT], argv: Sequence[str], prog: str, doc
         raise ConfigError(_explain(error, known.config)) from None
     except SettingsError as error:
         raise ConfigError(f"{prog}: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{prog}: a setting is JSON that is nested too deep.") from None
 
 
 def _check_spelling(argv: Sequence[str]) -> None:
@@ -238,47 +237,52 @@ def resolve_output(path: str | Place) -> Place:
     return path.absolute()
 
 
-def _yaml_files(place: Place, name: str, above: tuple[Place, ...] = ()) -> list[Path]:
-    """The files that a configuration is made of, as local ones; a later one wins. `name` is the
-    file's as it was written, `above` are the files that include it."""
-    if place.resolve() in above:
-        raise ConfigError(f"--config: {name!r} includes itself, by way of {above[-1]}.")
+def _read_yaml(name: str) -> dict[str, Any]:
+    """What the file of that path or URI says, and those that it includes."""
+    count = 0
+
+    def read(place: Place, name: str, above: tuple[Place, ...]) -> dict[str, Any]:
+        nonlocal count
+        count += 1
+        if place.resolve() in above:
+            raise ConfigError(f"--config: {name!r} includes itself, by way of {above[-1]}.")
+        if count > MAX_FILES:
+            raise ConfigError(f"--config: {INCLUDE}: more than {MAX_FILES} files are read.")
+        own = _read_one(place, name)
+        merged: dict[str, Any] = {}
+        for item in own.pop(INCLUDE, []):
+            merged = _merged(merged, read(place.parent / item, item, (*above, place.resolve())))
+        return _merged(merged, own)
+
+    return read(to_place(name), name, ())
+
+
+def _read_one(place: Place, name: str) -> dict[str, Any]:
     try:
-        path = fetch(place)
-        content = yaml.load(path.read_text(encoding="utf-8"), UniqueKeys)
+        content = parse_yaml(read_document(place).decode("utf-8"), repr(name))
     except FileNotFoundError:
         raise ConfigError(f"--config: no file {name!r}.") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"--config: cannot read {name!r}: {error}") from None
-    if content is not None and not isinstance(content, dict):
+    except DataError as error:
+        raise ConfigError(f"--config: {error}") from None
+    content = {} if content is None else content
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise ConfigError(f"--config: {name!r} must hold a mapping of settings.")
-    included = (content or {}).get(INCLUDE, [])
+    included = content.get(INCLUDE, [])
     if not isinstance(included, list) or not all(isinstance(item, str) for item in included):
         raise ConfigError(f"--config: {name!r}: {INCLUDE} must be a list of files beside it.")
-    files = [_yaml_files(place.parent / item, item, (*above, place.resolve())) for item in included]
-    return [*(file for found in files for file in found), path]
+    return content
 
 
-class RepeatedKey(yaml.YAMLError):
-    """A mapping has a key twice."""
-
-
-class UniqueKeys(yaml.SafeLoader):
-    """Refuses a key that stands twice, of which YAML's own loader takes the last value."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        lines: dict[str, int] = {}
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                continue
-            line = key.start_mark.line + 1
-            if key.value in lines:
-                raise RepeatedKey(
-                    f"the key {key.value!r} stands twice, in lines {lines[key.value]} and {line}. "
-                    "Keys must be distinct."
-                )
-            lines[key.value] = line
-        return super().construct_mapping(node, deep)
+def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Settings key by key, those `above` winning; a list is taken whole."""
+    found = dict(below)
+    for key, value in above.items():
+        old = found.get(key)
+        both = isinstance(old, dict) and isinstance(value, dict)
+        found[key] = _merged(old, value) if both else value  # type: ignore[arg-type]
+    return found
 
 
 def _check_environment(config_class: type[JobConfig]) -> None:

@@ -59,6 +59,11 @@ ECHO_CHARS = 200
 """Of what a user gave, so much stands in a message."""
 
 
+_SHORT = reprlib.Repr()
+"""Some of a value, however much and deep it is."""
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 3, ECHO_CHARS, ECHO_CHARS
+
+
 def clipped(text: str, most: int = ECHO_CHARS) -> str:
     """A text that may be of any length, for a message: its beginning, and how long it was."""
     return text if len(text) <= most else f"{text[:most]}... ({len(text)} characters)"
@@ -67,7 +72,7 @@ def clipped(text: str, most: int = ECHO_CHARS) -> str:
 def quoted(value: object) -> str:
     """What a user gave, for a message: as `repr`, but no more than `clipped` leaves of it."""
     if not isinstance(value, str):
-        return clipped(repr(value))
+        return clipped(_SHORT.repr(value))
     shown = repr(value[:ECHO_CHARS])
     if len(value) <= ECHO_CHARS and len(shown) <= ECHO_CHARS + 2:
         return shown

@@ -13,17 +13,21 @@ from __future__ import annotations
 import hashlib
 import json
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from datetime import date
 from functools import cached_property
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any
 
 import numpy as np
 
 from sce.errors import MAX_NAME_CHARS, InputError, LabelError, quoted
 
+MAX_LABELS = 100_000
+"""Of one set."""
+MAX_TEXTS = 10_000
+"""Synonyms of a label, and examples."""
 MAX_INFO_CHARS = 10_000
 MAX_NAMES_SHOWN = 12
 _FIELDS = ("name", "synonyms", "description", "examples")
@@ -89,15 +93,18 @@ class LabelSet:
             where: named at the head of an error message.
 
         Raises:
-            LabelError: empty set, empty or duplicate name, unknown field, wrong type.
+            LabelError: empty set, empty or duplicate name, unknown field, wrong type; more labels
+                than `MAX_LABELS`, more of a label than `MAX_TEXTS`.
         """
         if isinstance(value, LabelSet):
             return value
         value = as_list(value, where)
         if isinstance(value, Mapping):
+            _check_count(value, where)
             items: list[Any] = [_named(name, known, where) for name, known in value.items()]
         elif isinstance(value, Iterable) and not isinstance(value, (str, bytes)):
-            items = list(value)
+            items = list(islice(value, MAX_LABELS + 1))
+            _check_count(items, where)
         else:
             raise LabelError(
                 f"{where}: a {type(value).__name__} is not a label set. Give a list of names, a "
@@ -203,13 +210,14 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     key twice, of which otherwise the last value alone would be seen."""
     found = dict(pairs)
     if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        key = next(key for key in found if keys.count(key) > 1)
-        first, second = [place for place, one in enumerate(keys) if one == key][:2]
-        raise LabelError(
-            f"the key {quoted(key)} stands twice in an object, at positions {first} and {second}. "
-            "Keys must be distinct."
-        )
+        places: dict[str, int] = {}
+        for place, (key, _) in enumerate(pairs):
+            if key in places:
+                raise LabelError(
+                    f"the key {quoted(key)} stands twice in an object, at positions {places[key]} "
+                    f"and {place}. Keys must be distinct."
+                )
+            places[key] = place
     return found
 
 
@@ -218,13 +226,20 @@ def only_names(label_set: LabelSet) -> LabelSet:
     return LabelSet(tuple(Label(label.name) for label in label_set.labels))
 
 
+def _check_count(labels: Sized, where: str) -> None:
+    """Before anything is made of them."""
+    if len(labels) > MAX_LABELS:
+        raise LabelError(f"{where}: more than {MAX_LABELS:,} labels, which a set may have at most.")
+
+
 def _named(name: Any, known: Any, where: str) -> dict[str, Any]:
     """A label of a mapping: its name, and its description or an object."""
     if not isinstance(known, Mapping):
         return {"name": name, "description": known}
     if known.get("name", name) != name:
-        inside = quoted(known["name"])
-        raise LabelError(f"{where}: {quoted(name)} has another name inside, {inside}.")
+        raise LabelError(
+            f"{where}: {quoted(name)} has another name inside, {quoted(known["name"])}."
+        )
     return {**known, "name": name}
 
 
@@ -238,10 +253,11 @@ def _parse_label(item: Any, where: str) -> Label:
             f"{where}: a label is a name or an object with {', '.join(_FIELDS)}, "
             f"not {type(item).__name__} ({quoted(item)}).{_quoting_hint(item)}"
         )
-    if unknown := sorted(str(k) for k in item if k not in _FIELDS):
-        raise LabelError(
-            f"{where}: unknown field {quoted(unknown[0])}. A label has {', '.join(_FIELDS)}."
-        )
+    for field in item:
+        if field not in _FIELDS:
+            raise LabelError(
+                f"{where}: unknown field {quoted(field)}. A label has {', '.join(_FIELDS)}."
+            )
     name = _parse_text(item.get("name"), f"{where}.name")
     key = normalise_name(name)
     error = name_error(key)
@@ -290,6 +306,8 @@ def _parse_texts(value: Any, where: str) -> tuple[str, ...]:
         return ()
     if isinstance(value, str) or not isinstance(value, Sequence):
         raise LabelError(f"{where}: a list of texts is needed, not {type(value).__name__}.")
+    if len(value) > MAX_TEXTS:
+        raise LabelError(f"{where}: {len(value):,} texts, at most {MAX_TEXTS:,} are allowed.")
     texts = tuple(_parse_text(text, f"{where}[{i}]").strip() for i, text in enumerate(value))
     if "" in texts:
         raise LabelError(f"{where}[{texts.index('')}]: the text is empty. Leave it out instead.")

@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ORDER = [
     {"errors"},
     {"storage", "labels"},
+    {"documents"},
     {"config", "model"},
     {"embedding", "datasets"},
     {"predictor", "client", "training", "adaptation", "evaluation"},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -12,15 +11,23 @@ from typing import Any
 
 import yaml
 
-from sce.config import RepeatedKey, UniqueKeys
 from sce.datasets.columns import RawRow, not_in_set, raise_bad
 from sce.datasets.readers import BadRow, read_records
 from sce.datasets.text_form import FOUND_OUT
+from sce.documents import (
+    RepeatedKey,
+    check_document,
+    parse_json,
+    parse_json_lines,
+    parse_yaml,
+    read_document,
+)
 from sce.errors import DataError, LabelError
-from sce.labels import LabelSet, unique_keys
+from sce.labels import MAX_LABELS, LabelSet
 from sce.storage import Place, fetch, to_place
 
 SPREADSHEETS = (".csv", ".tsv", ".xlsx")
+_PARSERS = {".json": parse_json, ".jsonl": parse_json_lines, ".ndjson": parse_json_lines}
 _OF_A_LABEL = ("description", "synonyms", "examples")
 
 log = logging.getLogger(__name__)
@@ -37,18 +44,15 @@ def read_label_file(path: Place) -> Any:
     """
     kind = path.suffix.lower()
     try:
-        local = fetch(path)
         if kind in SPREADSHEETS:
-            return _spreadsheet(local, str(path))
-        text = _decoded(local.read_bytes(), str(path))
-        lines = [(n, line.strip()) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
+            check_document(path)
+            return _spreadsheet(fetch(path), str(path))
+        text = _decoded(read_document(path), str(path))
         if kind == ".txt":
-            return [line for _, line in lines if not (line == "#" or line.startswith("# "))]
-        if kind in (".jsonl", ".ndjson"):
-            return [_parse_json(line, f"{path}:{n}") for n, line in lines]
-        if kind == ".json":
-            return _parse_json(text, str(path))
-        return _parse_yaml(text, str(path))
+            return _names(text, str(path))
+        return _PARSERS.get(kind, parse_yaml)(text, str(path))
+    except RepeatedKey as error:
+        raise LabelError(f"{path}: {error}") from None
     except FileNotFoundError:
         raise DataError(f"{path}: no such file of labels.") from None
     except (OSError, ValueError, yaml.YAMLError) as error:
@@ -86,21 +90,17 @@ def _spreadsheet(path: Path, where: str) -> list[dict[str, Any]]:
             if items := [one.strip() for one in fields.get(key, "").split("|") if one.strip()]:
                 label[key] = items
         labels.append(label)
+        if len(labels) > MAX_LABELS:
+            raise LabelError(f"{where}: more than {MAX_LABELS:,} rows, each of which is a label.")
     return labels
 
 
-def _parse_json(text: str, where: str) -> Any:
-    try:
-        return json.loads(text, object_pairs_hook=unique_keys)
-    except LabelError as error:
-        raise LabelError(f"{where}: {error}") from None
-
-
-def _parse_yaml(text: str, where: str) -> Any:
-    try:
-        return yaml.load(text, UniqueKeys)
-    except RepeatedKey as error:
-        raise LabelError(f"{where}: {error}") from None
+def _names(text: str, where: str) -> list[str]:
+    """A name a line."""
+    if text.count("\n") > MAX_LABELS:
+        raise LabelError(f"{where}: more than {MAX_LABELS:,} lines, each of which is a label.")
+    lines = [line for line in map(str.strip, text.split("\n")) if line]
+    return [line for line in lines if not (line == "#" or line.startswith("# "))]
 
 
 def read_label_set(path: Place) -> tuple[LabelSet, dict[str, float]]:

@@ -107,7 +107,7 @@ def checkpoint_licence(folder: str | Path) -> str:
     """Licence that the model card of a local checkpoint states, else "unknown"."""
     try:
         header = metadata_load(Path(folder) / "README.md")
-    except (OSError, ValueError, yaml.YAMLError):
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
         header = None
     return str((header or {}).get("license", "unknown"))
 
