@@ -93,7 +93,7 @@ def test_an_object_with_many_keys_is_searched_for_a_repeated_one_in_linear_time(
     pairs = [(str(i), i) for i in range(MILLION)]
     started = time.monotonic()
     assert len(unique_keys(pairs)) == MILLION
-    with pytest.raises(LabelError, match="'999999' stands twice.* 999999 and 1000000"):
+    with pytest.raises(LabelError, match=r"'999999' stands twice.* 999999 and 1000000"):
         unique_keys([*pairs, pairs[-1]])
     assert time.monotonic() - started < 5
 

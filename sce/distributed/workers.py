@@ -23,6 +23,7 @@ from ray.train.torch import TorchTrainer, get_device
 from transformers import logging as transformers_logging
 
 from sce.distributed.resources import WorkerPlan, use_threads
+from sce.errors import ConfigError, InputError
 from sce.evaluation import flops
 from sce.evaluation.costs import TrainingCost
 from sce.model.encoder import trainable_parameters
@@ -38,6 +39,7 @@ from sce.training.epoch import (
     steps_per_epoch,
     train_epoch,
 )
+from sce.training.saved_state import read_state, write_state
 
 STATE_FILE = "training_state.pt"
 PROGRESS_SECONDS = 10.0
@@ -157,6 +159,7 @@ def run_training(
         build: called in each worker with `parts`, of which a machine holds one copy, and its place.
 
     Raises:
+        ConfigError: the last checkpoint cannot be read as the plain data that one is.
         ray.train.TrainingFailedError: more workers died than `train.max_failures` allows.
     """
     trainer = TorchTrainer(
@@ -183,19 +186,30 @@ def run_training(
         ),
     )
     result = trainer.fit()
+    if result.return_value is not None:
+        raise ConfigError(f"{run.storage}: {result.return_value}")
     assert result.best_checkpoints, "every run reports a checkpoint"
     checkpoint, best = max(result.best_checkpoints, key=lambda c: (c[1]["score"], -c[1]["epoch"]))
     return Fitted(checkpoint, best, dict(result.metrics or {}), run.workers)
 
 
-def _train_worker(config: dict[str, Any]) -> None:
-    """What each worker runs."""
+def _train_worker(config: dict[str, Any]) -> str | None:
+    """What each worker runs; returns why it cannot go on from the last checkpoint. As an exception
+    that would be the death of a worker, after which the same is tried again."""
     _quiet()
     use_threads(config["threads"])
     context = ray.train.get_context()
     worker = Worker(context.get_world_rank(), context.get_world_size(), get_device())
     training = config["build"](ray.get(config["parts"][0]), worker)
-    _Epochs(training, config["train"], worker).run()
+    epochs = _Epochs(training, config["train"], worker)
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is not None:
+        try:
+            epochs.restore(checkpoint)
+        except InputError as error:
+            return str(error)
+    epochs.run()
+    return None
 
 
 class _Epochs:
@@ -207,11 +221,8 @@ class _Epochs:
         self._state: dict[str, Any] = FRESH_STATE.copy()
 
     def run(self) -> None:
-        """Go on from the last checkpoint, or begin."""
+        """Train from where the state is, the beginning or the checkpoint that was restored."""
         state, train = self._state, self._train
-        checkpoint = ray.train.get_checkpoint()
-        if checkpoint is not None:
-            self._restore(checkpoint)
         if state["epoch"] == 0 and state["best"] < 0:
             self._close({"trainable_parameters": trainable_parameters(self._training.model)})
         while state["epoch"] < train.epochs and state["epochs_without_gain"] < train.patience:
@@ -265,15 +276,16 @@ class _Epochs:
             saved = None
             if self._worker.rank == 0:
                 self._training.save(folder)
-                torch.save(state, Path(folder) / STATE_FILE)
+                write_state(state, Path(folder) / STATE_FILE)
                 saved = ray.train.Checkpoint.from_directory(folder)
             ray.train.report(report, checkpoint=saved)
 
-    def _restore(self, checkpoint: ray.train.Checkpoint) -> None:
-        """Put a checkpoint into state, model and optimiser."""
+    def restore(self, checkpoint: ray.train.Checkpoint) -> None:
+        """Put a checkpoint into state, model and optimiser. Raises `InputError` where it holds more
+        than data."""
         state, rank = self._state, self._worker.rank
         with checkpoint.as_directory() as folder:
-            state |= torch.load(Path(folder) / STATE_FILE, weights_only=False, map_location="cpu")
+            state |= read_state(Path(folder) / STATE_FILE, (*FRESH_STATE, "optimizer", "random"))
             self._training.load(folder)
         self._optimizer.load_state_dict(state["optimizer"])
         # With another number of workers each begins its own stream: see `TrainConfig.dropout`.

@@ -200,8 +200,10 @@ def train_epoch(
 
 
 def random_state() -> dict[str, Any]:
-    """State of the generators that training may use (dropout)."""
-    state: dict[str, Any] = {"torch": torch.get_rng_state(), "numpy": np.random.get_state()}
+    """State of the generators that training may use (dropout), as tensors and plain numbers."""
+    kind, keys, *rest = np.random.get_state(legacy=True)
+    numpy_state = [kind, np.asarray(keys).tolist(), *rest]
+    state: dict[str, Any] = {"torch": torch.get_rng_state(), "numpy": numpy_state}
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state()
     return state
@@ -209,6 +211,7 @@ def random_state() -> dict[str, Any]:
 
 def restore_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
-    np.random.set_state(state["numpy"])
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, np.array(keys, np.uint32), *rest))
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])

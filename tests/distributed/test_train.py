@@ -5,6 +5,7 @@ settings, so every run must end at the same model. `tests/jobs/test_train_job.py
 """
 
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -21,7 +22,7 @@ from ray import cloudpickle
 from sce.distributed.resources import training_workers
 from sce.distributed.settings import ResourcesConfig
 from sce.distributed.train import fit
-from sce.distributed.workers import EpochLog, Run
+from sce.distributed.workers import STATE_FILE, EpochLog, Run
 from sce.errors import ConfigError
 from sce.labels import LabelSet
 from sce.model.encoder import SCEModel
@@ -33,6 +34,7 @@ from sce.training.fresh_model import FreshModel, ModelConfig, build_model
 from sce.training.validation import Validator
 from tests.tiny_models import build_roberta
 from tests.training.test_episodes import text_vectors
+from tests.training.test_saved_state import Planted
 
 # Ray's controller does not find this module by name; it gets `History` itself.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -159,6 +161,21 @@ def test_a_run_goes_on_from_its_last_checkpoint(undisturbed, parts, tmp_path):
     result, losses = run(parts, tmp_path)
     assert losses == undisturbed[1]
     assert_same_model(result, undisturbed[0], tolerance=0)
+
+
+@pytest.mark.system
+def test_code_in_a_checkpoint_does_not_run_and_is_refused_at_once(ray_session, parts, tmp_path):
+    run(parts, tmp_path, train=TRAIN.model_copy(update={"epochs": 1}))
+    proof = tmp_path / "it-ran"
+    found = list((tmp_path / "checkpoints").rglob(STATE_FILE))
+    assert found
+    for file in found:
+        file.write_bytes(pickle.dumps({"epoch": 1, "x": Planted(proof)}, protocol=2))
+    started = time.monotonic()
+    with pytest.raises(ConfigError, match=r"cannot be read as plain data.*--restart"):
+        run(parts, tmp_path)
+    assert not proof.exists()
+    assert time.monotonic() - started < 60, "it was tried again and again"
 
 
 def test_a_log_that_fails_does_not_end_the_run(capsys, caplog):
