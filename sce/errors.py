@@ -6,6 +6,8 @@ A job turns any `InputError` into exit code 2; every other exception is a bug or
 broken machine and ends with exit code 1 and a traceback.
 """
 
+import reprlib
+
 
 class SCEError(Exception):
     """Base of every error that this package raises on purpose.

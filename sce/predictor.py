@@ -157,7 +157,7 @@ class Predictor:
             model = model.cast_weights(torch.bfloat16 if half else torch.float32).to(device)
             tokenizer = None
             if model.config.label_source == "tokens":
-                tokenizer = AutoTokenizer.from_pretrained(local)
+                tokenizer = AutoTokenizer.from_pretrained(local, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise InputError(f"no SCE model at {str(path)!r}: {error}") from error
         if not isinstance(embedder, TextEmbedder):

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import torch
 from huggingface_hub import snapshot_download
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, load_peft_weights
 from pydantic import Field
 from transformers import (
     AutoModelForCausalLM,
@@ -28,6 +28,7 @@ from transformers import (
 
 from sce.config import Section
 from sce.errors import ConfigError, InputError
+from sce.model.weights import ADAPTER, load_weights, refuse_pickles
 from sce.storage import Place, fetch_model
 
 IGNORED = -100
@@ -35,6 +36,7 @@ IGNORED = -100
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """Appendix M."""
 _TOKENIZER_FILES = ["*.json", "*.jinja", "*.model"]
+_ADAPTER_FILES = ["*.json", "*.safetensors"]
 _HUB_TIMEOUT_SECONDS = 5
 
 
@@ -64,13 +66,13 @@ def load_base(
     """The frozen model in a folder, at a URI or on a hub; with `quantised` False as it is, whatever
     the settings, for merging. Raises `InputError` where there is none."""
     dtype = getattr(torch, settings.dtype)
-    options: dict[str, Any] = {"device_map": {"": device}, "use_safetensors": True}
+    options: dict[str, Any] = {"device_map": {"": device}, "dtype": dtype}
     if quantised and settings.quantisation == "nf4":
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
         )
     try:
-        model = AutoModelForCausalLM.from_pretrained(fetch_model(path), dtype=dtype, **options)
+        model = load_weights(AutoModelForCausalLM, fetch_model(path), **options)
     except (OSError, ValueError) as error:
         raise InputError(f"no language model at {str(path)!r}: {error}") from error
     return model.requires_grad_(False)
@@ -79,18 +81,22 @@ def load_base(
 def load_chat_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     """Raises `InputError` where there is none, `ConfigError` where it has no end of turn."""
     try:
-        folder = fetch_model(path)
-        if not Path(folder).is_dir():
-            # One question and not one a file: a hub that cannot be reached is known in seconds.
-            folder = snapshot_download(
-                folder, allow_patterns=_TOKENIZER_FILES, etag_timeout=_HUB_TIMEOUT_SECONDS
-            )
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        folder = _folder_of(path, _TOKENIZER_FILES)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise InputError(f"no tokenizer at {str(path)!r}: {error}") from error
     if tokenizer.eos_token_id is None:
         raise ConfigError(f"{path}: its tokenizer has no token for the end of a turn.")
     return tokenizer
+
+
+def _folder_of(place: str | Place, patterns: list[str]) -> str:
+    """A checkpoint's folder on this machine; of a hub's the files of these patterns alone."""
+    folder = fetch_model(place)
+    if Path(folder).is_dir():
+        return folder
+    # One question and not one a file: a hub that cannot be reached is known in seconds.
+    return snapshot_download(folder, allow_patterns=patterns, etag_timeout=_HUB_TIMEOUT_SECONDS)
 
 
 def add_adapters(base: PreTrainedModel, settings: LoraSettings) -> PeftModel:
@@ -117,14 +123,29 @@ def add_adapters(base: PreTrainedModel, settings: LoraSettings) -> PeftModel:
 
 def read_adapters(base: PreTrainedModel, adapter: str | Place) -> PeftModel:
     """The model with saved adapters on it, not to be trained further. Raises `InputError` where
-    there are none, or they are for another model."""
+    there are none in safetensors, or they are for another model."""
     try:
-        return PeftModel.from_pretrained(base, fetch_model(adapter))
+        folder = _folder_of(adapter, _ADAPTER_FILES)
+        _need_adapters(folder)
+        return PeftModel.from_pretrained(base, folder)
     except (OSError, ValueError) as error:
         raise InputError(f"no adapters at {str(adapter)!r}: {error}") from error
     except RuntimeError as error:  # torch's word for weights of another size, a line for each
         reason = " ".join(str(error).split("\n")[:2])
         raise InputError(f"the adapters at {str(adapter)!r} do not fit: {reason}") from error
+
+
+def adapter_weights(folder: str | Path, device: str) -> dict[str, torch.Tensor]:
+    """The weights of saved adapters. Raises `InputError` where there are none in safetensors."""
+    _need_adapters(folder)
+    return load_peft_weights(str(folder), device=device)
+
+
+def _need_adapters(folder: str | Path) -> None:
+    """peft itself would take a pickle, and ask a hub where there is neither."""
+    refuse_pickles(folder)
+    if not (Path(folder) / ADAPTER).is_file():
+        raise InputError(f"no adapters at {str(folder)!r}: no {ADAPTER} there.")
 
 
 def merge(base: PreTrainedModel, adapter: str | Place) -> PreTrainedModel:

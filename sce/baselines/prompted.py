@@ -38,6 +38,7 @@ from sce.baselines.settings import PromptedConfig, PromptName
 from sce.embedding.row_checks import check_texts
 from sce.errors import ConfigError, InputError
 from sce.labels import LabelSet
+from sce.model.weights import ADAPTER, refuse_pickles
 from sce.storage import fetch_model
 
 SENTENCE = """\
@@ -373,13 +374,16 @@ def check_prompted(config: PromptedConfig) -> tuple[PreTrainedTokenizerBase, Pre
     _need_chat_template(tokenizer, config.base)
     base = fetch_model(config.base)
     try:
-        model_config = AutoConfig.from_pretrained(base)
+        refuse_pickles(base)
+        model_config = AutoConfig.from_pretrained(base, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise InputError(f"no language model at {config.base!r}: {error}") from error
     if Path(base).is_dir() and not any(Path(base).glob("*.safetensors")):
         raise InputError(f"no language model at {config.base!r}: no *.safetensors file in it.")
     if config.adapter is not None:
-        for name in ("adapter_config.json", "adapter_model.safetensors"):
+        if isinstance(config.adapter, Path):
+            refuse_pickles(config.adapter)
+        for name in ("adapter_config.json", ADAPTER):
             if not (config.adapter / name).is_file():
                 raise InputError(f"no adapters at {str(config.adapter)!r}: no {name} there.")
     return tokenizer, model_config

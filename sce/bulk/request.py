@@ -13,6 +13,7 @@ from sce.bulk.listing import InputFile
 from sce.errors import InputError
 from sce.labels import LabelSet
 from sce.model.encoder import SCEConfig
+from sce.model.weights import refuse_pickles
 from sce.storage import fetch_model, open_input, readable
 
 MOST_CONTENT_BYTES = 4 << 30
@@ -22,7 +23,7 @@ _DIGITS = 16
 
 def identify_model(model: str) -> tuple[SCEConfig, str]:
     """The configuration of a model, and a hash of its files (of a hub model: id and commit). Raises
-    `InputError`: there is no such model."""
+    `InputError`: there is no such model, or its weights are not in safetensors."""
     path = fetch_model(model)
     try:
         config = SCEConfig.from_pretrained(path)
@@ -30,6 +31,7 @@ def identify_model(model: str) -> tuple[SCEConfig, str]:
         raise InputError(f"model: no SCE model at {model!r}: {error}") from None
     if config.model_type != SCEConfig.model_type or config.embedder is None:
         raise InputError(f"model: {model!r} is not a model that jobs/train_sce.py wrote.")
+    refuse_pickles(path)
     folder = Path(path)
     if not folder.is_dir():
         return config, f"{model}@{getattr(config, '_commit_hash', None)}"

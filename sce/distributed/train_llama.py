@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from peft import load_peft_weights, set_peft_model_state_dict
+from peft import set_peft_model_state_dict
 
 from sce.baselines.llama_training import (
     LlamaObjective,
@@ -20,7 +20,13 @@ from sce.baselines.llama_training import (
     LlamaTrainConfig,
     right_answers,
 )
-from sce.baselines.lora import LoraSettings, add_adapters, load_base, load_chat_tokenizer
+from sce.baselines.lora import (
+    LoraSettings,
+    adapter_weights,
+    add_adapters,
+    load_base,
+    load_chat_tokenizer,
+)
 from sce.baselines.prompted import PromptedClassifier
 from sce.baselines.settings import PromptName
 from sce.distributed.workers import STATE_FILE, Fitted, Reduce, Run, Worker, run_training
@@ -50,7 +56,7 @@ def fit_llama(
     fitted = run_training(LlamaTraining, (train, validation, settings), settings.train, run)
     fitted.checkpoint.to_directory(target)
     (target / STATE_FILE).unlink()
-    adapters = load_peft_weights(str(target), device="cpu")
+    adapters = adapter_weights(target, "cpu")
     fitted.cost(len(train), sum(a.numel() for a in adapters.values())).save(target)
     return fitted
 
@@ -102,5 +108,5 @@ class LlamaTraining(LlamaObjective):
         self._adapted.save_pretrained(folder)
 
     def load(self, folder: str) -> None:
-        weights = load_peft_weights(folder, device=str(self.device))
+        weights = adapter_weights(folder, str(self.device))
         set_peft_model_state_dict(self._adapted, weights)

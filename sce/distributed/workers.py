@@ -163,7 +163,7 @@ def run_training(
         ray.train.TrainingFailedError: more workers died than `train.max_failures` allows.
     """
     trainer = TorchTrainer(
-        _train_worker,
+        _train_worker,  # type: ignore[arg-type]  # it may return something
         train_loop_config={
             "build": build,
             "parts": [ray.put(parts)],
@@ -186,8 +186,9 @@ def run_training(
         ),
     )
     result = trainer.fit()
-    if result.return_value is not None:
-        raise ConfigError(f"{run.storage}: {result.return_value}")
+    refused = result.return_value  # type: ignore[attr-defined]  # typed as the V1 class
+    if refused is not None:
+        raise ConfigError(f"{run.storage}: {refused}")
     assert result.best_checkpoints, "every run reports a checkpoint"
     checkpoint, best = max(result.best_checkpoints, key=lambda c: (c[1]["score"], -c[1]["epoch"]))
     return Fitted(checkpoint, best, dict(result.metrics or {}), run.workers)

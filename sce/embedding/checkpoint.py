@@ -27,6 +27,7 @@ from sce.embedding.fingerprint import EmbedderFingerprint
 from sce.embedding.published import PUBLISHED, published_folder
 from sce.embedding.settings import EmbedderConfig
 from sce.errors import EmbedderError
+from sce.model.weights import refuse_pickles
 from sce.storage import fetch_model
 
 JINA_LICENCE = "CC BY-NC 4.0"
@@ -241,9 +242,13 @@ def _end_token(config: EmbedderConfig, folder: Path, pooling: str) -> str | None
 
 
 def _weights_sha256(folders: list[Path]) -> str:
-    files = [path for folder in folders for path in sorted(folder.glob("*.safetensors"))]
-    if len(files) < len(folders):
-        raise EmbedderError(f"{folders[-1]}: no *.safetensors file; other formats are not read.")
+    files: list[Path] = []
+    for folder in folders:
+        refuse_pickles(folder, EmbedderError)
+        found = sorted(folder.glob("*.safetensors"))
+        if not found:
+            raise EmbedderError(f"{folder}: no *.safetensors file; other formats are not read.")
+        files += found
     hashes = [file_sha256(path) for path in files]
     if len(hashes) == 1:
         return hashes[0]

@@ -37,6 +37,7 @@ from sce.embedding.tokenising import (
     beginning,
 )
 from sce.errors import EmbedderError
+from sce.model.weights import load_weights
 
 BATCH_TOKENS = {"cpu": 4096, "cuda": 65536}
 """Tokens of one forward pass, padding included."""
@@ -206,11 +207,11 @@ def embedder_fingerprint(config: EmbedderConfig) -> EmbedderFingerprint:
 
 def _load_model(config: EmbedderConfig, checkpoint: Checkpoint) -> PreTrainedModel:
     loader: Any = JinaEmbeddingsV3Model if config.kind == "jina" else AutoModel
-    model, report = loader.from_pretrained(
+    model, report = load_weights(
+        loader,
         checkpoint.folder,
         dtype=getattr(torch, config.dtype),
         local_files_only=True,
-        trust_remote_code=False,
         output_loading_info=True,
     )
     missing = [key for key in report["missing_keys"] if "pooler" not in key]

@@ -28,6 +28,8 @@ from transformers.models.bert.modeling_bert import BertEncoder
 from transformers.models.roberta.modeling_roberta import RobertaEncoder
 from transformers.utils import ModelOutput
 
+from sce.model.weights import refuse_pickles
+
 ENCODERS = {"bert": BertEncoder, "roberta": RobertaEncoder, "xlm-roberta": RobertaEncoder}
 LABEL_VECTORS = 1
 """The newest version of what makes a label's vector g_k; all are in `sce.model.label_vectors`."""
@@ -237,9 +239,12 @@ class SCEModel(PreTrainedModel):
                 getattr(self, name).load_state_dict(block.state_dict())
 
     @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers; what the recipe keeps frozen is frozen again."""
-        loaded = super().from_pretrained(*args, **kwargs)
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers, of safetensors alone; what the recipe keeps frozen is frozen again.
+        Raises `InputError`: the weights are in another format."""
+        place = pretrained_model_name_or_path
+        refuse_pickles(place)
+        loaded = super().from_pretrained(place, *args, **kwargs | {"use_safetensors": True})
         (loaded[0] if isinstance(loaded, tuple) else loaded).freeze()
         return loaded
 

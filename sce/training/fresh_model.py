@@ -24,6 +24,7 @@ from sce.embedding.published import PUBLISHED, published_folder
 from sce.errors import ConfigError
 from sce.model.encoder import ENCODERS, LABEL_VECTORS, SCEConfig, SCEModel
 from sce.model.label_vectors import TokenMeans, token_means_of
+from sce.model.weights import load_weights
 from sce.storage import fetch_model
 
 ENCODER_LICENCES = {"roberta-base": "MIT", "FacebookAI/roberta-base": "MIT"}
@@ -110,6 +111,7 @@ def build_model(
 
     Raises:
         EmbedderError: the checkpoint cannot be loaded.
+        InputError: its weights are not in safetensors.
         ConfigError: it is none of BERT, RoBERTa and MPNet, or has too few layers.
     """
     recipe = config.model_dump(exclude=set(PretrainedConfig.model_fields))
@@ -119,21 +121,22 @@ def build_model(
     else:
         folder = fetch_model(config.encoder)
     try:
-        found = AutoConfig.from_pretrained(folder, revision=config.encoder_revision)
+        options = {"revision": config.encoder_revision, "trust_remote_code": False}
+        found = AutoConfig.from_pretrained(folder, **options)
         if found.model_type not in (*ENCODERS, "mpnet"):
             raise ConfigError(
                 f"model.encoder: {config.encoder!r} is of type {found.model_type!r}; "
                 f"SCE needs one of {', '.join(ENCODERS)}, mpnet."
             )
-        pretrained = AutoModel.from_pretrained(
-            folder, revision=config.encoder_revision, dtype=torch.float32
+        pretrained = load_weights(
+            AutoModel, folder, revision=config.encoder_revision, dtype=torch.float32
         )
         if found.model_type == "mpnet":
             pretrained = mpnet_as_bert(pretrained)
             found = pretrained.config
         tokenizer = None
         if recipe["label_source"] == "tokens":
-            tokenizer = AutoTokenizer.from_pretrained(folder, revision=config.encoder_revision)
+            tokenizer = AutoTokenizer.from_pretrained(folder, **options)
     except (OSError, ValueError) as error:
         raise explain_load_error("model.encoder", config.encoder, error) from error
 

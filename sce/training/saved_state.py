@@ -17,6 +17,9 @@ import torch
 
 from sce.errors import ConfigError
 
+_UNREADABLE = (pickle.UnpicklingError, EOFError, LookupError, RuntimeError, TypeError, ValueError)
+"""What torch raises for a file that is none of its own."""
+
 
 def write_state(state: Mapping[str, Any], path: Path) -> None:
     """Write tensors and numbers, in lists and dictionaries.
@@ -40,17 +43,10 @@ def read_state(path: Path, keys: Iterable[str]) -> dict[str, Any]:
         if not lacks:
             return dict(found)
         reason = f"it has no {min(lacks)!r}"
-    except (
-        pickle.UnpicklingError,
-        EOFError,
-        LookupError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-    ) as e:
+    except _UNREADABLE as error:
         # torch's own words are long, and advise to trust the file.
-        code = re.search(r"GLOBAL ([\w.]+)", str(e))
-        reason = f"it wants to call {code[1]}" if code else f"a {type(e).__name__}"
+        code = re.search(r"GLOBAL ([\w.]+)", str(error))
+        reason = f"it wants to call {code[1]}" if code else f"a {type(error).__name__}"
     raise ConfigError(
         f"{path.name} of the last checkpoint cannot be read as plain data: {reason}. It is damaged "
         "or was written by an earlier version, whose files could run code. Begin the training "
