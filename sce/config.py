@@ -11,21 +11,24 @@ An included file lies beside the one that names it, and the including one wins, 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import logging
 import os
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar, get_args
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, InitSettingsSource, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError
 
 from sce.documents import parse_yaml, read_document
-from sce.errors import ConfigError, DataError
+from sce.errors import HIDDEN, ConfigError, DataError, without_secrets
 from sce.storage import Place, RemotePath, to_place
 
 log = logging.getLogger(__name__)
@@ -35,6 +38,7 @@ VERSION = "0.1.0"
 ENV_PREFIX = "SCE_"
 INCLUDE = "include"
 """Top-level key of a YAML file: a list of files that lie beside it, whose settings it takes."""
+MAX_ERRORS_SHOWN = 20
 MAX_FILES = 100
 """That one configuration is made of; a file that is included twice counts twice."""
 SECRETS = ("SCE_TOKENS", "SCE_TOKENS_FILE", "SCE_ENDPOINT_TOKEN")
@@ -187,13 +191,46 @@ def load_config(config_class: type[ConfigT], argv: Sequence[str], prog: str, doc
     }
     loaded = type(config_class.__name__, (config_class,), content)
     try:
-        return loaded(**given)
+        with _argparse_without_secrets():
+            return loaded(**given)
     except ValidationError as error:
-        raise ConfigError(_explain(error, known.config)) from None
+        raise ConfigError(_explain(error, known.config, _secret_fields(config_class))) from None
     except SettingsError as error:
         raise ConfigError(f"{prog}: {error}") from None
     except RecursionError:
         raise ConfigError(f"{prog}: a setting is JSON that is nested too deep.") from None
+
+
+@contextmanager
+def _argparse_without_secrets() -> Iterator[None]:
+    """It writes to standard error by itself, and quotes the command line."""
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said):
+            yield
+    finally:
+        text = re.sub(r"(?<=unrecognized arguments: ).*", _flags_alone, said.getvalue())
+        print(without_secrets(text), end="", file=sys.stderr)
+
+
+def _flags_alone(found: re.Match[str]) -> str:
+    """What is behind a misspelt flag may be a token."""
+    words = found[0].split()
+    flags = [word.partition("=")[0] for word in words if word.startswith("-")]
+    return " ".join(flags or words)
+
+
+def _secret_fields(settings: Any) -> set[str]:
+    """Names of the settings that hold a secret, those of sections too."""
+    found: set[str] = set()
+    for name, field in settings.model_fields.items():
+        kinds = [field.annotation, *get_args(field.annotation)]
+        if SecretStr in kinds:
+            found.add(name)
+        for kind in kinds:
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                found |= _secret_fields(kind)
+    return found
 
 
 def _check_spelling(argv: Sequence[str]) -> None:
@@ -254,7 +291,11 @@ def _read_yaml(name: str) -> dict[str, Any]:
             merged = _merged(merged, read(place.parent / item, item, (*above, place.resolve())))
         return _merged(merged, own)
 
-    return read(to_place(name), name, ())
+    try:
+        place = to_place(name)
+    except DataError as error:
+        raise ConfigError(f"--config: {error}") from None
+    return read(place, name, ())
 
 
 def _read_one(place: Place, name: str) -> dict[str, Any]:
@@ -299,13 +340,26 @@ def _check_environment(config_class: type[JobConfig]) -> None:
             )
 
 
-def _explain(error: ValidationError, file: str | None) -> str:
+def _explain(error: ValidationError, file: str | None, secret: set[str]) -> str:
     where = f" (with --config {file})" if file else ""
     lines = [f"{error.error_count()} wrong setting(s){where}"]
-    for item in error.errors():
-        where = ".".join(str(part) for part in item["loc"]) or "(top level)"
+    for item in error.errors(include_url=False)[:MAX_ERRORS_SHOWN]:
+        where = ".".join(str(part) for part in item["loc"])[:200] or "(top level)"
         if item["type"] == "extra_forbidden":
             lines.append(f"  {where}: no such setting")
+        elif secret.intersection(map(str, item["loc"])):
+            lines.append(f"  {where}: {item['msg']}")
         else:
-            lines.append(f"  {where}: {item['msg']}; got {item['input']!r:.100}")
+            # Hidden before it is cut: a part of a password looks like anything.
+            got = without_secrets(repr(_without(item["input"], secret)))
+            lines.append(f"  {where}: {item['msg']}; got {got:.100}")
+    if error.error_count() > MAX_ERRORS_SHOWN:
+        lines.append(f"  and {error.error_count() - MAX_ERRORS_SHOWN} more")
     return "\n".join(lines)
+
+
+def _without(value: Any, secret: set[str]) -> Any:
+    """A value without its secret settings, also where it is a whole section."""
+    if not isinstance(value, dict):
+        return value
+    return {k: HIDDEN if k in secret else _without(v, secret) for k, v in value.items()}

@@ -4,13 +4,56 @@
 
 A job turns any `InputError` into exit code 2; every other exception is a bug or a
 broken machine and ends with exit code 1 and a traceback.
+
+No message tells a password: `without_secrets` takes those of URLs out of whatever is shown, logged
+or written down.
 """
 
+import re
 import reprlib
+from typing import Any
+from urllib.parse import unquote
+
+HIDDEN = "***"
+_VALUE = r"""((?:[^&#\s"']|'(?![\s,.;:)\]}]|$))+)"""
+_SECRETS = [
+    # user:password@, up to the last @, since some write it as it is; but a port is none.
+    re.compile(r"""(://[^\s/?#@:"]{0,500}:)(?!\d+(?:[/?#\s"',)\]]|$))([^\s"]{0,2000})(?=@)"""),
+    re.compile(r"""(https?://)([^\s/?#@:"]{1,500})(?=@)""", re.I),
+    re.compile(
+        r"([?&;#][\w.-]{0,60}(?:pass(?:word|wd|phrase)|pwd|secret|token|api_?-?key|access_?-?key|"
+        rf"signature|credential|odbc_connect)[\w.-]{{0,60}}=){_VALUE}",
+        re.I,
+    ),
+    re.compile(rf"([?&;#](?:sig|key|auth|authorization|code|pass)=){_VALUE}", re.I),
+    # As drivers of databases write it.
+    re.compile(r"""((?:^|[\s;,({'"])(?:ssl)?(?:password|passwd|pwd)\s?=\s?)([^\s;,&'"]+)""", re.I),
+]
+
+
+def without_secrets(text: str, uri: str = "") -> str:
+    """A text with `***` for passwords, tokens and keys in the URLs in it, and for those that `uri`
+    has, wherever they stand: libraries quote them in other forms."""
+    for pattern in _SECRETS:
+        text = pattern.sub(rf"\1{HIDDEN}", text)
+    for pattern in _SECRETS if uri else ():
+        for _, secret in pattern.findall(uri):
+            for form in {secret, unquote(secret)} - {"", HIDDEN}:
+                text = text.replace(form, HIDDEN)
+    return text
+
+
+def hide_secrets(value: Any) -> Any:
+    """Plain lists, dictionaries and texts `without_secrets`; other values as they are."""
+    if isinstance(value, str):
+        return without_secrets(value)
+    if isinstance(value, dict):
+        return {hide_secrets(key): hide_secrets(item) for key, item in value.items()}
+    return [hide_secrets(item) for item in value] if isinstance(value, list) else value
 
 
 class SCEError(Exception):
-    """Base of every error that this package raises on purpose.
+    """Base of every error that this package raises on purpose. Its message has no secrets.
 
     Args:
         message: what, where, and what is allowed.
@@ -19,7 +62,7 @@ class SCEError(Exception):
     """
 
     def __init__(self, message: str = "", quotes: str = "") -> None:
-        super().__init__(message, *([quotes] if quotes else []))
+        super().__init__(*map(hide_secrets, [message, *([quotes] if quotes else [])]))
 
     @property
     def without_quotes(self) -> str:

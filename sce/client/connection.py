@@ -20,7 +20,7 @@ from urllib3 import Retry
 from urllib3.exceptions import InvalidHeader
 
 from sce.client.wire import ErrorBody, ErrorResponse
-from sce.errors import InputError, SCEError
+from sce.errors import InputError, SCEError, without_secrets
 
 CONNECT_SECONDS = 10.0
 BACKOFF_SECONDS = (0.25, 15.0)
@@ -254,4 +254,4 @@ def _why(error: BaseException) -> str:
             break
         error = inner
     found = str(error.args[-1]) if error.args else str(error)
-    return f"{type(error).__name__}: {found}".replace("\n", " ")[:300]
+    return without_secrets(f"{type(error).__name__}: {found}".replace("\n", " "))[:300]

@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
 from sce.config import JobConfig, load_config
-from sce.errors import InputError, TooManyErrors
+from sce.errors import InputError, TooManyErrors, hide_secrets, without_secrets
 from sce.storage import RemotePath, readable
 
 ConfigT = TypeVar("ConfigT", bound=JobConfig)
@@ -30,9 +31,9 @@ def run_job(
     exit code. Without `argv` it is this program that runs, and leaves the cluster before that line.
     Of a mistake of the user's that line is `{"error": ...}`, which quotes no file's content.
     """
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S"
-    )
+    handler = logging.StreamHandler()
+    handler.setFormatter(_WithoutSecrets("%(asctime)s %(name)s: %(message)s", "%H:%M:%S"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     prog = sys.argv[0]
     try:
         config = load_config(config_class, sys.argv[1:] if argv is None else argv, prog, doc)
@@ -43,11 +44,23 @@ def run_job(
         print(f"{prog}: {readable(str(error))}", file=sys.stderr)
         print(json.dumps({"error": readable(error.without_quotes)}), flush=True)
         return 2 if isinstance(error, InputError) else 1
+    except Exception:
+        if argv is not None:
+            raise
+        print(without_secrets(traceback.format_exc()), end="", file=sys.stderr)
+        return 1
     if argv is None and "ray" in sys.modules:
         # Ray repeats what its workers printed until it is shut down: let it have said it all.
         sys.modules["ray"].shutdown()
-    print(json.dumps(summary, sort_keys=False), flush=True)
+    print(json.dumps(hide_secrets(summary), sort_keys=False), flush=True)
     return 0
+
+
+class _WithoutSecrets(logging.Formatter):
+    """Of what libraries log too, with their tracebacks."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return without_secrets(super().format(record))
 
 
 def remote_places(settings: BaseModel, head: str = "") -> Iterator[tuple[str, RemotePath]]:

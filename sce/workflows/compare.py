@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from sce.config import JobConfig, resolve_output
-from sce.errors import InputError
+from sce.errors import InputError, without_secrets
 from sce.evaluation.comparison import build_tables
 from sce.evaluation.pages import write_report
 from sce.evaluation.plots import build_charts
@@ -71,7 +71,7 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     tags = {"job": "compare", "method": "compare", "seed": "0"}
     with Tracker.open(config.tracking, None, "compare", tags, folder.parent) as tracker:
         tracker.log_artifact(folder, "compare")
-    server = uri.rstrip("/") if uri.startswith("http") else "http://127.0.0.1:5000"
+    server = without_secrets(uri).rstrip("/") if uri.startswith("http") else "http://127.0.0.1:5000"
     return {
         "methods": [m.name for m in methods],
         **{kind: str(folder / path.name) for kind, path in written.items()},

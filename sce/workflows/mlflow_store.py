@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from sce.errors import ConfigError
+from sce.errors import ConfigError, without_secrets
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -68,7 +68,7 @@ def reading(uri: str) -> Iterator[MlflowClient]:
         yield connect(uri)
     except (OSError, MlflowException) as error:
         raise ConfigError(
-            f"tracking.uri: {without_password(uri)} cannot be read ({cause(error, uri)})."
+            f"tracking.uri: {without_secrets(uri)} cannot be read ({cause(error, uri)})."
         ) from None
 
 
@@ -115,13 +115,7 @@ def _check_sqlite(path: Path, create: bool) -> None:
         connection.execute("PRAGMA schema_version").fetchone()
 
 
-def without_password(uri: str) -> str:
-    password = urlsplit(uri).password
-    return uri if password is None else uri.replace(f":{password}@", ":***@", 1)
-
-
 def cause(error: Exception, uri: str) -> str:
     """What went wrong, on one line of at most 300 characters, without the URI's password."""
     text = " ".join(str(error).split()) or type(error).__name__
-    password = urlsplit(uri).password
-    return (text.replace(password, "***") if password else text)[:300]
+    return without_secrets(text, uri)[:300]

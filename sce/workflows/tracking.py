@@ -17,7 +17,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,10 +26,10 @@ from urllib.parse import urlsplit
 import yaml
 
 from sce.config import Section
-from sce.errors import ConfigError
+from sce.errors import HIDDEN, ConfigError, hide_secrets, without_secrets
 from sce.storage import Place, RemotePath, fetch, to_place
 from sce.workflows import mlflow_store
-from sce.workflows.mlflow_store import DATABASE_NAME, SQLITE, cause, without_password
+from sce.workflows.mlflow_store import DATABASE_NAME, SQLITE, cause
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -63,11 +63,11 @@ class TrackingConfig(Section):
 class Tracker:
     """Picklable handle of one MLflow run, from `open`; one without a run id does nothing.
 
-    No method raises on a tracking failure. As a context manager it closes the run: FINISHED,
-    FAILED on an exception, KILLED on Ctrl-C.
+    No method raises on a tracking failure, and none records a password that stands in a URL. As a
+    context manager it closes the run: FINISHED, FAILED on an exception, KILLED on Ctrl-C.
     """
 
-    uri: str = ""
+    uri: str = field(default="", repr=False)
     experiment_id: str | None = None
     run_id: str | None = None
 
@@ -132,9 +132,9 @@ class Tracker:
         if self.run_id is None:
             return ""
         if self.uri.startswith("http"):
-            server = without_password(self.uri).rstrip("/")
+            server = without_secrets(self.uri).rstrip("/")
             return f"{server}/#/experiments/{self.experiment_id}/runs/{self.run_id}"
-        return f"mlflow ui --backend-store-uri {without_password(self.uri)}"
+        return f"mlflow ui --backend-store-uri {without_secrets(self.uri)}"
 
     def log_params(self, config: Mapping[str, Any]) -> None:
         """Record a nested configuration: dotted keys as params, and all that this handle was given
@@ -191,7 +191,8 @@ class Tracker:
 
     def log_text(self, text: str, name: str) -> None:
         """Save a text as the artifact `name`."""
-        self._send(f"log {name}", lambda client, run_id: client.log_text(run_id, text, name))
+        plain = without_secrets(text)
+        self._send(f"log {name}", lambda client, run_id: client.log_text(run_id, plain, name))
 
     def log_dict(self, value: Mapping[str, Any], name: str) -> None:
         """Save a dict as the artifact `name`, JSON or YAML by its ending."""
@@ -204,7 +205,8 @@ class Tracker:
         def send(client: MlflowClient, run_id: str) -> None:
             from mlflow.entities import RunTag
 
-            client.log_batch(run_id, tags=[RunTag(key, str(tags[key])) for key in tags])
+            plain = hide_secrets({key: str(value) for key, value in tags.items()})
+            client.log_batch(run_id, tags=[RunTag(key, value) for key, value in plain.items()])
 
         self._send("set tags", send)
 
@@ -236,8 +238,10 @@ class Tracker:
 
         client = self._connect(create=True)
         experiment_id = mlflow_store.experiment_id(client, config.experiment, self.uri, default_dir)
-        all_tags = resolve_tags({**git_tags(), **(tags or {})})
-        run = client.create_run(experiment_id, tags=all_tags, run_name=config.run_name or run_name)
+        # MLflow adds the address of the code's git remote, which may hold a token.
+        all_tags = hide_secrets(resolve_tags({**git_tags(), **(tags or {})}))
+        name = hide_secrets(config.run_name or run_name)
+        run = client.create_run(experiment_id, tags=all_tags, run_name=name)
         self.experiment_id, self.run_id = experiment_id, run.info.run_id
 
     def _reopen(self, run_id: str, tags: Mapping[str, str] | None) -> bool:
@@ -295,7 +299,7 @@ class Tracker:
                 log.warning(
                     "tracking: could not %s at %s: %s. The work goes on%s",
                     what,
-                    without_password(self.uri),
+                    without_secrets(self.uri),
                     cause(error, self.uri),
                     "." if refused else " without tracking it.",
                 )
@@ -307,14 +311,28 @@ def tracking_uri(config: TrackingConfig, default_dir: str | Place) -> str:
     absolute path.
 
     Raises:
-        ConfigError: a `file:` URI or bare path, which MLflow no longer takes; an unknown kind.
+        ConfigError: a `file:` URI or bare path, which MLflow no longer takes; an unknown kind; one
+            whose password was left out when it was written down.
     """
     default = SQLITE + str(_local(default_dir) / DATABASE_NAME)
     uri = config.uri or os.environ.get("MLFLOW_TRACKING_URI") or default
-    scheme = urlsplit(uri).scheme.split("+")[0]
     where = "tracking.uri" if config.uri else "MLFLOW_TRACKING_URI"
+    try:
+        parts = urlsplit(uri)
+        _ = parts.port
+    except ValueError:
+        raise ConfigError(
+            f"{where}: {uri!r} cannot be read as a URI. In a password @ is written as %40, / as "
+            "%2F, : as %3A."
+        ) from None
+    if f":{HIDDEN}@" in uri or f"={HIDDEN}" in uri:
+        raise ConfigError(
+            f"{where}: {uri!r} stands for a password that was not written down. Give the whole "
+            "URI, best as the environment variable SCE_TRACKING__URI."
+        )
+    scheme = parts.scheme.split("+")[0]
     if scheme in ("", "file"):
-        folder = Path(urlsplit(uri).path).absolute()
+        folder = Path(parts.path).absolute()
         raise ConfigError(
             f"{where}: {uri!r} is a folder, and MLflow no longer keeps runs in plain files. "
             f"Use a database: {SQLITE}{folder / DATABASE_NAME}"
@@ -367,5 +385,5 @@ def git_tags() -> dict[str, str]:
 
 
 def _plain(value: Any) -> Any:
-    """Only what YAML and JSON can hold; anything else as text, NaN as text too."""
-    return json.loads(json.dumps(value, default=str), parse_constant=str)
+    """Only what YAML and JSON can hold; anything else as text, NaN as text too. No secrets."""
+    return hide_secrets(json.loads(json.dumps(value, default=str), parse_constant=str))

@@ -26,7 +26,7 @@ from sce.distributed.train import fit
 from sce.distributed.workers import Run
 from sce.embedding.embedder import TextEmbedder, load_embedder
 from sce.embedding.store import EmbeddingStore
-from sce.errors import ConfigError
+from sce.errors import ConfigError, hide_secrets
 from sce.evaluation.costs import embedding_flops
 from sce.evaluation.paper import paper_settings
 from sce.evaluation.summaries import rounded_means
@@ -81,8 +81,8 @@ def train(experiment: Experiment) -> dict[str, Any]:
     run = TrainingRun.open(
         experiment.checkpoints_dir, _identity(plan), experiment.resume, experiment.restart
     )
-    # Beside the model, so that later jobs can be given it whole.
-    settings = experiment.model_dump(mode="json", exclude={"resume", "restart"})
+    # Beside the model, so that later jobs can be given it whole, but for passwords.
+    settings = hide_secrets(experiment.model_dump(mode="json", exclude={"resume", "restart"}))
     text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
     write_text(experiment.home / CONFIG_FILE, text)
     with run.recorded(open_tracker(experiment, run.tracker_run_id, "train")) as tracker:

@@ -26,6 +26,7 @@ from sce.workflows.experiment import Experiment
 from sce.workflows.train import train
 from tests.tiny_models import build_all, build_llama
 
+PASSWORD = "hunter2-of-this-test"
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 
@@ -53,6 +54,7 @@ def _trained(home: Path) -> Path:
     config["model"]["encoder"] = str(models["roberta"])
     config["data"]["validation_label_sets"] = 3
     config["evaluate"]["pictures"] = True
+    config["tracking"] = {"run_name": f"https://me:{PASSWORD}@host/tiny"}
     (home / "tiny.yaml").write_text(yaml.safe_dump(config))
     assert call(train, "--config", str(home / "tiny.yaml")) == 0
     return home
@@ -72,6 +74,13 @@ def test_the_artifact_says_everything_about_itself(home):
         model, EmbedderConfig(kind="jina", model=str(home / "models" / "jina"))
     )
     assert predictor.predict("a text", ["one", "two"])[0].label in ("one", "two")
+
+
+def test_nothing_that_was_written_has_the_password_of_the_settings(home):
+    files = [path for path in (home / "runs").rglob("*") if path.is_file()]
+    assert not [path for path in files if PASSWORD.encode() in path.read_bytes()]
+    settings = yaml.safe_load((home / "runs/tiny/config.yaml").read_text())
+    assert settings["tracking"]["run_name"] == "https://me:***@host/tiny"
 
 
 def test_results_hold_both_methods_for_both_kinds_of_information(home):
