@@ -23,7 +23,15 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar, get_args
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+)
 from pydantic_settings import BaseSettings, InitSettingsSource, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError
 
@@ -69,9 +77,24 @@ Gpus = Annotated[float, Field(ge=0), AfterValidator(_whole_above_one)]
 """How many GPUs one actor has."""
 
 
+def _quoted(umask: Any) -> Any:
+    if isinstance(umask, int):
+        raise ValueError('write it in quotes, umask: "022": YAML reads 022 as 18, and 22 as 22')
+    return umask
+
+
+Umask = Annotated[str, Field(pattern="^0{1,2}[0-7]{2}$"), BeforeValidator(_quoted)]
+"""In octal digits; the owner may do everything."""
+
+
 class JobConfig(BaseSettings):
     """Base of a job's whole configuration. Build it with `load_config`."""
 
+    # Left out of every dump: who may read an output is no part of what it is.
+    umask: Umask = Field("077", exclude=True)
+    """Who may not read what is written (outputs, models, mlflow.db), in octal digits: 077 all
+    others, 027 who is not of your group, 022 nobody, for those who share with everyone on the
+    machine. The workers of a Ray that others started have the umask of their node."""
     from_files: ClassVar[dict[str, Any]] = {}
     """What `--config` and the files that it includes say."""
     model_config = SettingsConfigDict(
@@ -85,6 +108,11 @@ class JobConfig(BaseSettings):
         cli_kebab_case=True,
         cli_hide_none_type=True,
     )
+
+    def apply_umask(self) -> int:
+        """Before anything is written, and before a Ray of this process's own starts, whose workers
+        inherit it. Returns the umask before."""
+        return os.umask(int(self.umask, 8))
 
     @classmethod
     def settings_customise_sources(

@@ -196,6 +196,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     try:
         config = load_config(ServeConfig, arguments, prog, __doc__ or "")
+        config.apply_umask()
         check(config)
         name_to_ray()
         ensure_ray()

@@ -6,6 +6,7 @@ The other formats (`pytorch_model.bin`, `adapter_model.bin`) are pickles, which 
 from __future__ import annotations
 
 import json
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,14 @@ def load_weights(loader: Any, place: str | Path, **options: Any) -> Any:
             f"{place}: the hub has its weights in pytorch_model.bin alone, a pickle, which can be "
             "a program; only safetensors are read. Download it, and convert it where you trust it."
         ) from None
+
+
+def save_weights(model: Any, folder: Path) -> None:
+    """`save_pretrained`, with weights that may be read by whom the configuration beside them may:
+    safetensors leaves them to their owner alone, whatever the umask."""
+    model.save_pretrained(folder)
+    for file in folder.glob("*.safetensors"):
+        file.chmod(stat.S_IMODE((folder / "config.json").stat().st_mode))
 
 
 def refuse_pickles(place: str | Path, error: type[InputError] = InputError) -> None:

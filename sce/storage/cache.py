@@ -86,7 +86,7 @@ def absolute_model(name: str) -> str:
 def _cache() -> Path:
     folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "sce"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(
             f"{folder}: copies of remote files cannot be kept here ({error.strerror}). Set "

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -34,9 +35,10 @@ def run_job(
     handler = logging.StreamHandler()
     handler.setFormatter(_WithoutSecrets("%(asctime)s %(name)s: %(message)s", "%H:%M:%S"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
-    prog = sys.argv[0]
+    prog, umask = sys.argv[0], None
     try:
         config = load_config(config_class, sys.argv[1:] if argv is None else argv, prog, doc)
+        umask = config.apply_umask()
         for setting, place in remote_places(config):
             place.check(setting)
         summary = job(config)
@@ -49,6 +51,9 @@ def run_job(
             raise
         print(without_secrets(traceback.format_exc()), end="", file=sys.stderr)
         return 1
+    finally:
+        if umask is not None:
+            os.umask(umask)
     if argv is None and "ray" in sys.modules:
         # Ray repeats what its workers printed until it is shut down: let it have said it all.
         sys.modules["ray"].shutdown()

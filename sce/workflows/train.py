@@ -33,6 +33,7 @@ from sce.evaluation.summaries import rounded_means
 from sce.model.calibration import TemperatureFit, fit_temperature
 from sce.model.encoder import SCEModel, trainable_parameters
 from sce.model.label_vectors import TextLookup
+from sce.model.weights import save_weights
 from sce.storage import Place, replace_folder, write_text
 from sce.training.data import TrainingData
 from sce.training.episodes import EpisodeSampler
@@ -83,6 +84,7 @@ def train(experiment: Experiment) -> dict[str, Any]:
     )
     # Beside the model, so that later jobs can be given it whole, but for passwords.
     settings = hide_secrets(experiment.model_dump(mode="json", exclude={"resume", "restart"}))
+    settings["umask"] = experiment.umask
     text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
     write_text(experiment.home / CONFIG_FILE, text)
     with run.recorded(open_tracker(experiment, run.tracker_run_id, "train")) as tracker:
@@ -101,7 +103,7 @@ def train(experiment: Experiment) -> dict[str, Any]:
         cost = fitted.cost(len(plan.data.train), parameters, flops)
         # The artifact whole, or nothing; its card follows once it is measured.
         with replace_folder(experiment.model_dir, "config.json") as new:
-            model.save_pretrained(new)
+            save_weights(model, new)
             if plan.fresh.tokenizer is not None:
                 plan.fresh.tokenizer.save_pretrained(new)
             cost.save(new)

@@ -22,6 +22,7 @@ from sce.distributed.workers import Run
 from sce.errors import DataError
 from sce.evaluation.flops import LORA_RANK
 from sce.evaluation.summaries import rounded_means
+from sce.model.weights import save_weights
 from sce.storage import Place, absolute_model, replace_folder
 from sce.training.random_keys import some_places
 from sce.workflows.evaluate import (
@@ -150,7 +151,7 @@ def _merge(experiment: LlamaExperiment, validation: LlamaRows) -> dict[str, Any]
     tokenizer, max_tokens = load_chat_tokenizer(experiment.base), experiment.train.max_text_tokens
     folder = experiment.home / "merged"
     with replace_folder(folder, "config.json") as new:
-        merged.save_pretrained(new)
+        save_weights(merged, new)
         tokenizer.save_pretrained(new)
     classifier = PromptedClassifier(merged, tokenizer, experiment.prompt, max_tokens)
     accuracy = float(right_answers(classifier, validation, range(len(validation))).mean())

@@ -32,6 +32,37 @@ run_job(Settings, job, "A job.")
 """
 
 
+WRITING_JOB = """
+import ray
+from sce.workflows.cli import run_job
+from sce.config import JobConfig
+from sce.distributed.session import ensure_ray
+
+class Settings(JobConfig):
+    name: str = "x"
+
+def job(settings):
+    ensure_ray()
+    @ray.remote(num_cpus=0)
+    def write():
+        open(settings.name, "w").close()
+    ray.get(write.remote())
+    return {}
+
+run_job(Settings, job, "A job.")
+"""
+
+
+@pytest.mark.system
+def test_the_workers_of_its_own_ray_write_as_a_job_does(tmp_path):
+    script = tmp_path / "writing.py"
+    script.write_text(WRITING_JOB)
+    file = tmp_path / "written"
+    argv = [sys.executable, str(script), "--name", str(file), "--umask", "027"]
+    subprocess.run(argv, cwd=ROOT, check=True, timeout=120)
+    assert file.stat().st_mode & 0o777 == 0o640
+
+
 @pytest.mark.system
 def test_the_summary_is_the_last_line_even_when_ray_has_more_to_say(tmp_path):
     script = tmp_path / "chatty.py"
