@@ -15,7 +15,6 @@ ROOT = Path(__file__).resolve().parent.parent
 ORDER = [
     {"errors"},
     {"storage", "labels"},
-    {"documents"},
     {"config", "model"},
     {"embedding", "datasets"},
     {"predictor", "client", "training", "adaptation", "evaluation"},

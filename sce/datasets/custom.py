@@ -11,10 +11,7 @@ from typing import Any
 
 import yaml
 
-from sce.datasets.columns import RawRow, not_in_set, raise_bad
-from sce.datasets.readers import BadRow, read_records
-from sce.datasets.text_form import FOUND_OUT
-from sce.documents import (
+from sce.config.documents import (
     RepeatedKey,
     check_document,
     parse_json,
@@ -22,6 +19,9 @@ from sce.documents import (
     parse_yaml,
     read_document,
 )
+from sce.datasets.columns import RawRow, not_in_set, raise_bad
+from sce.datasets.readers import BadRow, read_records
+from sce.datasets.text_form import FOUND_OUT
 from sce.errors import DataError, LabelError
 from sce.labels import MAX_LABELS, LabelSet
 from sce.storage import Place, fetch, to_place

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from sce import documents
-from sce.config import JobConfig, load_config
+from sce.config import JobConfig, documents, load_config
+from sce.config.documents import MAX_DEPTH, MAX_NODES, parse_json, parse_yaml, read_document
 from sce.datasets.custom import read_label_file
-from sce.documents import MAX_DEPTH, MAX_NODES, parse_json, parse_yaml, read_document
 from sce.errors import ConfigError, DataError, InputError, LabelError
 from sce.storage import RemotePath
 
