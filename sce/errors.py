@@ -49,7 +49,9 @@ def hide_secrets(value: Any) -> Any:
         return without_secrets(value)
     if isinstance(value, dict):
         return {hide_secrets(key): hide_secrets(item) for key, item in value.items()}
-    return [hide_secrets(item) for item in value] if isinstance(value, list) else value
+    if isinstance(value, (list, tuple)):
+        return [hide_secrets(item) for item in value]
+    return value
 
 
 class SCEError(Exception):

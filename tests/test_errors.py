@@ -104,6 +104,6 @@ def test_every_error_hides_them_also_after_it_was_pickled():
 
 
 def test_plain_values_are_gone_through():
-    value = {f"http://a:{PW}@h": [f"http://a:{PW}@h", 1, None, {"x": f"?token={PW}"}]}
+    value = {f"http://a:{PW}@h": (f"http://a:{PW}@h", 1, None, [{"x": f"?token={PW}"}])}
     assert PW not in str(hide_secrets(value))
     assert hide_secrets(value)["http://a:***@h"][1:3] == [1, None]

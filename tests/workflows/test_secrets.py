@@ -5,8 +5,10 @@ import os
 from pathlib import Path
 
 import pytest
+import requests
 from mlflow import MlflowClient
 
+from sce.client.connection import _why
 from sce.config import JobConfig
 from sce.errors import ConfigError
 from sce.workflows import mlflow_store
@@ -141,6 +143,13 @@ def test_a_secret_setting_of_a_wrong_kind_is_not_quoted(tmp_path, capsys, monkey
     said = capsys.readouterr().err
     assert "limits.max_texts" in said
     assert "hunter2" not in said
+
+
+def test_an_error_of_the_network_hides_the_password_that_it_quotes():
+    reason = f"cannot connect to proxy http://me:{PW}@proxy:3128, {'x' * 300}"
+    said = _why(requests.exceptions.ProxyError(reason))
+    assert "http://me:***@proxy:3128" in said
+    assert PW[:5] not in said
 
 
 def test_an_unforeseen_error_has_no_password_in_its_traceback(capsys, monkeypatch):
