@@ -205,22 +205,6 @@ def as_list(value: Any, where: str, error: type[InputError] = LabelError) -> Any
     return value.tolist() if hasattr(value, "tolist") and not isinstance(value, str) else value
 
 
-def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """For `json.loads(..., object_pairs_hook=unique_keys)`. Raises `LabelError`: an object has a
-    key twice, of which otherwise the last value alone would be seen."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        places: dict[str, int] = {}
-        for place, (key, _) in enumerate(pairs):
-            if key in places:
-                raise LabelError(
-                    f"the key {quoted(key)} stands twice in an object, at positions {places[key]} "
-                    f"and {place}. Keys must be distinct."
-                )
-            places[key] = place
-    return found
-
-
 def only_names(label_set: LabelSet) -> LabelSet:
     """The same labels with nothing but their names."""
     return LabelSet(tuple(Label(label.name) for label in label_set.labels))
@@ -238,7 +222,7 @@ def _named(name: Any, known: Any, where: str) -> dict[str, Any]:
         return {"name": name, "description": known}
     if known.get("name", name) != name:
         raise LabelError(
-            f"{where}: {quoted(name)} has another name inside, {quoted(known["name"])}."
+            f"{where}: {quoted(name)} has another name inside, {quoted(known['name'])}."
         )
     return {**known, "name": name}
 

@@ -29,8 +29,9 @@ from sce.client.wire import (
     from_prediction,
 )
 from sce.errors import ROW_ERRORS, LabelError, clipped, quoted
-from sce.labels import LabelSet, RaggedLabels, is_set_a_row, parse_labels, unique_keys
+from sce.labels import LabelSet, RaggedLabels, is_set_a_row, parse_labels
 from sce.model.answers import Prediction
+from sce.storage.documents import unique_keys
 from serve.refusals import ApiError
 from serve.settings import Limits
 from serve.work import ModelAnswer, ModelRequest

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sce.errors import LabelError
-from sce.labels import Label, LabelSet, only_names, parse_labels, unique_keys
+from sce.labels import Label, LabelSet, only_names, parse_labels
+from sce.storage.documents import unique_keys
 
 NAMES = st.lists(
     st.text(alphabet="abcé e\u0301 Ωz", min_size=1, max_size=6).filter(str.strip), min_size=1

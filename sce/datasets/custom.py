@@ -11,7 +11,13 @@ from typing import Any
 
 import yaml
 
-from sce.config.documents import (
+from sce.datasets.columns import RawRow, not_in_set, raise_bad
+from sce.datasets.readers import BadRow, read_records
+from sce.datasets.text_form import FOUND_OUT
+from sce.errors import DataError, LabelError
+from sce.labels import MAX_LABELS, LabelSet
+from sce.storage import Place, fetch, to_place
+from sce.storage.documents import (
     RepeatedKey,
     check_document,
     parse_json,
@@ -19,12 +25,6 @@ from sce.config.documents import (
     parse_yaml,
     read_document,
 )
-from sce.datasets.columns import RawRow, not_in_set, raise_bad
-from sce.datasets.readers import BadRow, read_records
-from sce.datasets.text_form import FOUND_OUT
-from sce.errors import DataError, LabelError
-from sce.labels import MAX_LABELS, LabelSet
-from sce.storage import Place, fetch, to_place
 
 SPREADSHEETS = (".csv", ".tsv", ".xlsx")
 _PARSERS = {".json": parse_json, ".jsonl": parse_json_lines, ".ndjson": parse_json_lines}

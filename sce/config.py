@@ -35,12 +35,14 @@ from pydantic import (
 from pydantic_settings import BaseSettings, InitSettingsSource, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError
 
-from sce.config.documents import parse_yaml, read_document
 from sce.errors import HIDDEN, ConfigError, DataError, without_secrets
 from sce.storage import Place, RemotePath, to_place
+from sce.storage.documents import parse_yaml, read_document
 
 log = logging.getLogger(__name__)
 
+VERSION = "0.1.0"
+"""The version of this software."""
 ENV_PREFIX = "SCE_"
 INCLUDE = "include"
 """Top-level key of a YAML file: a list of files that lie beside it, whose settings it takes."""

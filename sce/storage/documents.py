@@ -17,9 +17,9 @@ from typing import Any
 
 import yaml
 
-from sce.errors import DataError, LabelError
-from sce.labels import unique_keys
-from sce.storage import Place, RemotePath, fetch
+from sce.errors import DataError, LabelError, quoted
+from sce.storage.cache import fetch
+from sce.storage.places import Place, RemotePath
 
 MAX_FILE_BYTES = 64 * 2**20
 MAX_DEPTH = 40
@@ -214,3 +214,19 @@ class _Loader(yaml.SafeLoader):
                 )
             lines[key.value] = line
         return super().construct_mapping(node, deep)
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """For `json.loads(..., object_pairs_hook=unique_keys)`. Raises `LabelError`: an object has a
+    key twice, of which otherwise the last value alone would be seen."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        places: dict[str, int] = {}
+        for place, (key, _) in enumerate(pairs):
+            if key in places:
+                raise LabelError(
+                    f"the key {quoted(key)} stands twice in an object, at positions {places[key]} "
+                    f"and {place}. Keys must be distinct."
+                )
+            places[key] = place
+    return found

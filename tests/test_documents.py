@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from sce.config import JobConfig, documents, load_config
-from sce.config.documents import MAX_DEPTH, MAX_NODES, parse_json, parse_yaml, read_document
+from sce.config import JobConfig, load_config
 from sce.datasets.custom import read_label_file
 from sce.errors import ConfigError, DataError, InputError, LabelError
-from sce.storage import RemotePath
+from sce.storage import RemotePath, documents
+from sce.storage.documents import MAX_DEPTH, MAX_NODES, parse_json, parse_yaml, read_document
 
 
 class Job(JobConfig):
