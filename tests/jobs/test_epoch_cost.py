@@ -294,8 +294,8 @@ def test_on_a_gpu(capsys):
 def test_wrong_settings_are_named(flags, message, capsys):
     assert main(flags) == 2
     said = capsys.readouterr()
-    assert said.out == ""
     assert re.search(message, said.err), said.err
+    assert re.search(message, json.loads(said.out)["error"])
 
 
 def test_a_flag_that_is_none_is_refused(capsys):
