@@ -275,7 +275,7 @@ def _label_lists(values: list[Any], errors: list[str]) -> pa.Array:
         if isinstance(value, str):
             try:
                 value = json.loads(value) if value.strip() else None
-            except ValueError:
+            except (ValueError, RecursionError):
                 value = False
         if value is not None and not (
             isinstance(value, list)

@@ -261,3 +261,13 @@ def test_a_column_name_that_stands_twice_is_refused(tmp_path, name):
         plan_file(open_corpus([str(file)]).files[0], 0, Columns())
     with pytest.raises(DataError, match="name stands there twice"):
         list(read_records(file))
+
+
+def test_labels_nested_without_end_are_an_error_of_their_row(tmp_path):
+    deep = "[" * 100_000
+    (tmp_path / "a.csv").write_text(f'text,names\na,"[""x""]"\nb,{deep}\n')
+    columns = Columns(labels="names")
+    (file,) = open_corpus([str(tmp_path)]).files
+    (shard,) = plan_file(file, 0, columns).shards
+    (table,) = read_shard(shard, columns)
+    assert table["error"].to_pylist() == ["", "labels_not_a_list"]

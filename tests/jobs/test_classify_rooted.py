@@ -47,10 +47,9 @@ def run(ray_session, folder, capsys, roots):
     return partial(run_classify, folder, capsys, *bounds, *ASKED)
 
 
-@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
-def test_a_rooted_job_answers_goes_on_and_is_the_job_that_it_would_be(run, roots, kind):
+def test_a_rooted_job_answers_goes_on_and_is_the_job_that_it_would_be(run, roots):
     asked = ["--input", str(roots / "in"), "--output", str(roots / "out" / "a b")]
-    asked += ["--output-format", kind]
+    asked += ["--output-format", "jsonl"]
     (roots / "in" / "x.csv").symlink_to(roots / "secret" / "x.csv")
     (roots / "in" / "folder").symlink_to(roots / "secret")
     code, summary, said = run(*asked)
