@@ -8,7 +8,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from fastapi import Request
@@ -27,6 +27,8 @@ from serve.work import ModelAnswer, ModelRequest, NoSuchLabelSet
 ATTEMPTS = 3
 """A request whose replica died is sent again: classifying twice does no harm."""
 INFO_SECONDS = 5.0
+ALIVE_SECONDS = 10.0
+"""As often as Ray itself looks."""
 DRAIN = 4
 """A body that is too large: this many times the limit is read and thrown away, so that the
 sender comes to read why; then the connection is closed."""
@@ -110,6 +112,7 @@ class Ingress:
         self._requests = 0
         self._bytes = 0
         self._infos: dict[str, tuple[float, Mapping[str, Any]]] = {}
+        self._looking: dict[str, asyncio.Task[None]] = {}
 
     def choose(self, name: str | None) -> str:
         """The name of the model that is asked.
@@ -167,6 +170,25 @@ class Ingress:
             known = (time.monotonic(), await self.models[name].info())
             self._infos[name] = known
         return known[1]
+
+    async def see_alive(self, name: str) -> None:
+        """See that a model answers, or did `ALIVE_SECONDS` ago: then it is asked again meanwhile,
+        so that a probe does not wait in the queue of a model that has much to do.
+
+        Raises:
+            ApiError: 503, it does not answer.
+        """
+        known = self._infos.get(name)
+        age = float("inf") if known is None else time.monotonic() - known[0]
+        if age > ALIVE_SECONDS:
+            await self.info(name, 0.0)
+        elif age > 1.0 and name not in self._looking:
+            self._looking[name] = task = asyncio.create_task(self._look_again(name))
+            task.add_done_callback(lambda _: self._looking.pop(name))
+
+    async def _look_again(self, name: str) -> None:
+        with suppress(ApiError):  # said to the probe that comes when the last answer is too old
+            await self.info(name, 0.0)
 
     @asynccontextmanager
     async def admitted(self, request: Request) -> AsyncIterator[bytes]:

@@ -11,6 +11,7 @@ import json
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from importlib.resources import files
 from pathlib import Path
@@ -63,6 +64,9 @@ MAX_ADDRESS_CHARS = 8192
 """Of a path and its query: more than any of ours has, and what other servers take."""
 SMALL_BYTES = 64 * 2**10
 """Bodies up to this are read on the event loop: milliseconds."""
+_LARGE = ThreadPoolExecutor(2, "large")
+"""What is not read on the event loop. Python runs one thread at a time: of many, the loop would get
+a small share."""
 BODIES = (ClassifyRequest, EmbeddingsRequest, BatchRequest)
 
 log = logging.getLogger("ray.serve")
@@ -145,7 +149,7 @@ async def docs(request: Request) -> Response:
 
 @pages.get("/health", summary="503 until every model answers.", responses=_errors(503))
 async def health(ingress: Served) -> dict[str, str]:
-    await asyncio.gather(*(ingress.info(name) for name in ingress.models))
+    await asyncio.gather(*map(ingress.see_alive, ingress.models))
     return {"status": "ok"}
 
 
@@ -305,7 +309,7 @@ async def _off_loop(size: int, work: Callable[..., Any], *arguments: Any) -> Any
     """Large things in a thread: other requests' answers go on meanwhile."""
     if size <= SMALL_BYTES:
         return work(*arguments)
-    return await asyncio.to_thread(work, *arguments)
+    return await asyncio.get_running_loop().run_in_executor(_LARGE, work, *arguments)
 
 
 async def _json_response(size: int, content: Any, seconds: Mapping[str, float]) -> Response:

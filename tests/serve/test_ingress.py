@@ -8,6 +8,7 @@ import pytest
 
 from serve.auth import Guard
 from serve.ingress import Ingress
+from serve.refusals import ApiError
 from serve.routes import make_app
 from tests.serve.conftest import make_engine, run
 from tests.serve.test_gateway import LABELS, LIMITS, TEXTS, TOKEN, LocalPort, refusal
@@ -83,3 +84,45 @@ def test_a_slow_body_takes_nothing_from_the_time_of_the_work(ingress):
     found = send_slowly(ingress, [(0, body[:20]), (0.8, body[20:])])
     assert found.status_code == 200, found.text
     assert len(found.json()["data"]) == len(TEXTS)
+
+
+def test_a_probe_does_not_wait_for_a_model_that_answered_a_moment_ago(ingress, monkeypatch):
+    port = ingress.models["tiny"]
+    asked = 0
+
+    async def slow_info():
+        nonlocal asked
+        asked += 1
+        await asyncio.sleep(0.2)
+        return {"dimension": 4}
+
+    async def probes() -> list[float]:
+        seconds = []
+        for age in (None, 0.0, 5.0, 5.0, 100.0):
+            if age is not None:
+                ingress._infos["tiny"] = (time.monotonic() - age, {})
+            started = time.monotonic()
+            await ingress.see_alive("tiny")
+            seconds.append(time.monotonic() - started)
+        await asyncio.sleep(0.3)
+        return seconds
+
+    monkeypatch.setattr(port, "info", slow_info)
+    waited = [seconds > 0.15 for seconds in run(probes())]
+    assert waited == [True, False, False, False, True]
+    assert asked == 3  # twice by a probe that waits, once beside those that do not
+
+    async def dead():
+        raise ApiError(503, "model_unavailable", "no")
+
+    monkeypatch.setattr(port, "info", dead)
+
+    async def probe_of_the_dead() -> None:
+        ingress._infos["tiny"] = (time.monotonic() - 5, {})
+        await ingress.see_alive("tiny")  # and what comes of it is nobody's exception
+        await asyncio.sleep(0.05)
+        ingress._infos["tiny"] = (time.monotonic() - 11, {})
+        with pytest.raises(ApiError):
+            await ingress.see_alive("tiny")
+
+    run(probe_of_the_dead())
