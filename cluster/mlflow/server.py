@@ -82,6 +82,7 @@ def main(arguments: Sequence[str]) -> None:
     if arguments not in ([], ["upgrade"]):
         _refuse(f"{' '.join(arguments)!r}: there is `upgrade`, and nothing to start the server.")
     uri = database_uri()
+    os.umask(0o077)  # artifacts are read through the server
     if arguments:
         from mlflow.db import commands
 
