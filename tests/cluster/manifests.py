@@ -52,6 +52,16 @@ def objects() -> dict[str, dict[str, Any]]:
     return found
 
 
+def named_images() -> dict[str, str]:
+    """Images by their name in manifests, as kustomize writes them: with their tag or digest."""
+    found = {}
+    for entry in read(CLUSTER / "kubernetes" / "images" / "kustomization.yaml")[0]["images"]:
+        name = entry.get("newName", entry["name"])
+        digest = entry.get("digest")
+        found[entry["name"]] = f"{name}@{digest}" if digest else f"{name}:{entry['newTag']}"
+    return found
+
+
 def by_kind(*kinds: str) -> dict[str, dict[str, Any]]:
     return {name: found for name, found in objects().items() if found["kind"] in kinds}
 

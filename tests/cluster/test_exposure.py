@@ -74,6 +74,7 @@ def test_the_tokens_of_the_endpoint_are_mounted_where_it_looks():
         for spec in pod_specs(document["spec"]["rayClusterConfig"]):
             mounts = {m["name"]: m["mountPath"] for m in spec["containers"][0]["volumeMounts"]}
             (volume,) = [v for v in spec["volumes"] if "secret" in v]
+            assert volume["secret"]["defaultMode"] == 0o400, name
             (item,) = volume["secret"]["items"]
             assert f"{mounts[volume['name']]}/{item['path']}" == app["args"]["tokens_file"], name
 
@@ -101,8 +102,11 @@ def test_every_address_that_is_open_to_the_network_has_a_guard():
         "cluster/mlflow/kubernetes.yaml": {
             "- {name: MLFLOW_HOST, value: 0.0.0.0}  # it asks for a password"
         },
-        "cluster/kubernetes/rayservice.yaml": {
+        "cluster/kubernetes/endpoint/rayservice.yaml": {
             "host: 0.0.0.0  # behind the Service; tokens_file is its guard"
+        },
+        "cluster/kubernetes/common.yaml": {
+            "cidr: 0.0.0.0/0  # of where to go, not of who may come"
         },
         "configs/serve.yaml": {
             "host: 127.0.0.1  # 0.0.0.0 to be reached from other machines; then tokens are needed"
@@ -127,7 +131,7 @@ def test_services_of_kubernetes_are_inside_and_a_policy_stands_before_all():
             assert value not in ("NodePort", "LoadBalancer"), name
     (policy,) = by_kind("NetworkPolicy").values()
     assert policy["spec"]["podSelector"] == {}
-    assert policy["spec"]["policyTypes"] == ["Ingress"]
+    assert policy["spec"]["policyTypes"] == ["Ingress", "Egress"]
     open_to_all = [rule["ports"] for rule in policy["spec"]["ingress"] if "from" not in rule]
     assert open_to_all == [[{"port": 8000, "protocol": "TCP"}]]
 
@@ -143,10 +147,9 @@ def test_prometheus_and_databases_on_kubernetes():
     env = {item["name"]: item for item in containers["grafana"]["env"]}
     assert env["GF_SERVER_HTTP_ADDR"]["value"] == "127.0.0.1"
     assert env["GF_AUTH_ANONYMOUS_ENABLED"]["value"] == "false"
-    assert "valueFrom" in env["GF_SECURITY_ADMIN_PASSWORD"]
-    assert '--requirepass "$REDIS_PASSWORD"' in " ".join(containers["redis"]["command"])
-    (password,) = [e for e in containers["postgres"]["env"] if e["name"] == "POSTGRES_PASSWORD"]
-    assert "valueFrom" in password
+    assert "GF_SECURITY_ADMIN_PASSWORD__FILE" in env
+    assert "requirepass $(cat /run/secrets/redis/password)" in containers["redis"]["command"][-1]
+    assert "POSTGRES_PASSWORD_FILE" in {e["name"] for e in containers["postgres"]["env"]}
 
 
 def test_no_manifest_holds_a_secret():

@@ -45,6 +45,7 @@ def test_it_ends_as_a_user_without_rights_whose_home_ray_finds():
     assert environment["PYTHONPATH"] == "/opt/sce"
     assert environment["RAY_AUTH_MODE"] == "token"
     assert environment[proxy.NAME_VARIABLE] == proxy.PREPARE
+    assert environment["RAY_TMPDIR"] == "/home/sce/private"  # RAY_ADDRESS=auto looks there
     assert ("WORKDIR", "/opt/sce") in found
     after = found[found.index(("USER", "${UID}")) :]
     assert [name for name, _ in after] == ["USER", "CMD"]

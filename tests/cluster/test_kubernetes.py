@@ -21,6 +21,7 @@ from tests.cluster.manifests import (
     KUBERAY,
     ROOT,
     by_kind,
+    named_images,
     objects,
     pod_specs,
     ray_specs,
@@ -232,16 +233,26 @@ def test_gpus_are_asked_for_where_the_image_has_them():
     assert seen
 
 
+def kustomized(folder: str = "") -> list[dict[str, Any]]:
+    """What `kubectl apply -k` sends."""
+    done = subprocess.run(
+        ["kubectl", "kustomize", str(CLUSTER / "kubernetes" / folder)],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return list(yaml.safe_load_all(done.stdout))
+
+
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not here")
 def test_kustomize_builds_it():
-    done = subprocess.run(
-        ["kubectl", "kustomize", str(CLUSTER / "kubernetes")], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    built = list(yaml.safe_load_all(done.stdout))
+    built = kustomized()
     assert {"RayCluster", "StatefulSet", "Deployment", "ConfigMap", "NetworkPolicy"} <= {
         document["kind"] for document in built
     }
+    built += kustomized("endpoint")
+    assert "RayService" in {document["kind"] for document in built}
+    images = [value for d in built for path, value in walk(d) if path[-1:] == ("image",)]
+    assert set(images) == set(named_images().values())
     for document in built:
         if document["kind"] != "Namespace":
             assert document["metadata"]["namespace"] == "sce"
@@ -255,7 +266,8 @@ def test_a_kustomization_names_files_that_are_there():
         files = [
             f.rpartition("=")[2] for g in found.get("configMapGenerator", []) for f in g["files"]
         ]
-        for file in [*found["resources"], *files]:
+        others = [*found.get("resources", []), *found.get("components", [])]
+        for file in [*others, *files]:
             assert (path.parent / file).exists(), (path, file)
 
 

@@ -22,6 +22,7 @@ from tests.cluster.manifests import (
     LAUNCHERS,
     ROOT,
     by_kind,
+    named_images,
     objects,
     ray_specs,
     read,
@@ -35,12 +36,14 @@ TEXTS = [CLUSTER / "README.md", DOCKERFILE, *yaml_files()]
 
 
 def images() -> dict[str, set[str]]:
-    """Every image, with the files that name it."""
+    """Every image, with the files that name it; those of manifests as kustomize writes them."""
+    named = named_images()
     found: dict[str, set[str]] = {}
     for path in yaml_files():
         for document in read(path):
             for keys, value in walk(document):
                 if str(keys[-1:]).strip("(),'").endswith("image") and isinstance(value, str):
+                    value = named.get(value, value)
                     found.setdefault(value, set()).add(str(path.relative_to(ROOT)))
     return found
 
@@ -169,7 +172,8 @@ def test_volumes_of_compose_and_its_secrets_are_there():
     for name, service in compose["services"].items():
         assert service.keys() <= {
             "image", "restart", "environment", "secrets", "volumes", "healthcheck", "command",
-            "ports", "depends_on", "network_mode", "group_add", "user",
+            "ports", "depends_on", "network_mode", "group_add", "user", "read_only", "cap_drop",
+            "security_opt", "tmpfs",
         }, name  # fmt: skip
         assert service.get("secrets", []) == [
             secret for secret in service.get("secrets", []) if secret in compose["secrets"]

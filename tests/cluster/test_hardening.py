@@ -1,0 +1,180 @@
+"""What a container may do: write only where something is mounted, reach only what it needs."""
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from ray._common.utils import get_default_ray_temp_dir
+
+from sce.distributed.session import _SOCKET, MAX_SOCKET_CHARS
+from tests.cluster.manifests import (
+    CLUSTER,
+    LAUNCHERS,
+    by_kind,
+    named_images,
+    objects,
+    pod_specs,
+    ray_specs,
+    read,
+    walk,
+    yaml_files,
+)
+
+DOCKERFILE = CLUSTER / "image" / "Dockerfile"
+PRIVATE = "/home/sce/private"
+RAY_FOLDER = f"{PRIVATE}/ray"
+README = (CLUSTER / "README.md").read_text()
+SERVICES = read(CLUSTER / "compose.yaml")[0]["services"]
+WRITTEN = {
+    "ray-head": {RAY_FOLDER, "/tmp", "/home/sce/.cache", "/spill", "/dev/shm"},
+    "ray-worker": {RAY_FOLDER, "/tmp", "/home/sce/.cache", "/spill", "/dev/shm"},
+    "mlflow": {"/tmp", "/home/sce/.cache"},
+    "postgres": {"/tmp", "/var/run/postgresql", "/var/lib/postgresql/data"},
+    "redis": {"/data"},
+    "prometheus": {"/data"},
+    "grafana": {"/data", "/tmp"},
+}
+"""Where each program writes, beside its own files."""
+
+
+def policy() -> dict:
+    (found,) = by_kind("NetworkPolicy").values()
+    return found["spec"]
+
+
+def ports(rule: dict) -> set[tuple[str, int]]:
+    return {(port["protocol"], port["port"]) for port in rule.get("ports", [])}
+
+
+def test_the_operator_comes_from_its_own_namespace_to_its_own_ports():
+    (rule,) = [r for r in policy()["ingress"] if "namespaceSelector" in str(r)]
+    (peer,) = rule["from"]
+    (name,) = peer["namespaceSelector"]["matchLabels"].items()
+    assert name == ("kubernetes.io/metadata.name", "kuberay-system")
+    assert "helm install -n kuberay-system --create-namespace kuberay-operator" in README
+    assert peer["podSelector"]["matchLabels"] == {"app.kubernetes.io/name": "kuberay-operator"}
+    assert ports(rule) == {("TCP", 8265), ("TCP", 8000)}
+
+
+def test_no_rule_lets_in_from_every_namespace():
+    for rule in policy()["ingress"]:
+        for peer in rule.get("from", []):
+            assert peer.get("namespaceSelector") != {}
+        assert ports(rule) or rule["from"] == [{"podSelector": {}}]
+
+
+def test_pods_reach_names_the_namespace_and_tls_but_no_metadata():
+    within, names, tls = policy()["egress"]
+    assert within == {"to": [{"podSelector": {}}]}
+    assert ports(names) == {("UDP", 53), ("TCP", 53)}
+    dns, cache = names["to"]
+    assert dns["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": "kube-system"}
+    assert dns["podSelector"]["matchLabels"] == {"k8s-app": "kube-dns"}
+    assert cache == {"ipBlock": {"cidr": "169.254.20.10/32"}}
+    assert ports(tls) == {("TCP", 443), ("TCP", 6443)}
+    assert tls["to"] == [{"ipBlock": {"cidr": "0.0.0.0/0", "except": ["169.254.169.254/32"]}}]
+    assert "169.254.169.254" in README
+
+
+def test_containers_write_only_what_is_mounted():
+    for name, document in objects().items():
+        options = [v for keys, v in walk(document) if keys[-1:] == ("autoscalerOptions",)]
+        for spec in pod_specs(document):
+            volumes = {volume["name"]: volume for volume in spec.get("volumes", [])}
+            for container in spec["containers"]:
+                place = f"{name} {container['name']}"
+                assert container["securityContext"]["readOnlyRootFilesystem"] is True, place
+                mounted = {
+                    m["mountPath"] for m in container["volumeMounts"] if not m.get("readOnly")
+                }
+                assert mounted >= WRITTEN[container["name"]], place
+                for mount in container["volumeMounts"]:
+                    empty = volumes.get(mount["name"], {}).get("emptyDir")
+                    assert empty is None or empty["sizeLimit"], place
+            for autoscaler in options:
+                assert autoscaler["securityContext"]["readOnlyRootFilesystem"] is True, name
+                for mount in autoscaler["volumeMounts"]:
+                    assert mount["name"] in volumes, name
+                assert {m["mountPath"] for m in autoscaler["volumeMounts"]} == {RAY_FOLDER, "/tmp"}
+    for service in SERVICES.values():
+        assert service["read_only"] is True
+        assert service["cap_drop"] == ["ALL"]
+        assert service["security_opt"] == ["no-new-privileges:true"]
+    for name in ("postgres", "mlflow", "grafana"):
+        assert set(SERVICES[name]["tmpfs"]) == WRITTEN[name] - {"/data", "/var/lib/postgresql/data"}
+
+
+def test_only_who_asks_the_api_server_has_an_account():
+    """The autoscaler of a head; KubeRay gives that pod its account."""
+    for name, document in objects().items():
+        for spec in pod_specs(document):
+            head = [c for c in spec["containers"] if c["name"] == "ray-head"]
+            assert ("automountServiceAccountToken" in spec) != bool(head), name
+            assert spec.get("automountServiceAccountToken", False) is False, name
+
+
+def test_rays_folder_lies_below_one_that_only_its_user_enters():
+    for name, document in ray_specs().items():
+        for group in [document["headGroupSpec"], *document["workerGroupSpecs"]]:
+            assert group["rayStartParams"]["temp-dir"] == RAY_FOLDER, name
+    for path in LAUNCHERS:
+        for part in ("head", "worker"):
+            (start,) = [c for c in read(path)[0][f"{part}_start_ray_commands"] if "ray start" in c]
+            assert f"--temp-dir={RAY_FOLDER}" in start.split(), path
+    assert f"install -d -o sce -g sce -m 700 {PRIVATE} " in DOCKERFILE.read_text()
+    assert len(RAY_FOLDER) + len(_SOCKET.removeprefix("/ray")) <= MAX_SOCKET_CHARS
+
+
+def test_a_command_on_a_node_finds_rays_folder(monkeypatch):
+    monkeypatch.setenv("RAY_TMPDIR", PRIVATE)
+    assert get_default_ray_temp_dir() == RAY_FOLDER
+
+
+@pytest.mark.parametrize("flags", ["-c", "-lc"])
+def test_what_kuberay_starts_by_bash_has_the_umask(tmp_path, flags):
+    """The file of the image, by the variable of the image."""
+    text = DOCKERFILE.read_text()
+    ((line, path),) = re.findall(r"echo '(umask \d+)' > (\S+)", text)
+    assert f"BASH_ENV={path} " in text
+    assert Path(path).parent == Path("/etc/profile.d")  # where launchers' login shells find it
+    (tmp_path / "umask.sh").write_text(line)
+    environment = os.environ | {"BASH_ENV": str(tmp_path / "umask.sh")}
+    done = subprocess.run(
+        ["bash", flags, "--", "ulimit -n; umask"], env=environment, capture_output=True, text=True
+    )
+    assert done.stdout.splitlines()[-1] == "0077"
+
+
+def test_every_image_of_a_manifest_is_named_in_one_place():
+    used = {
+        value
+        for document in objects().values()
+        for keys, value in walk(document)
+        if keys[-1:] == ("image",)
+    }
+    assert used == set(named_images())
+    for folder in ("", "endpoint"):
+        found = read(CLUSTER / "kubernetes" / folder / "kustomization.yaml")[0]
+        assert found["components"] == ["../images" if folder else "images"]
+    assert "docker buildx imagetools inspect --format '{{.Manifest.Digest}}'" in README
+
+
+def test_no_password_that_can_be_a_file_is_in_an_environment():
+    """Left: Ray's nodes, whose MLflow client reads nothing else, and the head's of Redis."""
+    for path in yaml_files():
+        assert "SCE_TOKENS" not in path.read_text(), path
+    found = {
+        container["name"]
+        for document in objects().values()
+        for spec in pod_specs(document)
+        for container in spec["containers"]
+        for item in container.get("env", [])
+        if "valueFrom" in item
+    }
+    assert found == {"ray-head", "ray-worker"}
+    for name, document in objects().items():
+        for keys, value in walk(document):
+            if keys[-1:] == ("secret",) and isinstance(value, dict):
+                assert value["defaultMode"] == 0o400, name
