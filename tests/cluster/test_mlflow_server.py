@@ -49,3 +49,19 @@ def test_mlflow_reads_the_users_place_and_nobody_else(monkeypatch, tmp_path):
     assert config.database_uri == uri
     assert config.default_permission == "EDIT"
     assert config.authorization_function.endswith("authenticate_request_basic_auth")
+
+
+def test_artifacts_are_the_servers_users_own(monkeypatch, tmp_path):
+    monkeypatch.setattr(server.os, "environ", dict(os.environ))
+    for name in ("DATABASE_PASSWORD", "AUTH_ADMIN_PASSWORD", "FLASK_SERVER_SECRET_KEY"):
+        os.environ[f"MLFLOW_{name}"] = "x"
+    os.environ |= {"MLFLOW_DATABASE": "db:5432/mlflow", "MLFLOW_ARTIFACTS": str(tmp_path)}
+    monkeypatch.setattr(server.tempfile, "mkdtemp", lambda prefix: str(tmp_path))
+    seen = []
+    before = os.umask(0o022)
+    try:
+        monkeypatch.setattr(server.os, "execv", lambda *_: seen.append(os.umask(0)))
+        server.main([])
+    finally:
+        os.umask(before)
+    assert seen == [0o077]
