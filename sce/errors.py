@@ -18,7 +18,7 @@ HIDDEN = "***"
 _VALUE = r"""((?:[^&#\s"']|'(?![\s,.;:)\]}]|$))+)"""
 _SECRETS = [
     # user:password@, up to the last @, since some write it as it is; but a port is none.
-    re.compile(r"""(://[^\s/?#@:"]{0,500}:)(?!\d+(?:[/?#\s"',)\]]|$))([^\s"]{0,2000})(?=@)"""),
+    re.compile(r"""(://[^\s/?#@:"]{0,500}:)(?!\d+(?:[/\s"]|$))([^\s"]{0,2000})(?=@)"""),
     re.compile(r"""(https?://)([^\s/?#@:"]{1,500})(?=@)""", re.I),
     re.compile(
         r"([?&;#][\w.-]{0,60}(?:pass(?:word|wd|phrase)|pwd|secret|token|api_?-?key|access_?-?key|"

@@ -4,7 +4,7 @@ import pickle
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sce.client.connection import RequestRefused
@@ -75,6 +75,10 @@ def test_a_library_that_quotes_a_password_in_another_form_is_silenced():
     assert said == "cannot log in with '***' (***), nor with ***"
 
 
+@example("0,")
+@example("0?")
+@example("80#")
+@example("443'")
 @given(
     st.text(st.characters(exclude_characters=' "@/\\', exclude_categories=["C", "Z"]), min_size=1)
 )
