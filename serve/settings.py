@@ -96,7 +96,8 @@ class ReplicaSettings(ModelSettings):
 
 
 class BatchSettings(Section):
-    """Bulk jobs through `/v1/batches`; refused unless both roots are named."""
+    """Bulk jobs through `/v1/batches`; refused unless both roots are named. MLflow records them
+    where MLFLOW_TRACKING_URI says so. Through links below a root nothing is read or written."""
 
     input_roots: list[str] = []
     """Folders or URIs that inputs must lie under."""

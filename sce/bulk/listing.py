@@ -193,7 +193,9 @@ def _listed_here(item: str, what: str) -> Listing:
     base = Path(re.split(r"[*?[]", str(path))[0].rpartition("/")[0] or "/")
     files = [_found(match, base) for match in matches if match.is_file()]
     markers = [_found(file, base) for file in _markers_above(files, base)]
-    return _chosen(item, what, files, markers, named=True)
+    others = (match for match in matches if not (match.is_file() or match.is_dir()))
+    over = {str(match.relative_to(base)): "not a regular file" for match in others}
+    return _chosen(item, what, files, markers, named=True, over=over)
 
 
 def _listed_remote(item: str, what: str) -> Listing:
@@ -207,20 +209,23 @@ def _listed_remote(item: str, what: str) -> Listing:
     if info.type == pafs.FileType.File:
         one = _Found(info.base_name, prefix + info.path, info.size, info.mtime_ns or 0)
         return _chosen(item, what, [one], named=True)
-    found, over = [], {}
+    found: list[_Found] = []
+    others: list[_Found] = []
     for info in filesystem.get_file_info(pafs.FileSelector(root, recursive=True)):
         inside = info.path.removeprefix(root).strip("/")
-        if info.type == pafs.FileType.File:
-            found.append(_Found(inside, prefix + info.path, info.size, info.mtime_ns or 0))
-        elif info.type == pafs.FileType.Unknown:
-            over[inside] = "a link, or no regular file"
-    if not pattern:
-        return _chosen(item, what, found, over=over)
-    if rooted:
-        matches = [one for one in found if _matches(one.uri.split("/"), item.split("/"))]
-    else:
-        matches = [one for one in found if fnmatch(one.uri, item)]
-    return _chosen(item, what, matches, found, named=True)
+        one = _Found(inside, prefix + info.path, info.size or 0, info.mtime_ns or 0)
+        if info.type != pafs.FileType.Directory:
+            (found if info.type == pafs.FileType.File else others).append(one)
+
+    def is_meant(one: _Found) -> bool:
+        if rooted:
+            return _matches(one.uri.split("/"), item.split("/"))
+        return fnmatch(one.uri, item)
+
+    meant = list(filter(is_meant, found)) if pattern else found
+    others = list(filter(is_meant, others)) if pattern else others
+    over = {one.inside: "a link, or no regular file" for one in others}
+    return _chosen(item, what, meant, found if pattern else (), named=pattern, over=over)
 
 
 def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:

@@ -342,3 +342,14 @@ def test_ids_of_numbers_and_uuids(tmp_path, ids, found):
     pq.write_table(pa.table({"text": ["t"] * len(ids), "i": ids}), tmp_path / "a.parquet")
     table, _ = read(tmp_path, Columns(id="i"))
     assert table["id"].to_pylist() == (found or [str(uuid.UUID(int=7)), None])
+
+
+def test_what_a_glob_matches_and_is_no_file_is_said(tmp_path):
+    write_rows(tmp_path / "a.parquet")
+    os.mkfifo(tmp_path / "pipe.parquet")
+    (tmp_path / "zero.parquet").symlink_to("/dev/zero")
+    for given in (str(tmp_path), f"{tmp_path}/*.parquet"):
+        assert len(list_files(rooted_place(given, [str(tmp_path)])).passed_over) == 2
+        listing = list_files(given)
+        assert [file.name for file in listing.files] == ["a.parquet"]
+        assert set(listing.passed_over) == {"pipe.parquet", "zero.parquet"}

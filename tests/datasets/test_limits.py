@@ -163,6 +163,7 @@ def test_large_rows_of_parquet_are_read_in_small_blocks(tmp_path, monkeypatch):
     assert pa.concat_tables(blocks)["text"].to_pylist() == table["text"].to_pylist()
 
 
+@pytest.mark.system
 def test_memory_stays_as_it_was(tmp_path):
     """In a process of its own, since a peak is the process's."""
     one_string(tmp_path / "a.parquet", 300)

@@ -147,6 +147,7 @@ print(json.dumps({
 """
 
 
+@pytest.mark.system
 def test_a_local_ray_is_this_users_and_this_machines_alone(tmp_path):
     temp = Path("/tmp") / f"l{os.getpid()}"
     environment = {**os.environ, "RAY_TMPDIR": str(temp), "PYTHONPATH": str(ROOT)}
