@@ -12,7 +12,6 @@ from sce.distributed.session import _SOCKET, MAX_SOCKET_CHARS
 from tests.cluster.manifests import (
     CLUSTER,
     LAUNCHERS,
-    by_kind,
     named_images,
     objects,
     pod_specs,
@@ -37,45 +36,6 @@ WRITTEN = {
     "grafana": {"/data", "/tmp"},
 }
 """Where each program writes, beside its own files."""
-
-
-def policy() -> dict:
-    (found,) = by_kind("NetworkPolicy").values()
-    return found["spec"]
-
-
-def ports(rule: dict) -> set[tuple[str, int]]:
-    return {(port["protocol"], port["port"]) for port in rule.get("ports", [])}
-
-
-def test_the_operator_comes_from_its_own_namespace_to_its_own_ports():
-    (rule,) = [r for r in policy()["ingress"] if "namespaceSelector" in str(r)]
-    (peer,) = rule["from"]
-    (name,) = peer["namespaceSelector"]["matchLabels"].items()
-    assert name == ("kubernetes.io/metadata.name", "kuberay-system")
-    assert "helm install -n kuberay-system --create-namespace kuberay-operator" in README
-    assert peer["podSelector"]["matchLabels"] == {"app.kubernetes.io/name": "kuberay-operator"}
-    assert ports(rule) == {("TCP", 8265), ("TCP", 8000)}
-
-
-def test_no_rule_lets_in_from_every_namespace():
-    for rule in policy()["ingress"]:
-        for peer in rule.get("from", []):
-            assert peer.get("namespaceSelector") != {}
-        assert ports(rule) or rule["from"] == [{"podSelector": {}}]
-
-
-def test_pods_reach_names_the_namespace_and_tls_but_no_metadata():
-    within, names, tls = policy()["egress"]
-    assert within == {"to": [{"podSelector": {}}]}
-    assert ports(names) == {("UDP", 53), ("TCP", 53)}
-    dns, cache = names["to"]
-    assert dns["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": "kube-system"}
-    assert dns["podSelector"]["matchLabels"] == {"k8s-app": "kube-dns"}
-    assert cache == {"ipBlock": {"cidr": "169.254.20.10/32"}}
-    assert ports(tls) == {("TCP", 443), ("TCP", 6443)}
-    assert tls["to"] == [{"ipBlock": {"cidr": "0.0.0.0/0", "except": ["169.254.169.254/32"]}}]
-    assert "169.254.169.254" in README
 
 
 def test_containers_write_only_what_is_mounted():
