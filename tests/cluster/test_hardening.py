@@ -24,6 +24,8 @@ from tests.cluster.manifests import (
 DOCKERFILE = CLUSTER / "image" / "Dockerfile"
 PRIVATE = "/home/sce/private"
 RAY_FOLDER = f"{PRIVATE}/ray"
+API_KEY = "/var/run/secrets/kubernetes.io/serviceaccount"
+"""Where Ray's autoscaler reads it."""
 README = (CLUSTER / "README.md").read_text()
 SERVICES = read(CLUSTER / "compose.yaml")[0]["services"]
 WRITTEN = {
@@ -56,8 +58,11 @@ def test_containers_write_only_what_is_mounted():
             for autoscaler in options:
                 assert autoscaler["securityContext"]["readOnlyRootFilesystem"] is True, name
                 for mount in autoscaler["volumeMounts"]:
-                    assert mount["name"] in volumes, name
-                assert {m["mountPath"] for m in autoscaler["volumeMounts"]} == {RAY_FOLDER, "/tmp"}
+                    head = spec["containers"][0]["name"] == "ray-head"
+                    assert mount["name"] in volumes or not head, name
+                assert {m["mountPath"] for m in autoscaler["volumeMounts"]} == {
+                    RAY_FOLDER, "/tmp", API_KEY,
+                }  # fmt: skip
     for service in SERVICES.values():
         assert service["read_only"] is True
         assert service["cap_drop"] == ["ALL"]
@@ -66,13 +71,41 @@ def test_containers_write_only_what_is_mounted():
         assert set(SERVICES[name]["tmpfs"]) == WRITTEN[name] - {"/data", "/var/lib/postgresql/data"}
 
 
-def test_only_who_asks_the_api_server_has_an_account():
-    """The autoscaler of a head; KubeRay gives that pod its account."""
+def test_the_key_of_kubernetes_api_is_the_autoscalers_alone():
+    """KubeRay gives the head's pod its account, and jobs run in that pod's other container."""
     for name, document in objects().items():
         for spec in pod_specs(document):
+            assert spec["automountServiceAccountToken"] is False, name
+            keys = {v["name"] for v in spec["volumes"] if "serviceAccountToken" in str(v)}
             head = [c for c in spec["containers"] if c["name"] == "ray-head"]
-            assert ("automountServiceAccountToken" in spec) != bool(head), name
-            assert spec.get("automountServiceAccountToken", False) is False, name
+            assert bool(keys) == bool(head), name
+            mounted = {m["name"] for c in spec["containers"] for m in c["volumeMounts"]}
+            assert not keys & mounted, name
+    for name, document in ray_specs().items():
+        mounts = {m["name"]: m for m in document["autoscalerOptions"]["volumeMounts"]}
+        assert mounts["api"] == {"name": "api", "mountPath": API_KEY, "readOnly": True}, name
+
+
+def test_volumes_are_not_opened_to_the_group_at_each_start():
+    """By default the kubelet gives every file of a volume to fsGroup, to be read and written."""
+    for name, document in objects().items():
+        for spec in pod_specs(document):
+            security = spec["securityContext"]
+            assert security["fsGroupChangePolicy"] == "OnRootMismatch", name
+            assert security["fsGroup"] == security["runAsGroup"], name
+
+
+def test_who_shares_a_volume_is_one_user():
+    """So that a umask of 077 keeps nobody out who has to read."""
+    users: dict[str, set[int]] = {}
+    for document in objects().values():
+        for spec in pod_specs(document):
+            for volume in spec["volumes"]:
+                if claim := volume.get("persistentVolumeClaim"):
+                    user = spec["securityContext"]["runAsUser"]
+                    users.setdefault(claim["claimName"], set()).add(user)
+    assert users == {"sce-shared": {1000}, "monitoring": {65534}}
+    assert "ARG UID=1000\n" in DOCKERFILE.read_text()
 
 
 def test_rays_folder_lies_below_one_that_only_its_user_enters():
