@@ -5,6 +5,7 @@ import re
 import subprocess
 
 import pytest
+from mlflow.utils.credentials import read_mlflow_creds
 
 from tests.cluster.manifests import (
     CLUSTER,
@@ -77,6 +78,53 @@ def test_the_tokens_of_the_endpoint_are_mounted_where_it_looks():
             assert volume["secret"]["defaultMode"] == 0o400, name
             (item,) = volume["secret"]["items"]
             assert f"{mounts[volume['name']]}/{item['path']}" == app["args"]["tokens_file"], name
+
+
+def test_mlflows_client_reads_its_password_where_the_homes_put_it(tmp_path, monkeypatch):
+    """By the link of the image, from the folder that launchers and Kubernetes mount."""
+    (link,) = re.findall(r"ln -s (\S+) (\S+)", _dockerfile())
+    assert link == ("/home/sce/secrets/mlflow_credentials", "/home/sce/.mlflow/credentials")
+    for name, spec in ray_specs().items():
+        if name.endswith("RayCluster/sce"):
+            for pod in pod_specs(spec):
+                mounts = {m["name"]: m["mountPath"] for m in pod["containers"][0]["volumeMounts"]}
+                (secret,) = [v["secret"] for v in pod["volumes"] if v["name"] == "secrets"]
+                assert mounts["secrets"] == "/home/sce/secrets"
+                assert [item["path"] for item in secret["items"]] == ["mlflow_credentials"]
+    secrets = tmp_path / "secrets"
+    secrets.mkdir()
+    (tmp_path / ".mlflow").mkdir()
+    (tmp_path / ".mlflow" / "credentials").symlink_to(secrets / "mlflow_credentials")
+    text = (CLUSTER / "README.md").read_text()
+    (content,) = re.findall(r"mlflow_credentials <<EOF\n(.*?)EOF", text, re.S)
+    (secrets / "mlflow_credentials").write_text(
+        content.replace("$(cat mlflow_admin_password)", "p")
+    )
+    for variable in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert read_mlflow_creds() == ("admin", "p")
+
+
+def test_redis_starts_with_the_password_of_its_file(tmp_path):
+    """The very command of the manifest, with a program in Redis' place that repeats its input."""
+    (document,) = [d for name, d in objects().items() if name.endswith("StatefulSet/redis")]
+    (container,) = document["spec"]["template"]["spec"]["containers"]
+    shell, flag, script = container["command"]
+    assert "PASSWORD" not in script
+    (tmp_path / "password").write_text("the-password")
+    server = tmp_path / "redis-server"
+    server.write_text('#!/bin/sh\necho "$@"; cat; env\n')
+    server.chmod(0o755)
+    done = subprocess.run(
+        [shell, flag, script.replace("/run/secrets/redis", str(tmp_path))],
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, capture_output=True, text=True,
+    )  # fmt: skip
+    arguments, *lines = done.stdout.splitlines()
+    assert arguments == "-"
+    assert lines[:3] == ["appendonly yes", "dir /data", "requirepass the-password"]
+    environment = lines[3:]
+    assert "the-password" not in "".join(environment)
 
 
 def test_containers_of_compose_listen_on_loopback():

@@ -2,6 +2,8 @@
 
 import os
 import re
+import shlex
+import stat
 import subprocess
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from tests.cluster.manifests import (
     walk,
     yaml_files,
 )
+from tests.cluster.pods import image_folders
 
 DOCKERFILE = CLUSTER / "image" / "Dockerfile"
 PRIVATE = "/home/sce/private"
@@ -116,7 +119,6 @@ def test_rays_folder_lies_below_one_that_only_its_user_enters():
         for part in ("head", "worker"):
             (start,) = [c for c in read(path)[0][f"{part}_start_ray_commands"] if "ray start" in c]
             assert f"--temp-dir={RAY_FOLDER}" in start.split(), path
-    assert f"install -d -o sce -g sce -m 700 {PRIVATE} " in DOCKERFILE.read_text()
     assert len(RAY_FOLDER) + len(_SOCKET.removeprefix("/ray")) <= MAX_SOCKET_CHARS
 
 
@@ -155,7 +157,7 @@ def test_every_image_of_a_manifest_is_named_in_one_place():
 
 
 def test_no_password_that_can_be_a_file_is_in_an_environment():
-    """Left: Ray's nodes, whose MLflow client reads nothing else, and the head's of Redis."""
+    """KubeRay gives Ray's token and Redis' password by itself."""
     for path in yaml_files():
         assert "SCE_TOKENS" not in path.read_text(), path
     found = {
@@ -166,8 +168,31 @@ def test_no_password_that_can_be_a_file_is_in_an_environment():
         for item in container.get("env", [])
         if "valueFrom" in item
     }
-    assert found == {"ray-head", "ray-worker"}
+    assert not found
     for name, document in objects().items():
         for keys, value in walk(document):
             if keys[-1:] == ("secret",) and isinstance(value, dict):
                 assert value["defaultMode"] == 0o400, name
+
+
+def test_the_image_makes_a_folder_for_ray_that_its_user_alone_can_enter(tmp_path):
+    """The very commands of the Dockerfile, below a folder in the place of the root."""
+    for command in image_folders():
+        words = [f"{tmp_path}{w}" if w.startswith("/") else w for w in shlex.split(command)]
+        plain = [w for i, w in enumerate(words) if not {w, words[i - 1]} & {"-o", "-g"}]
+        subprocess.run(plain, check=True)
+    for place in (PRIVATE, RAY_FOLDER, "/home/sce", "/shared", "/spill"):
+        assert stat.S_IMODE(Path(f"{tmp_path}{place}").stat().st_mode) == 0o700, place
+    assert all(" -o 1000 -g 1000 " in c for c in image_folders() if c.startswith("install"))
+    assert "/opt/sce" not in " ".join(image_folders()), "the code is root's"
+
+
+@pytest.mark.parametrize("path", LAUNCHERS, ids=lambda path: path.parent.name)
+def test_the_launchers_containers_are_restricted(path):
+    options = read(path)[0]["docker"]["run_options"]
+    for option in ("--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges"):
+        assert option in options
+    volumes = {o.removeprefix("--volume=").split(":")[-1] for o in options if "--volume" in o}
+    expected = {"/home/sce", "/tmp", "/spill"} | ({"/shared"} if "onprem" in str(path) else set())
+    assert volumes == expected
+    assert "--privileged" not in options

@@ -13,9 +13,9 @@ import pytest
 from ray._private.runtime_env.packaging import create_package
 
 from serve import proxy
-from tests.cluster.manifests import CLUSTER, ROOT
+from tests.cluster.manifests import ROOT
+from tests.cluster.pods import DOCKERFILE, image_environment, instructions
 
-DOCKERFILE = CLUSTER / "image" / "Dockerfile"
 CODE = {"sce", "jobs", "serve", "configs"}
 
 
@@ -28,19 +28,11 @@ def test_hadolint_has_nothing_to_say():
     assert done.stdout == ""
 
 
-def instructions() -> list[tuple[str, str]]:
-    lines = [line for line in DOCKERFILE.read_text().splitlines() if not line.startswith("#")]
-    text = "\n".join(lines).replace("\\\n", " ")
-    return [tuple(line.split(maxsplit=1)) for line in text.splitlines() if line.strip()]  # type: ignore
-
-
 def test_it_ends_as_a_user_without_rights_whose_home_ray_finds():
     found = instructions()
     assert [value for name, value in found if name == "USER"] == ["${UID}"]
     assert ("ARG", "UID=1000") in found
-    environment = dict(
-        pair.split("=", 1) for name, value in found if name == "ENV" for pair in value.split()
-    )
+    environment = image_environment()
     assert environment["HOME"] == "/home/sce"  # else Ray's launcher mounts below /root
     assert environment["PYTHONPATH"] == "/opt/sce"
     assert environment["RAY_AUTH_MODE"] == "token"
