@@ -42,7 +42,7 @@ def image_environment() -> dict[str, str]:
 def image_folders() -> list[str]:
     """The commands of the Dockerfile that make what a container finds below / and in its home."""
     steps = [step.strip() for _, value in instructions() for step in value.split("&&")]
-    found = [step for step in steps if re.match(r"(install -d|ln -s) ", step)]
+    found = [step for step in steps if re.match(r"(install -d|ln -s|echo) .*/", step)]
     return [re.sub(r"(-[og]) sce", rf"\1 {USER}", step) for step in found]
 
 
@@ -119,7 +119,7 @@ def start(
         f"cd {shlex.quote(str(scratch))} && mkdir upper work root && root=$PWD/root",
         "mount -t overlay overlay -o lowerdir=/,upperdir=upper,workdir=work root",
         *_open_python(),
-        *(f'chroot "$root" {step}' for step in image_folders()),
+        *(f'chroot "$root" sh -c {shlex.quote(step)}' for step in image_folders()),
         'mkdir -p "$root/opt/sce"',
         f'mount --bind {shlex.quote(str(ROOT))} "$root/opt/sce"',
         'mount -o remount,bind,ro "$root/opt/sce"',
