@@ -2,12 +2,17 @@
 
 import re
 
+import cloudpickle
 import pytest
 
 from sce.datasets import limits
 from sce.errors import MAX_TEXT_BYTES
 from sce.storage import documents
+from serve.app import build
+from serve.auth import Guard
+from serve.settings import ServeConfig
 from tests.cluster.manifests import ROOT
+from tests.serve.conftest import models, settings_of  # noqa: F401  # a fixture
 
 TEXT = " ".join((ROOT / ".github" / "SECURITY.md").read_text().split())
 PROMISES = TEXT.split("## What is not promised")[0].split(" - ")[1:]
@@ -40,3 +45,13 @@ def test_it_says_how_to_report_and_is_found():
     assert len(TEXT.split()) < 600
     for name in ("CONTRIBUTING.md", "cluster/README.md"):
         assert ".github/SECURITY.md" in (ROOT / name).read_text(), name
+
+
+def test_what_ray_is_given_of_the_endpoint_has_no_token_but_its_hash(models, tmp_path):  # noqa: F811
+    token = "a-token-of-this-test-alone"
+    file = tmp_path / "tokens"
+    file.write_text(f"{token}\n")
+    config = ServeConfig(models={"one": settings_of(models)}, tokens_file=file, tokens=token)
+    given = cloudpickle.dumps(build(config))
+    assert Guard.digest(token) in given
+    assert token.encode() not in given
