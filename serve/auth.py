@@ -54,9 +54,11 @@ def read_tokens(config: ServeConfig) -> list[str]:
 
 
 def warn_of_readers(file: Path) -> None:
-    """Say in the log that others on this machine may read a file of tokens."""
-    mode = file.stat().st_mode & 0o777
-    if os.name == "posix" and mode & 0o077:
+    """Say in the log that others on this machine may read a file of tokens. One of root's that its
+    group reads is meant so: Kubernetes gives secrets to a pod by its group."""
+    about = file.stat()
+    mode = about.st_mode & 0o777
+    if os.name == "posix" and mode & (0o007 if about.st_uid == 0 != os.getuid() else 0o077):
         message = "tokens_file: %s may be read by others than its owner: mode %04o, best is 0600"
         log.warning(message, file, mode)
 
