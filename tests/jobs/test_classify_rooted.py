@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 
 from jobs import classify as classify_job
+from sce.bulk.corpus import Columns, open_corpus, plan_file
+from sce.bulk.reading import read_shard
+from sce.storage import rooted_place
 from tests.tiny_bulk import (
     LABELS,
     build_models,
@@ -72,13 +75,18 @@ def test_an_output_through_a_link_is_refused(run, roots):
     assert [path.name for path in (roots / "secret").iterdir()] == ["x.csv"]
 
 
-def test_a_store_below_a_root(run, roots, folder):
+def test_a_store_below_a_root(folder, roots, capsys):
+    """Refused before Ray starts, as another is read."""
     store = write_store(roots / "in" / "store", embedder_of(folder), [text(i) for i in range(9)])
-    code, summary, said = run("--input", store, "--output", str(roots / "out" / "stored"))
-    assert (code, summary.get("rows_out")) == (0, 9), said
+    uri = rooted_place(store, [str(roots / "in")])
+    corpus, columns = open_corpus([uri]), Columns(text=None, embedding="embedding", id="row_id")
+    (shard,) = plan_file(corpus.files[0], 0, columns).shards
+    assert [len(table) for table in read_shard(shard, columns)] == [9]
     (roots / "in" / "store" / "part.parquet").rename(roots / "secret" / "part.parquet")
     (roots / "in" / "store" / "part.parquet").symlink_to(roots / "secret" / "part.parquet")
-    code, _, said = run("--input", store, "--output", str(roots / "out" / "stored2"))
+    bounds = ("--roots", str(roots / "in"), "--roots", str(roots / "out"), *ASKED)
+    asked = ("--input", store, "--output", str(roots / "out" / "stored"))
+    code, _, said = run_classify(folder, capsys, *bounds, *asked)
     assert code == 2
     assert "is a link" in said
 

@@ -43,6 +43,7 @@ for flags in (["--output", "own"], ["--output", "shared", "--umask", "022"]):
 """
 
 
+@pytest.mark.system
 def test_what_a_job_writes_is_its_users_alone_unless_it_is_told_otherwise(tmp_path):
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("SCE_", "MLFLOW_"))}
     done = subprocess.run(
