@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from tests.cluster.manifests import by_kind, objects, ray_specs
@@ -42,6 +43,11 @@ def pods() -> dict[str, Pod]:
     return found
 
 
+@cache
+def _policies() -> list[dict[str, Any]]:
+    return [document["spec"] for document in by_kind("NetworkPolicy").values()]
+
+
 def _selects(selector: dict[str, Any], labels: dict[str, str]) -> bool:
     assert selector.keys() <= {"matchLabels"}, "this reads no expressions"
     return selector.get("matchLabels", {}).items() <= labels.items()
@@ -72,8 +78,7 @@ def allowed(way: str, pod: Pod, other: Pod | str, port: int, protocol: str = "TC
     address outside."""
     rules = []
     selected = False
-    for document in by_kind("NetworkPolicy").values():
-        spec = document["spec"]
+    for spec in _policies():
         if way.capitalize() in spec["policyTypes"] and _selects(spec["podSelector"], pod.labels):
             selected = True
             rules += spec.get(way, [])
