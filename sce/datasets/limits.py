@@ -81,6 +81,7 @@ def check_packed(where: str, size: int, metadata: pq.FileMetaData, columns: Sequ
 
 class _Source(Protocol):
     def readinto(self, buffer: memoryview, /) -> int | None: ...
+    def close(self) -> None: ...
 
 
 class Unpacked(io.RawIOBase):
@@ -105,3 +106,8 @@ class Unpacked(io.RawIOBase):
         self._read += count
         check_unpacked(self._where, self._read, self._packed)
         return count
+
+    def close(self) -> None:
+        if not self.closed:
+            self._source.close()
+        super().close()

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from sce.datasets.excel import SUFFIX as EXCEL
 from sce.datasets.excel import sheet_rows
-from sce.datasets.limits import MAX_LINE, LongLine
+from sce.datasets.limits import MAX_LINE, LongLine, check_packed
 from sce.datasets.text_form import (
     COMPRESSIONS,
     DAMAGED,
@@ -318,7 +318,9 @@ def _with_label_names(labels: Mapping[str, list[str]], batch: pa.RecordBatch) ->
 def _parquet(path: Path) -> Iterator[Record]:
     try:
         with pq.ParquetFile(path) as file:
-            refuse_repeated_columns(str(path), file.schema_arrow.names)
+            names = file.schema_arrow.names
+            check_packed(str(path), path.stat().st_size, file.metadata, names)
+            refuse_repeated_columns(str(path), names)
             named = partial(_with_label_names, class_labels(file.schema_arrow))
             batches = map(named, file.iter_batches(batch_size=4096))
             rows = (fields for batch in batches for fields in batch.to_pylist())

@@ -65,7 +65,7 @@ class ClassifyConfig(JobConfig):
     endpoint_patience_seconds: float = Field(default=600.0, gt=0)
     """How long to wait for an endpoint that is overloaded or away, before the job fails."""
     output: Place | None = None
-    """Folder or URI for the answers; needed but for `--dry_run`."""
+    """Folder or URI for the answers; needed but for `--dry-run`."""
     labels: Verbatim = []
     """Names, each as `--labels NAME`, or one JSON list."""
     labels_file: Place | None = None
@@ -162,7 +162,7 @@ def check_model(config: ClassifyConfig, adapted: bool) -> None:
 def check_together(config: ClassifyConfig) -> None:
     """Refuse settings that need or exclude another."""
     if config.output is None and not config.dry_run:
-        raise ConfigError("output: give a folder for the answers (or --dry_run).")
+        raise ConfigError("output: give a folder for the answers (or --dry-run).")
     if (config.target_precision is None) != (config.labelled is None):
         raise ConfigError("target_precision and labelled go together.")
     if config.target_precision is not None and config.threshold is not None:

@@ -102,6 +102,16 @@ def test_a_file_that_would_fill_the_machine_is_refused(
     assert path.stat().st_size < 2 * MIB
     with pytest.raises(DataError, match=said):
         read_all(path)
+    with pytest.raises(DataError, match=said):
+        list(read_records(path))
+
+
+def test_what_is_packed_is_closed_with_what_reads_it(tmp_path):
+    corpus = open_corpus([str(gzipped(tmp_path / "a.csv.gz", b"text\n", 1))])
+    with corpus.files[0].open() as file:
+        source = file.raw._source
+        assert not source.closed
+    assert source.closed
 
 
 def test_values_that_are_too_large_in_the_mean_are_refused_before_they_are_read(tmp_path):
