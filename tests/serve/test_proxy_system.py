@@ -2,15 +2,18 @@
 
 import json
 import os
+import pickle
 import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from urllib.parse import urlsplit
 
+import grpc
 import psutil
 import pytest
 import requests
+from ray.serve.generated import serve_pb2, serve_pb2_grpc
 
 from jobs.benchmarks.servers import serve_app
 from serve.proxy import HEAD_SECONDS
@@ -87,12 +90,7 @@ def test_a_slow_body_is_answered_in_words_and_its_connection_closed(url):
 
 
 def test_no_process_that_ray_starts_knows_the_token(url):
-    port = urlsplit(url).port
-    (server,) = [
-        process
-        for process in psutil.process_iter(["cmdline"])
-        if process.info["cmdline"] and process.info["cmdline"][-2:] == ["--port", str(port)]
-    ]
+    (server,) = servers_of(url)
     assert TOKEN in server.environ().get("SCE_TOKENS", "")  # as it was started
     started = [p for p in psutil.process_iter() if of_the_same_ray(p, server)]
     names = " ".join(" ".join(process.cmdline()) for process in started)
@@ -100,6 +98,45 @@ def test_no_process_that_ray_starts_knows_the_token(url):
     for process in started:
         with suppress(psutil.Error):
             assert TOKEN not in " ".join(process.environ().values()), process.cmdline()
+
+
+class Program:
+    """Pickled, it makes a file where it is read."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def test_a_stranger_runs_nothing_in_a_replica(url, tmp_path):
+    """Ray Serve's replicas take pickles from each other, on ports of all interfaces."""
+    (server,) = servers_of(url)
+    mine = [process for process in psutil.process_iter() if of_the_same_ray(process, server)]
+    names = {process.pid: " ".join(process.cmdline()) for process in mine}
+    found = [c for c in psutil.net_connections("inet") if c.status == "LISTEN" and c.pid in names]
+    open_to_all = [c for c in found if "127.0.0.1" not in c.laddr.ip and c.laddr.ip != "::1"]
+    assert {names[c.pid].partition(":sce:")[0] for c in open_to_all} == {"ray::ServeReplica"}
+    program = pickle.dumps(Program(str(tmp_path / "ran")))
+    for c in open_to_all:
+        with grpc.insecure_channel(f"127.0.0.1:{c.laddr.port}") as channel:
+            stub = serve_pb2_grpc.ASGIServiceStub(channel)
+            with pytest.raises(grpc.RpcError) as refused:
+                stub.HandleRequest(
+                    serve_pb2.ASGIRequest(pickled_request_metadata=program), timeout=10
+                )
+        assert refused.value.code() == grpc.StatusCode.UNAUTHENTICATED
+    assert not (tmp_path / "ran").exists()
+
+
+def servers_of(url: str) -> list[psutil.Process]:
+    port = str(urlsplit(url).port)
+    return [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if process.info["cmdline"] and process.info["cmdline"][-2:] == ["--port", port]
+    ]
 
 
 def of_the_same_ray(process: psutil.Process, server: psutil.Process) -> bool:
