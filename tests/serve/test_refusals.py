@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote
 
-import httpx
+import httpx2
 import pytest
 from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
@@ -61,23 +61,23 @@ def no_jobs(monkeypatch):
     monkeypatch.setattr(BatchJobs, "_submit", lambda *_: None)
 
 
-def classify(**more: Any) -> Callable[[TestClient], httpx.Response]:
+def classify(**more: Any) -> Callable[[TestClient], httpx2.Response]:
     return lambda client: client.post("/v1/classify", json=TEXTS | more)
 
 
-def raw(body: str) -> Callable[[TestClient], httpx.Response]:
+def raw(body: str) -> Callable[[TestClient], httpx2.Response]:
     return lambda client: client.post("/v1/classify", content=body.encode(), headers=JSON)
 
 
-def batch(**more: Any) -> Callable[[TestClient], httpx.Response]:
+def batch(**more: Any) -> Callable[[TestClient], httpx2.Response]:
     return lambda client: client.post("/v1/batches", json=FILES | more)
 
 
-def get(path: str, **headers: str) -> Callable[[TestClient], httpx.Response]:
+def get(path: str, **headers: str) -> Callable[[TestClient], httpx2.Response]:
     return lambda client: client.get(path, headers=headers, follow_redirects=False)
 
 
-def requests_with(huge: str) -> dict[str, Callable[[TestClient], httpx.Response]]:
+def requests_with(huge: str) -> dict[str, Callable[[TestClient], httpx2.Response]]:
     """A request for each place that a value may stand in."""
     coded, name = quote(huge, safe=""), json.dumps(huge)
     plain = "".join(c for c in huge if c.isascii() and c.isalnum()) or "x" * len(huge)
