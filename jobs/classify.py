@@ -26,13 +26,14 @@ import sys
 from functools import partial
 from typing import Any
 
-from sce.workflows.bulk_input import read_input
 from sce.workflows.bulk_settings import ClassifyConfig
 from sce.workflows.cli import run_job
 
 
 def classify(config: ClassifyConfig) -> dict[str, Any]:
     """Check what can be checked before what takes seconds to load."""
+    from sce.workflows.bulk_input import read_input
+
     given = None if config.adapt else read_input(config)  # else jobs/adapt.py's checks come first
     from sce.workflows.classify import classify
 

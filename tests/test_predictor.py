@@ -17,7 +17,8 @@ from sce.errors import ConfigError, DataError, FingerprintMismatch, InputError, 
 from sce.labels import LabelSet, RaggedLabels, parse_labels
 from sce.model.scoring import EXACT
 from sce.predictor import Predictor
-from sce.training.fresh_model import ModelConfig, build_model
+from sce.training.fresh_model import build_model
+from sce.training.settings import ModelConfig
 from tests.tiny_models import build_roberta, build_sentence_transformer
 
 TEXTS = ["the river rose overnight", "a short text", "the engine will not start", "thank you"]

@@ -16,7 +16,8 @@ from sce.embedding.store import (
     write_manifest,
 )
 from sce.predictor import Predictor
-from sce.training.fresh_model import ModelConfig, build_model
+from sce.training.fresh_model import build_model
+from sce.training.settings import ModelConfig
 from tests.tiny_models import build_roberta, build_sentence_transformer
 
 LABELS = ["markets", "sport", "late parcel", "stars"]

@@ -23,15 +23,13 @@ from transformers import (
     PreTrainedModel,
 )
 
-from sce.baselines.llama_training import LlamaTrainConfig
-from sce.baselines.lora import LoraSettings
+from sce.baselines.settings import LlamaTrainConfig, LoraSettings
 from sce.config import JobConfig
 from sce.errors import ConfigError
 from sce.evaluation import flops
 from sce.evaluation.flops import JINA_V3, LLAMA_1B, LORA_RANK, ROBERTA_BASE, Architecture
 from sce.model.encoder import SCEConfig
-from sce.training.episodes import AugmentConfig
-from sce.training.epoch import TrainConfig
+from sce.training.settings import AugmentConfig, TrainConfig
 
 PAPER_CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "paper"
 JINA_RANK = 4

@@ -23,7 +23,8 @@ from sce.embedding.store import (
     write_manifest,
 )
 from sce.predictor import Predictor
-from sce.training.fresh_model import ModelConfig, build_model
+from sce.training.fresh_model import build_model
+from sce.training.settings import ModelConfig
 
 PART_ROWS = 65_536
 

@@ -35,10 +35,10 @@ from sce.embedding.fingerprint import check_fingerprint
 from sce.errors import ConfigError, InputError
 from sce.evaluation import plots, thresholds
 from sce.storage import Place, put, readable, to_place
-from sce.workflows.adapt import AdaptConfig, adapt
+from sce.workflows.adapt import adapt
 from sce.workflows.answer_changes import report_changes
 from sce.workflows.bulk_input import ROW_ID, BulkInput, read_input
-from sce.workflows.bulk_settings import ClassifyConfig, within_roots
+from sce.workflows.bulk_settings import AdaptConfig, ClassifyConfig, within_roots
 from sce.workflows.tracking import Tracker, TrackingConfig
 
 CONFUSION = "_confusion.png"

@@ -9,7 +9,8 @@ import pytest
 from jobs.benchmarks.process_memory import PeakMemory
 from sce.embedding.embedder import embedder_fingerprint
 from sce.embedding.settings import EmbedderConfig
-from sce.training.fresh_model import ModelConfig, build_model
+from sce.training.fresh_model import build_model
+from sce.training.settings import ModelConfig
 from tests.tiny_models import build_sentence_transformer
 
 ROOT = Path(__file__).parents[2]

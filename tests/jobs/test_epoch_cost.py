@@ -48,7 +48,7 @@ from sce.errors import ConfigError
 from sce.evaluation import flops, paper
 from sce.evaluation.peak_memory import peak_bytes, reset_peak
 from sce.model.encoder import SCEModel, trainable_parameters
-from sce.training.fresh_model import ModelConfig
+from sce.training.settings import ModelConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")

@@ -14,7 +14,8 @@ from sce.embedding.fingerprint import EmbedderFingerprint
 from sce.embedding.settings import EmbedderConfig
 from sce.labels import LabelSet
 from sce.model.linear_labels import round_weights
-from sce.training.fresh_model import ModelConfig, build_model
+from sce.training.fresh_model import build_model
+from sce.training.settings import ModelConfig
 from serve.cache import VectorCache
 from serve.engine import Engine, LoadedModel
 from serve.label_sets import load_label_sets

@@ -18,7 +18,8 @@ from sce.config import load_config
 from sce.embedding.embedder import embedder_fingerprint
 from sce.embedding.settings import EmbedderConfig
 from sce.errors import ConfigError
-from sce.training.fresh_model import ModelConfig, build_model
+from sce.training.fresh_model import build_model
+from sce.training.settings import ModelConfig
 from serve.app import build
 from serve.auth import Guard
 from serve.ingress import Ingress

@@ -11,7 +11,8 @@ from sce.embedding.embedder import embedder_fingerprint
 from sce.embedding.settings import EmbedderConfig
 from sce.errors import DataError, EmbedderError
 from sce.predictor import Predictor
-from sce.training.fresh_model import ModelConfig, build_model
+from sce.training.fresh_model import build_model
+from sce.training.settings import ModelConfig
 
 TEXTS = ["The river rose overnight.", "The engine will not start.", "Thank you!", "word " * 300]
 LABELS = ["flood", {"name": "breakdown", "description": "a vehicle or machine fails"}, "praise"]
