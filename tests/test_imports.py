@@ -33,3 +33,8 @@ with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()) 
 assert "usage" in said.getvalue().lower() or "benchmark" in "{job}", said.getvalue()
 """
     assert loaded_by(code) == []
+
+
+@pytest.mark.parametrize("workflow", ["classify", "embed"])
+def test_who_sends_a_bulk_job_on_its_way_needs_no_model(workflow):
+    assert loaded_by(f"import sce.workflows.{workflow}") == []

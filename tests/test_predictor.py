@@ -15,7 +15,7 @@ from sce.embedding.embedder import load_embedder
 from sce.embedding.settings import EmbedderConfig
 from sce.errors import ConfigError, DataError, FingerprintMismatch, InputError, LabelError
 from sce.labels import LabelSet, RaggedLabels, parse_labels
-from sce.model.scoring import EXACT
+from sce.model.settings import EXACT
 from sce.predictor import Predictor
 from sce.training.fresh_model import build_model
 from sce.training.settings import ModelConfig

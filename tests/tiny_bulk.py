@@ -7,7 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs import classify as classify_job
-from sce.embedding.embedder import embedder_fingerprint, load_embedder
+from sce.embedding.checkpoint import embedder_fingerprint
+from sce.embedding.embedder import load_embedder
 from sce.embedding.settings import EmbedderConfig
 from sce.embedding.store import (
     STORE_COLUMNS,

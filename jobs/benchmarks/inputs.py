@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sce.datasets.starter import read_starter
-from sce.embedding.embedder import embedder_fingerprint
+from sce.embedding.checkpoint import embedder_fingerprint
 from sce.embedding.fingerprint import EmbedderFingerprint
 from sce.embedding.settings import EmbedderConfig
 from sce.embedding.store import (

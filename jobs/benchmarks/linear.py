@@ -25,7 +25,7 @@ from jobs.benchmarks.inputs import label_names, write_model, write_store
 from jobs.benchmarks.process_memory import PeakMemory
 from jobs.benchmarks.rounds import markdown_table
 from sce.config import JobConfig
-from sce.embedding.embedder import embedder_fingerprint
+from sce.embedding.checkpoint import embedder_fingerprint
 from sce.embedding.settings import EmbedderConfig
 from sce.embedding.store import EmbeddingStore, embedding_matrix
 

@@ -21,7 +21,7 @@ from jobs.benchmarks.inputs import label_names, write_model, write_store
 from jobs.benchmarks.process_memory import PeakMemory
 from sce.bulk.output import read_run, rows_done
 from sce.config import JobConfig
-from sce.embedding.embedder import embedder_fingerprint
+from sce.embedding.checkpoint import embedder_fingerprint
 from sce.embedding.settings import EmbedderConfig
 
 _JOB = Path(__file__).parents[1] / "classify.py"

@@ -35,7 +35,7 @@ from jobs.benchmarks.rounds import beside_bare, markdown_table, seconds_of
 from jobs.benchmarks.servers import ROOT, gliclass_server, own_ray, serve_app
 from sce.config import JobConfig
 from sce.distributed.resources import use_threads
-from sce.embedding.embedder import embedder_fingerprint
+from sce.embedding.checkpoint import embedder_fingerprint
 from sce.embedding.settings import EmbedderConfig
 from sce.model.scoring import multiplies_bfloat16
 from sce.predictor import Predictor

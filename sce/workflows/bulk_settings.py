@@ -11,7 +11,7 @@ from sce.bulk.counts import MaxErrors
 from sce.bulk.output import COMMIT_ROWS, OutputFormat
 from sce.config import JobConfig, Verbatim
 from sce.datasets.text_form import Delimiter, Encoding
-from sce.distributed.settings import ResourcesConfig
+from sce.distributed.settings import Engine, ResourcesConfig
 from sce.embedding.settings import EmbedderConfig
 from sce.errors import ConfigError, DataError
 from sce.storage import Place, rooted_place, to_place
@@ -50,6 +50,10 @@ class ClassifyConfig(JobConfig):
     after a kill. Default: 65,536, or 8,192 where a CPU embeds the texts."""
     embedder: EmbedderConfig | None = None
     """Default: the model's. Give it where its checkpoint lies elsewhere on this machine."""
+    engine: Engine = "auto"
+    """`process`: one process beside the job, which a small input of this machine (8,192 texts or
+    65,536 vectors) has answered before Ray starts; `ray`: actors, as many as the cluster has room
+    for. `auto`: the first where it can."""
     resources: ResourcesConfig = ResourcesConfig()
     tracking: TrackingConfig = TrackingConfig()
 

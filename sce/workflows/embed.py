@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from sce.bulk.corpus import Columns, check_columns, open_corpus
 from sce.bulk.counts import ErrorLimit
+from sce.bulk.output import OutputRun
+from sce.config import resolve_output
 from sce.datasets.text_form import TextForm
 from sce.distributed.embed import embed_corpus, embed_prepared
 from sce.distributed.resources import embed_actors
 from sce.distributed.stage import ACTOR_CPUS
 from sce.errors import ConfigError
+from sce.workflows.engine_choice import choose_workers, early_process
 from sce.workflows.experiment import EmbedJob
 
 
@@ -27,15 +31,20 @@ def embed(config: EmbedJob) -> dict[str, Any]:
         return embed_prepared(data, embeddings, config.embedder, config.resources)
     keep = tuple(dict.fromkeys([*config.keep_columns, config.text_column]))
     columns = Columns(text=config.text_column, id=config.id_column, keep=keep)
-    corpus = open_corpus(config.input, TextForm(config.encoding, config.delimiter))
-    check_columns(corpus, columns)
-    _, summary = embed_corpus(
-        corpus,
-        columns,
-        config.store,
-        config.embedder,
-        lambda: embed_actors(config.resources, default_cpus=ACTOR_CPUS),
-        ErrorLimit.parse(config.max_errors),
-        config.commit_rows,
-    )
+    modules = ["sce.embedding.embedder"]
+    with early_process(config.engine, config.resources, modules) as process:
+        corpus = open_corpus(config.input, TextForm(config.encoding, config.delimiter))
+        check_columns(corpus, columns)
+        begun = OutputRun(str(resolve_output(config.store)), {}).has_checkpoint
+        actors = partial(embed_actors, config.resources, default_cpus=ACTOR_CPUS)
+        engine = config.engine
+        _, summary = embed_corpus(
+            corpus,
+            columns,
+            config.store,
+            config.embedder,
+            lambda: choose_workers(engine, process, corpus, columns, begun, actors),
+            ErrorLimit.parse(config.max_errors),
+            config.commit_rows,
+        )
     return summary

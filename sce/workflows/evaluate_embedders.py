@@ -13,7 +13,8 @@ import numpy as np
 import pyarrow.parquet as pq
 from rich.console import Console
 
-from sce.embedding.embedder import embedder_fingerprint, load_embedder
+from sce.embedding.checkpoint import embedder_fingerprint
+from sce.embedding.embedder import load_embedder
 from sce.embedding.fingerprint import EmbedderFingerprint
 from sce.embedding.settings import EmbedderConfig, Kind
 from sce.errors import ConfigError

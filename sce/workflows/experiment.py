@@ -18,7 +18,7 @@ from sce.bulk.output import COMMIT_ROWS
 from sce.config import JobConfig, Verbatim, resolve_output
 from sce.datasets.settings import DataConfig
 from sce.datasets.text_form import Delimiter, Encoding
-from sce.distributed.settings import ResourcesConfig
+from sce.distributed.settings import Engine, ResourcesConfig
 from sce.embedding.settings import EmbedderConfig
 from sce.evaluation.flops import LORA_RANK
 from sce.evaluation.settings import EvaluateConfig
@@ -126,6 +126,9 @@ class EmbedJob(Experiment):
     from 1,000 rows on while the job runs and in the end whatever their number."""
     commit_rows: int = Field(default=COMMIT_ROWS, ge=1)
     """Inputs of more rows are committed in parts of whole files or row groups."""
+    engine: Engine = "auto"
+    """`process`: one process beside the job, which a small input of this machine (8,192 texts) has
+    embedded before Ray starts; `ray`: actors. `auto`: the first where it can."""
 
 
 class Evaluation(Experiment):

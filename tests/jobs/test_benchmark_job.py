@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from jobs.benchmarks.process_memory import PeakMemory
-from sce.embedding.embedder import embedder_fingerprint
+from sce.embedding.checkpoint import embedder_fingerprint
 from sce.embedding.settings import EmbedderConfig
 from sce.training.fresh_model import build_model
 from sce.training.settings import ModelConfig

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.benchmarks.inputs import write_store
-from sce.embedding.embedder import embedder_fingerprint
+from sce.embedding.checkpoint import embedder_fingerprint
 from sce.embedding.settings import EmbedderConfig
 from sce.training.fresh_model import build_model
 from sce.training.settings import ModelConfig

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sce.adaptation.artefact import REPORT_PAGE, AdaptedLabels
-from sce.embedding.embedder import embedder_fingerprint
+from sce.embedding.checkpoint import embedder_fingerprint
 from sce.embedding.fingerprint import EmbedderFingerprint
 from sce.embedding.settings import EmbedderConfig
 from sce.labels import LabelSet

@@ -15,7 +15,7 @@ from fastapi.testclient import TestClient
 import serve.model
 from sce.adaptation.artefact import FACTS_FILE, AdaptedLabels
 from sce.config import load_config
-from sce.embedding.embedder import embedder_fingerprint
+from sce.embedding.checkpoint import embedder_fingerprint
 from sce.embedding.settings import EmbedderConfig
 from sce.errors import ConfigError
 from sce.training.fresh_model import build_model

@@ -28,7 +28,7 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
-from sce.embedding.embedder import embedder_fingerprint
+from sce.embedding.checkpoint import embedder_fingerprint
 from sce.embedding.settings import EmbedderConfig
 from sce.evaluation.pages import html_page
 from sce.evaluation.tables import Table

@@ -7,7 +7,7 @@ import pytest
 from jobs.benchmarks.serve import serve_app
 from jobs.classify import main as classify
 from sce.client import Client
-from sce.embedding.embedder import embedder_fingerprint
+from sce.embedding.checkpoint import embedder_fingerprint
 from sce.embedding.settings import EmbedderConfig
 from sce.errors import DataError, EmbedderError
 from sce.predictor import Predictor

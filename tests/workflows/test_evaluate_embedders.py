@@ -5,7 +5,7 @@ import json
 import pytest
 
 from sce.config import load_config
-from sce.embedding.embedder import embedder_fingerprint
+from sce.embedding.checkpoint import embedder_fingerprint
 from sce.embedding.settings import EmbedderConfig
 from sce.errors import ConfigError, EmbedderError
 from sce.training.fresh_model import build_model
