@@ -49,6 +49,8 @@ INCLUDE = "include"
 MAX_ERRORS_SHOWN = 20
 MAX_FILES = 100
 """That one configuration is made of; a file that is included twice counts twice."""
+DASHBOARD = f"{ENV_PREFIX}DASHBOARD"
+"""Of the environment: set where a job was asked for Ray's dashboard, however it was asked."""
 SECRETS = ("SCE_TOKENS", "SCE_TOKENS_FILE", "SCE_ENDPOINT_TOKEN")
 """They belong into a machine's environment, where others' programs find them as well."""
 
@@ -95,6 +97,9 @@ class JobConfig(BaseSettings):
     """Who may not read what is written (outputs, models, mlflow.db), in octal digits: 077 all
     others, 027 who is not of your group, 022 nobody, for those who share with everyone on the
     machine. The workers of a Ray that others started have the umask of their node."""
+    dashboard: bool = Field(False, exclude=True)
+    """Start Ray's dashboard (http://127.0.0.1:8265) with a Ray of this machine's own, some ten
+    processes more. A cluster that is joined has its own."""
     from_files: ClassVar[dict[str, Any]] = {}
     """What `--config` and the files that it includes say."""
     model_config = SettingsConfigDict(

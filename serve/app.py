@@ -199,7 +199,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         config.apply_umask()
         check(config)
         name_to_ray()
-        ensure_ray()
+        ensure_ray(dashboard=config.dashboard or config.batches.allowed)
         application = build(config)
     except InputError as error:
         print(f"{prog}: {error}", file=sys.stderr)

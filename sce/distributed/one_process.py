@@ -17,7 +17,7 @@ import time
 import traceback
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path, PurePosixPath
@@ -132,28 +132,22 @@ class OneProcess:
             self._made = pickled
             self._send("make", make)
 
+    def wait(self) -> None:
+        """Until the function is made. Raises what making it did."""
+        self._send("ready", None)
+        self._receive("ready")
+
     def apply(self, block: Any) -> Any:
         """The function's result. Raises what it raised, or what making it did."""
         self._send("apply", block)
         return self._receive("applied")
-
-    def timed(
-        self, make: Callable[[], BlockFunction], blocks: Iterable[pa.Table]
-    ) -> Iterator[tuple[pa.Table, float]]:
-        """The blocks' results one after another, and the seconds that each took."""
-        self.make(make)
-        for block in blocks:
-            started = time.perf_counter()
-            found = self.apply(block)
-            yield found, time.perf_counter() - started
 
     @contextmanager
     def begun(self, stage: Stage, limit: ErrorLimit) -> Iterator[_StageHere]:
         """What works off the parts of a stage, once its model is loaded."""
         started = time.time()
         self.make(stage.make)
-        self._send("ready", None)
-        self._receive("ready")
+        self.wait()
         yield _StageHere(self, limit, time.time() - started)
 
     @property

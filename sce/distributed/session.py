@@ -18,7 +18,7 @@ from ray._private import ray_constants
 from ray._private.utils import internal_kv_get_with_retry
 from ray._raylet import GcsClient  # type: ignore[attr-defined]
 
-from sce.config import forget_secrets
+from sce.config import DASHBOARD, forget_secrets
 from sce.errors import ConfigError
 
 PROBE_SECONDS = 3
@@ -30,7 +30,7 @@ _SOCKET = "/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store"
 log = logging.getLogger(__name__)
 
 
-def ensure_ray() -> None:
+def ensure_ray(dashboard: bool | None = None) -> None:
     """Join the cluster that the environment names, or start a local one; no-op if that is done.
 
     `ray job submit` and `RAY_ADDRESS` name one; `RAY_ADDRESS=auto` is the one that `ray start` runs
@@ -38,6 +38,10 @@ def ensure_ray() -> None:
     run among them, in a folder of RAY_TMPDIR (or TMPDIR) that only this user can enter. Secrets in
     the environment (`sce.config.SECRETS`) are dropped from it before, so settings must have been
     read. Ray's own progress messages are switched off: the jobs say where they are themselves.
+
+    Args:
+        dashboard: of a local one, which also takes jobs; some ten processes more. None for whether
+            the job was asked for it (`--dashboard`).
 
     Raises:
         ConfigError: no cluster answers there, or none can be started here.
@@ -52,6 +56,8 @@ def ensure_ray() -> None:
     address = os.environ.get("RAY_ADDRESS") or "local"
     options: dict[str, Any] = {}
     if address == "local":
+        asked = os.environ.get(DASHBOARD) == "true" if dashboard is None else dashboard
+        options["include_dashboard"] = asked
         options["_temp_dir"] = str(_private_folder() / "ray")  # that one Ray opens to all
         _listen_on_loopback()
         if found := _started_here():

@@ -4,6 +4,7 @@ threshold that labelled rows ask for, and what to expect of the whole."""
 from __future__ import annotations
 
 import io
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +26,10 @@ from sce.distributed.resources import use_threads
 from sce.distributed.stage import Workers, plan_corpus
 
 SAMPLE_ROWS = 1000
+"""Of a dry run at most."""
+DRY_RUN_SECONDS = 5.0
+"""After which a dry run has seen enough rows."""
+PIECE_ROWS = 128
 SAMPLE_SHARDS = 8
 
 
@@ -79,19 +84,27 @@ def preview(
         shown = f"keep.{text_column}"
     block = _sample(shards, columns)
     two_best = replace(asked.answer, top_k=max(2, asked.answer.top_k or 0))
-    # The first time the labels are embedded as well; the second is what a block takes.
-    _, (answered, seconds) = _classified(
-        replace(asked, columns=columns, answer=two_best), [block, block], workers
+    order_N = np.random.default_rng(0).permutation(block.num_rows)  # any part is of the whole input
+    pieces = [
+        block.take(rows_P) for rows_P in np.split(order_N, range(32, len(order_N), PIECE_ROWS))
+    ]
+    found = _classified(
+        replace(asked, columns=columns, answer=two_best), pieces, workers, DRY_RUN_SECONDS
     )
+    answered = pa.concat_tables([piece for piece, _ in found])
+    # The first piece waits for the labels' vectors as well.
+    timed = found[1:] or found
+    seconds = sum(taken for _, taken in timed) / sum(piece.num_rows for piece, _ in timed)
     file = io.BytesIO()
     pq.write_table(answered if asked.answer.top_k else answered.drop_columns("top"), file)
     rows = sum(shard.rows for shard in shards)
+    texts = pa.concat_tables(pieces)[shown].slice(0, answered.num_rows)
     return Preview(
-        answered.append_column("shown", block[shown]),
+        answered.append_column("shown", texts),
         confused_pairs(answered["top"].to_pylist()),
         rows,
-        seconds / block.num_rows * rows / workers.actors,
-        int(file.tell() / block.num_rows * rows),
+        seconds * rows / workers.actors,
+        int(file.tell() / answered.num_rows * rows),
     )
 
 
@@ -106,12 +119,18 @@ def _sample(shards: Sequence[Shard], columns: Columns) -> pa.Table:
 
 
 def _classified(
-    asked: Classification, blocks: Sequence[pa.Table], workers: Workers
+    asked: Classification,
+    blocks: Sequence[pa.Table],
+    workers: Workers,
+    budget: float = math.inf,
 ) -> list[tuple[pa.Table, float]]:
-    """The blocks one after another in one worker: their answers, and the seconds that each took."""
+    """The blocks one after another in one worker, until these seconds are used up: their answers,
+    and what each took."""
     make = partial(asked.classifier, workers.device)
     if isinstance(workers, OneProcess):
-        return list(workers.timed(make, blocks))
+        workers.make(make)
+        workers.wait()
+        return _timed(workers.apply, blocks, budget)
     import ray
     from ray.exceptions import RayTaskError
 
@@ -120,19 +139,25 @@ def _classified(
     # The worker ends with its task, so that the model's memory is free for the job's actors.
     task = ray.remote(max_calls=1, max_retries=0, **workers.ray_arguments())(_classify)
     try:
-        return ray.get(task.remote(make, workers.threads, blocks))
+        return ray.get(task.remote(make, workers.threads, blocks, budget))
     except RayTaskError as error:
         raise cause_of(error) from None
 
 
 def _classify(
-    make: Callable[[], BlockFunction], threads: int, blocks: Sequence[pa.Table]
+    make: Callable[[], BlockFunction], threads: int, blocks: Sequence[pa.Table], budget: float
 ) -> list[tuple[pa.Table, float]]:
     """What the worker runs."""
     use_threads(threads)
-    classify = make()
-    found = []
-    for block in blocks:
+    return _timed(make(), blocks, budget)
+
+
+def _timed(
+    classify: BlockFunction, blocks: Sequence[pa.Table], budget: float
+) -> list[tuple[pa.Table, float]]:
+    found: list[tuple[pa.Table, float]] = []
+    while len(found) < len(blocks) and sum(seconds for _, seconds in found) < budget:
         started = time.perf_counter()
-        found.append((classify(block), time.perf_counter() - started))
+        answered = classify(blocks[len(found)])
+        found.append((answered, time.perf_counter() - started))
     return found

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
-from sce.config import JobConfig, load_config
+from sce.config import DASHBOARD, JobConfig, load_config
 from sce.errors import InputError, TooManyErrors, hide_secrets, without_secrets
 from sce.storage import RemotePath, readable
 
@@ -40,10 +40,11 @@ def run_job(
     handler = logging.StreamHandler()
     handler.setFormatter(_WithoutSecrets("%(asctime)s %(name)s: %(message)s", "%H:%M:%S"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
-    prog, umask = sys.argv[0], None
+    prog, umask, dashboard = sys.argv[0], None, os.environ.get(DASHBOARD)
     try:
         config = load_config(config_class, sys.argv[1:] if argv is None else argv, prog, doc)
         umask = config.apply_umask()
+        os.environ[DASHBOARD] = str(config.dashboard).lower()
         for setting, place in remote_places(config):
             place.check(setting)
         summary = (resolve_name(job) if isinstance(job, str) else job)(config)
@@ -59,6 +60,9 @@ def run_job(
     finally:
         if umask is not None:
             os.umask(umask)
+            os.environ.pop(DASHBOARD)
+            if dashboard is not None:
+                os.environ[DASHBOARD] = dashboard
     if argv is None and "ray" in sys.modules:
         # Ray repeats what its workers printed until it is shut down: let it have said it all.
         sys.modules["ray"].shutdown()

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 WHERE = """
 import ray
 from sce.distributed.session import dashboard_url, ensure_ray
-ensure_ray()
+ensure_ray(dashboard=True)
 print(ray.get_runtime_context().gcs_address, dashboard_url())
 """
 
