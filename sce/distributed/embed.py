@@ -16,6 +16,7 @@ import logging
 import re
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from functools import cache, partial
 from typing import Any
@@ -31,7 +32,8 @@ from sce.bulk.request import identify_input
 from sce.bulk.vectors import BlockEmbedder
 from sce.config import resolve_output
 from sce.datasets.prepared import ROWS_FILE, read_label_sets
-from sce.distributed.resources import embed_actors
+from sce.distributed.engine_choice import choose_workers, early_process
+from sce.distributed.resources import ActorPlan, embed_actors
 from sce.distributed.settings import ResourcesConfig
 from sce.distributed.stage import ACTOR_CPUS, Workers, in_tasks, plan_corpus, run_stage
 from sce.distributed.store_diff import Change, compare
@@ -166,7 +168,7 @@ def embed_prepared(
     label_texts = folder / "label_texts.jsonl"
     if not label_texts.is_file() or label_texts.read_text("utf-8") != "".join(lines):
         write_text(label_texts, "".join(lines))
-    workers = cache(partial(embed_actors, resources, default_cpus=ACTOR_CPUS))
+    actors = cache(partial(embed_actors, resources, default_cpus=ACTOR_CPUS))
     limit = ErrorLimit(count=0)
     found = {}
     for name, file, columns in (
@@ -175,7 +177,10 @@ def embed_prepared(
     ):
         started = time.perf_counter()
         corpus, store = open_corpus([str(file)]), folder / name
-        _, summary = embed_corpus(corpus, columns, store, embedder, workers, limit, prepared=True)
+        with ExitStack() as until_done:
+            workers = partial(_workers, corpus, columns, resources, actors, until_done)
+            made = embed_corpus(corpus, columns, store, embedder, workers, limit, prepared=True)
+        summary = made[1]
         found[name] = summary | {
             "rows": summary["rows_out"],
             "path": summary["store"],
@@ -183,6 +188,17 @@ def embed_prepared(
             "seconds": round(time.perf_counter() - started, 3),
         }
     return found
+
+
+def _workers(
+    corpus: Corpus,
+    columns: Columns,
+    resources: ResourcesConfig,
+    actors: Callable[[], ActorPlan],
+    until_done: ExitStack,
+) -> Workers:
+    process = until_done.enter_context(early_process("auto", resources, []))
+    return choose_workers("auto", process, corpus, columns, False, actors)
 
 
 def embedder_of(given: EmbedderConfig | None, trained_with: EmbedderFingerprint) -> EmbedderConfig:

@@ -13,7 +13,10 @@ from sce.model.label_vectors import LabelVectors, TextVectors, TokenMeans, encod
 from sce.model.scoring import score
 from sce.training.data import Rows
 
-VIEWS: dict[str, Callable[[LabelSet], LabelSet]] = {"name": only_names, "all": lambda s: s}
+VALIDATION_VIEWS: dict[str, Callable[[LabelSet], LabelSet]] = {
+    "name": only_names,
+    "all": lambda s: s,
+}
 """What the model sees of each label: the bare names, and all that is known of them."""
 ScoreRows = Callable[[np.ndarray, LabelSet, LabelVectors], np.ndarray]
 """Scores [n, K] for vectors of texts [n, D], a label set as a view shows it, and its vectors."""
@@ -44,7 +47,7 @@ class Validator:
             members = np.flatnonzero(set_N == name)
             self.targets_N[members] = [canonical.index(rows.labels[i]) for i in members]
             self.label_counts_N[members] = len(canonical)
-            for view, reduce in enumerate(VIEWS.values()):
+            for view, reduce in enumerate(VALIDATION_VIEWS.values()):
                 reduced = reduce(canonical)
                 vectors = encode_labels(reduced, version, text_vectors, token_means)
                 self._groups.append((view, members, reduced, vectors))
@@ -63,7 +66,7 @@ class Validator:
         With several workers each scores every `world_size`-th row of a set, and the rows of the
         others stay 0: the sum over the workers is the whole.
         """
-        scores_VNK = np.zeros((len(VIEWS), len(self.rows), self.width), np.float32)
+        scores_VNK = np.zeros((len(VALIDATION_VIEWS), len(self.rows), self.width), np.float32)
         for view, members, label_set, vectors in self._groups:
             mine = members[rank::world_size]
             if len(mine):
@@ -77,7 +80,7 @@ class Validator:
         padding_NK = np.arange(self.width) >= self.label_counts_N[:, None]
         scores_VNK = np.where(padding_NK, -np.inf, scores_VNK)
         logits = torch.from_numpy(scores_VNK).double()
-        targets = torch.tensor(self.targets_N).expand(len(VIEWS), -1)
+        targets = torch.tensor(self.targets_N).expand(len(VALIDATION_VIEWS), -1)
         nll = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
         right_N = (scores_VNK.argmax(2) == self.targets_N).mean(0)
         datasets = np.array(self.rows.datasets)

@@ -28,6 +28,7 @@ from sce.bulk.vectors import TextVectors
 from sce.config import resolve_output
 from sce.distributed.backends import AdaptedAlone, Classification, LocalModel, ServedByEndpoint
 from sce.distributed.embed import embed_corpus
+from sce.distributed.engine_choice import choose_workers, early_process
 from sce.distributed.one_process import OneProcess
 from sce.distributed.settings import Engine, ResourcesConfig
 from sce.distributed.stage import Workers, in_tasks, plan_corpus, run_stage
@@ -39,7 +40,6 @@ from sce.storage import Place, put, readable, to_place
 from sce.workflows.answer_changes import report_changes
 from sce.workflows.bulk_input import ROW_ID, read_input
 from sce.workflows.bulk_settings import AdaptConfig, ClassifyConfig, within_roots
-from sce.workflows.engine_choice import choose_workers, early_process
 from sce.workflows.tracking import Tracker, TrackingConfig
 
 CONFUSION = "_confusion.png"

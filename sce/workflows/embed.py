@@ -11,10 +11,10 @@ from sce.bulk.output import OutputRun
 from sce.config import resolve_output
 from sce.datasets.text_form import TextForm
 from sce.distributed.embed import embed_corpus, embed_prepared
+from sce.distributed.engine_choice import choose_workers, early_process
 from sce.distributed.resources import embed_actors
 from sce.distributed.stage import ACTOR_CPUS
 from sce.errors import ConfigError
-from sce.workflows.engine_choice import choose_workers, early_process
 from sce.workflows.experiment import EmbedJob
 
 

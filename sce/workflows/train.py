@@ -38,8 +38,7 @@ from sce.storage import Place, replace_folder, write_text
 from sce.training.data import TrainingData
 from sce.training.episodes import EpisodeSampler
 from sce.training.fresh_model import FreshModel, build_model
-from sce.training.settings import VIEWS
-from sce.training.validation import Validator
+from sce.training.validation import VALIDATION_VIEWS, Validator
 from sce.workflows.evaluate import measure, open_tracker
 from sce.workflows.experiment import Experiment
 from sce.workflows.model_card import write_model_card
@@ -247,7 +246,7 @@ def _calibrate(
     }
     # Each row under one view: the same row twice would make the data look twice as certain.
     rows_N = np.arange(len(validator.rows))
-    views_N = rows_N % len(VIEWS)
+    views_N = rows_N % len(VALIDATION_VIEWS)
     fits = {}
     for name, scores_VNK in scores.items():
         scores_N = [
