@@ -49,7 +49,10 @@ T = TypeVar("T")
 
 
 class ActorPool:
-    """What works off the parts of a stage: actors with a model each, for every part anew."""
+    """What works off the parts of a stage: actors with a model each, for every part anew, which
+    load it while the part is worked off."""
+
+    load_seconds = 0.0
 
     def __init__(self, plan: ActorPlan, limit: ErrorLimit) -> None:
         self._plan = plan

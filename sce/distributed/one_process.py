@@ -185,10 +185,10 @@ class OneProcess:
 
 
 class _StageHere:
-    """Works off the parts of a stage."""
+    """Works off the parts of a stage. `load_seconds` were waited for its model."""
 
     def __init__(self, process: OneProcess, limit: ErrorLimit, load_seconds: float) -> None:
-        self._process, self._limit, self._load_seconds = process, limit, load_seconds
+        self._process, self._limit, self.load_seconds = process, limit, load_seconds
         self._rows = 0
         self._errors: Counter[str] = Counter()
         self._started = self._finished = 0.0
@@ -197,7 +197,7 @@ class _StageHere:
     def totals(self, timeout: float | None = None) -> ActorCounts:
         ahead, now = self._process.embedded, self._finished or time.time()
         return ActorCounts(
-            self._rows + ahead, dict(self._errors), self._started, now, self._load_seconds
+            self._rows + ahead, dict(self._errors), self._started, now, self.load_seconds
         )
 
     def run_part(self, run: OutputRun, number: int, shards: Sequence[Shard], stage: Stage) -> None:

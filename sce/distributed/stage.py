@@ -101,6 +101,7 @@ def run_stage(
     missing = [number for number in range(len(parts)) if number not in run.parts]
     total = sum(shard.rows for shard in shards)
     with run.lock, _begun(workers, stage, limit) as pool:
+        run.seconds += pool.load_seconds
         run.save()
         rows_before = rows_done(run)
         try:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from sce.adaptation.report import metrics
 from sce.adaptation.settings import AdaptSettings
 from sce.bulk.corpus import Columns, Corpus, check_columns, open_corpus
 from sce.bulk.counts import ErrorLimit
-from sce.bulk.output import FolderLock
+from sce.bulk.output import FolderLock, OutputRun
 from sce.bulk.request import identify_model
 from sce.config import resolve_output
 from sce.datasets.custom import read_label_set
@@ -35,6 +36,7 @@ from sce.datasets.labelled import read_labelled
 from sce.datasets.text_form import TextForm
 from sce.distributed.adapt import ShownRows, StoreSums
 from sce.distributed.embed import embed_corpus, embedder_of
+from sce.distributed.engine_choice import choose_workers, early_process
 from sce.distributed.resources import embed_actors
 from sce.distributed.stage import ACTOR_CPUS
 from sce.embedding.embedder import load_embedder
@@ -222,14 +224,18 @@ def _columns(config: AdaptConfig) -> Columns:
 
 
 def _embed(plan: AdaptPlan, config: AdaptConfig) -> EmbeddingStore:
-    store, _ = embed_corpus(
-        plan.corpus,
-        _columns(config),
-        plan.embed_into,
-        plan.embedder,
-        lambda: embed_actors(config.resources, default_cpus=ACTOR_CPUS),
-        ErrorLimit.parse(config.max_errors),
-    )
+    columns, resources = _columns(config), config.resources
+    actors = partial(embed_actors, resources, default_cpus=ACTOR_CPUS)
+    begun = OutputRun(str(plan.embed_into), {}).has_checkpoint
+    with early_process(config.engine, resources, ["sce.embedding.embedder"]) as process:
+        store, _ = embed_corpus(
+            plan.corpus,
+            columns,
+            plan.embed_into,
+            plan.embedder,
+            lambda: choose_workers(config.engine, process, plan.corpus, columns, begun, actors),
+            ErrorLimit.parse(config.max_errors),
+        )
     return store
 
 
@@ -281,7 +287,8 @@ def _fit(
         keep=(config.text_column,) if has_text else (),
     )
     corpus = open_corpus([str(store.folder)])
-    sums = StoreSums(corpus, store, columns, plan.settings.sample_rows)
+    sample_rows, resources = plan.settings.sample_rows, config.resources
+    sums = StoreSums(corpus, store, columns, sample_rows, resources, config.engine)
     fitter = Fitter.of(start, plan.settings)
     _go_on(fitter, plan.output, request)
     while fitter.step(sums.add_up):

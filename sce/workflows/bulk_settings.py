@@ -151,6 +151,9 @@ class AdaptConfig(AdaptSettings, JobConfig):  # type: ignore[misc]
     `|`; or what a first line `sep=;` names."""
     max_errors: MaxErrors = "50%"
     """Stop when more rows than this have errors: a count (`100`) or a share (`1%`)."""
+    engine: Engine = "auto"
+    """`process`: a small corpus of this machine (8,192 texts, 65,536 vectors) by one process, which
+    is done before Ray starts; `ray`: on the cluster. `auto`: the first where it can."""
     resources: ResourcesConfig = ResourcesConfig()
     tracking: TrackingConfig = TrackingConfig()
 

@@ -242,7 +242,7 @@ def adapt_first(config: ClassifyConfig) -> ClassifyConfig:
     same = [
         *("model", "embedder", "input", "labels", "labels_file", "text_column", "id_column"),
         *("encoding", "delimiter", "keep_columns", "max_errors"),
-        *("save_embeddings", "resources", "tracking"),
+        *("save_embeddings", "engine", "resources", "tracking"),
     ]
     from sce.workflows.adapt import adapt
 

@@ -6,13 +6,22 @@ from pathlib import Path
 
 import pytest
 
+from jobs import adapt as adapt_job
 from jobs import embed as embed_job
 from sce.bulk.corpus import Columns, open_corpus
 from sce.distributed import one_process
 from sce.distributed.engine_choice import choose_workers, early_process
 from sce.distributed.settings import ResourcesConfig
 from sce.errors import ConfigError
-from tests.tiny_bulk import LABELS, build_models, embedder_of, run_classify, text, write_jsonl
+from tests.tiny_bulk import (
+    LABELS,
+    build_models,
+    embedder_of,
+    run_classify,
+    text,
+    write_jsonl,
+    write_store,
+)
 
 pytestmark = pytest.mark.timeout(280)
 OTHERS = ["Markets", *LABELS[1:]]
@@ -94,3 +103,15 @@ def test_no_process_is_started_for_actors(monkeypatch):
     monkeypatch.setattr(one_process.subprocess, "Popen", lambda *_, **__: pytest.fail("started"))
     with early_process("ray", ResourcesConfig(), []) as process:
         assert process is None
+
+
+def test_labels_adapted_here_are_those_of_the_cluster(ray_session, folder, capsys, tmp_path):
+    embedder = embedder_of(folder)
+    store = write_store(tmp_path / "store", embedder, [text(i) for i in range(60)])
+    flags = ["--input", store, "--labels", json.dumps(LABELS), "--no-tracking.enabled"]
+    flags += ["--embedder.kind", embedder.kind, "--embedder.model", str(embedder.model)]
+    ids = []
+    for engine in ("process", "ray"):
+        assert adapt_job.main([*flags, "--engine", engine, "--output", str(tmp_path / engine)]) == 0
+        ids.append(json.loads(capsys.readouterr().out.splitlines()[-1])["adapted_labels"])
+    assert ids[0] == ids[1]
