@@ -32,12 +32,13 @@ from sce.embedding.settings import EmbedderConfig
 from sce.errors import ConfigError, InputError
 from sce.labels import LabelSet, RaggedLabels, parse_labels
 from sce.model.answers import Answers, Prediction
+from sce.model.arithmetic import choose_dtype
 from sce.model.calibration import Temperature
 from sce.model.encoder import SCEModel
 from sce.model.grouping import GroupScorer
 from sce.model.label_vectors import TextLookup, TextVectors, token_means_of
 from sce.model.linear_labels import LinearLabels
-from sce.model.scoring import ScoredBatch, Scorer, multiplies_bfloat16
+from sce.model.scoring import ScoredBatch, Scorer
 from sce.model.settings import SHORTLIST_ABOVE, SHORTLIST_SIZE
 from sce.storage import Place, absolute_model, fetch_model
 
@@ -145,11 +146,10 @@ class Predictor:
         device = choose_device(device)
         if dtype not in ("float32", "bfloat16", "auto"):
             raise ConfigError(f"dtype: {dtype!r} is not one of 'float32', 'bfloat16', 'auto'.")
-        half = dtype == "bfloat16" or (dtype == "auto" and multiplies_bfloat16(device))
         local = fetch_model(path)
         try:
             model = SCEModel.from_pretrained(local, dtype=torch.float32)
-            model = model.cast_weights(torch.bfloat16 if half else torch.float32).to(device)
+            model = model.cast_weights(choose_dtype(dtype, device)).to(device)
             tokenizer = None
             if model.config.label_source == "tokens":
                 tokenizer = AutoTokenizer.from_pretrained(local, trust_remote_code=False)

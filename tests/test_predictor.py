@@ -42,7 +42,9 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def embedder(folder):
     return load_embedder(
-        EmbedderConfig(kind="sentence_transformers", model=str(folder / "embedder"))
+        EmbedderConfig(
+            kind="sentence_transformers", model=str(folder / "embedder"), dtype="float32"
+        )
     )
 
 
@@ -460,7 +462,9 @@ def test_no_model_is_an_input_error(tmp_path, embedder):
 
 
 def test_a_predictor_that_was_loaded_is_loaded_again_where_it_arrives(folder, tmp_path):
-    settings = EmbedderConfig(kind="sentence_transformers", model=str(folder / "embedder"))
+    settings = EmbedderConfig(
+        kind="sentence_transformers", model=str(folder / "embedder"), dtype="float32"
+    )
     config = ModelConfig(encoder=str(folder / "roberta"), adaptor_init="normal")
     fingerprint = load_embedder(settings).fingerprint.to_dict()
     build_model(config, fingerprint, 0.0, seed=0).model.save_pretrained(tmp_path / "model")

@@ -41,7 +41,7 @@ def build_models(folder: Path, *names: str) -> Path:
 
 
 def embedder_of(folder: Path, name: str = "embedder") -> EmbedderConfig:
-    return EmbedderConfig(kind="sentence_transformers", model=str(folder / name))
+    return EmbedderConfig(kind="sentence_transformers", model=str(folder / name), dtype="float32")
 
 
 def load_predictor(folder: Path) -> Predictor:
@@ -51,7 +51,7 @@ def load_predictor(folder: Path) -> Predictor:
 def model_flags(folder: Path) -> list[str]:
     """The job computes as `load_predictor` does; by itself it takes bfloat16 where it can."""
     embedder = ["--embedder.kind", "sentence_transformers"]
-    embedder += ["--embedder.model", str(folder / "embedder")]
+    embedder += ["--embedder.model", str(folder / "embedder"), "--embedder.dtype", "float32"]
     return ["--model", str(folder / "sce"), *embedder, "--dtype", "float32"]
 
 

@@ -37,7 +37,7 @@ from sce.config import JobConfig
 from sce.distributed.resources import use_threads
 from sce.embedding.checkpoint import embedder_fingerprint
 from sce.embedding.settings import EmbedderConfig
-from sce.model.scoring import multiplies_bfloat16
+from sce.model.arithmetic import multiplies_bfloat16
 from sce.predictor import Predictor
 
 WARM_UP_SECONDS = 2.0

@@ -13,7 +13,7 @@ from sce.bulk.corpus import Columns
 from sce.bulk.pending import RowFacts
 from sce.bulk.reading import BLOCK_ROWS, kept_columns
 from sce.embedding.settings import EmbedderConfig
-from sce.embedding.store import STORE_COLUMNS, embedding_column
+from sce.embedding.store import STORE_COLUMNS, computed_in, embedding_column
 
 PIECE_ROWS = {"cpu": 512}
 """A vector's last bits depend on the batch it was in. The pieces of a corpus of one block are those
@@ -37,7 +37,7 @@ class BlockEmbedder:
         for rows_P in self._pieces(block["text"], facts):
             texts_P = block["text"].take(pa.array(rows_P)).combine_chunks()
             vectors_ND[rows_P], truncated_N[rows_P] = embed_distinct(self._embedder, texts_P)
-        return pa.table(
+        found = pa.table(
             {
                 "row_id": facts.row_id,
                 "text_hash": facts.text_hash,
@@ -48,6 +48,7 @@ class BlockEmbedder:
             }
             | kept_columns(block, STORE_COLUMNS)
         )
+        return computed_in(found, self._embedder.fingerprint.dtype)
 
     def _pieces(self, texts: pa.ChunkedArray, facts: RowFacts) -> Iterator[np.ndarray]:
         """Rows without errors that are embedded together: the longest texts first, so that little

@@ -17,6 +17,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cache, partial
 from typing import Any
@@ -44,6 +45,7 @@ from sce.embedding.store import (
     EmbeddingStore,
     Manifest,
     discard_unnamed,
+    dtypes_of,
     manifest_of,
     rewrite_part,
     text_hash,
@@ -82,8 +84,8 @@ def embed_corpus(
             of other rows is begun anew rather than refused.
 
     Returns:
-        The store, and the summary: store, embedder, rows_in, rows_out, embedded, reused, removed,
-        errors, truncated, seconds (over all attempts), embed_seconds and texts_per_second
+        The store, and the summary: store, embedder, dtype, rows_in, rows_out, embedded, reused,
+        removed, errors, truncated, seconds (over all attempts), embed_seconds and texts_per_second
         (start-up left out), model_load_seconds; and `unchanged` where nothing was to be done.
 
     Raises:
@@ -95,9 +97,11 @@ def embed_corpus(
         folder.check("store")
     fingerprint = embedder_fingerprint(embedder)
     old = EmbeddingStore.open(folder) if manifest_of(folder) else None
+    begun = read_run(str(folder))
+    known = None if begun is None else begun.request.get("embedder")
     request = {
         "job": "embed",
-        "embedder": fingerprint.id,
+        "embedder": known if known and fingerprint.is_known_as(known) else fingerprint.id,
         "input": identify_input(corpus),
         "columns": {"text": columns.text, "id": columns.id, "keep": list(columns.keep)},
     }
@@ -278,8 +282,13 @@ def _commit(
     if counts.rows != expected:
         raise RuntimeError(f"{folder}: {counts.rows} rows would be in the store, not {expected}.")
     last = old.manifest if old is not None and not change.pending else None
+    dtypes = dtypes_of(str(file) for file in files)
+    if kept and kept[0].rows:
+        assert old is not None
+        dtypes |= set(str(old.manifest.embedder["dtype"]).split(", "))
+    held = replace(fingerprint, dtype=", ".join(sorted(dtypes)) or fingerprint.dtype)
     manifest = Manifest(
-        embedder=fingerprint.to_dict() | {"id": fingerprint.id},
+        embedder=held.to_dict() | {"id": held.id},
         source=hashlib.sha256(json.dumps(run.request, sort_keys=True).encode()).hexdigest(),
         rows=counts.rows,
         truncated=counts.truncated,
@@ -308,6 +317,7 @@ def _summary(
     return {
         "store": str(store.folder),
         "embedder": store.manifest.embedder["id"],
+        "dtype": store.manifest.embedder["dtype"],
         "rows_in": counts.rows,
         "rows_out": counts.rows,
         "embedded": counts.rows - change.reused,

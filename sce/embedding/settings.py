@@ -45,8 +45,11 @@ class EmbedderConfig(Section):
     """The text of a prompt, where the checkpoint states none; "" for none at all."""
     max_batch_tokens: int | None = Field(default=None, ge=16)
     """Tokens in one forward pass, padding included. Default: 4096 on a CPU, 65536 on a GPU."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """The type of weights and activations; vectors are always pooled and normalised in float32."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """The type of weights and activations; vectors are always pooled and normalised in float32.
+    `auto`: bfloat16 where the device multiplies it, which is three times as fast on such a
+    processor; else float32. Vectors of both are of one embedder and may be mixed; each store says
+    which it has."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` is a GPU where there is one."""
 
@@ -71,8 +74,9 @@ class EmbedderConfig(Section):
 
     @classmethod
     def from_fingerprint(cls, fingerprint: Mapping[str, Any]) -> EmbedderConfig:
-        """Settings that load the embedder of a fingerprint. A checkpoint that came from a local
-        folder is known by that folder's name alone: set `model` to where it lies now."""
+        """Settings that load the embedder of a fingerprint, whatever its vectors were computed in.
+        A checkpoint that came from a local folder is known by that folder's name alone: set `model`
+        to where it lies now."""
         kind = fingerprint["kind"]
         return cls(
             kind=kind,
@@ -82,5 +86,4 @@ class EmbedderConfig(Section):
             end_token=fingerprint.get("end_token") is not None,
             prefix=fingerprint.get("prefix") or "",
             max_tokens=fingerprint["max_tokens"],
-            dtype=fingerprint["dtype"],
         )

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -61,6 +61,8 @@ class Manifest:
 
 
 _MANIFEST = TypeAdapter(Manifest)
+_DTYPE = b"dtype"
+"""Key of a part's Parquet metadata."""
 _PART = re.compile(r"(?!\.)[\w.-]+(/(?!\.)[\w.-]+)?\.parquet")
 """A file of the store's folder, or of one below, as it once was."""
 
@@ -174,6 +176,17 @@ def embedding_matrix(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
     if isinstance(column, pa.ChunkedArray):
         column = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
     return column.flatten().to_numpy(zero_copy_only=True).reshape(len(column), -1)
+
+
+def computed_in(table: pa.Table, dtype: str) -> pa.Table:
+    """The table of a store's part that says what its vectors were computed in."""
+    return table.replace_schema_metadata({_DTYPE: dtype})
+
+
+def dtypes_of(parts: Iterable[str]) -> set[str]:
+    """What the vectors of Parquet files were computed in, as far as they say so."""
+    found = (pq.read_schema(parquet_source(to_place(part))).metadata or {} for part in parts)
+    return {one[_DTYPE].decode() for one in found if _DTYPE in one}
 
 
 def embedding_column(vectors_ND: np.ndarray) -> pa.FixedSizeListArray:

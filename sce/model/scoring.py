@@ -151,13 +151,6 @@ class Scorer:
         return self.model(queries_BD, label_embeddings=g_KD, label_tokens=tokens_KH).logits
 
 
-def multiplies_bfloat16(device: str) -> bool:
-    """Whether a device has instructions for products of bfloat16 numbers."""
-    if device == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-
-
 def score(
     model: SCEModel,
     queries_ND: np.ndarray,

@@ -1,5 +1,6 @@
 """The embedder: batches, truncation, pooling, fingerprints, and the kinds."""
 
+import hashlib
 import json
 import shutil
 import time
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from sce.datasets.inbox import inbox_rows
 from sce.embedding.checkpoint import embedder_fingerprint
 from sce.embedding.embedder import PIECE_TEXTS, embed_batch, load_embedder
 from sce.embedding.fingerprint import EmbedderFingerprint, check_fingerprint
@@ -15,9 +17,12 @@ from sce.embedding.published import published_folder
 from sce.embedding.settings import EmbedderConfig
 from sce.embedding.tokenising import batches
 from sce.errors import DataError, EmbedderError, FingerprintMismatch
+from sce.model import arithmetic
 from tests.tiny_models import build_jina, build_sentence_transformer
 
 TEXTS = ["a dog", "the lazy fox " * 4, "refund", "interest rates rose on Thursday", "a dog", "cup"]
+
+DTYPES = ("float32", "bfloat16")
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +35,8 @@ def folders(tmp_path_factory):
 
 
 def config(folders, kind="sentence_transformers", **settings):
-    return EmbedderConfig(kind=kind, model=str(folders[kind]), device="cpu", **settings)
+    settings = {"dtype": "float32", "device": "cpu"} | settings
+    return EmbedderConfig(kind=kind, model=str(folders[kind]), **settings)
 
 
 @pytest.mark.parametrize("kind", ["sentence_transformers", "jina"])
@@ -89,7 +95,9 @@ def test_what_is_not_a_text_is_refused(folders, texts, message):
 @pytest.mark.parametrize("pooling", ["mean", "cls", "lasttoken"])
 def test_pooling_is_read_from_the_checkpoint(tmp_path, pooling):
     folder = build_sentence_transformer(tmp_path, pooling)
-    embedder = load_embedder(EmbedderConfig(kind="sentence_transformers", model=str(folder)))
+    embedder = load_embedder(
+        EmbedderConfig(kind="sentence_transformers", model=str(folder), dtype="float32")
+    )
     batch = next(batches(embedder.tokenise(TEXTS), 4096, pad_id=0))
     with torch.inference_mode():
         hidden = embedder._model(
@@ -111,7 +119,9 @@ def test_an_unsupported_module_is_refused(tmp_path):
     modules.append({"idx": 2, "name": "2", "path": "2_Dense", "type": "x.models.Dense"})
     (folder / "modules.json").write_text(json.dumps(modules))
     with pytest.raises(EmbedderError, match="'Dense' is not supported"):
-        load_embedder(EmbedderConfig(kind="sentence_transformers", model=str(folder)))
+        load_embedder(
+            EmbedderConfig(kind="sentence_transformers", model=str(folder), dtype="float32")
+        )
 
 
 def test_jina_adapter_changes_the_vectors(folders):
@@ -161,9 +171,13 @@ def test_the_checkpoints_prompt_stands_before_every_text(
     tmp_path, prompts, default, settings, prefix
 ):
     folder = build_sentence_transformer(tmp_path / "model")
-    plain = load_embedder(EmbedderConfig(kind="sentence_transformers", model=str(folder)))
+    plain = load_embedder(
+        EmbedderConfig(kind="sentence_transformers", model=str(folder), dtype="float32")
+    )
     state_prompts(folder, prompts, default)
-    config = EmbedderConfig(kind="sentence_transformers", model=str(folder), **settings)
+    config = EmbedderConfig(
+        kind="sentence_transformers", model=str(folder), dtype="float32", **settings
+    )
     embedder = load_embedder(config)
     assert embedder.fingerprint.prefix == prefix
     expected = plain.embed([(prefix or "") + text for text in TEXTS]).vectors
@@ -172,12 +186,12 @@ def test_the_checkpoints_prompt_stands_before_every_text(
     assert (embedder.fingerprint.id == plain.fingerprint.id) == (prefix is None)
     again = EmbedderConfig.from_fingerprint(embedder.fingerprint.to_dict())
     again = again.model_copy(update={"model": str(folder)})
-    assert embedder_fingerprint(again) == embedder.fingerprint
+    assert embedder_fingerprint(again).id == embedder.fingerprint.id
 
 
 def test_what_was_written_before_prompts_is_embedded_without_one(tmp_path):
     folder = build_sentence_transformer(tmp_path / "model")
-    config = EmbedderConfig(kind="sentence_transformers", model=str(folder))
+    config = EmbedderConfig(kind="sentence_transformers", model=str(folder), dtype="float32")
     written = embedder_fingerprint(config).to_dict()
     del written["prefix"]
     state_prompts(folder, PROMPTS)
@@ -207,19 +221,53 @@ def test_prompts_are_those_of_sentence_transformers(tmp_path):
     library = pytest.importorskip("sentence_transformers")
     folder = build_sentence_transformer(tmp_path / "model")
     state_prompts(folder, PROMPTS, "query")
-    embedder = load_embedder(EmbedderConfig(kind="sentence_transformers", model=str(folder)))
+    embedder = load_embedder(
+        EmbedderConfig(kind="sentence_transformers", model=str(folder), dtype="float32")
+    )
     reference = library.SentenceTransformer(str(folder), device="cpu")
     expected = reference.encode(TEXTS, normalize_embeddings=True)
     np.testing.assert_allclose(embedder.embed(TEXTS).vectors, expected, atol=1e-5)
 
 
-def test_bfloat16_is_close_and_another_embedder(folders):
-    exact, coarse = (load_embedder(config(folders, dtype=d)) for d in ("float32", "bfloat16"))
+@pytest.mark.parametrize("kind", ["sentence_transformers", "jina"])
+def test_bfloat16_is_close_and_the_same_embedder(folders, kind):
+    exact, coarse = (load_embedder(config(folders, kind, dtype=d)) for d in DTYPES)
     vectors = coarse.embed(TEXTS).vectors
     assert vectors.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
-    assert (vectors * exact.embed(TEXTS).vectors).sum(1).min() > 0.99
-    assert exact.fingerprint.id != coarse.fingerprint.id
+    found = (vectors * exact.embed(TEXTS).vectors).sum(1)
+    assert found.min() > 0.99
+    assert found.min() < 1 - 1e-7  # it was computed in other numbers
+    np.testing.assert_array_equal(vectors, coarse.embed(TEXTS).vectors)  # and is the same again
+    assert [e.fingerprint.dtype for e in (exact, coarse)] == list(DTYPES)
+    assert exact.fingerprint.id == coarse.fingerprint.id
+    check_fingerprint(exact.fingerprint, coarse.fingerprint, "the model")
+
+
+def test_half_the_bits_move_no_vector_of_the_inbox():
+    rows, _ = inbox_rows("inbox/topics")
+    texts = [row.text for row in rows[:64]]
+    exact, coarse = (load_embedder(EmbedderConfig(dtype=d, device="cpu")) for d in DTYPES)
+    found = (coarse.embed(texts).vectors * exact.embed(texts).vectors).sum(1)
+    assert found.min() > 0.9999
+
+
+def test_auto_is_what_the_device_multiplies(folders, monkeypatch):
+    for yes, dtype in ((True, "bfloat16"), (False, "float32")):
+        monkeypatch.setattr(arithmetic, "multiplies_bfloat16", lambda device, yes=yes: yes)
+        found = load_embedder(config(folders, dtype="auto")).fingerprint
+        assert found.dtype == dtype
+        assert found.id == embedder_fingerprint(config(folders, dtype="auto")).id
+
+
+def test_ids_of_earlier_versions_are_known(folders):
+    """They were hashed with what an embedder computed in."""
+    found = embedder_fingerprint(config(folders))
+    content = found._deciding()
+    for dtype in DTYPES:
+        text = json.dumps(content | {"dtype": dtype}, sort_keys=True)
+        assert found.is_known_as(hashlib.sha256(text.encode()).hexdigest()[:16])
+    assert not found.is_known_as("0" * 16)
 
 
 def test_fingerprint_knows_the_checkpoint_wherever_it_lies(folders, tmp_path):
@@ -227,7 +275,9 @@ def test_fingerprint_knows_the_checkpoint_wherever_it_lies(folders, tmp_path):
     assert here == load_embedder(config(folders)).fingerprint
     assert EmbedderFingerprint.from_dict(json.loads(json.dumps(here.to_dict()))) == here
     copied = shutil.copytree(folders["sentence_transformers"], tmp_path / "moved" / "bert")
-    there = embedder_fingerprint(EmbedderConfig(kind="sentence_transformers", model=str(copied)))
+    there = embedder_fingerprint(
+        EmbedderConfig(kind="sentence_transformers", model=str(copied), dtype="float32")
+    )
     assert there == here
     assert str(tmp_path) not in json.dumps(there.to_dict())
     assert EmbedderConfig.from_fingerprint(here.to_dict()).max_tokens == 64

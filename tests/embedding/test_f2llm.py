@@ -27,7 +27,8 @@ def folder(request, tmp_path_factory):
 
 def config(folder, **settings):
     settings = {"end_token": True} | settings
-    return EmbedderConfig(kind="sentence_transformers", model=str(folder), device="cpu", **settings)
+    settings = {"dtype": "float32", "device": "cpu"} | settings
+    return EmbedderConfig(kind="sentence_transformers", model=str(folder), **settings)
 
 
 def plain_vectors(folder, texts, dtype=torch.float32):

@@ -152,7 +152,7 @@ def test_a_full_disk_leaves_nothing(packages, tmp_path, monkeypatch):
 def check_equal_to_sentence_transformers(kind):
     """200 texts of mixed length, some of them longer than the embedder reads."""
     library = pytest.importorskip("sentence_transformers")
-    embedder = load_embedder(EmbedderConfig(kind=kind, device="cpu"))
+    embedder = load_embedder(EmbedderConfig(kind=kind, device="cpu", dtype="float32"))
     words = ["the", "parcel", "from", "Zürich", "never", "came,", "東京", "3.50", "€", "(charged!)"]
     random = np.random.default_rng(0)
     lengths = np.concatenate([random.geometric(0.06, size=197), [150, 260, 420]])

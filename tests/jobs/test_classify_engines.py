@@ -115,3 +115,19 @@ def test_labels_adapted_here_are_those_of_the_cluster(ray_session, folder, capsy
         assert adapt_job.main([*flags, "--engine", engine, "--output", str(tmp_path / engine)]) == 0
         ids.append(json.loads(capsys.readouterr().out.splitlines()[-1])["adapted_labels"])
     assert ids[0] == ids[1]
+
+
+def test_a_store_says_what_it_was_computed_in(folder, capsys, tmp_path):
+    embedder = embedder_of(folder)
+    flags = ["--store", str(tmp_path / "store"), "--embedder.kind", embedder.kind]
+    flags += ["--embedder.model", str(embedder.model), "--engine", "process"]
+    found = []
+    for dtype, rows in (("float32", 5), ("bfloat16", 8), ("float32", 8)):
+        lines = [{"id": f"t{i}", "text": text(i)} for i in range(rows)]
+        write_jsonl(tmp_path / "in.jsonl", lines)
+        asked = ["--input", str(tmp_path / "in.jsonl"), "--embedder.dtype", dtype]
+        assert embed_job.main([*flags, *asked]) == 0
+        summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+        found.append((summary["embedded"], summary["dtype"]))
+    # Rows are not embedded again for other numbers; both are of one embedder.
+    assert found == [(5, "float32"), (3, "bfloat16, float32"), (0, "bfloat16, float32")]

@@ -34,7 +34,9 @@ def models(tmp_path_factory) -> Path:
     build_sentence_transformer(folder / "embedder")
     build_roberta(folder / "roberta")
     config = ModelConfig(encoder=str(folder / "roberta"), adaptor_init="normal")
-    embedder = EmbedderConfig(kind="sentence_transformers", model=str(folder / "embedder"))
+    embedder = EmbedderConfig(
+        kind="sentence_transformers", model=str(folder / "embedder"), dtype="float32"
+    )
     fingerprint = embedder_fingerprint(embedder).to_dict()
     for seed, name in enumerate(("sce", "other")):
         fresh = build_model(config, fingerprint, 0.0, seed=seed)
@@ -64,6 +66,7 @@ def with_sets(loaded, tickets, bare) -> LoadedModel:
 
 def settings_of(models: Path, name: str = "sce", **more) -> ModelSettings:
     embedder = {"kind": "sentence_transformers", "model": str(models / "embedder")}
+    embedder["dtype"] = "float32"
     return ModelSettings(
         path=str(models / name), embedder=embedder, device="cpu", dtype="float32", **more
     )
