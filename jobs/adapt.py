@@ -22,10 +22,10 @@ The last line of standard output is JSON. Exit code 0: done, 1: failed, 2: wrong
 import sys
 from functools import partial
 
-from sce.workflows.adapt import AdaptConfig, adapt
+from sce.workflows.bulk_settings import AdaptConfig
 from sce.workflows.cli import run_job
 
-main = partial(run_job, AdaptConfig, adapt, __doc__)
+main = partial(run_job, AdaptConfig, "sce.workflows.adapt:adapt", __doc__)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -24,22 +24,11 @@ The last line of standard output is JSON. Exit code 0: done, 1: failed, 2: wrong
 
 import sys
 from functools import partial
-from typing import Any
 
-from sce.workflows.bulk_input import read_input
 from sce.workflows.bulk_settings import ClassifyConfig
 from sce.workflows.cli import run_job
 
-
-def classify(config: ClassifyConfig) -> dict[str, Any]:
-    """Check what can be checked before what takes seconds to load."""
-    given = None if config.adapt else read_input(config)  # else jobs/adapt.py's checks come first
-    from sce.workflows.classify import classify
-
-    return classify(config, given)
-
-
-main = partial(run_job, ClassifyConfig, classify, __doc__)
+main = partial(run_job, ClassifyConfig, "sce.workflows.classify:classify", __doc__)
 
 if __name__ == "__main__":
     sys.exit(main())

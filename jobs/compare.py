@@ -17,7 +17,7 @@ The last line of standard output is JSON. Exit code 0: done, 1: failed, 2: wrong
 import sys
 
 from sce.workflows.cli import run_job
-from sce.workflows.compare import CompareConfig, compare
+from sce.workflows.experiment import CompareConfig
 
 if __name__ == "__main__":
-    sys.exit(run_job(CompareConfig, compare, __doc__))
+    sys.exit(run_job(CompareConfig, "sce.workflows.compare:compare", __doc__))

@@ -19,9 +19,9 @@ import sys
 from functools import partial
 
 from sce.workflows.cli import run_job
-from sce.workflows.embed import EmbedJob, embed
+from sce.workflows.experiment import EmbedJob
 
-main = partial(run_job, EmbedJob, embed, __doc__)
+main = partial(run_job, EmbedJob, "sce.workflows.embed:embed", __doc__)
 
 if __name__ == "__main__":
     sys.exit(main())

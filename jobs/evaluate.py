@@ -31,7 +31,7 @@ The last line of standard output is JSON. Exit code 0: done, 1: failed, 2: wrong
 import sys
 
 from sce.workflows.cli import run_job
-from sce.workflows.evaluate_embedders import Evaluation, evaluate_asked
+from sce.workflows.experiment import Evaluation
 
 if __name__ == "__main__":
-    sys.exit(run_job(Evaluation, evaluate_asked, __doc__))
+    sys.exit(run_job(Evaluation, "sce.workflows.evaluate_embedders:evaluate_asked", __doc__))

@@ -13,7 +13,6 @@ import sys
 
 from sce.workflows.cli import run_job
 from sce.workflows.experiment import Experiment
-from sce.workflows.prepare import prepare
 
 if __name__ == "__main__":
-    sys.exit(run_job(Experiment, prepare, __doc__))
+    sys.exit(run_job(Experiment, "sce.workflows.prepare:prepare", __doc__))

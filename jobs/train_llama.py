@@ -14,7 +14,7 @@ The last line of standard output is JSON. Exit code 0: done, 1: failed, 2: wrong
 import sys
 
 from sce.workflows.cli import run_job
-from sce.workflows.train_llama import LlamaExperiment, train_llama
+from sce.workflows.experiment import LlamaExperiment
 
 if __name__ == "__main__":
-    sys.exit(run_job(LlamaExperiment, train_llama, __doc__))
+    sys.exit(run_job(LlamaExperiment, "sce.workflows.train_llama:train_llama", __doc__))

@@ -17,7 +17,6 @@ import sys
 
 from sce.workflows.cli import run_job
 from sce.workflows.experiment import Experiment
-from sce.workflows.train import train
 
 if __name__ == "__main__":
-    sys.exit(run_job(Experiment, train, __doc__))
+    sys.exit(run_job(Experiment, "sce.workflows.train:train", __doc__))

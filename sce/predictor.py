@@ -37,13 +37,8 @@ from sce.model.encoder import SCEModel
 from sce.model.grouping import GroupScorer
 from sce.model.label_vectors import TextLookup, TextVectors, token_means_of
 from sce.model.linear_labels import LinearLabels
-from sce.model.scoring import (
-    SHORTLIST_ABOVE,
-    SHORTLIST_SIZE,
-    ScoredBatch,
-    Scorer,
-    multiplies_bfloat16,
-)
+from sce.model.scoring import ScoredBatch, Scorer, multiplies_bfloat16
+from sce.model.settings import SHORTLIST_ABOVE, SHORTLIST_SIZE
 from sce.storage import Place, absolute_model, fetch_model
 
 

@@ -13,7 +13,7 @@ from sce.distributed.resources import TorchThread
 from sce.embedding.embedder import TextEmbedder, choose_device, load_embedder
 from sce.embedding.fingerprint import EmbedderFingerprint
 from sce.embedding.settings import EmbedderConfig
-from sce.model.scoring import EXACT
+from sce.model.settings import EXACT
 from sce.predictor import Predictor
 from serve.cache import VectorCache
 from serve.engine import Engine, LoadedModel

@@ -14,11 +14,10 @@ from ray.serve.schema import (
     ServeDeploySchema,
 )
 
-from sce.baselines.lora import LINEARS
+from sce.baselines.settings import LINEARS
 from sce.config import load_config
 from sce.evaluation.paper import PAPER_SETTINGS, paper_settings
-from sce.workflows.experiment import Experiment
-from sce.workflows.train_llama import LlamaExperiment
+from sce.workflows.experiment import Experiment, LlamaExperiment
 from serve.settings import ServeConfig
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"

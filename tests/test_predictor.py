@@ -15,9 +15,10 @@ from sce.embedding.embedder import load_embedder
 from sce.embedding.settings import EmbedderConfig
 from sce.errors import ConfigError, DataError, FingerprintMismatch, InputError, LabelError
 from sce.labels import LabelSet, RaggedLabels, parse_labels
-from sce.model.scoring import EXACT
+from sce.model.settings import EXACT
 from sce.predictor import Predictor
-from sce.training.fresh_model import ModelConfig, build_model
+from sce.training.fresh_model import build_model
+from sce.training.settings import ModelConfig
 from tests.tiny_models import build_roberta, build_sentence_transformer
 
 TEXTS = ["the river rose overnight", "a short text", "the engine will not start", "thank you"]

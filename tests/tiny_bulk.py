@@ -7,7 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs import classify as classify_job
-from sce.embedding.embedder import embedder_fingerprint, load_embedder
+from sce.embedding.checkpoint import embedder_fingerprint
+from sce.embedding.embedder import load_embedder
 from sce.embedding.settings import EmbedderConfig
 from sce.embedding.store import (
     STORE_COLUMNS,
@@ -16,7 +17,8 @@ from sce.embedding.store import (
     write_manifest,
 )
 from sce.predictor import Predictor
-from sce.training.fresh_model import ModelConfig, build_model
+from sce.training.fresh_model import build_model
+from sce.training.settings import ModelConfig
 from tests.tiny_models import build_roberta, build_sentence_transformer
 
 LABELS = ["markets", "sport", "late parcel", "stars"]

@@ -24,14 +24,12 @@ from transformers import (
 )
 
 from jobs.benchmarks.records import Benchmark
-from sce.baselines.llama_training import LlamaTrainConfig
-from sce.baselines.lora import LoraSettings
+from sce.baselines.settings import LlamaTrainConfig, LoraSettings
 from sce.errors import ConfigError
 from sce.evaluation import flops
 from sce.evaluation.flops import JINA_V3, LLAMA_1B, LORA_RANK, ROBERTA_BASE, Architecture
 from sce.model.encoder import SCEConfig
-from sce.training.episodes import AugmentConfig
-from sce.training.epoch import TrainConfig
+from sce.training.settings import AugmentConfig, TrainConfig
 
 PAPER_CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "paper"
 JINA_RANK = 4

@@ -19,7 +19,7 @@ from jobs.benchmarks.inputs import label_names, write_model, write_store
 from jobs.benchmarks.process_memory import run_job_watched
 from jobs.benchmarks.records import Benchmark, Measured
 from jobs.benchmarks.rounds import Figure, in_turn
-from sce.embedding.embedder import embedder_fingerprint
+from sce.embedding.checkpoint import embedder_fingerprint
 from sce.embedding.settings import EmbedderConfig
 
 

@@ -18,7 +18,7 @@ from jobs.benchmarks.process_memory import WatchedJob, run_job_watched
 from jobs.benchmarks.records import Benchmark, Measured
 from jobs.benchmarks.rounds import Figure, Figures, in_turn
 from sce.bulk.output import read_run, rows_done
-from sce.embedding.embedder import embedder_fingerprint
+from sce.embedding.checkpoint import embedder_fingerprint
 from sce.embedding.settings import EmbedderConfig
 
 TENTH, WHOLE, RESUMED = "a tenth of the rows", "all rows", "all rows, resumed half-way"

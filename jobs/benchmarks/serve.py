@@ -36,7 +36,7 @@ from jobs.benchmarks.records import Benchmark, Measured, arithmetic_of
 from jobs.benchmarks.rounds import Figure, Figures, in_turn, seconds_of
 from jobs.benchmarks.servers import ROOT, gliclass_server, own_ray, serve_app
 from sce.distributed.resources import use_threads
-from sce.embedding.embedder import embedder_fingerprint
+from sce.embedding.checkpoint import embedder_fingerprint
 from sce.embedding.settings import EmbedderConfig
 from sce.model.scoring import multiplies_bfloat16
 from sce.predictor import Predictor

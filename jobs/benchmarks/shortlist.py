@@ -13,7 +13,7 @@ from jobs.benchmarks.rounds import Figure, in_turn
 from sce.datasets.labelled import read_labelled
 from sce.embedding.settings import EmbedderConfig
 from sce.errors import ConfigError
-from sce.model.scoring import EXACT
+from sce.model.settings import EXACT
 from sce.predictor import Predictor
 from sce.storage import Place
 

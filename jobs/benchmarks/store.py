@@ -40,7 +40,7 @@ from sce.distributed.backends import Classification, LocalModel
 from sce.distributed.resources import embed_actors
 from sce.distributed.settings import ResourcesConfig
 from sce.distributed.stage import ACTOR_CPUS, run_stage
-from sce.embedding.embedder import embedder_fingerprint
+from sce.embedding.checkpoint import embedder_fingerprint
 from sce.embedding.settings import EmbedderConfig
 from sce.labels import LabelSet
 from sce.predictor import Predictor

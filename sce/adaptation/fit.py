@@ -25,7 +25,6 @@ import torch
 
 from sce.adaptation.mixture import (
     Labelled,
-    MixtureSettings,
     Moments,
     Scores,
     Sums,
@@ -51,6 +50,7 @@ from sce.adaptation.settings import (
     MIN_GRAIN,
     RICH_ANCHOR,
     AdaptSettings,
+    MixtureSettings,
     Trust,
 )
 from sce.errors import DataError

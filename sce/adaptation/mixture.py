@@ -34,6 +34,7 @@ from scipy.linalg import cho_factor, cho_solve
 from scipy.special import softmax
 from threadpoolctl import ThreadpoolController
 
+from sce.adaptation.settings import MixtureSettings
 from sce.model.linear_labels import VECTOR_BITS, exact_products, round_weights
 
 POSTERIOR_BITS = 22
@@ -45,33 +46,6 @@ MIN_SPREAD = 1e-6
 Texts have some 1e-3."""
 LABELLED_PRIOR = 4.0
 """Labelled rows of a label at which each counts for half of what many count for."""
-MAX_ROWS = 2**23
-"""Above this the int64 sums of 2^40 could overflow."""
-
-
-@dataclass(frozen=True)
-class MixtureSettings:
-    """How bold a fit is; the defaults were chosen on the development sets.
-
-    Attributes:
-        rounds: of expectation maximisation.
-        start_scale: the first posterior is softmax(start_scale x.g).
-        anchor: weight of start_scale x.g in every later round.
-        pseudo_rows: rows at the corpus's mean that each label is given.
-        shrinkage: of the covariance towards a multiple of the identity.
-        presence: strength of the presence prior; 0 for none.
-        presence_rows: rows a label at which half of it counts.
-        presence_scale: of the sharp posterior from which presence is read.
-    """
-
-    rounds: int = 4
-    start_scale: float = 20.0
-    anchor: float = 1.0
-    pseudo_rows: float = 5.0
-    shrinkage: float = 0.9
-    presence: float = 4.0
-    presence_rows: float = 30.0
-    presence_scale: float = 60.0
 
 
 @dataclass(frozen=True)

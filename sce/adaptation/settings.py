@@ -2,12 +2,41 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import Field
 
-from sce.adaptation.mixture import MAX_ROWS, MixtureSettings
 from sce.config import Section
+
+MAX_ROWS = 2**23
+"""Above this the int64 sums of 2^40 could overflow."""
+
+
+@dataclass(frozen=True)
+class MixtureSettings:
+    """How bold a fit is; the defaults were chosen on the development sets.
+
+    Attributes:
+        rounds: of expectation maximisation.
+        start_scale: the first posterior is softmax(start_scale x.g).
+        anchor: weight of start_scale x.g in every later round.
+        pseudo_rows: rows at the corpus's mean that each label is given.
+        shrinkage: of the covariance towards a multiple of the identity.
+        presence: strength of the presence prior; 0 for none.
+        presence_rows: rows a label at which half of it counts.
+        presence_scale: of the sharp posterior from which presence is read.
+    """
+
+    rounds: int = 4
+    start_scale: float = 20.0
+    anchor: float = 1.0
+    pseudo_rows: float = 5.0
+    shrinkage: float = 0.9
+    presence: float = 4.0
+    presence_rows: float = 30.0
+    presence_scale: float = 60.0
+
 
 Trust = Literal["none", "careful", "default", "bold"]
 FITS: dict[Trust, MixtureSettings] = {

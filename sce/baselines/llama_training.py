@@ -1,4 +1,4 @@
-"""LoRA fine-tuning: its settings, the rows as micro-batches, and the loss for `training.epoch`."""
+"""LoRA fine-tuning: the rows as micro-batches, and the loss for `training.epoch`."""
 
 from __future__ import annotations
 
@@ -7,46 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from pydantic import Field
 
 from sce.baselines.lora import Samples, collate, label_loss
 from sce.baselines.prompted import PromptedClassifier
+from sce.baselines.settings import LlamaTrainConfig
 from sce.labels import LabelSet
-from sce.training.epoch import TrainConfig
 from sce.training.random_keys import row_keys, uniforms
-
-
-class LlamaTrainConfig(TrainConfig):
-    """How the adapters are fitted. The paper gives micro-batches and accumulation (appendix R);
-    learning rate, schedule and epochs are ours, those that are usual for LoRA."""
-
-    micro_batch_size: int = Field(2, ge=1)
-    """Samples of one forward pass."""
-    accumulation_steps: int = Field(32, ge=1)
-    """Micro-batches of an optimiser step, over all workers."""
-    batch_size: int = Field(64, ge=1)
-    """micro_batch_size * accumulation_steps; not to be set by itself."""
-    epochs: int = Field(1, ge=0)
-    learning_rate: float = Field(1e-4, gt=0)
-    warmup_fraction: float = Field(0.03, ge=0, le=1)
-    weight_decay: float = Field(0.0, ge=0)
-    max_text_tokens: int = Field(1024, ge=1)
-    """Longer texts are cut before they go into the prompt."""
-    shuffle_labels: bool = True
-    """Another order of the labels in every prompt, since the model sees their places."""
-
-    def model_post_init(self, context: object) -> None:
-        wanted = self.micro_batch_size * self.accumulation_steps
-        if "batch_size" in self.model_fields_set and self.batch_size != wanted:
-            raise ValueError(
-                f"batch_size: {self.batch_size} is not micro_batch_size * accumulation_steps "
-                f"({wanted}); leave it out"
-            )
-        object.__setattr__(self, "batch_size", wanted)
-
-    @property
-    def pass_rows(self) -> int:
-        return self.micro_batch_size
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
 from peft import LoraConfig, PeftModel, get_peft_model, load_peft_weights
-from pydantic import Field
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -26,38 +25,16 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from sce.config import Section
+from sce.baselines.settings import LoraSettings
 from sce.errors import ConfigError, InputError
 from sce.model.weights import ADAPTER, load_weights, refuse_pickles
 from sce.storage import Place, fetch_model
 
 IGNORED = -100
 """Target of a token without a loss, as `cross_entropy` has it."""
-LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-"""Appendix M."""
 _TOKENIZER_FILES = ["*.json", "*.jinja", "*.model"]
 _ADAPTER_FILES = ["*.json", "*.safetensors"]
 _HUB_TIMEOUT_SECONDS = 5
-
-
-class LoraSettings(Section):
-    """The adapters, and how the weights below them are kept."""
-
-    rank: int = Field(default=180, ge=1)
-    """126,812,160 parameters on Llama-3.2-1B: appendix M."""
-    alpha: float | None = Field(default=None, gt=0)
-    """The adapters' output is scaled by alpha / rank. The paper does not say; the default is the
-    rank, a scale of 1, so that another rank needs no other learning rate."""
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Before the adapters. The paper does not say."""
-    targets: tuple[str, ...] = LINEARS
-    """Linear layers with adapters."""
-    quantisation: Literal["nf4", "none"] = "nf4"
-    """How the frozen weights are kept: as 4-bit NormalFloat, or as they are."""
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """What is computed in; the adapters themselves are float32."""
-    gradient_checkpointing: bool = True
-    """Compute activations again in the backward pass rather than keep them."""
 
 
 def load_base(

@@ -33,8 +33,8 @@ from transformers import (
 )
 from transformers.cache_utils import DynamicLayer
 
-from sce.baselines.lora import LoraSettings, load_base, load_chat_tokenizer, read_adapters
-from sce.baselines.settings import PromptedConfig, PromptName
+from sce.baselines.lora import load_base, load_chat_tokenizer, read_adapters
+from sce.baselines.settings import LoraSettings, PromptedConfig, PromptName
 from sce.embedding.row_checks import check_texts
 from sce.errors import ConfigError, InputError
 from sce.labels import LabelSet

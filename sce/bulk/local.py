@@ -1,4 +1,7 @@
-"""A block's answers from what is loaded in this process: a model, or adapted labels alone."""
+"""A block's answers from what is loaded in this process: a model, or adapted labels alone.
+
+Model and embedder are imported where they are loaded: who sends a job on its way needs neither.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +13,15 @@ import pyarrow as pa
 
 from sce.bulk.answering import BlockAnswers
 from sce.bulk.vectors import embed_distinct
-from sce.embedding.embedder import TextEmbedder, load_embedder
 from sce.embedding.settings import EmbedderConfig
 from sce.model.answers import Answers
 from sce.model.linear_labels import LinearLabels
-from sce.predictor import Predictor
 
 
 class LocalPredictor:
-    """A block's answers from a model in this process."""
+    """A block's answers from a `Predictor` in this process."""
 
-    def __init__(self, predictor: Predictor) -> None:
+    def __init__(self, predictor: Any) -> None:
         self._predictor = predictor
 
     @property
@@ -53,7 +54,7 @@ class LinearPredictor:
 
     def __init__(self, embedder: EmbedderConfig, dimension: int) -> None:
         self._config, self._dimension = embedder, dimension
-        self._embedder: TextEmbedder | None = None
+        self._embedder: Any = None
 
     @property
     def dimension(self) -> int:
@@ -65,7 +66,10 @@ class LinearPredictor:
     def answer_texts(
         self, texts_G: pa.Array, labels: LinearLabels, top_k: int, return_scores: bool
     ) -> BlockAnswers:
-        self._embedder = self._embedder or load_embedder(self._config)
+        if self._embedder is None:
+            from sce.embedding.embedder import load_embedder
+
+            self._embedder = load_embedder(self._config)
         vectors_GD, truncated_G = embed_distinct(self._embedder, texts_G)
         found = self.answer_vectors(vectors_GD, labels, top_k, return_scores)
         return replace(found, truncated_G=truncated_G)

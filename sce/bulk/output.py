@@ -200,6 +200,11 @@ class OutputRun:
         self.save()
         self.remove_checkpoint()
 
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether some rows of an unfinished part may be kept."""
+        return (to_place(self.uri) / CHECKPOINT).exists()
+
     def remove_checkpoint(self) -> None:
         """Forget which rows of unfinished parts were written."""
         remove(to_place(self.uri) / CHECKPOINT)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from sce.bulk.corpus import Corpus
 from sce.bulk.listing import InputFile
 from sce.errors import InputError
 from sce.labels import LabelSet
-from sce.model.encoder import SCEConfig
+from sce.model.settings import SCEFields, check_fields
 from sce.model.weights import refuse_pickles
 from sce.storage import fetch_model, open_input, readable
 
@@ -21,26 +22,44 @@ MOST_CONTENT_BYTES = 4 << 30
 _DIGITS = 16
 
 
-def identify_model(model: str) -> tuple[SCEConfig, str]:
+def identify_model(model: str) -> tuple[SCEFields, str]:
     """The configuration of a model, and a hash of its files (of a hub model: id and commit). Raises
     `InputError`: there is no such model, or its weights are not in safetensors."""
     path = fetch_model(model)
+    folder = Path(path)
     try:
-        config = SCEConfig.from_pretrained(path)
+        found = _config(folder) if folder.is_dir() else _hub_config(path)
+        config = SCEFields(**{f.name: found[f.name] for f in fields(SCEFields) if f.name in found})
+        if found.get("model_type") == "sce":
+            check_fields(config.encoder, config.label_vectors)
     except (OSError, ValueError) as error:
         raise InputError(f"model: no SCE model at {model!r}: {error}") from None
-    if config.model_type != SCEConfig.model_type or config.embedder is None:
+    if found.get("model_type") != "sce" or config.embedder is None:
         raise InputError(f"model: {model!r} is not a model that jobs/train_sce.py wrote.")
     refuse_pickles(path)
-    folder = Path(path)
     if not folder.is_dir():
-        return config, f"{model}@{getattr(config, '_commit_hash', None)}"
+        return config, f"{model}@{found.get('_commit_hash')}"
     digest = hashlib.sha256()
     for part in sorted((*folder.glob("*.safetensors"), folder / "config.json")):
         digest.update(part.name.encode())
         with part.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return config, digest.hexdigest()[:_DIGITS]
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    file = folder / "config.json"
+    found = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(found, dict):
+        raise ValueError(f"{file} is no JSON object.")
+    return found
+
+
+def _hub_config(name: str) -> dict[str, Any]:
+    from transformers import PreTrainedConfig
+
+    found: dict[str, Any] = PreTrainedConfig.get_config_dict(name)[0]
+    return found
 
 
 def identify_labels(labels: LabelSet | AdaptedLabels | None, column: str | None) -> dict[str, Any]:

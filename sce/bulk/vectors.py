@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +12,6 @@ import pyarrow.compute as pc
 from sce.bulk.corpus import Columns
 from sce.bulk.pending import RowFacts
 from sce.bulk.reading import BLOCK_ROWS, kept_columns
-from sce.embedding.embedder import TextEmbedder, load_embedder
 from sce.embedding.settings import EmbedderConfig
 from sce.embedding.store import STORE_COLUMNS, embedding_column
 
@@ -25,6 +25,8 @@ class BlockEmbedder:
     kept with it, and with a vector of zeros: who classifies from the store gets every row."""
 
     def __init__(self, embedder: EmbedderConfig, columns: Columns) -> None:
+        from sce.embedding.embedder import load_embedder
+
         self._embedder = load_embedder(embedder)
         self._columns = columns
 
@@ -57,9 +59,21 @@ class BlockEmbedder:
         yield from (rows_G[first : first + size] for first in range(0, len(rows_G), size))
 
 
-def embed_distinct(embedder: TextEmbedder, texts_G: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-    """Vectors [G, D], and whether the text was cut [G]. A text that several rows share is embedded
-    once."""
+class TextVectors:
+    """Texts to vectors [N, D], by an embedder that is loaded where this is made."""
+
+    def __init__(self, embedder: EmbedderConfig) -> None:
+        from sce.embedding.embedder import load_embedder
+
+        self._embedder = load_embedder(embedder)
+
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        return self._embedder.embed(texts).vectors
+
+
+def embed_distinct(embedder: Any, texts_G: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors [G, D] of a `TextEmbedder`, and whether the text was cut [G]. A text that several
+    rows share is embedded once."""
     encoded = texts_G.dictionary_encode()
     embedded = embedder.embed(encoded.dictionary.to_pylist())
     code_G = encoded.indices.to_numpy()

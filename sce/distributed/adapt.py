@@ -27,9 +27,10 @@ from ray.exceptions import RayTaskError
 from sce.adaptation.passes import Block, Totals
 from sce.bulk.corpus import Columns, Corpus
 from sce.bulk.sums import add_up_rows, choose_rows, hash_limit, hashes, rows_below
+from sce.distributed.actors import IO_TASK, cause_of
 from sce.distributed.block_io import ShardSource
 from sce.distributed.session import ensure_ray
-from sce.distributed.stage import IO_TASK, cause_of, plan_corpus
+from sce.distributed.stage import plan_corpus
 from sce.embedding.store import EmbeddingStore, embedding_matrix
 from sce.errors import DataError
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 from sce.adaptation.artefact import AdaptedLabels
 from sce.bulk.answering import BlockPredictor, Endpoint, ServedModel
+from sce.bulk.blocks import EMBED_ROWS_PER_FILE, ROWS_PER_FILE, TEXT_BLOCK_BYTES, Stage
 from sce.bulk.classifier import OWN_COLUMNS, AnswerColumns, BlockClassifier
 from sce.bulk.corpus import Columns
 from sce.bulk.endpoint import EndpointPredictor
@@ -19,18 +20,11 @@ from sce.bulk.request import identify_model
 from sce.distributed.embed import embedder_of
 from sce.distributed.resources import ActorPlan, embed_actors
 from sce.distributed.settings import ResourcesConfig
-from sce.distributed.stage import (
-    ACTOR_CPUS,
-    EMBED_ROWS_PER_FILE,
-    ROWS_PER_FILE,
-    TEXT_BLOCK_BYTES,
-    Stage,
-)
+from sce.distributed.stage import ACTOR_CPUS, Workers
 from sce.embedding.fingerprint import EmbedderFingerprint
 from sce.embedding.settings import EmbedderConfig
 from sce.labels import LabelSet
-from sce.model.scoring import EXACT, SHORTLIST_ABOVE, SHORTLIST_SIZE
-from sce.predictor import Predictor
+from sce.model.settings import EXACT, SHORTLIST_ABOVE, SHORTLIST_SIZE
 
 SCORES_PER_BATCH = 1_000_000
 MIN_BATCH_ROWS = 256
@@ -102,7 +96,11 @@ class LocalModel:
     def actor_plan(self, resources: ResourcesConfig) -> ActorPlan:
         return embed_actors(resources, default_cpus=ACTOR_CPUS)
 
-    def load(self, device: str) -> Predictor:
+    def load(self, device: str) -> Any:
+        """The `Predictor`, whose imports take seconds: who sends a job on its way has no need of
+        it."""
+        from sce.predictor import Predictor
+
         return Predictor.from_pretrained(
             self.path,
             self.embedder_config.model_copy(update={"device": device}),
@@ -206,6 +204,12 @@ class ServedByEndpoint:
         return EndpointPredictor(self.endpoint)
 
 
+@lru_cache(maxsize=1)
+def _loaded(backend: LocalModel | AdaptedAlone | ServedByEndpoint, device: str) -> BlockPredictor:
+    """One process may be asked several times: for a threshold first, then for the answers."""
+    return backend.block_predictor(device)
+
+
 @dataclass(frozen=True)
 class Classification:
     """What is asked of every block; pickled into each actor."""
@@ -217,12 +221,12 @@ class Classification:
     answer: AnswerColumns
 
     def classifier(self, device: str) -> BlockClassifier:
-        """Runs in the actor: loads the model, or connects to the endpoint."""
-        predictor = self.backend.block_predictor(device)
+        """Runs where the blocks are answered: loads the model, or connects to the endpoint."""
+        predictor = _loaded(self.backend, device)
         return BlockClassifier(predictor, self.labels, self.columns, self.answer)
 
     def stage(
-        self, actors: ActorPlan, output_format: OutputFormat, rows_per_file: int | None = None
+        self, workers: Workers, output_format: OutputFormat, rows_per_file: int | None = None
     ) -> Stage:
         """What the engine does to every block, and how large blocks, batches and files are;
         `rows_per_file` is None for what suits the device."""
@@ -232,10 +236,10 @@ class Classification:
             # Every label's score is held for a batch: with many labels fewer rows at once.
             batch_rows = SCORES_PER_BATCH // len(self.labels)
             batch_rows = min(max(batch_rows, MIN_BATCH_ROWS), BLOCK_ROWS)
-        by_device = EMBED_ROWS_PER_FILE[actors.device] if from_text else ROWS_PER_FILE
+        by_device = EMBED_ROWS_PER_FILE[workers.device] if from_text else ROWS_PER_FILE
         json_text = self.columns.keep if self.columns.raw_json else ()
         return Stage(
-            make=partial(self.classifier, actors.device),
+            make=partial(self.classifier, workers.device),
             columns=self.columns,
             output_format=output_format,
             rows_per_file=rows_per_file or by_device,

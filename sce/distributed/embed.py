@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from sce.bulk.blocks import EMBED_ROWS_PER_FILE, TEXT_BLOCK_BYTES, Stage
 from sce.bulk.corpus import Columns, Corpus, Shard, open_corpus
 from sce.bulk.counts import ActorCounts, ErrorLimit
 from sce.bulk.output import COMMIT_ROWS, RUN_FILE, FolderLock, OutputRun, PartCounts, read_run
@@ -30,19 +31,11 @@ from sce.bulk.request import identify_input
 from sce.bulk.vectors import BlockEmbedder
 from sce.config import resolve_output
 from sce.datasets.prepared import ROWS_FILE, read_label_sets
-from sce.distributed.resources import ActorPlan, embed_actors
+from sce.distributed.resources import embed_actors
 from sce.distributed.settings import ResourcesConfig
-from sce.distributed.stage import (
-    ACTOR_CPUS,
-    EMBED_ROWS_PER_FILE,
-    TEXT_BLOCK_BYTES,
-    Stage,
-    in_tasks,
-    plan_corpus,
-    run_stage,
-)
+from sce.distributed.stage import ACTOR_CPUS, Workers, in_tasks, plan_corpus, run_stage
 from sce.distributed.store_diff import Change, compare
-from sce.embedding.embedder import embedder_fingerprint
+from sce.embedding.checkpoint import embedder_fingerprint
 from sce.embedding.fingerprint import EmbedderFingerprint, check_fingerprint
 from sce.embedding.settings import EmbedderConfig
 from sce.embedding.store import (
@@ -54,7 +47,6 @@ from sce.embedding.store import (
     text_hash,
     write_manifest,
 )
-from sce.model.label_vectors import label_texts_to_keep
 from sce.storage import Place, RemotePath, absolute_model, to_place, write_text
 
 MIN_BATCH_ROWS = 512
@@ -68,7 +60,7 @@ def embed_corpus(
     columns: Columns,
     store: str | Place,
     embedder: EmbedderConfig,
-    plan: ActorPlan | Callable[[], ActorPlan],
+    workers: Workers | Callable[[], Workers],
     limit: ErrorLimit,
     commit_rows: int = COMMIT_ROWS,
     prepared: bool = False,
@@ -82,7 +74,7 @@ def embed_corpus(
 
     Args:
         store: a folder that every node reaches, or a URI.
-        plan: the actors, or what works them out once they are needed.
+        workers: who embeds, or what works them out once they are needed.
         limit: of rows with errors among those that are embedded.
         prepared: rows with errors, and ids that stand twice, are refused; and an unfinished store
             of other rows is begun anew rather than refused.
@@ -128,9 +120,9 @@ def embed_corpus(
             _clear(folder, request)
             run.first_part = _next_number(old)
         if change.pending:
-            actors = plan if isinstance(plan, ActorPlan) else plan()
-            stage = _stage(embedder, columns, change.pending, actors)
-            done = run_stage(run, change.pending, stage, actors, limit, "embedding", commit_rows)
+            found = workers() if callable(workers) else workers
+            stage = _stage(embedder, columns, change.pending, found)
+            done = run_stage(run, change.pending, stage, found, limit, "embedding", commit_rows)
             work = done.work
         new, counts = _commit(run, old, fingerprint, shards, change, work)
         summary = _summary(run, new, change, counts, work) | corpus.reading(shards)
@@ -165,6 +157,8 @@ def embed_prepared(
         InputError: as `embed_corpus`; `data_dir` is not prepared, a text is empty, an id is missing
             or stands twice; the cluster cannot give what `resources` asks for.
     """
+    from sce.model.label_vectors import label_texts_to_keep
+
     folder = resolve_output(embeddings_dir)
     labels = [one for labels in read_label_sets(data_dir).values() for one in labels.labels]
     texts = sorted(label_texts_to_keep(labels))
@@ -172,7 +166,7 @@ def embed_prepared(
     label_texts = folder / "label_texts.jsonl"
     if not label_texts.is_file() or label_texts.read_text("utf-8") != "".join(lines):
         write_text(label_texts, "".join(lines))
-    plan = cache(partial(embed_actors, resources, default_cpus=ACTOR_CPUS))
+    workers = cache(partial(embed_actors, resources, default_cpus=ACTOR_CPUS))
     limit = ErrorLimit(count=0)
     found = {}
     for name, file, columns in (
@@ -181,7 +175,7 @@ def embed_prepared(
     ):
         started = time.perf_counter()
         corpus, store = open_corpus([str(file)]), folder / name
-        _, summary = embed_corpus(corpus, columns, store, embedder, plan, limit, prepared=True)
+        _, summary = embed_corpus(corpus, columns, store, embedder, workers, limit, prepared=True)
         found[name] = summary | {
             "rows": summary["rows_out"],
             "path": summary["store"],
@@ -206,15 +200,15 @@ def _local_model(settings: EmbedderConfig) -> EmbedderConfig:
 
 
 def _stage(
-    embedder: EmbedderConfig, columns: Columns, shards: Sequence[Shard], plan: ActorPlan
+    embedder: EmbedderConfig, columns: Columns, shards: Sequence[Shard], workers: Workers
 ) -> Stage:
-    settings = _local_model(embedder).model_copy(update={"device": plan.device})
-    rows_each = -(-sum(shard.rows for shard in shards) // plan.actors)
+    settings = _local_model(embedder).model_copy(update={"device": workers.device})
+    rows_each = -(-sum(shard.rows for shard in shards) // workers.actors)
     return Stage(
         make=partial(BlockEmbedder, settings, columns),
         columns=columns,
         output_format="parquet",
-        rows_per_file=EMBED_ROWS_PER_FILE[plan.device],
+        rows_per_file=EMBED_ROWS_PER_FILE[workers.device],
         block_bytes=TEXT_BLOCK_BYTES,
         batch_rows=int(np.clip(rows_each, MIN_BATCH_ROWS, BLOCK_ROWS)),
         classified=False,

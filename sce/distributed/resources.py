@@ -1,4 +1,7 @@
-"""What the user asks of the cluster, checked against what the cluster has or can grow to."""
+"""What the user asks of the cluster, checked against what the cluster has or can grow to.
+
+Ray and torch, which take seconds to import, are imported where they are used.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-import ray
-import torch
-from ray._private.state import state as ray_state  # limits of an autoscaler: no public name
-
-from sce.distributed.session import ensure_ray
 from sce.distributed.settings import ResourcesConfig
 from sce.errors import ConfigError
 
@@ -105,6 +103,11 @@ class ClusterSize:
 
 def cluster_size() -> ClusterSize:
     """Measure the cluster; joins it where that is not done."""
+    import ray
+    from ray._private.state import state as ray_state  # limits of an autoscaler: no public name
+
+    from sce.distributed.session import ensure_ray
+
     ensure_ray()
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     config = ray_state.get_cluster_config()
@@ -170,6 +173,8 @@ def use_threads(threads: int) -> None:
 
     Ray sets OMP_NUM_THREADS of a worker to the CPUs set aside for it, which is often 1.
     """
+    import torch
+
     torch.set_num_threads(max(1, min(threads, len(os.sched_getaffinity(0)))))
 
 

@@ -8,6 +8,8 @@ from pydantic import Field
 
 from sce.config import Gpus, Section
 
+Engine = Literal["auto", "process", "ray"]
+
 
 class ResourcesConfig(Section):
     """Actors, workers and their hardware. The defaults run on two CPU cores and use a GPU an

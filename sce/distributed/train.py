@@ -11,8 +11,8 @@ from sce.distributed.workers import Fitted, Reduce, Run, Worker, run_training
 from sce.evaluation import flops
 from sce.model.encoder import SCEModel
 from sce.training.episodes import EpisodeObjective, EpisodeSampler
-from sce.training.epoch import TrainConfig
 from sce.training.fresh_model import FreshModel
+from sce.training.settings import TrainConfig
 from sce.training.validation import Validator
 
 

@@ -14,21 +14,10 @@ import numpy as np
 import torch
 from peft import set_peft_model_state_dict
 
-from sce.baselines.llama_training import (
-    LlamaObjective,
-    LlamaRows,
-    LlamaTrainConfig,
-    right_answers,
-)
-from sce.baselines.lora import (
-    LoraSettings,
-    adapter_weights,
-    add_adapters,
-    load_base,
-    load_chat_tokenizer,
-)
+from sce.baselines.llama_training import LlamaObjective, LlamaRows, right_answers
+from sce.baselines.lora import adapter_weights, add_adapters, load_base, load_chat_tokenizer
 from sce.baselines.prompted import PromptedClassifier
-from sce.baselines.settings import PromptName
+from sce.baselines.settings import LlamaTrainConfig, LoraSettings, PromptName
 from sce.distributed.workers import STATE_FILE, Fitted, Reduce, Run, Worker, run_training
 from sce.evaluation import flops
 

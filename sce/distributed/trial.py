@@ -6,26 +6,36 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray
-from ray.exceptions import RayTaskError
 
+from sce.bulk.blocks import BlockFunction
 from sce.bulk.classifier import AnswerColumns
 from sce.bulk.corpus import Columns, Corpus, Shard
 from sce.bulk.display import Preview, confused_pairs
 from sce.bulk.reading import read_shard
 from sce.distributed.backends import Classification
-from sce.distributed.resources import ActorPlan, use_threads
-from sce.distributed.stage import BlockFunction, cause_of, plan_corpus
-from sce.evaluation import thresholds
+from sce.distributed.one_process import OneProcess
+from sce.distributed.resources import use_threads
+from sce.distributed.stage import Workers, plan_corpus
 
 SAMPLE_ROWS = 1000
 SAMPLE_SHARDS = 8
+
+
+@dataclass(frozen=True)
+class FoundThreshold:
+    """Of labelled rows: precision by coverage, the threshold chosen, and the label that each row
+    got."""
+
+    curve: Any
+    choice: Any
+    found: list[str]
 
 
 def find_threshold(
@@ -33,10 +43,12 @@ def find_threshold(
     texts: Sequence[str],
     names: Sequence[str],
     target_precision: float,
-    plan: ActorPlan,
-) -> tuple[thresholds.Curve, thresholds.Choice, list[str]]:
+    workers: Workers,
+) -> FoundThreshold:
     """Classify texts whose right labels `names` has, and choose the threshold that reaches a
-    precision on them; and the label that each got."""
+    precision on them."""
+    from sce.evaluation import thresholds
+
     rows = len(texts)
     block = pa.table(
         {
@@ -48,16 +60,16 @@ def find_threshold(
         }
     )
     ((answered, _),) = _classified(
-        replace(asked, columns=Columns(), answer=AnswerColumns()), [block], plan
+        replace(asked, columns=Columns(), answer=AnswerColumns()), [block], workers
     )
     found = answered["label"].to_pylist()
     right_N = np.array(found, object) == np.array(names, object)
     curve = thresholds.precision_coverage(answered["score"].to_numpy(), right_N)
-    return curve, thresholds.choose_threshold(curve, target_precision), found
+    return FoundThreshold(curve, thresholds.choose_threshold(curve, target_precision), found)
 
 
 def preview(
-    asked: Classification, corpus: Corpus, text_column: str | None, plan: ActorPlan
+    asked: Classification, corpus: Corpus, text_column: str | None, workers: Workers
 ) -> Preview:
     """Classify a sample of the input; of a row its `text_column` is shown, or else its id."""
     columns, shown = asked.columns, "text" if asked.columns.text is not None else "id"
@@ -69,7 +81,7 @@ def preview(
     two_best = replace(asked.answer, top_k=max(2, asked.answer.top_k or 0))
     # The first time the labels are embedded as well; the second is what a block takes.
     _, (answered, seconds) = _classified(
-        replace(asked, columns=columns, answer=two_best), [block, block], plan
+        replace(asked, columns=columns, answer=two_best), [block, block], workers
     )
     file = io.BytesIO()
     pq.write_table(answered if asked.answer.top_k else answered.drop_columns("top"), file)
@@ -78,7 +90,7 @@ def preview(
         answered.append_column("shown", block[shown]),
         confused_pairs(answered["top"].to_pylist()),
         rows,
-        seconds / block.num_rows * rows / plan.actors,
+        seconds / block.num_rows * rows / workers.actors,
         int(file.tell() / block.num_rows * rows),
     )
 
@@ -94,13 +106,21 @@ def _sample(shards: Sequence[Shard], columns: Columns) -> pa.Table:
 
 
 def _classified(
-    asked: Classification, blocks: Sequence[pa.Table], plan: ActorPlan
+    asked: Classification, blocks: Sequence[pa.Table], workers: Workers
 ) -> list[tuple[pa.Table, float]]:
     """The blocks one after another in one worker: their answers, and the seconds that each took."""
+    make = partial(asked.classifier, workers.device)
+    if isinstance(workers, OneProcess):
+        return list(workers.timed(make, blocks))
+    import ray
+    from ray.exceptions import RayTaskError
+
+    from sce.distributed.actors import cause_of
+
     # The worker ends with its task, so that the model's memory is free for the job's actors.
-    task = ray.remote(max_calls=1, max_retries=0, **plan.ray_arguments())(_classify)
+    task = ray.remote(max_calls=1, max_retries=0, **workers.ray_arguments())(_classify)
     try:
-        return ray.get(task.remote(partial(asked.classifier, plan.device), plan.threads, blocks))
+        return ray.get(task.remote(make, workers.threads, blocks))
     except RayTaskError as error:
         raise cause_of(error) from None
 

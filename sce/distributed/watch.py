@@ -6,12 +6,9 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
-import ray
-from ray.exceptions import RayError
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -21,6 +18,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from sce.bulk.counts import ActorCounts
 from sce.bulk.output import OutputRun
 
 PROGRESS_SECONDS = 10
@@ -30,10 +28,15 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def watched(
-    counter: Any, what: str, total: int, rows_before: int, run: OutputRun
+    totals: Callable[[float], ActorCounts | None],
+    what: str,
+    total: int,
+    rows_before: int,
+    run: OutputRun,
 ) -> Iterator[None]:
-    """Show how far a stage is while its rows are worked off, as a bar on a terminal or as a line
-    every ten seconds in the log; and keep the output's clock going."""
+    """Show how far a stage is while its rows are worked off, by what `totals` says within so many
+    seconds: as a bar on a terminal or as a line every ten seconds in the log; and keep the output's
+    clock going."""
     if rows_before:
         log.info("%s: %d of %d rows were done before", what, rows_before, total)
     bar = Progress(
@@ -47,17 +50,15 @@ def watched(
     )
     task = bar.add_task(what, total=total, completed=rows_before, rate="-")
     over = threading.Event()
+    begun, before = time.monotonic(), run.seconds
 
     def follow() -> None:
-        logged = ticked = time.monotonic()
+        logged = begun
         while not over.wait(2.0 if bar.disable else 1.0):
             now = time.monotonic()
-            run.seconds, ticked = run.seconds + now - ticked, now
-            try:
-                work = ray.get(counter.totals.remote(), timeout=10)
-            except RayError:
-                continue
-            if not work.rows:
+            run.seconds = before + now - begun
+            work = totals(10)
+            if work is None or not work.rows:
                 continue
             done = min(rows_before + work.rows, total)  # a killed actor's rows count twice
             rate = work.rows / max(work.finished - work.started, 1e-3)
@@ -82,3 +83,4 @@ def watched(
         finally:
             over.set()
             thread.join(timeout=10)
+            run.seconds = before + time.monotonic() - begun

@@ -31,7 +31,6 @@ from sce.storage import Place
 from sce.training.epoch import (
     Objective,
     Reduce,
-    TrainConfig,
     make_optimizer,
     random_state,
     rate_factor,
@@ -40,6 +39,7 @@ from sce.training.epoch import (
     train_epoch,
 )
 from sce.training.saved_state import read_state, write_state
+from sce.training.settings import TrainConfig
 
 STATE_FILE = "training_state.pt"
 PROGRESS_SECONDS = 10.0

@@ -104,6 +104,12 @@ def resolve_checkpoint(config: EmbedderConfig) -> Checkpoint:
     return Checkpoint(folder, adapter_folder, fingerprint, licence)
 
 
+def embedder_fingerprint(config: EmbedderConfig) -> EmbedderFingerprint:
+    """Fingerprint of the embedder that `load_embedder(config)` would give, without loading it.
+    Raises `EmbedderError`: as `load_embedder`."""
+    return resolve_checkpoint(config).fingerprint
+
+
 def checkpoint_licence(folder: str | Path) -> str:
     """Licence that the model card of a local checkpoint states, else "unknown"."""
     try:

@@ -25,7 +25,6 @@ from transformers import AutoModel, JinaEmbeddingsV3Model, PreTrainedConfig, Pre
 from transformers.utils import logging as transformers_logging
 
 from sce.embedding.checkpoint import Checkpoint, resolve_checkpoint
-from sce.embedding.fingerprint import EmbedderFingerprint
 from sce.embedding.row_checks import check_texts
 from sce.embedding.settings import EmbedderConfig
 from sce.embedding.tokenising import (
@@ -197,12 +196,6 @@ def load_embedder(config: EmbedderConfig) -> TextEmbedder:
         checkpoint,
         config.max_batch_tokens or BATCH_TOKENS[device],
     )
-
-
-def embedder_fingerprint(config: EmbedderConfig) -> EmbedderFingerprint:
-    """Fingerprint of the embedder that `load_embedder(config)` would give, without loading it.
-    Raises `EmbedderError`: as `load_embedder`."""
-    return resolve_checkpoint(config).fingerprint
 
 
 def _load_model(config: EmbedderConfig, checkpoint: Checkpoint) -> PreTrainedModel:

@@ -17,9 +17,8 @@ width, T = K + 1 tokens.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -28,74 +27,16 @@ from transformers.models.bert.modeling_bert import BertEncoder
 from transformers.models.roberta.modeling_roberta import RobertaEncoder
 from transformers.utils import ModelOutput
 
+from sce.model.settings import SCEFields, check_fields
 from sce.model.weights import refuse_pickles
 
 ENCODERS = {"bert": BertEncoder, "roberta": RobertaEncoder, "xlm-roberta": RobertaEncoder}
-LABEL_VECTORS = 1
-"""The newest version of what makes a label's vector g_k; all are in `sce.model.label_vectors`."""
 
 
-class SCEConfig(PreTrainedConfig):
-    """Configuration of an `SCEModel`.
-
-    Args:
-        encoder: configuration of the BERT or RoBERTa encoder as a dictionary, with
-            `num_hidden_layers` the number of layers kept.
-        embedding_dim: D, the width of the text embedder's vectors.
-        label_source: where h_k comes from. "tokens": the mean over the label's rows of the
-            frozen token-embedding dictionary E (equation 2). "embedder": the text embedder's
-            vector of the label through an affine map of its own.
-        input_norm: whether query and labels pass the pretrained embedding LayerNorm. The
-            pretrained layers never saw anything else than its output, so the default applies
-            it; "frozen" because it belongs to the frozen dictionary, and so that the
-            trainable parameters are exactly those that the paper counts (appendix Q).
-        token_type: whether query and labels receive the pretrained token-type vector 0, a
-            constant that every input of the pretrained layers carried. Frozen.
-        positions: add the pretrained position embeddings. Breaks the invariance to label
-            order on purpose; for ablations alone.
-        query_scale: multiplies the unit-norm embeddings before the affine maps. None is
-            sqrt(D), a root mean square of one: a unit-norm vector through a fresh affine map
-            is drowned by the LayerNorm's bias.
-        logit_scale: multiplies e_0 . e_k. None is 1/sqrt(H): dot products of LayerNormed
-            vectors reach tens. The paper has 1.
-        learn_scales: train `logit_scale` and `prior_scale` (as logarithms).
-        prior_scale: weight of cos(q, g_k) at the start; 0 switches the prior off.
-        label_vectors: version of what makes g_k (`sce.model.label_vectors`); 0 where a model
-            says none, as those do that were written before there were versions.
-        example_weight: of version 0: (a, b) of w(n) = exp(a + b log n), the weight of the mean
-            of n example texts beside the rest of a label's information in g_k.
-        learn_example_weight: train a and b.
-        adaptor_init: "identity" starts the affine maps as (a slice of) the identity,
-            "normal" as transformers initialises linear layers.
-        calibration: (a, b) of T(K) = exp(a + b log K), fitted after training, and the fewest and
-            the most labels that it was fitted on (`sce.model.calibration`); the calibrated
-            probabilities are softmax(s / T(K)).
-        cosine_calibration: the same of the cosine baseline, for comparisons.
-        label_prefix_space: tokenise a label with a leading space, as the tokenizer sees a
-            word inside a sentence ("tokens" only; makes most RoBERTa labels one token).
-        embedder: fingerprint of the text embedder that the model was trained with.
-    """
+class SCEConfig(SCEFields, PreTrainedConfig):
+    """Configuration of an `SCEModel`."""
 
     model_type = "sce"
-
-    encoder: dict[str, Any] = field(default_factory=lambda: {"model_type": "bert"})
-    embedding_dim: int = 384
-    label_source: Literal["tokens", "embedder"] = "embedder"
-    input_norm: Literal["none", "frozen", "trained"] = "frozen"
-    token_type: bool = True
-    positions: bool = False
-    query_scale: float = None  # type: ignore[assignment]  # filled below, never None
-    logit_scale: float = None  # type: ignore[assignment]
-    learn_scales: bool = True
-    prior_scale: float = 20.0
-    label_vectors: int = 0
-    example_weight: Sequence[float] = (-1.0, 0.5)
-    learn_example_weight: bool = True
-    adaptor_init: Literal["identity", "normal"] = "identity"
-    calibration: Sequence[float] = (0.0, 0.0)
-    cosine_calibration: Sequence[float] = (0.0, 0.0)
-    label_prefix_space: bool = True
-    embedder: dict[str, Any] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.query_scale is None:
@@ -105,16 +46,7 @@ class SCEConfig(PreTrainedConfig):
         for name in ("example_weight", "calibration", "cosine_calibration"):
             setattr(self, name, list(getattr(self, name)))  # as JSON gives them back
         super().__post_init__(**kwargs)
-        if self.encoder["model_type"] not in ENCODERS:
-            raise ValueError(
-                f"encoder type {self.encoder['model_type']!r} is not supported; one of "
-                f"{', '.join(ENCODERS)}"
-            )
-        if self.label_vectors not in range(LABEL_VECTORS + 1):
-            raise ValueError(
-                f"label_vectors {self.label_vectors!r} is not known; versions are 0 to "
-                f"{LABEL_VECTORS}"
-            )
+        check_fields(self.encoder, self.label_vectors)
 
 
 @dataclass

@@ -28,7 +28,8 @@ from transformers import PreTrainedTokenizerBase
 
 from sce.errors import DataError
 from sce.labels import Label, LabelSet
-from sce.model.encoder import LABEL_VECTORS, SCEModel, pool_labels
+from sce.model.encoder import SCEModel, pool_labels
+from sce.model.settings import LABEL_VECTORS
 
 TextVectors = Callable[[Sequence[str]], np.ndarray]
 """Texts to unit vectors, float32 [N, D]."""

@@ -16,7 +16,6 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from scipy.special import softmax
 
 from sce.errors import InputError
 from sce.labels import LabelSet
@@ -126,6 +125,8 @@ class LinearLabels:
 
     def probabilities(self, queries_ND: np.ndarray) -> np.ndarray:
         """Calibrated probabilities, float64 [N, K], in the user's order."""
+        from scipy.special import softmax  # a third of a second, where labels are only looked at
+
         return self._in_user_order(softmax(self._scores(queries_ND) / self.temperature, axis=1))
 
     def _in_user_order(self, values_NK: np.ndarray) -> np.ndarray:
@@ -140,6 +141,8 @@ class LinearLabels:
         rows, count, order_K = len(queries_ND), len(self), self._canonical[2]
         answers = Answers.empty(self.counts_by_row(rows), top_k, return_scores)
         width = answers.top_NT.shape[1]
+        from scipy.special import softmax
+
         for start in range(0, rows, BLOCK_ROWS):
             block = slice(start, min(start + BLOCK_ROWS, rows))
             scores_BK = self._scores(queries_ND[block])

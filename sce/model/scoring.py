@@ -25,18 +25,6 @@ MAX_BATCH_TOKENS = {"cpu": 2048, "cuda": 65_536}
 """Tokens (query and labels) of one forward pass, by type of device. On a CPU the activations of a
 layer should stay in its cache: 1,024 to 4,096 tokens are within a few per cent of each other, 256
 are a quarter slower and 16,384 a half."""
-SHORTLIST_ABOVE = 200
-"""With more labels than this, only a shortlist of them is contextualised."""
-SHORTLIST_SIZE = 100
-"""M: how many labels of a larger set are contextualised. On unions of training label sets a
-shortlist of 100 is 4 times as fast at 300 labels and 15 times at 875; 94 to 96% of the answers
-stay, and as many of the others become right as wrong (25.0 to 25.5%, 16.0 to 16.5% accuracy).
-Shorter ones lose no accuracy there either, but their probabilities are further off. On the test
-rows of clinc150, an unseen set of 150 labels (`jobs/benchmark.py shortlist`, one run): 67.3%
-accuracy exact and with 100 candidates, 67.2% with 50, 67.4% with 25; 99.6, 98.6 and 98.2% of the
-answers stay."""
-EXACT = 2**62
-"""As `shortlist_above`: contextualise every label of every set."""
 
 
 @dataclass(frozen=True)

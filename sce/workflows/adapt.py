@@ -26,17 +26,16 @@ from sce.adaptation.progress import restore, to_arrays
 from sce.adaptation.report import metrics
 from sce.adaptation.settings import AdaptSettings
 from sce.bulk.corpus import Columns, Corpus, check_columns, open_corpus
-from sce.bulk.counts import ErrorLimit, MaxErrors
+from sce.bulk.counts import ErrorLimit
 from sce.bulk.output import FolderLock
 from sce.bulk.request import identify_model
-from sce.config import JobConfig, Verbatim, resolve_output
+from sce.config import resolve_output
 from sce.datasets.custom import read_label_set
 from sce.datasets.labelled import read_labelled
-from sce.datasets.text_form import Delimiter, Encoding, TextForm
+from sce.datasets.text_form import TextForm
 from sce.distributed.adapt import ShownRows, StoreSums
 from sce.distributed.embed import embed_corpus, embedder_of
 from sce.distributed.resources import embed_actors
-from sce.distributed.settings import ResourcesConfig
 from sce.distributed.stage import ACTOR_CPUS
 from sce.embedding.embedder import load_embedder
 from sce.embedding.fingerprint import EmbedderFingerprint
@@ -53,50 +52,12 @@ from sce.workflows.adaptation_report import (
     to_terminal,
     write_report,
 )
-from sce.workflows.tracking import Tracker, TrackingConfig
+from sce.workflows.bulk_settings import AdaptConfig
+from sce.workflows.tracking import Tracker
 
 STATE_FILE, REQUEST_FILE = "rounds.npz", "request.json"
 
 log = logging.getLogger(__name__)
-
-
-class AdaptConfig(AdaptSettings, JobConfig):  # type: ignore[misc]
-    """Settings of `jobs/adapt.py`."""
-
-    input: Verbatim = []
-    """An embedding store; or files, folders, globs or URIs of texts, which are embedded first."""
-    labels: Verbatim = []
-    """Names, each as `--labels NAME`, or one JSON list."""
-    labels_file: Place | None = None
-    """Labels as for jobs/classify.py. As `{labels: ..., shares: {NAME: 0.3}}` it may also say how
-    large classes are."""
-    output: Place | None = None
-    """Folder or URI for the adapted labels and their report."""
-    labelled: Place | None = None
-    """Labelled rows (JSONL, CSV or Parquet): 30 to 50 are enough to choose how far to trust the
-    fit. `to_label.jsonl` of an earlier report, filled in, is such a file."""
-    model: str | None = None
-    """A model that jobs/train_sce.py wrote, whose labels' vectors the fit starts from. Without one
-    the embedder of the store is enough."""
-    embedder: EmbedderConfig | None = None
-    """Default: the model's or the store's. Give it where its checkpoint lies elsewhere."""
-    text_column: str = "text"
-    id_column: str | None = None
-    """Default: ids made from places, `tickets.jsonl:17`; of an embedding store, `row_id`."""
-    label_column: str = "label"
-    save_embeddings: Place | None = None
-    """Where texts are embedded to. Default: `output` with `-embedded` behind it."""
-    keep_columns: Verbatim = []
-    """Columns to carry into that store, beside the text."""
-    encoding: Encoding | None = None
-    """Of text files. Default: found out, UTF-8 with or without a mark, UTF-16 or Windows-1252."""
-    delimiter: Delimiter | None = None
-    """Between the fields of a CSV: a character or `tab`. Default: found out, of `,`, `;`, tab and
-    `|`; or what a first line `sep=;` names."""
-    max_errors: MaxErrors = "50%"
-    """Stop when more rows than this have errors: a count (`100`) or a share (`1%`)."""
-    resources: ResourcesConfig = ResourcesConfig()
-    tracking: TrackingConfig = TrackingConfig()
 
 
 @dataclass(frozen=True)

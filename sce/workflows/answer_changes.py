@@ -11,8 +11,6 @@ from rich.console import Console
 
 from sce.bulk.changes import Comparison, MatchedOutputs, likely_renames
 from sce.bulk.display import comparison_markdown, print_comparison
-from sce.embedding.embedder import load_embedder
-from sce.embedding.settings import EmbedderConfig
 from sce.evaluation.tables import escape_markdown
 from sce.storage import to_place, write_text
 
@@ -27,7 +25,7 @@ def report_changes(
     previous: tuple[str, list[str] | None, Mapping[str, str]],
     current: tuple[str, list[str] | None],
     texts_of: Callable[[list[str]], Mapping[str, str]],
-    embedder: EmbedderConfig | None,
+    vectors_of: Callable[[list[str]], np.ndarray] | None,
 ) -> tuple[Comparison, str, dict[str, Any]]:
     """Compare two outputs; print it, and write `REPORT` and `MOVED` into `FOLDER` of the current
     one.
@@ -35,7 +33,7 @@ def report_changes(
     Args:
         previous: folder, labels where they are known, and which of them were renamed to what.
         current: folder, and labels where they are known.
-        embedder: of the names of labels, to find renames; None finds those of case alone.
+        vectors_of: names of labels, to find renames; None finds those of case alone.
 
     Returns:
         The comparison, its report, and what the job's summary says of it.
@@ -45,7 +43,7 @@ def report_changes(
     found = matched.compared((old, new) if old and new else None, texts_of)
     print_comparison(found, Console(stderr=True))
     report = comparison_markdown(found)
-    if likely := likely_renames(found, lambda *names: _similarity(embedder, *names)):
+    if likely := likely_renames(found, lambda *names: _similarity(vectors_of, *names)):
         hint = "Most likely renamed: " + ", ".join(f'--renamed "{a}={b}"' for a, b in likely)
         log.warning("%s", hint)
         report += f"\n{escape_markdown(hint)}\n"
@@ -57,11 +55,12 @@ def report_changes(
 
 
 def _similarity(
-    embedder: EmbedderConfig | None, names: Sequence[str], others: Sequence[str]
+    vectors_of: Callable[[list[str]], np.ndarray] | None,
+    names: Sequence[str],
+    others: Sequence[str],
 ) -> np.ndarray:
-    """Cosines of names [N, M]; without an embedder, 1 for those that differ in case alone, else
-    0."""
-    if embedder is None:
+    """Cosines of names [N, M]; without vectors, 1 for those that differ in case alone, else 0."""
+    if vectors_of is None:
         return np.array([[float(a.casefold() == b.casefold()) for b in others] for a in names])
-    vectors_ND = load_embedder(embedder).embed([*names, *others]).vectors
+    vectors_ND = vectors_of([*names, *others])
     return vectors_ND[: len(names)] @ vectors_ND[len(names) :].T

@@ -1,4 +1,4 @@
-"""Settings of `jobs/classify.py`, and which of them go together."""
+"""Settings of `jobs/classify.py` and `jobs/adapt.py`, and which of them go together."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from typing import Any, Literal
 
 from pydantic import Field, SecretStr
 
+from sce.adaptation.settings import AdaptSettings
 from sce.bulk.counts import MaxErrors
 from sce.bulk.output import COMMIT_ROWS, OutputFormat
 from sce.config import JobConfig, Verbatim
 from sce.datasets.text_form import Delimiter, Encoding
-from sce.distributed.settings import ResourcesConfig
+from sce.distributed.settings import Engine, ResourcesConfig
 from sce.embedding.settings import EmbedderConfig
 from sce.errors import ConfigError, DataError
 from sce.storage import Place, rooted_place, to_place
@@ -49,6 +50,10 @@ class ClassifyConfig(JobConfig):
     after a kill. Default: 65,536, or 8,192 where a CPU embeds the texts."""
     embedder: EmbedderConfig | None = None
     """Default: the model's. Give it where its checkpoint lies elsewhere on this machine."""
+    engine: Engine = "auto"
+    """`process`: one process beside the job, which a small input of this machine (8,192 texts or
+    65,536 vectors) has answered before Ray starts; `ray`: actors, as many as the cluster has room
+    for. `auto`: the first where it can."""
     resources: ResourcesConfig = ResourcesConfig()
     tracking: TrackingConfig = TrackingConfig()
 
@@ -109,6 +114,45 @@ class ClassifyConfig(JobConfig):
     """The encoder's numbers. `auto`: half precision where the device computes in it."""
     exact: bool = False
     """Contextualise every label also of a large set, rather than a shortlist."""
+
+
+class AdaptConfig(AdaptSettings, JobConfig):  # type: ignore[misc]
+    """Settings of `jobs/adapt.py`."""
+
+    input: Verbatim = []
+    """An embedding store; or files, folders, globs or URIs of texts, which are embedded first."""
+    labels: Verbatim = []
+    """Names, each as `--labels NAME`, or one JSON list."""
+    labels_file: Place | None = None
+    """Labels as for jobs/classify.py. As `{labels: ..., shares: {NAME: 0.3}}` it may also say how
+    large classes are."""
+    output: Place | None = None
+    """Folder or URI for the adapted labels and their report."""
+    labelled: Place | None = None
+    """Labelled rows (JSONL, CSV or Parquet): 30 to 50 are enough to choose how far to trust the
+    fit. `to_label.jsonl` of an earlier report, filled in, is such a file."""
+    model: str | None = None
+    """A model that jobs/train_sce.py wrote, whose labels' vectors the fit starts from. Without one
+    the embedder of the store is enough."""
+    embedder: EmbedderConfig | None = None
+    """Default: the model's or the store's. Give it where its checkpoint lies elsewhere."""
+    text_column: str = "text"
+    id_column: str | None = None
+    """Default: ids made from places, `tickets.jsonl:17`; of an embedding store, `row_id`."""
+    label_column: str = "label"
+    save_embeddings: Place | None = None
+    """Where texts are embedded to. Default: `output` with `-embedded` behind it."""
+    keep_columns: Verbatim = []
+    """Columns to carry into that store, beside the text."""
+    encoding: Encoding | None = None
+    """Of text files. Default: found out, UTF-8 with or without a mark, UTF-16 or Windows-1252."""
+    delimiter: Delimiter | None = None
+    """Between the fields of a CSV: a character or `tab`. Default: found out, of `,`, `;`, tab and
+    `|`; or what a first line `sep=;` names."""
+    max_errors: MaxErrors = "50%"
+    """Stop when more rows than this have errors: a count (`100`) or a share (`1%`)."""
+    resources: ResourcesConfig = ResourcesConfig()
+    tracking: TrackingConfig = TrackingConfig()
 
 
 def within_roots(config: ClassifyConfig) -> ClassifyConfig:

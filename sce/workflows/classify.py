@@ -10,12 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
+import numpy as np
 from rich.console import Console
-from sklearn.metrics import confusion_matrix
 
 from sce.adaptation.artefact import AdaptedLabels
 from sce.bulk.answering import Endpoint
+from sce.bulk.blocks import Stage
 from sce.bulk.classifier import AnswerColumns
 from sce.bulk.corpus import FILES_CHECKED, Columns, Corpus, open_corpus
 from sce.bulk.counts import ErrorLimit
@@ -24,21 +24,22 @@ from sce.bulk.matching import id_hashes, refuse_repeated_ids
 from sce.bulk.output import OutputFormat, OutputRun
 from sce.bulk.reading import read_texts
 from sce.bulk.request import identify_input, identify_labels
+from sce.bulk.vectors import TextVectors
 from sce.config import resolve_output
 from sce.distributed.backends import AdaptedAlone, Classification, LocalModel, ServedByEndpoint
 from sce.distributed.embed import embed_corpus
-from sce.distributed.resources import ActorPlan
-from sce.distributed.settings import ResourcesConfig
-from sce.distributed.stage import in_tasks, plan_corpus, run_stage
-from sce.distributed.trial import find_threshold, preview
+from sce.distributed.one_process import OneProcess
+from sce.distributed.settings import Engine, ResourcesConfig
+from sce.distributed.stage import Workers, in_tasks, plan_corpus, run_stage
+from sce.distributed.trial import FoundThreshold, find_threshold, preview
 from sce.embedding.fingerprint import check_fingerprint
+from sce.embedding.settings import EmbedderConfig
 from sce.errors import ConfigError, InputError
-from sce.evaluation import plots, thresholds
 from sce.storage import Place, put, readable, to_place
-from sce.workflows.adapt import AdaptConfig, adapt
 from sce.workflows.answer_changes import report_changes
-from sce.workflows.bulk_input import ROW_ID, BulkInput, read_input
-from sce.workflows.bulk_settings import ClassifyConfig, within_roots
+from sce.workflows.bulk_input import ROW_ID, read_input
+from sce.workflows.bulk_settings import AdaptConfig, ClassifyConfig, within_roots
+from sce.workflows.engine_choice import choose_workers, early_process
 from sce.workflows.tracking import Tracker, TrackingConfig
 
 CONFUSION = "_confusion.png"
@@ -74,13 +75,14 @@ class ClassifyPlan:
     labelled: tuple[list[str], list[str], float] | None
     store: Place | None
     previous: tuple[str, list[str] | None, dict[str, str]] | None
+    engine: Engine
     resources: ResourcesConfig
     tracking: TrackingConfig
     settings: dict[str, Any]
 
 
-def resolve(config: ClassifyConfig, given: BulkInput | None = None) -> ClassifyPlan:
-    """Read, parse and check all that the settings name, but for what is `given`. Nothing is written
+def resolve(config: ClassifyConfig) -> ClassifyPlan:
+    """Read, parse and check all that the settings name, but Nothing is written
     and no cluster joined.
 
     Raises:
@@ -88,7 +90,7 @@ def resolve(config: ClassifyConfig, given: BulkInput | None = None) -> ClassifyP
             another request wrote.
         SCEError: the endpoint gives no answer.
     """
-    given = given or read_input(config)
+    given = read_input(config)
     corpus, labels = given.corpus, given.labels
     backend = _backend(config, labels if isinstance(labels, AdaptedLabels) else None, corpus)
     if corpus.store is not None:
@@ -114,17 +116,18 @@ def resolve(config: ClassifyConfig, given: BulkInput | None = None) -> ClassifyP
         labelled=given.labelled,
         store=config.save_embeddings,
         previous=given.previous,
+        engine=config.engine,
         resources=config.resources,
         tracking=config.tracking,
         settings=config.model_dump(mode="json") | {"keep_columns": list(given.columns.keep)},
     )
 
 
-def classify(config: ClassifyConfig, given: BulkInput | None = None) -> dict[str, Any]:
-    """Answer every row of the input, which may be `given` where it was read before.
+def classify(config: ClassifyConfig) -> dict[str, Any]:
+    """Answer every row of the input.
 
     Returns:
-        The summary: rows_in, rows_out, errors, truncated, null_labels, labels, seconds,
+        The summary: rows_in, rows_out, errors, truncated, null_labels, labels, engine, seconds,
         texts_per_second and what else the output's `_run.json` says; of a dry run, what to expect.
 
     Raises:
@@ -134,52 +137,81 @@ def classify(config: ClassifyConfig, given: BulkInput | None = None) -> dict[str
     started = time.perf_counter()
     config = within_roots(config)
     if config.adapt:
-        config, given = adapt_first(config), None
-    plan = resolve(config, given)
-    run = plan.run
-    if run is not None and run.summary is not None:
-        rows = run.summary["rows_out"]
-        log.info("%s: answered before, %d rows; nothing to do", run.uri, rows)
-        return _compare(plan, run, run.summary | {"unchanged": True})
+        config = adapt_first(config)
+    with early_process(config.engine, config.resources, _modules(config)) as process:
+        plan = resolve(config)
+        run = plan.run
+        if run is not None and run.summary is not None:
+            rows = run.summary["rows_out"]
+            log.info("%s: answered before, %d rows; nothing to do", run.uri, rows)
+            return _compare(plan, run, run.summary | {"unchanged": True}, None)
+        if plan.previous is not None and len(plan.corpus.files) > FILES_CHECKED:
+            _refuse_repeated_ids(plan)
+        workers = _workers(plan, process)
+        if run is None:
+            plan, _ = _with_threshold(plan, workers)
+            expected = preview(plan.asked, plan.corpus, plan.text_column, workers)
+            print_preview(expected, Console(stderr=True))
+            return expected.summary()
+        return _compare(plan, run, _classify(plan, run, workers, started), workers)
 
-    if plan.previous is not None and len(plan.corpus.files) > FILES_CHECKED:
-        _refuse_repeated_ids(plan)
-    actors = plan.asked.backend.actor_plan(plan.resources)
-    chosen: tuple[thresholds.Curve, thresholds.Choice] | None = None
-    if plan.labelled is not None:
-        curve, choice, found = find_threshold(plan.asked, *plan.labelled, actors)
-        chosen = curve, choice
-        thresholds.to_terminal(*chosen, Console(stderr=True))
-        answer = replace(plan.asked.answer, threshold=chosen[1].threshold)
-        plan = replace(plan, asked=replace(plan.asked, answer=answer))
-    if run is None:
-        expected = preview(plan.asked, plan.corpus, plan.text_column, actors)
-        print_preview(expected, Console(stderr=True))
-        return expected.summary()
 
+def _modules(config: ClassifyConfig) -> list[str]:
+    """What the process is to import that answers: nothing heavy where no model is needed."""
+    has_model = config.model is not None and config.endpoint is None
+    adapted = config.labels_file is not None and config.labels_file.is_dir()
+    return ["sce.predictor"] if has_model and not adapted else []
+
+
+def _workers(plan: ClassifyPlan, process: OneProcess | None) -> Workers:
+    """Who answers. A dry run starts no cluster where there is none."""
+    asked = plan.asked
+    actors = partial(asked.backend.actor_plan, plan.resources)
+    if plan.run is None:
+        return process or actors()
+    begun, most = plan.run.has_checkpoint, plan.rows_per_file
+    return choose_workers(plan.engine, process, plan.corpus, asked.columns, begun, actors, most)
+
+
+def _with_threshold(
+    plan: ClassifyPlan, workers: Workers
+) -> tuple[ClassifyPlan, FoundThreshold | None]:
+    """The plan with the threshold that its labelled rows ask for, where it has some."""
+    if plan.labelled is None:
+        return plan, None
+    from sce.evaluation import thresholds
+
+    chosen = find_threshold(plan.asked, *plan.labelled, workers)
+    thresholds.to_terminal(chosen.curve, chosen.choice, Console(stderr=True))
+    answer = replace(plan.asked.answer, threshold=chosen.choice.threshold)
+    return replace(plan, asked=replace(plan.asked, answer=answer)), chosen
+
+
+def _classify(
+    plan: ClassifyPlan, run: OutputRun, workers: Workers, started: float
+) -> dict[str, Any]:
+    plan, chosen = _with_threshold(plan, workers)
+    if isinstance(workers, OneProcess) and plan.store is None:
+        workers.make(_stage(plan, workers).make)  # it loads while MLflow does
     embedded: dict[str, Any] = {}
     with _tracker(plan, run) as tracker:
         tracker.log_params(plan.settings)
         if plan.store is not None:
-            plan, embedded = _embed(plan, plan.store, actors)
+            plan, embedded = _embed(plan, plan.store, workers)
             tracker.log_metrics({"embed/texts_per_second": embedded["texts_per_second"]})
-        summary = _answer(plan, run, actors)
+        summary = _answer(plan, run, workers)
         # How the texts were read, where they are answered from the store made of them.
         summary |= {key: embedded[key] for key in ("read_as", "passed_over") if key in embedded}
         summary["seconds"] = round(time.perf_counter() - started, 1)
         summary["mlflow_run_id"] = tracker.run_id
         if chosen is not None:
-            summary["threshold_choice"] = chosen[1].headline()
-            tracker.log_text(thresholds.to_markdown(*chosen), "threshold.md")
-            tracker.log_figure(plots.precision_coverage_figure(*chosen), "threshold.png")
-            confused = _confusion(plan, found)
-            tracker.log_figure(confused, "confusion.png")
-            _save(confused, to_place(run.uri) / CONFUSION)
+            summary["threshold_choice"] = chosen.choice.headline()
+            _log_threshold(plan, run, chosen, tracker)
         run.finish(summary)
         print_summary(summary, plan.output_format, plan.asked.columns.id_name, Console(stderr=True))
         tracker.log_metrics(_metrics(summary))
         tracker.log_dict(summary, "summary.json")
-    return _compare(plan, run, summary)
+    return summary
 
 
 def _refuse_repeated_ids(plan: ClassifyPlan) -> None:
@@ -212,6 +244,8 @@ def adapt_first(config: ClassifyConfig) -> ClassifyConfig:
         *("encoding", "delimiter", "keep_columns", "max_errors"),
         *("save_embeddings", "resources", "tracking"),
     ]
+    from sce.workflows.adapt import adapt
+
     made = adapt(
         AdaptConfig(
             **{name: getattr(config, name) for name in same},
@@ -276,7 +310,7 @@ def _request(config: ClassifyConfig, asked: Classification, corpus: Corpus) -> d
 
 
 def _embed(
-    plan: ClassifyPlan, store: Place, actors: ActorPlan
+    plan: ClassifyPlan, store: Place, workers: Workers
 ) -> tuple[ClassifyPlan, dict[str, Any]]:
     """Put the corpus into the store that the user wants to keep; that store is the input then."""
     backend, columns = plan.asked.backend, plan.asked.columns
@@ -288,7 +322,7 @@ def _embed(
         Columns(text=columns.text, id=columns.id, keep=keep, some_lack=columns.some_lack),
         str(store),
         backend.embedder_config,
-        actors,
+        workers,
         plan.error_limit,
         plan.commit_rows,
     )
@@ -298,14 +332,18 @@ def _embed(
     return replace(plan, asked=asked, corpus=open_corpus([str(stored.folder)])), summary
 
 
-def _answer(plan: ClassifyPlan, run: OutputRun, actors: ActorPlan) -> dict[str, Any]:
+def _stage(plan: ClassifyPlan, workers: Workers) -> Stage:
+    return plan.asked.stage(workers, plan.output_format, plan.rows_per_file)
+
+
+def _answer(plan: ClassifyPlan, run: OutputRun, workers: Workers) -> dict[str, Any]:
     """Classify, and sum up."""
     asked = plan.asked
     shards = plan_corpus(plan.corpus, asked.columns)
-    stage = asked.stage(actors, plan.output_format, plan.rows_per_file)
+    stage = _stage(plan, workers)
     limit, commit_rows = plan.error_limit, plan.commit_rows
     try:
-        found = run_stage(run, shards, stage, actors, limit, "classifying", commit_rows)
+        found = run_stage(run, shards, stage, workers, limit, "classifying", commit_rows)
     except Exception as error:
         if not isinstance(error, InputError):
             log.error("%s: the rows that are done stay; the same command goes on", run.uri)
@@ -324,39 +362,63 @@ def _answer(plan: ClassifyPlan, run: OutputRun, actors: ActorPlan) -> dict[str, 
         "label_names": asked.label_names,
         "threshold": asked.answer.threshold,
         "scoring": asked.scoring,
+        "engine": "process" if isinstance(workers, OneProcess) else "ray",
         "rows_this_run": found.new_rows,
         "answer_seconds": round(work.seconds, 3),
         "texts_per_second": round(work.rows_per_second, 1),
     }
 
 
-def _compare(plan: ClassifyPlan, run: OutputRun, summary: dict[str, Any]) -> dict[str, Any]:
+def _compare(
+    plan: ClassifyPlan, run: OutputRun, summary: dict[str, Any], workers: Workers | None
+) -> dict[str, Any]:
     """Where that was asked for, compare the finished output with an earlier one, and add it to the
     summary."""
     if plan.previous is None:
         return summary
     backend, current = plan.asked.backend, (run.uri, summary["label_names"])
-    embedder = None if isinstance(backend, ServedByEndpoint) else backend.embedder_config
-    found, report, said = report_changes(plan.previous, current, partial(_texts_of, plan), embedder)
+    vectors_of = None
+    if not isinstance(backend, ServedByEndpoint):
+        vectors_of = partial(_vectors_of, backend.embedder_config, workers)
+    texts_of = partial(_texts_of, plan)
+    found, report, said = report_changes(plan.previous, current, texts_of, vectors_of)
     with _tracker(plan, run, summary.get("mlflow_run_id")) as tracker:
         tracker.log_metrics(found.to_metrics())
         tracker.log_text(report, "comparison.md")
     return summary | {"comparison": said}
 
 
-def _confusion(plan: ClassifyPlan, found: list[str]) -> Figure:
-    """The labelled rows by right label and by the best label of each, threshold or not."""
+def _log_threshold(
+    plan: ClassifyPlan, run: OutputRun, chosen: FoundThreshold, tracker: Tracker
+) -> None:
+    """The curve, and the labelled rows by right label and by the best label of each, threshold or
+    not."""
+    from sklearn.metrics import confusion_matrix
+
+    from sce.evaluation import plots, thresholds
+
     assert plan.labelled is not None
-    assert plan.asked.label_names is not None
     names = plan.asked.label_names
-    matrix = confusion_matrix(plan.labelled[1], found, labels=names)
-    title = f"{len(found):,} labelled rows, without a threshold"
-    return plots.confusion_figure(matrix, names, title)
-
-
-def _save(figure: Figure, place: Place) -> None:
+    assert names is not None
+    tracker.log_text(thresholds.to_markdown(chosen.curve, chosen.choice), "threshold.md")
+    curve = plots.precision_coverage_figure(chosen.curve, chosen.choice)
+    tracker.log_figure(curve, "threshold.png")
+    matrix = confusion_matrix(plan.labelled[1], chosen.found, labels=names)
+    title = f"{len(chosen.found):,} labelled rows, without a threshold"
+    confused = plots.confusion_figure(matrix, names, title)
+    tracker.log_figure(confused, "confusion.png")
+    place = to_place(run.uri) / CONFUSION
     with tempfile.TemporaryDirectory() as folder:
-        put(plots.save(figure, Path(folder) / place.name), place)
+        put(plots.save(confused, Path(folder) / place.name), place)
+
+
+def _vectors_of(embedder: EmbedderConfig, workers: Workers | None, texts: list[str]) -> np.ndarray:
+    """By the process that has torch loaded, where there is one."""
+    make = partial(TextVectors, embedder)
+    if isinstance(workers, OneProcess):
+        workers.make(make)
+        return workers.apply(texts)
+    return make()(texts)
 
 
 def _texts_of(plan: ClassifyPlan, ids: list[str]) -> dict[str, str]:

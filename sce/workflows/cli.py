@@ -11,6 +11,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from pkgutil import resolve_name
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
@@ -24,13 +25,17 @@ ConfigT = TypeVar("ConfigT", bound=JobConfig)
 
 def run_job(
     config_class: type[ConfigT],
-    job: Callable[[ConfigT], dict[str, Any]],
+    job: Callable[[ConfigT], dict[str, Any]] | str,
     doc: str,
     argv: Sequence[str] | None = None,
 ) -> int:
     """Load the configuration, run `job`, print its summary as one last line of JSON, and return the
-    exit code. Without `argv` it is this program that runs, and leaves the cluster before that line.
-    Of a mistake of the user's that line is `{"error": ...}`, which quotes no file's content.
+    exit code.
+
+    A job that takes seconds to load is given by name, "package.module:function": `--help` and what
+    is wrong with the settings do not wait for it. Without `argv` it is this program that runs, and
+    leaves the cluster before that line. Of a mistake of the user's that line is `{"error": ...}`,
+    which quotes no file's content.
     """
     handler = logging.StreamHandler()
     handler.setFormatter(_WithoutSecrets("%(asctime)s %(name)s: %(message)s", "%H:%M:%S"))
@@ -41,7 +46,7 @@ def run_job(
         umask = config.apply_umask()
         for setting, place in remote_places(config):
             place.check(setting)
-        summary = job(config)
+        summary = (resolve_name(job) if isinstance(job, str) else job)(config)
     except (InputError, TooManyErrors) as error:
         print(f"{prog}: {readable(str(error))}", file=sys.stderr)
         print(json.dumps({"error": readable(error.without_quotes)}), flush=True)

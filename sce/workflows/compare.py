@@ -13,36 +13,22 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.text import Text
 
-from sce.config import JobConfig, resolve_output
+from sce.config import resolve_output
 from sce.errors import InputError, without_secrets
 from sce.evaluation.comparison import build_tables
 from sce.evaluation.pages import write_report
 from sce.evaluation.plots import build_charts
 from sce.evaluation.runs import MethodRuns, Run, groups_of
 from sce.evaluation.summaries import adapted_methods
-from sce.storage import Place, put
+from sce.storage import put
 from sce.workflows.evaluate import METHODS_FILE, PREDICTIONS_FILE, RESULTS_FILE
+from sce.workflows.experiment import CompareConfig
 from sce.workflows.mlflow_store import reading
 from sce.workflows.mlflow_view import share_view
-from sce.workflows.tracking import Tracker, TrackingConfig, tracking_uri
+from sce.workflows.tracking import Tracker, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-
-
-class CompareConfig(JobConfig):
-    """Settings of `jobs/compare.py`."""
-
-    methods: list[str] = []
-    """Names of what is compared (`name` of its configuration), in the order of the report; by
-    default everything measured. Labels that were adapted by a method's vectors stand behind it."""
-    measured_on: str = "test"
-    """The rows: "test" for the test sets, or the name of a file of your own rows, without its
-    ending (`--evaluate.labelled mine.jsonl` of the jobs that measured them: "mine")."""
-    output: Place = Path("runs/compare")
-    """Folder or URI of the report: compare.md, compare.html, a CSV for each table, charts."""
-    tracking: TrackingConfig = TrackingConfig()
-    """Whose runs are compared."""
 
 
 def compare(config: CompareConfig) -> dict[str, Any]:

@@ -2,45 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
-from pydantic import Field
-
 from sce.bulk.corpus import Columns, check_columns, open_corpus
-from sce.bulk.counts import ErrorLimit, MaxErrors
-from sce.bulk.output import COMMIT_ROWS
-from sce.config import Verbatim
-from sce.datasets.text_form import Delimiter, Encoding, TextForm
+from sce.bulk.counts import ErrorLimit
+from sce.bulk.output import OutputRun
+from sce.config import resolve_output
+from sce.datasets.text_form import TextForm
 from sce.distributed.embed import embed_corpus, embed_prepared
 from sce.distributed.resources import embed_actors
 from sce.distributed.stage import ACTOR_CPUS
 from sce.errors import ConfigError
-from sce.workflows.experiment import Experiment
-
-
-class EmbedJob(Experiment):
-    """Settings of `jobs/embed.py`: an experiment, or with `input` any corpus."""
-
-    input: Verbatim = []
-    """Files, folders, globs or URIs of Parquet, JSONL, CSV (.gz and others too) or Excel, to embed
-    into `store`. Without it, the data of the experiment is embedded."""
-    store: str | None = None
-    """Folder or URI of the embedding store."""
-    text_column: str = "text"
-    id_column: str | None = None
-    """Default: ids made from places, `tickets.jsonl:17`."""
-    keep_columns: Verbatim = []
-    """Columns to carry into the store, beside the text."""
-    encoding: Encoding | None = None
-    """Of text files. Default: found out, UTF-8 with or without a mark, UTF-16 or Windows-1252."""
-    delimiter: Delimiter | None = None
-    """Between the fields of a CSV: a character or `tab`. Default: found out, of `,`, `;`, tab and
-    `|`; or what a first line `sep=;` names."""
-    max_errors: MaxErrors = "50%"
-    """Fail when more rows than this have errors: a count (`100`) or a share (`1%`), which counts
-    from 1,000 rows on while the job runs and in the end whatever their number."""
-    commit_rows: int = Field(default=COMMIT_ROWS, ge=1)
-    """Inputs of more rows are committed in parts of whole files or row groups."""
+from sce.workflows.engine_choice import choose_workers, early_process
+from sce.workflows.experiment import EmbedJob
 
 
 def embed(config: EmbedJob) -> dict[str, Any]:
@@ -56,15 +31,20 @@ def embed(config: EmbedJob) -> dict[str, Any]:
         return embed_prepared(data, embeddings, config.embedder, config.resources)
     keep = tuple(dict.fromkeys([*config.keep_columns, config.text_column]))
     columns = Columns(text=config.text_column, id=config.id_column, keep=keep)
-    corpus = open_corpus(config.input, TextForm(config.encoding, config.delimiter))
-    check_columns(corpus, columns)
-    _, summary = embed_corpus(
-        corpus,
-        columns,
-        config.store,
-        config.embedder,
-        lambda: embed_actors(config.resources, default_cpus=ACTOR_CPUS),
-        ErrorLimit.parse(config.max_errors),
-        config.commit_rows,
-    )
+    modules = ["sce.embedding.embedder"]
+    with early_process(config.engine, config.resources, modules) as process:
+        corpus = open_corpus(config.input, TextForm(config.encoding, config.delimiter))
+        check_columns(corpus, columns)
+        begun = OutputRun(str(resolve_output(config.store)), {}).has_checkpoint
+        actors = partial(embed_actors, config.resources, default_cpus=ACTOR_CPUS)
+        engine = config.engine
+        _, summary = embed_corpus(
+            corpus,
+            columns,
+            config.store,
+            config.embedder,
+            lambda: choose_workers(engine, process, corpus, columns, begun, actors),
+            ErrorLimit.parse(config.max_errors),
+            config.commit_rows,
+        )
     return summary

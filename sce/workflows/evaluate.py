@@ -25,14 +25,9 @@ from sce.embedding.embedder import TextEmbedder, load_embedder
 from sce.embedding.store import EmbeddingStore, embedding_matrix
 from sce.errors import ConfigError, InputError
 from sce.evaluation import plots
-from sce.evaluation.evaluate import (
-    EvaluateConfig,
-    Evaluated,
-    EvaluationSet,
-    Method,
-    evaluate_sets,
-)
+from sce.evaluation.evaluate import Evaluated, EvaluationSet, Method, evaluate_sets
 from sce.evaluation.report import WIDE_CHARS, to_markdown, to_table
+from sce.evaluation.settings import EvaluateConfig
 from sce.evaluation.summaries import Result, headline_metrics, rounded_means, summary_metrics
 from sce.model.calibration import Temperature
 from sce.model.label_vectors import TextLookup

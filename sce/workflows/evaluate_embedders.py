@@ -11,10 +11,10 @@ from typing import Any, get_args
 
 import numpy as np
 import pyarrow.parquet as pq
-from pydantic import Field
 from rich.console import Console
 
-from sce.embedding.embedder import embedder_fingerprint, load_embedder
+from sce.embedding.checkpoint import embedder_fingerprint
+from sce.embedding.embedder import load_embedder
 from sce.embedding.fingerprint import EmbedderFingerprint
 from sce.embedding.settings import EmbedderConfig, Kind
 from sce.errors import ConfigError
@@ -38,20 +38,11 @@ from sce.workflows.evaluate import (
     record_source,
     sets_and_methods,
 )
-from sce.workflows.experiment import Experiment
+from sce.workflows.experiment import Evaluation, Experiment
 
 EMBEDDERS_FILE = "embedders.json"
 TRAINED = {"minilm": "quickstart", "mpnet": "base"}
 """Run folders, beside the experiment's, where `make quickstart` leaves a model of that embedder."""
-
-
-class Evaluation(Experiment):
-    """Settings of an evaluation."""
-
-    embedders: list[str] = Field(default_factory=list)
-    """Measure these text embedders side by side and recommend one: `minilm`, `mpnet`, `jina`, or a
-    sentence-transformers checkpoint by hub id or folder. SCE is measured where there is a trained
-    model: the experiment's own, that of `make quickstart`, or `mpnet=FOLDER`."""
 
 
 def evaluate_asked(experiment: Evaluation) -> dict[str, Any]:

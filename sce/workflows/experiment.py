@@ -1,4 +1,5 @@
-"""The configuration of one experiment, from raw texts to the evaluated model.
+"""The configuration of one experiment, from raw texts to the evaluated model, and of the
+comparison of several.
 
 `prepare_data`, `embed`, `train_sce` and `evaluate` read the same file; each takes the sections
 that concern it, and a job runs those before it whose result is missing or out of date.
@@ -9,16 +10,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from sce.baselines.settings import PromptedConfig
-from sce.config import JobConfig, resolve_output
-from sce.datasets.prepare import DataConfig
-from sce.distributed.settings import ResourcesConfig
+from pydantic import Field
+
+from sce.baselines.settings import LlamaTrainConfig, LoraSettings, PromptedConfig, PromptName
+from sce.bulk.counts import MaxErrors
+from sce.bulk.output import COMMIT_ROWS
+from sce.config import JobConfig, Verbatim, resolve_output
+from sce.datasets.settings import DataConfig
+from sce.datasets.text_form import Delimiter, Encoding
+from sce.distributed.settings import Engine, ResourcesConfig
 from sce.embedding.settings import EmbedderConfig
-from sce.evaluation.evaluate import EvaluateConfig
+from sce.evaluation.flops import LORA_RANK
+from sce.evaluation.settings import EvaluateConfig
 from sce.storage import Place
-from sce.training.episodes import AugmentConfig
-from sce.training.epoch import TrainConfig
-from sce.training.fresh_model import ModelConfig
+from sce.training.settings import AugmentConfig, ModelConfig, TrainConfig
 from sce.workflows.tracking import TrackingConfig
 
 
@@ -96,3 +101,91 @@ class Experiment(RunSettings):
     def own_results_dir(self) -> Place:
         """Results on the user's own rows, a folder for each file of them."""
         return self.home / "results-own"
+
+
+class EmbedJob(Experiment):
+    """Settings of `jobs/embed.py`: an experiment, or with `input` any corpus."""
+
+    input: Verbatim = []
+    """Files, folders, globs or URIs of Parquet, JSONL, CSV (.gz and others too) or Excel, to embed
+    into `store`. Without it, the data of the experiment is embedded."""
+    store: str | None = None
+    """Folder or URI of the embedding store."""
+    text_column: str = "text"
+    id_column: str | None = None
+    """Default: ids made from places, `tickets.jsonl:17`."""
+    keep_columns: Verbatim = []
+    """Columns to carry into the store, beside the text."""
+    encoding: Encoding | None = None
+    """Of text files. Default: found out, UTF-8 with or without a mark, UTF-16 or Windows-1252."""
+    delimiter: Delimiter | None = None
+    """Between the fields of a CSV: a character or `tab`. Default: found out, of `,`, `;`, tab and
+    `|`; or what a first line `sep=;` names."""
+    max_errors: MaxErrors = "50%"
+    """Fail when more rows than this have errors: a count (`100`) or a share (`1%`), which counts
+    from 1,000 rows on while the job runs and in the end whatever their number."""
+    commit_rows: int = Field(default=COMMIT_ROWS, ge=1)
+    """Inputs of more rows are committed in parts of whole files or row groups."""
+    engine: Engine = "auto"
+    """`process`: one process beside the job, which a small input of this machine (8,192 texts) has
+    embedded before Ray starts; `ray`: actors. `auto`: the first where it can."""
+
+
+class Evaluation(Experiment):
+    """Settings of an evaluation."""
+
+    embedders: list[str] = Field(default_factory=list)
+    """Measure these text embedders side by side and recommend one: `minilm`, `mpnet`, `jina`, or a
+    sentence-transformers checkpoint by hub id or folder. SCE is measured where there is a trained
+    model: the experiment's own, that of `make quickstart`, or `mpnet=FOLDER`."""
+
+
+class LlamaExperiment(RunSettings):
+    """Settings of `jobs/train_llama.py`."""
+
+    name: str = "llama-lora"
+    """Names the method in reports, and the run in MLflow."""
+    run_dir: Place = Path("runs/llama-lora")
+    """Where everything goes: data, checkpoints, adapters, a merged model. A path that every node
+    reaches, or a URI (s3://bucket/folder)."""
+    base: str = "meta-llama/Llama-3.2-1B-Instruct"
+    """Hub id, folder or URI of the language model."""
+    prompt: PromptName = "template"
+    """`template` of appendix G.1, or the `sentence` of appendix D."""
+    lora: LoraSettings = LoraSettings(rank=LORA_RANK)
+    train: LlamaTrainConfig = LlamaTrainConfig()
+    validation_rows: int = Field(default=500, ge=1)
+    """Rows of the split `validation` that are used, at most: each costs a forward pass of the whole
+    model."""
+    merge: bool = False
+    """Also write an unquantised model with the adapters in its weights, and measure it."""
+
+    @property
+    def adapter_dir(self) -> Place:
+        return self.home / "adapter"
+
+    @property
+    def prompted(self) -> PromptedConfig:
+        """The model with its adapters, as one that is asked."""
+        return PromptedConfig(
+            base=self.base,
+            adapter=self.adapter_dir,
+            prompt=self.prompt,
+            quantisation=self.lora.quantisation,
+            max_text_tokens=self.train.max_text_tokens,
+        )
+
+
+class CompareConfig(JobConfig):
+    """Settings of `jobs/compare.py`."""
+
+    methods: list[str] = []
+    """Names of what is compared (`name` of its configuration), in the order of the report; by
+    default everything measured. Labels that were adapted by a method's vectors stand behind it."""
+    measured_on: str = "test"
+    """The rows: "test" for the test sets, or the name of a file of your own rows, without its
+    ending (`--evaluate.labelled mine.jsonl` of the jobs that measured them: "mine")."""
+    output: Place = Path("runs/compare")
+    """Folder or URI of the report: compare.md, compare.html, a CSV for each table, charts."""
+    tracking: TrackingConfig = TrackingConfig()
+    """Whose runs are compared."""

@@ -38,7 +38,8 @@ from sce.storage import Place, replace_folder, write_text
 from sce.training.data import TrainingData
 from sce.training.episodes import EpisodeSampler
 from sce.training.fresh_model import FreshModel, build_model
-from sce.training.validation import VIEWS, Validator
+from sce.training.settings import VIEWS
+from sce.training.validation import Validator
 from sce.workflows.evaluate import measure, open_tracker
 from sce.workflows.experiment import Experiment
 from sce.workflows.model_card import write_model_card

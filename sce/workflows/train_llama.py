@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import logging
 import time
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from pydantic import Field
 from transformers import logging as transformers_logging
 
-from sce.baselines.llama_training import LlamaRows, LlamaTrainConfig, right_answers
-from sce.baselines.lora import LoraSettings, load_base, load_chat_tokenizer, merge
+from sce.baselines.llama_training import LlamaRows, right_answers
+from sce.baselines.lora import load_base, load_chat_tokenizer, merge
 from sce.baselines.prompted import PromptedClassifier
-from sce.baselines.settings import PromptedConfig, PromptName
 from sce.datasets.prepare import PreparedData, prepare
 from sce.distributed.resources import training_workers
 from sce.distributed.train_llama import LlamaFitSettings, fit_llama
 from sce.distributed.workers import Run
 from sce.errors import DataError
-from sce.evaluation.flops import LORA_RANK
 from sce.evaluation.summaries import rounded_means
 from sce.model.weights import save_weights
-from sce.storage import Place, absolute_model, replace_folder
+from sce.storage import absolute_model, replace_folder
 from sce.training.random_keys import some_places
 from sce.workflows.evaluate import (
     measure_sets,
@@ -31,48 +27,12 @@ from sce.workflows.evaluate import (
     rows_to_measure,
     validation_sets,
 )
-from sce.workflows.experiment import RunSettings
+from sce.workflows.experiment import LlamaExperiment
 from sce.workflows.methods import PromptedMethod
 from sce.workflows.tracking import Tracker, tracking_uri
 from sce.workflows.training_run import TrainingRun
 
 logger = logging.getLogger("sce")
-
-
-class LlamaExperiment(RunSettings):
-    """Settings of `jobs/train_llama.py`."""
-
-    name: str = "llama-lora"
-    """Names the method in reports, and the run in MLflow."""
-    run_dir: Place = Path("runs/llama-lora")
-    """Where everything goes: data, checkpoints, adapters, a merged model. A path that every node
-    reaches, or a URI (s3://bucket/folder)."""
-    base: str = "meta-llama/Llama-3.2-1B-Instruct"
-    """Hub id, folder or URI of the language model."""
-    prompt: PromptName = "template"
-    """`template` of appendix G.1, or the `sentence` of appendix D."""
-    lora: LoraSettings = LoraSettings(rank=LORA_RANK)
-    train: LlamaTrainConfig = LlamaTrainConfig()
-    validation_rows: int = Field(default=500, ge=1)
-    """Rows of the split `validation` that are used, at most: each costs a forward pass of the whole
-    model."""
-    merge: bool = False
-    """Also write an unquantised model with the adapters in its weights, and measure it."""
-
-    @property
-    def adapter_dir(self) -> Place:
-        return self.home / "adapter"
-
-    @property
-    def prompted(self) -> PromptedConfig:
-        """The model with its adapters, as one that is asked."""
-        return PromptedConfig(
-            base=self.base,
-            adapter=self.adapter_dir,
-            prompt=self.prompt,
-            quantisation=self.lora.quantisation,
-            max_text_tokens=self.train.max_text_tokens,
-        )
 
 
 def train_llama(experiment: LlamaExperiment) -> dict[str, Any]:

@@ -5,9 +5,10 @@ import threading
 import pytest
 import torch
 
-from sce.baselines.llama_training import LlamaObjective, LlamaRows, LlamaTrainConfig
-from sce.baselines.lora import LoraSettings, add_adapters, load_base, load_chat_tokenizer
+from sce.baselines.llama_training import LlamaObjective, LlamaRows
+from sce.baselines.lora import add_adapters, load_base, load_chat_tokenizer
 from sce.baselines.prompted import PromptedClassifier
+from sce.baselines.settings import LlamaTrainConfig, LoraSettings
 from sce.labels import LabelSet
 from sce.training.epoch import make_optimizer, train_epoch
 from tests.tiny_models import build_llama

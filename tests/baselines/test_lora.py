@@ -5,7 +5,6 @@ import torch
 from peft import PeftModel
 
 from sce.baselines.lora import (
-    LoraSettings,
     add_adapters,
     collate,
     label_loss,
@@ -14,6 +13,7 @@ from sce.baselines.lora import (
     merge,
 )
 from sce.baselines.prompted import PromptedClassifier
+from sce.baselines.settings import LoraSettings
 from sce.errors import ConfigError, InputError
 from tests.tiny_models import build_llama
 

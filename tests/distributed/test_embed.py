@@ -15,7 +15,8 @@ from sce.distributed import embed as embed_module
 from sce.distributed.embed import embed_corpus
 from sce.distributed.resources import embed_actors, training_workers
 from sce.distributed.settings import ResourcesConfig
-from sce.embedding.embedder import embedder_fingerprint, load_embedder
+from sce.embedding.checkpoint import embedder_fingerprint
+from sce.embedding.embedder import load_embedder
 from sce.embedding.settings import EmbedderConfig
 from sce.embedding.store import (
     STORE_COLUMNS,

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, normalizers
 
-from sce.baselines.lora import LoraSettings, add_adapters, load_base, merge
+from sce.baselines.lora import add_adapters, load_base, merge
 from sce.baselines.prompted import load_prompted, parameter_count
-from sce.baselines.settings import PromptedConfig
+from sce.baselines.settings import LoraSettings, PromptedConfig
 from sce.distributed import prompted as stage
 from sce.distributed.prompted import score_prompts
 from sce.distributed.settings import ResourcesConfig

@@ -28,9 +28,9 @@ from sce.labels import LabelSet
 from sce.model.encoder import SCEModel
 from sce.model.label_vectors import TextLookup, label_texts_to_keep
 from sce.training.data import Rows
-from sce.training.episodes import AugmentConfig, EpisodeSampler
-from sce.training.epoch import TrainConfig
-from sce.training.fresh_model import FreshModel, ModelConfig, build_model
+from sce.training.episodes import EpisodeSampler
+from sce.training.fresh_model import FreshModel, build_model
+from sce.training.settings import AugmentConfig, ModelConfig, TrainConfig
 from sce.training.validation import Validator
 from tests.tiny_models import build_roberta
 from tests.training.test_episodes import text_vectors

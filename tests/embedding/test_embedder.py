@@ -8,12 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from sce.embedding.embedder import (
-    PIECE_TEXTS,
-    embed_batch,
-    embedder_fingerprint,
-    load_embedder,
-)
+from sce.embedding.checkpoint import embedder_fingerprint
+from sce.embedding.embedder import PIECE_TEXTS, embed_batch, load_embedder
 from sce.embedding.fingerprint import EmbedderFingerprint, check_fingerprint
 from sce.embedding.published import published_folder
 from sce.embedding.settings import EmbedderConfig

@@ -8,7 +8,8 @@ import torch
 from tokenizers import Tokenizer
 from transformers import Qwen3Model
 
-from sce.embedding.embedder import embedder_fingerprint, load_embedder
+from sce.embedding.checkpoint import embedder_fingerprint
+from sce.embedding.embedder import load_embedder
 from sce.embedding.fingerprint import EmbedderFingerprint
 from sce.embedding.settings import EmbedderConfig
 from sce.embedding.tokenising import batches

@@ -8,14 +8,8 @@ import pytest
 from pydantic import ValidationError
 from scipy.special import softmax
 
-from sce.evaluation.evaluate import (
-    PREDICTIONS,
-    EvaluateConfig,
-    EvaluationSet,
-    Method,
-    VectorMethod,
-    evaluate_sets,
-)
+from sce.evaluation.evaluate import PREDICTIONS, EvaluationSet, Method, VectorMethod, evaluate_sets
+from sce.evaluation.settings import EvaluateConfig
 from sce.evaluation.summaries import headline_metrics, named_results, summary_metrics
 from sce.labels import LabelSet
 from sce.model.calibration import Temperature

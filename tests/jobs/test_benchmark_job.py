@@ -23,11 +23,12 @@ from jobs.benchmarks.store_path import (
 from sce.bulk.classifier import AnswerColumns, BlockClassifier
 from sce.bulk.local import LinearPredictor
 from sce.config import load_config
-from sce.embedding.embedder import embedder_fingerprint
+from sce.embedding.checkpoint import embedder_fingerprint
 from sce.embedding.settings import EmbedderConfig
 from sce.embedding.store import EmbeddingStore
 from sce.evaluation import flops
-from sce.training.fresh_model import ModelConfig, build_model
+from sce.training.fresh_model import build_model
+from sce.training.settings import ModelConfig
 from tests.tiny_models import build_sentence_transformer
 
 ROOT = Path(__file__).parents[2]

@@ -16,9 +16,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.benchmarks.inputs import write_store
-from sce.embedding.embedder import embedder_fingerprint
+from sce.embedding.checkpoint import embedder_fingerprint
 from sce.embedding.settings import EmbedderConfig
-from sce.training.fresh_model import ModelConfig, build_model
+from sce.training.fresh_model import build_model
+from sce.training.settings import ModelConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS, PART = 60_000, 4096

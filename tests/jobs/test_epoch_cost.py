@@ -53,7 +53,7 @@ from sce.evaluation.peak_memory import peak_bytes, reset_peak
 from sce.model.encoder import SCEModel, trainable_parameters
 from sce.model.label_vectors import LabelVectors
 from sce.model.scoring import Scorer
-from sce.training.fresh_model import ModelConfig
+from sce.training.settings import ModelConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")

@@ -20,9 +20,9 @@ from sce.datasets.starter import read_starter
 from sce.embedding.settings import EmbedderConfig
 from sce.predictor import Predictor
 from sce.workflows.cli import run_job
-from sce.workflows.compare import CompareConfig, compare
+from sce.workflows.compare import compare
 from sce.workflows.evaluate import evaluate
-from sce.workflows.experiment import Experiment
+from sce.workflows.experiment import CompareConfig, Experiment
 from sce.workflows.train import train
 from tests.tiny_models import build_all, build_llama
 

@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 from peft import PeftModel
 
-from sce.baselines.lora import LoraSettings, load_base, load_chat_tokenizer, merge
+from sce.baselines.lora import load_base, load_chat_tokenizer, merge
 from sce.baselines.prompted import PromptedClassifier
+from sce.baselines.settings import LoraSettings
 from sce.labels import LabelSet
 from sce.workflows.cli import run_job
-from sce.workflows.train_llama import LlamaExperiment, train_llama
+from sce.workflows.experiment import LlamaExperiment
+from sce.workflows.train_llama import train_llama
 from tests.tiny_models import build_llama
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]

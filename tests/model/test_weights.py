@@ -13,7 +13,6 @@ from safetensors.torch import load_file
 from transformers import AutoModel
 
 from sce.baselines.lora import (
-    LoraSettings,
     adapter_weights,
     add_adapters,
     load_base,
@@ -21,7 +20,7 @@ from sce.baselines.lora import (
     read_adapters,
 )
 from sce.baselines.prompted import check_prompted
-from sce.baselines.settings import PromptedConfig
+from sce.baselines.settings import LoraSettings, PromptedConfig
 from sce.bulk.request import identify_model
 from sce.embedding.embedder import load_embedder
 from sce.embedding.settings import EmbedderConfig
@@ -29,7 +28,8 @@ from sce.errors import EmbedderError, InputError
 from sce.model.encoder import SCEModel
 from sce.model.weights import load_weights, refuse_pickles
 from sce.predictor import Predictor
-from sce.training.fresh_model import ModelConfig, build_model
+from sce.training.fresh_model import build_model
+from sce.training.settings import ModelConfig
 from tests.tiny_bulk import build_models
 from tests.tiny_models import build_jina, build_llama, build_roberta, build_sentence_transformer
 from tests.training.test_saved_state import Planted

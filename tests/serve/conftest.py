@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from sce.adaptation.artefact import REPORT_PAGE, AdaptedLabels
-from sce.embedding.embedder import embedder_fingerprint
+from sce.embedding.checkpoint import embedder_fingerprint
 from sce.embedding.fingerprint import EmbedderFingerprint
 from sce.embedding.settings import EmbedderConfig
 from sce.labels import LabelSet
 from sce.model.linear_labels import round_weights
-from sce.training.fresh_model import ModelConfig, build_model
+from sce.training.fresh_model import build_model
+from sce.training.settings import ModelConfig
 from serve.cache import VectorCache
 from serve.engine import Engine, LoadedModel
 from serve.label_sets import load_label_sets

@@ -15,10 +15,11 @@ from fastapi.testclient import TestClient
 import serve.model
 from sce.adaptation.artefact import FACTS_FILE, AdaptedLabels
 from sce.config import load_config
-from sce.embedding.embedder import embedder_fingerprint
+from sce.embedding.checkpoint import embedder_fingerprint
 from sce.embedding.settings import EmbedderConfig
 from sce.errors import ConfigError
-from sce.training.fresh_model import ModelConfig, build_model
+from sce.training.fresh_model import build_model
+from sce.training.settings import ModelConfig
 from serve.app import build
 from serve.auth import Guard
 from serve.ingress import Ingress

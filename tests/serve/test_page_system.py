@@ -28,11 +28,12 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
-from sce.embedding.embedder import embedder_fingerprint
+from sce.embedding.checkpoint import embedder_fingerprint
 from sce.embedding.settings import EmbedderConfig
 from sce.evaluation.pages import html_page
 from sce.evaluation.tables import Table
-from sce.training.fresh_model import ModelConfig, build_model
+from sce.training.fresh_model import build_model
+from sce.training.settings import ModelConfig
 from tests.serve.conftest import save_label_set
 
 ROOT = Path(__file__).resolve().parents[2]

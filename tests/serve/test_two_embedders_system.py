@@ -7,11 +7,12 @@ import pytest
 from jobs.benchmarks.serve import serve_app
 from jobs.classify import main as classify
 from sce.client import Client
-from sce.embedding.embedder import embedder_fingerprint
+from sce.embedding.checkpoint import embedder_fingerprint
 from sce.embedding.settings import EmbedderConfig
 from sce.errors import DataError, EmbedderError
 from sce.predictor import Predictor
-from sce.training.fresh_model import ModelConfig, build_model
+from sce.training.fresh_model import build_model
+from sce.training.settings import ModelConfig
 
 TEXTS = ["The river rose overnight.", "The engine will not start.", "Thank you!", "word " * 300]
 LABELS = ["flood", {"name": "breakdown", "description": "a vehicle or machine fails"}, "praise"]

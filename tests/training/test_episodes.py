@@ -11,7 +11,8 @@ from sce.labels import Label, LabelSet
 from sce.model.encoder import SCEConfig, SCEModel
 from sce.model.label_vectors import label_vectors
 from sce.training.data import Rows
-from sce.training.episodes import AugmentConfig, EpisodeObjective, EpisodeSampler
+from sce.training.episodes import EpisodeObjective, EpisodeSampler
+from sce.training.settings import AugmentConfig
 
 SETS = {
     "animals": LabelSet.parse(

@@ -11,8 +11,9 @@ import torch
 from sce.labels import LabelSet
 from sce.model.encoder import SCEConfig, SCEModel
 from sce.training.data import Rows
-from sce.training.episodes import AugmentConfig, EpisodeObjective, EpisodeSampler
-from sce.training.epoch import TrainConfig, make_optimizer, rate_factor, train_epoch
+from sce.training.episodes import EpisodeObjective, EpisodeSampler
+from sce.training.epoch import make_optimizer, rate_factor, train_epoch
+from sce.training.settings import AugmentConfig, TrainConfig
 from tests.training.test_episodes import ENCODER, text_vectors
 
 LABELS = LabelSet.parse([f"label {i}" for i in range(6)])

@@ -7,8 +7,10 @@ import torch
 from pydantic import ValidationError
 from transformers import MPNetConfig, MPNetModel
 
-from sce.model.encoder import LABEL_VECTORS, SCEConfig
-from sce.training.fresh_model import ModelConfig, build_model, mpnet_as_bert
+from sce.model.encoder import SCEConfig
+from sce.model.settings import LABEL_VECTORS
+from sce.training.fresh_model import build_model, mpnet_as_bert
+from sce.training.settings import ModelConfig
 
 RECIPE = {
     "label_source", "input_norm", "token_type", "positions", "query_scale", "logit_scale",

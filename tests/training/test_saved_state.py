@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from sce.errors import ConfigError
-from sce.training.epoch import TrainConfig, make_optimizer, random_state, restore_random_state
+from sce.training.epoch import make_optimizer, random_state, restore_random_state
 from sce.training.saved_state import read_state, write_state
+from sce.training.settings import TrainConfig
 
 
 class Planted:

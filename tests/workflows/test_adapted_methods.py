@@ -17,7 +17,8 @@ from sce.embedding.embedder import load_embedder
 from sce.embedding.settings import EmbedderConfig
 from sce.embedding.store import EmbeddingStore, Manifest, embedding_column, write_manifest
 from sce.errors import ConfigError, FingerprintMismatch, InputError
-from sce.evaluation.evaluate import EvaluateConfig, evaluate_sets
+from sce.evaluation.evaluate import evaluate_sets
+from sce.evaluation.settings import EvaluateConfig
 from sce.labels import LabelSet
 from sce.model.linear_labels import round_weights
 from sce.workflows import evaluate

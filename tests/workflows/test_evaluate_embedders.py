@@ -5,12 +5,14 @@ import json
 import pytest
 
 from sce.config import load_config
-from sce.embedding.embedder import embedder_fingerprint
+from sce.embedding.checkpoint import embedder_fingerprint
 from sce.embedding.settings import EmbedderConfig
 from sce.errors import ConfigError, EmbedderError
-from sce.training.fresh_model import ModelConfig, build_model
+from sce.training.fresh_model import build_model
+from sce.training.settings import ModelConfig
 from sce.workflows.evaluate import own_folder, record_source
-from sce.workflows.evaluate_embedders import Evaluation, evaluate_asked
+from sce.workflows.evaluate_embedders import evaluate_asked
+from sce.workflows.experiment import Evaluation
 from tests.tiny_models import build_sentence_transformer
 
 ROWS = [

@@ -14,7 +14,8 @@ from sce.errors import ConfigError
 from sce.workflows import mlflow_store
 from sce.workflows.bulk_settings import ClassifyConfig
 from sce.workflows.cli import run_job
-from sce.workflows.compare import CompareConfig, compare
+from sce.workflows.compare import compare
+from sce.workflows.experiment import CompareConfig
 from sce.workflows.tracking import Tracker, TrackingConfig, tracking_uri
 
 PW = "hunter2-of-this-test"

@@ -3,7 +3,7 @@
 import pytest
 
 from sce.errors import ConfigError
-from sce.training.fresh_model import ModelConfig
+from sce.training.settings import ModelConfig
 from sce.workflows.experiment import Experiment
 from sce.workflows.train import _as_begun
 from sce.workflows.training_run import TrainingRun

@@ -1,0 +1,224 @@
+"""Blocks through a pool of Ray's actors: how Ray Data works off a part of a bulk job.
+
+Ray Data reads the shards as a stream, so memory does not grow with the input. Rows are known by
+their place, and Ray Data's checkpoint writes down the places of the rows of each file that it
+wrote: first what is about to be written, then the file, then the word that it stands. What was
+not confirmed is deleted by the next run. Resuming, Ray holds the places of all finished rows in
+memory, 8 bytes each in every filtering actor; so an input of more than `COMMIT_ROWS` rows is
+worked off in parts of whole shards, and a finished part needs no places any more.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.fs as pafs
+import ray
+import ray.data
+from ray.data import ActorPoolStrategy, DataContext
+from ray.data.checkpoint import CheckpointConfig
+from ray.data.datasource import FilenameProvider
+from ray.exceptions import RayError, RayTaskError
+
+from sce.bulk.blocks import BlockFunction, Stage
+from sce.bulk.corpus import Shard
+from sce.bulk.counts import ActorCounts, ErrorLimit, RowCounter, too_many_errors
+from sce.bulk.output import OutputRun
+from sce.distributed.block_io import CSVSink, JSONLinesSink, ShardSource
+from sce.distributed.resources import ActorPlan, TorchThread
+from sce.distributed.session import ensure_ray
+from sce.embedding.store import null_where_none
+from sce.errors import SCEError
+from sce.storage import ROOTED, filesystem_of
+
+FILTER_MEMORY_BYTES = 256 * 2**20
+_IO_VARIABLES = {"ARROW_DEFAULT_MEMORY_POOL": "system", "MALLOC_MMAP_THRESHOLD_": str(2**22)}
+IO_TASK: dict[str, Any] = {"num_cpus": 0.25, "runtime_env": {"env_vars": _IO_VARIABLES}}
+"""The workers that read and write. One that has read many shards is to be no larger than one that
+has read two: Arrow's own pool, and glibc's with a threshold that grows, keep freed blocks."""
+REPORT_SECONDS = 2.0
+
+T = TypeVar("T")
+
+
+class ActorPool:
+    """What works off the parts of a stage: actors with a model each, for every part anew."""
+
+    def __init__(self, plan: ActorPlan, limit: ErrorLimit) -> None:
+        self._plan = plan
+        # It has no arguments that Ray would have to keep for a restart.
+        self._counter: Any = (
+            ray.remote(RowCounter).options(num_cpus=0, max_restarts=-1).remote(limit)
+        )
+
+    @classmethod
+    @contextmanager
+    def begun(cls, plan: ActorPlan, limit: ErrorLimit) -> Iterator[ActorPool]:
+        pool = cls(plan, limit)
+        try:
+            yield pool
+        finally:
+            ray.kill(pool._counter)
+
+    def totals(self, timeout: float | None = None) -> ActorCounts | None:
+        """What the actors did; None where that is not known in time."""
+        try:
+            found: ActorCounts = ray.get(self._counter.totals.remote(), timeout=timeout)
+        except RayError:
+            if timeout is None:
+                raise
+            return None
+        return found
+
+    def run_part(self, run: OutputRun, number: int, shards: Sequence[Shard], stage: Stage) -> None:
+        """Raises what a block's function raised on purpose as such."""
+        try:
+            _run_part(run, number, shards, stage, self._plan, self._counter)
+        except RayTaskError as error:
+            raise cause_of(error) from None
+
+    def confirmed(self, run: OutputRun, number: int) -> tuple[str, ...]:
+        """What the names of a part's files begin with that stand whole."""
+        filesystem, checkpoint = filesystem_of(run.checkpoint_uri(number))
+        return tuple(
+            info.base_name.removesuffix(".parquet")
+            for info in filesystem.get_file_info(
+                pafs.FileSelector(checkpoint, allow_not_found=True)
+            )
+        )
+
+
+def in_tasks(
+    function: Callable[..., T], items: Sequence[tuple[Any, ...]], *shared: Any
+) -> Iterator[T]:
+    """`function(*item, *shared)` of each item, in order, in tasks for which `shared` is stored
+    once.
+
+    Raises:
+        InputError: the function did.
+    """
+    ensure_ray()
+    task = ray.remote(**IO_TASK)(function)
+    held = [ray.put(one) for one in shared]
+    try:
+        yield from map(ray.get, [task.remote(*item, *held) for item in items])
+    except RayTaskError as error:
+        raise cause_of(error) from None
+
+
+def _run_part(
+    run: OutputRun,
+    number: int,
+    shards: Sequence[Shard],
+    stage: Stage,
+    plan: ActorPlan,
+    counter: Any,
+) -> None:
+    files, checkpoint_path = _for_ray(run.checkpoint_uri(number))
+    _, folder = _for_ray(run.part_uri(number))
+    checkpoint = CheckpointConfig(
+        id_column="place",
+        checkpoint_path=checkpoint_path,
+        override_filesystem=files,
+        delete_checkpoint_on_success=False,
+    )
+    checkpoint.checkpoint_actor_memory_bytes = FILTER_MEMORY_BYTES
+    context = DataContext.get_current().copy()
+    context.checkpoint_config = checkpoint
+    context.target_max_block_size = stage.block_bytes
+    context.enable_progress_bars = False
+    context.raise_original_map_exception = True  # a user's mistake is told from a bug by its type
+    with DataContext.current(context):
+        dataset = ray.data.read_datasource(
+            ShardSource(shards, stage.columns, stage.block_bytes),
+            override_num_blocks=len(shards),
+            **IO_TASK,
+        ).map_batches(
+            BlockActor,
+            fn_constructor_args=(stage.make, plan.threads, counter),
+            batch_size=stage.batch_rows,
+            batch_format="pyarrow",
+            compute=ActorPoolStrategy(size=plan.actors),
+            **plan.ray_arguments(),
+        )
+        kind = stage.output_format
+        write: dict[str, Any] = {
+            "filesystem": files,
+            "min_rows_per_file": stage.rows_per_file,
+            "filename_provider": FilenameProvider(run.part_name(number), kind),
+        }
+        if kind == "parquet":
+            options = write | (stage.write_options or {})
+            dataset.write_parquet(folder, ray_remote_args=IO_TASK, **options)
+        else:
+            sink = (
+                CSVSink(folder, stage.labels, **write)
+                if kind == "csv"
+                else JSONLinesSink(folder, stage.json_columns, **write)
+            )
+            dataset.write_datasink(sink, ray_remote_args=IO_TASK)
+
+
+def _for_ray(uri: str) -> tuple[pafs.FileSystem | None, str]:
+    """What Ray Data reaches a place by; of a store it finds that itself, on each node."""
+    is_local = "://" not in uri or uri.startswith(f"{ROOTED}://")
+    return filesystem_of(uri) if is_local else (None, uri)
+
+
+class BlockActor:
+    """One model; works off blocks, and reports them to the counter."""
+
+    def __init__(self, make: Callable[[], BlockFunction], threads: int, counter: Any) -> None:
+        started = time.time()
+        self._torch = TorchThread(threads)
+        self._apply = self._torch.run(make)
+        self._load_seconds = time.time() - started
+        self._counter = counter
+        self._name = uuid.uuid4().hex
+        self._rows = 0
+        self._errors: Counter[str] = Counter()
+        self._started: float | None = None
+        self._ahead, self._block_rows, self._said = 0, 0, 0.0
+        from sce.embedding.embedder import TextEmbedder
+
+        TextEmbedder.on_batch = staticmethod(self._embedded)
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        self._started = self._started or time.time()
+        self._ahead, self._block_rows = 0, block.num_rows
+        answered = self._torch.run(self._apply, block)
+        self._rows += answered.num_rows
+        codes = answered["error"]
+        self._errors.update(codes.filter(pc.not_equal(codes, "")).to_pylist())
+        errors, now = dict(self._errors), time.time()
+        work = ActorCounts(self._rows, errors, self._started, now, self._load_seconds)
+        try:
+            over = ray.get(self._counter.report.remote(self._name, work), timeout=30)
+        except RayError:  # the counter is being restarted: it hears of everything next time
+            over = None
+        if over is not None:
+            raise too_many_errors(over.rows, over.errors)
+        place = answered.column_names.index("error")
+        return answered.set_column(place, "error", null_where_none(codes))
+
+    def _embedded(self, texts: int) -> None:
+        """Lets the counter know of a part of a block, which may take minutes."""
+        self._ahead = min(self._ahead + texts, self._block_rows)
+        now = time.time()
+        if now - self._said >= REPORT_SECONDS:
+            self._said, rows = now, self._rows + self._ahead
+            started = self._started or now
+            work = ActorCounts(rows, dict(self._errors), started, now, self._load_seconds)
+            self._counter.report.remote(self._name, work)
+
+
+def cause_of(error: RayTaskError) -> Exception:
+    """What to raise for it: an error that was raised on purpose as such, a bug as Ray tells it."""
+    return error.cause if isinstance(error.cause, SCEError) else error
