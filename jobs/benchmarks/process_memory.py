@@ -26,8 +26,8 @@ class PeakMemory:
     """Watches a process and its descendants while its block runs. Linux.
 
     `peaks` gives the most bytes that one process of each kind ever had of its own (resident less
-    shared: files and the object store are not counted). Kinds are "driver", "actor" (the model's)
-    and "worker" (other Ray workers).
+    shared: files and the object store are not counted). Kinds are "driver", "actor" (the model's,
+    without Ray the process beside the job) and "worker" (other Ray workers).
 
     Args:
         pid: of the driver; default this process.
@@ -62,11 +62,13 @@ class PeakMemory:
             return
         for process in processes:
             with suppress(psutil.Error):
-                title = "".join(process.cmdline()[:1])
-                kind = "actor" if "BlockActor" in title else "worker"
+                command = process.cmdline()
+                title = "".join(command[:1])
+                beside = any("one_process" in word for word in command)  # no Ray then
+                kind = "actor" if beside or "BlockActor" in title else "worker"
                 if process == self._driver:
                     kind = "driver"
-                elif not title.startswith("ray::"):
+                elif not (beside or title.startswith("ray::")):
                     continue
                 memory = process.memory_info()
                 self._peaks[kind] = max(self._peaks.get(kind, 0), memory.rss - memory.shared)

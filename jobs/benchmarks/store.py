@@ -10,6 +10,7 @@ Vectors and weights are random: speed does not depend on them.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -111,8 +112,9 @@ def benchmark_store(config: StoreBenchmark) -> Measured:
 
 def _engine(config: StoreBenchmark, home: Path, folder: str, predictor: Predictor) -> Figures:
     """The job's own stage, from the first block to the last, beside a loop over the same files
-    that writes nothing. Ray lets others go before its workers (niceness 15): where others are, the
-    benchmark is to be run with `nice -n 15`."""
+    that writes nothing."""
+    # By default Ray lets every other program go before its workers, which the loop does not.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     plan = embed_actors(config.resources, default_cpus=ACTOR_CPUS)
     model = LocalModel.find(folder, config.embedder, config.dtype, exact=False)
     labels = LabelSet.parse(label_names(config.labels, 0))

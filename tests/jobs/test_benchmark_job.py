@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -171,3 +173,15 @@ def test_peak_memory_is_seen_when_it_is_gone_again():
         memory._look()
         del block
     assert memory.peaks()["driver"] - before > 150 << 20
+
+
+def test_the_process_beside_a_job_without_ray_counts_as_its_model():
+    code = "one_process = bytearray(b'x') * (60 << 20); print(1, flush=True); input()"
+    child = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    with PeakMemory() as memory:
+        child.stdout.readline()
+        memory._look()
+        child.communicate(b"\n")
+    assert memory.peaks()["actor"] > 50 << 20
