@@ -12,9 +12,10 @@ store path: vectors answered with 2 to 1,000 labels beside a matrix product, and
 tables go to standard output, and to --output FILE; the figures to --record FILE, which a later run
 is compared --against (jobs/benchmarks/README.md).
 
-Needs torch, transformers, peft, pyarrow and pydantic-settings, and no installation of this package;
-no Ray, no MLflow, no data, no network. To a machine that lacks some of them and has no network:
-`pip download pydantic-settings pyarrow pyyaml`, and there `pip install --no-index --find-links`.
+Needs torch, transformers, peft, pyarrow, scipy, requests and pydantic-settings, and no installation
+of this package; no Ray, no MLflow, no data, no network. To a machine that lacks some of them and
+has no network: `pip download pydantic-settings pyarrow scipy requests`, and there `pip install
+--no-index --find-links`.
 For Llama's 4-bit weights it needs bitsandbytes; without it they stay as they are, and the table
 says so. A step is one batch forward and backward; Llama's optimiser takes one every 32.
 The last line of standard output is JSON. Exit code 0: done, 1: failed, or slower than --against, 2:
