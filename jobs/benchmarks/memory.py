@@ -45,6 +45,7 @@ def benchmark_memory(config: MemoryBenchmark) -> Measured:
             write_store(home / name, embedder_fingerprint(config.embedder), rows)
         names = json.dumps(label_names(config.label_count, 0))
         flags = ["--model", str(home / "model"), "--labels", names, "--output", str(home / "out")]
+        flags += ["--engine", "ray"]  # which a tenth may be too little for
 
         def done_by_half() -> bool:
             return _rows_confirmed(home / "out") >= config.rows // 2
