@@ -3,6 +3,8 @@
     python jobs/benchmark.py embed --rows 8000
     python jobs/benchmark.py embed --rows 8000 --embedder.dtype bfloat16
     python jobs/benchmark.py classify --output runs/benchmark
+    python jobs/benchmark.py store --record store.json
+    python jobs/benchmark.py store --against store.json
     python jobs/benchmark.py memory --rows 1000000
     python jobs/benchmark.py serve --model runs/quickstart/model
     python jobs/benchmark.py shortlist --model runs/quickstart/model --labelled intents.jsonl
@@ -11,15 +13,17 @@
     python jobs/benchmark.py linear --rows 1000000
 
 Sections: `embed` (Ray's embed path against the bare embedder on the same batches), `classify` (a
-new label set from a store and from text, the Ray job beside a bare loop, and what users would
-take instead: GLiClass, an NLI pipeline, cosine similarity), `memory` (peaks of the job at two sizes
-of input and of a resume half-way), `serve` (the endpoint under load beside the bare predictor and
-GLiClass's server, latencies, bulk work through it), `shortlist` (its cost in accuracy on labelled
-rows of yours), `adaptation` (accuracy of labels that were fitted to a corpus, on labelled sets in
-`data` and on the corpora that ship), `sample` (the same by how many texts the fit reads), `linear`
-(what fitting them and answering with them takes).
-jobs/benchmarks/README.md says how to read the figures.
-The last line of standard output is JSON. Exit code 0: done, 1: failed, 2: wrong input.
+new label set from a store and from text, and what users would take instead: GLiClass, an NLI
+pipeline, cosine similarity), `store` (the store path: its share of the matrix rate, files to files
+beside Parquet alone, the job on Ray beside a bare loop, commands from start to end), `memory`
+(peaks of the job at two sizes of input and of a resume half-way), `serve` (the endpoint under load
+beside the bare predictor and GLiClass's server, latencies, bulk work through it), `shortlist` (its
+cost in accuracy on labelled rows of yours), `adaptation` (accuracy of labels that were fitted to a
+corpus, on labelled sets in `data` and on the corpora that ship), `sample` (the same by how many
+texts the fit reads), `linear` (what fitting them takes).
+jobs/benchmarks/README.md says how to read the figures, and what `--record` and `--against` do.
+The last line of standard output is JSON. Exit code 0: done, 1: failed, or slower than `--against`,
+2: wrong input.
 """
 
 from __future__ import annotations
@@ -31,7 +35,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 SECTIONS = (
-    "embed", "classify", "memory", "serve", "shortlist", "adaptation", "sample", "linear",
+    "embed", "classify", "store", "memory", "serve", "shortlist", "adaptation", "sample", "linear",
 )  # fmt: skip
 """Each a module of `jobs.benchmarks` with a class `XBenchmark` and a function `benchmark_x`."""
 
@@ -42,13 +46,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"usage: benchmark.py {{{','.join(SECTIONS)}}} [settings]", file=sys.stderr)
         return 0 if arguments[:1] in (["-h"], ["--help"]) else 2
     _find_checkout()
-    from sce.workflows.cli import run_job
+    from jobs.benchmarks.records import run_benchmark
 
     section = arguments[0]
     module = importlib.import_module(f"jobs.benchmarks.{section}")
     config_class = getattr(module, f"{section.capitalize()}Benchmark")
     measure = getattr(module, f"benchmark_{section}")
-    return run_job(config_class, measure, __doc__ or "", arguments[1:])
+    return run_benchmark(section, config_class, measure, __doc__ or "", arguments[1:])
 
 
 def _find_checkout() -> None:

@@ -30,8 +30,8 @@ from jobs.benchmarks.corpora import (
     some_of_each,
 )
 from jobs.benchmarks.examples_picture import save_picture
-from jobs.benchmarks.rounds import markdown_table
-from sce.config import JobConfig
+from jobs.benchmarks.records import Benchmark, Measured, arithmetic_of
+from jobs.benchmarks.rounds import Figure, Figures, markdown_table
 from sce.datasets.starter import read_starter
 from sce.embedding.settings import EmbedderConfig
 from sce.errors import DataError
@@ -63,7 +63,7 @@ its training texts."""
 EXAMPLES = (1, 2, 4, 8, 16)
 
 
-class AdaptationBenchmark(JobConfig):
+class AdaptationBenchmark(Benchmark):
     """Settings of `benchmark.py adaptation`."""
 
     data: Path | None = None
@@ -87,8 +87,9 @@ class AdaptationBenchmark(JobConfig):
     """Also draw accuracy over examples, and gain over rows of the sets across the grain: a PNG."""
 
 
-def benchmark_adaptation(config: AdaptationBenchmark) -> dict[str, Any]:
-    """Print every table that is asked for; the figures again as JSON.
+def benchmark_adaptation(config: AdaptationBenchmark) -> Measured:
+    """Print every table that is asked for. Accuracies on the sets, gains by case and the seconds of
+    each section are figures; the others are in the last line alone.
 
     Raises:
         DataError: a set is not in `data`.
@@ -115,7 +116,22 @@ def benchmark_adaptation(config: AdaptationBenchmark) -> dict[str, Any]:
         found[section] = figures | {"seconds": round(time.perf_counter() - started)}
     if config.picture is not None:
         save_picture(config.picture, found.get("examples", {}), found.get("across", {}))
-    return found
+    return Measured(_figures(found), arithmetic_of(embedder=bench.embedder), details=found)
+
+
+def _figures(found: dict[str, Any]) -> Figures:
+    seconds = {name: Figure.of(one["seconds"], "s", "less") for name, one in found.items()}
+    figures: Figures = {"sections": {name: {"seconds": one} for name, one in seconds.items()}}
+    for name, values in found.get("sets", {}).items():
+        if name != "seconds":
+            columns = ("cosine", "SCE", "adapted") if len(values) == 3 else ("cosine", "adapted")
+            cells = {column: Figure.of(value, "%") for column, value in zip(columns, values)}
+            figures.setdefault("accuracy, %", {})[name] = dict(cells)
+    for case, gains in found.get("cases", {}).items():
+        if case != "seconds":
+            gain = Figure.of(float(np.mean(list(gains.values()))), "points")
+            figures.setdefault("gain over cosine", {})[case] = {"mean of the sets": gain}
+    return figures
 
 
 def measure_sets(bench: Bench, sets: list[Corpus], config: AdaptationBenchmark) -> tuple[str, Any]:

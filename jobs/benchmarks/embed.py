@@ -6,18 +6,17 @@ import tempfile
 import time
 from functools import partial
 from itertools import product
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.json as paj
 import pyarrow.parquet as pq
 from pydantic import Field
 
-from jobs.benchmarks.rounds import beside_bare
+from jobs.benchmarks.records import Benchmark, Measured, arithmetic_of
+from jobs.benchmarks.rounds import in_turn
 from sce.bulk.corpus import Columns, open_corpus
 from sce.bulk.counts import ErrorLimit
 from sce.bulk.reading import BLOCK_ROWS
-from sce.config import JobConfig
 from sce.datasets.starter import read_starter
 from sce.distributed.embed import embed_corpus
 from sce.distributed.resources import ActorPlan, embed_actors, use_threads
@@ -29,20 +28,20 @@ from sce.errors import ConfigError
 from sce.storage import Place, fetch
 
 
-class EmbedBenchmark(JobConfig):
+class EmbedBenchmark(Benchmark):
     """Settings of `benchmark.py embed`."""
 
     rows: int = Field(default=2 * BLOCK_ROWS, ge=1)
     """Distinct texts to embed."""
     rounds: int = Field(default=3, ge=1)
-    """Both sides run this often, one after the other; the report has every round."""
+    """In each both sides run twice."""
     texts_file: Place | None = None
     """JSON lines with a field `text`; by default the starter corpus."""
     embedder: EmbedderConfig = EmbedderConfig()
     resources: ResourcesConfig = ResourcesConfig()
 
 
-def benchmark_embed(config: EmbedBenchmark) -> dict[str, Any]:
+def benchmark_embed(config: EmbedBenchmark) -> Measured:
     """Texts a second of `embed_corpus` and of `TextEmbedder.embed`, side by side.
 
     Both embed the same texts in the same blocks with the same number of threads. Start-up is
@@ -56,17 +55,18 @@ def benchmark_embed(config: EmbedBenchmark) -> dict[str, Any]:
     bare.embed(texts[:64])
     _ray_rate(texts[:64], config, plan)  # starts Ray Data's own actors, once a cluster
 
-    by_ray = partial(_ray_rate, texts, config, plan)
-    rounds = beside_bare(by_ray, partial(_bare_rate, bare, texts), config.rounds)
-    return {
-        "texts": len(texts),
-        "embedder": str(bare.fingerprint),
-        "dtype": config.embedder.dtype,
-        "actors": plan.actors,
-        "threads": plan.threads,
-        "ray_texts_per_second": rounds.rates,
-        "bare_texts_per_second": rounds.bare,
-    } | rounds.summary()
+    sides = {
+        "Ray": partial(_ray_rate, texts, config, plan),
+        "bare": partial(_bare_rate, bare, texts),
+    }
+    turns = in_turn(sides, config.rounds)
+    job = {"texts/s": turns.figure("Ray", "texts/s"), "over bare": turns.ratio("Ray", "bare")}
+    return Measured(
+        {"embedding": {"job on Ray": job, "bare": {"texts/s": turns.figure("bare", "texts/s")}}},
+        arithmetic_of(embedder=bare),
+        details={"embedder": str(bare.fingerprint), "actors": plan.actors},
+        device=plan.device,
+    )
 
 
 def _ray_rate(texts: list[str], config: EmbedBenchmark, plan: ActorPlan) -> float:

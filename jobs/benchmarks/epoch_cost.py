@@ -12,25 +12,22 @@ use the exact count, of what training needs; what gradient checkpoints compute a
 from __future__ import annotations
 
 import gc
-import importlib.metadata
 import json
 import logging
 import math
-import os
-import platform
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
 
-from jobs.benchmarks.epoch_models import EpochCost
+from jobs.benchmarks.epoch_models import EpochCost, choose_quantisation
+from jobs.benchmarks.epoch_store import measure_store
 from jobs.benchmarks.epoch_workloads import WORKLOADS, Workload
-from jobs.benchmarks.rounds import markdown_table
+from jobs.benchmarks.records import Measured
+from jobs.benchmarks.rounds import Figure, Figures, figure_tables
 from sce.evaluation.paper import EPOCHS, FLOPS_BOUND, FLOPS_RATIO, LORA, SCE, TIME_RATIO
 from sce.evaluation.peak_memory import peak_bytes, reset_peak
 
@@ -53,11 +50,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Row:
-    """A model's figures. Operations are floating-point operations; `spread` is between the slowest
-    and the fastest stretch, as a share of the mean."""
+    """A model's figures. Operations are floating-point operations.
+
+    Attributes:
+        epoch_seconds: by all stretches together.
+        by_stretch: the same by each alone.
+    """
 
     model: str
     epoch_seconds: float
+    by_stretch: tuple[float, ...]
     peak_bytes: int
     paper_operations_per_sample: float
     exact_operations_per_sample: float
@@ -66,7 +68,6 @@ class Row:
     samples_timed: int
     steps_timed: int
     seconds_timed: float
-    spread: float
     parameters: int
     trainable_parameters: int
     notes: tuple[str, ...]
@@ -93,6 +94,7 @@ def timed(
     return Row(
         model=workload.name,
         epoch_seconds=sum(seconds) / samples * settings.samples,
+        by_stretch=tuple(one / stretch.samples * settings.samples for one in seconds),
         peak_bytes=peak_bytes(device),
         paper_operations_per_sample=workload.operations.paper,
         exact_operations_per_sample=workload.operations.exact,
@@ -101,7 +103,6 @@ def timed(
         samples_timed=samples,
         steps_timed=stretch.steps * len(seconds),
         seconds_timed=sum(seconds),
-        spread=(max(seconds) - min(seconds)) / statistics.fmean(seconds),
         parameters=workload.parameters,
         trainable_parameters=workload.trainable,
         notes=workload.notes,
@@ -140,12 +141,14 @@ def seconds_of(call: Callable[[], None], device: torch.device, clock: Callable[[
 @dataclass(frozen=True)
 class Ratio:
     """SCE's cost over LoRA Llama's: seconds here, operations by the paper's count here, and what
-    the paper prints."""
+    the paper prints. `spread` is of the seconds: the fastest stretch of one over the slowest of the
+    other, and the other way round."""
 
     what: str
     seconds: float
     operations: float
     paper: str
+    spread: tuple[float, float]
 
 
 def ratios(rows: dict[str, Row]) -> list[Ratio]:
@@ -155,35 +158,39 @@ def ratios(rows: dict[str, Row]) -> list[Ratio]:
         return []
 
     def costs(name: str) -> np.ndarray:
-        return np.array([rows[name].epoch_seconds, rows[name].paper_operations_per_sample])
+        """Seconds in all, at the least and at the most, and operations."""
+        row = rows[name]
+        stretches = row.by_stretch or (row.epoch_seconds,)
+        least, most = min(stretches), max(stretches)
+        return np.array([row.epoch_seconds, least, most, row.paper_operations_per_sample])
 
-    alone = (costs("sce") / costs("llama")).tolist()
     paper = f"{TIME_RATIO} of seconds, {FLOPS_RATIO} of operations"
-    found = [Ratio("an epoch", *alone, paper)]
+    cases = [("an epoch", costs("sce"), paper)]
     for epochs, theory in FLOPS_BOUND.items() if "jina" in rows else ():
-        both = (costs("sce") + costs("jina") / epochs) / costs("llama")
+        both = costs("sce") + costs("jina") / epochs
         what = f"{epochs} epoch{'s' * (epochs > 1)} and the embedding"
-        found.append(Ratio(what, *both.tolist(), f"{theory} of operations"))
+        cases.append((what, both, f"{theory} of operations"))
+    llama, found = costs("llama"), []
+    for what, ours, theirs in cases:
+        seconds, operations = float(ours[0] / llama[0]), float(ours[3] / llama[3])
+        spread = float(ours[1] / llama[2]), float(ours[2] / llama[1])
+        found.append(Ratio(what, seconds, operations, theirs, spread))
     return found
 
 
-def benchmark_epoch(settings: EpochCost) -> dict[str, Any]:
-    """Measure, print the report, write it where it is wanted, and return every figure."""
-    report, summary = measure(settings)
-    print(report)
-    if settings.output is not None:
-        settings.output.write_text(report + "\n", encoding="utf-8")
-    return summary
-
-
-def measure(
-    settings: EpochCost, clock: Callable[[], float] = time.perf_counter
-) -> tuple[str, dict[str, Any]]:
-    """The report on every model of the settings in Markdown, and all its figures."""
+def measure(settings: EpochCost, clock: Callable[[], float] = time.perf_counter) -> Measured:
+    """Every model of the settings, one after another: all of them would not fit beside each other,
+    so their sides do not take turns; a matrix product is timed before and after each."""
     rates = [matrix_rate(settings, clock)]
     rows: dict[str, Row] = {}
+    store: Figures = {}
+    notes: list[str] = []
     for name in settings.models:
         # The workload goes before the next one is built: both would not fit.
+        if name == "store":
+            store, notes = measure_store(settings)
+            log.info("store: %s", figure_tables(store))
+            continue
         rows[name] = timed(WORKLOADS[name](settings), settings, clock)
         gc.collect()
         rates.append(matrix_rate(settings, clock))
@@ -192,74 +199,75 @@ def measure(
     # A GPU's clock moves and a CPU has other work to do: the best matrix rate counts.
     rate = max(rates)
     shares = {name: row.operations_per_second / rate for name, row in rows.items()}
-    summary = {
-        "size": settings.size,
-        "machine": machine(settings.torch_device),
-        "versions": {
-            name: importlib.metadata.version(name) for name in ("torch", "transformers", "peft")
+    return Measured(
+        _figures(settings, rows, shares, rates) | store,
+        {name: _arithmetic(settings, name) for name in settings.models},
+        (*_notes(settings, rows, shares), *notes),
+        {
+            "dtype": settings.dtype,
+            "matrix_rate": rate,
+            "models": {
+                n: asdict(row) | {"matrix_rate_share": shares[n]} for n, row in rows.items()
+            },
+            "ratios": [asdict(ratio) for ratio in ratios(rows)],
+            "settings": settings.model_dump(mode="json"),
         },
-        "dtype": settings.dtype,
-        "matrix_rate": rate,
-        "models": {n: asdict(row) | {"matrix_rate_share": shares[n]} for n, row in rows.items()},
-        "ratios": [asdict(ratio) for ratio in ratios(rows)],
-        "settings": settings.model_dump(mode="json"),
-    }
-    return markdown(settings, rows, shares, summary), summary
+        settings.device,
+    )
 
 
-def machine(device: torch.device) -> str:
-    """What it ran on, in words."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"CPU ({platform.machine()}, {torch.get_num_threads()} threads of {os.cpu_count()})"
+def benchmark_epoch(settings: EpochCost) -> Measured:
+    """Measure, and write the tables where they are wanted."""
+    measured = measure(settings)
+    if settings.output is not None:
+        report = "\n\n".join([figure_tables(measured.figures), *measured.notes])
+        settings.output.write_text(report + "\n", encoding="utf-8")
+    return measured
 
 
-def markdown(
-    settings: EpochCost, rows: dict[str, Row], shares: dict[str, float], summary: dict[str, Any]
-) -> str:
-    """The report; `shares` are of the rate of matrix products."""
-    versions = ", ".join(f"{name} {version}" for name, version in summary["versions"].items())
-    parts = [
-        f"**An epoch of {settings.samples:,} samples**, {settings.size} size, random weights, on "
-        f"{summary['machine']}; {versions}; {settings.dtype}. A matrix product runs at "
-        f"{summary['matrix_rate']:.3g} operations a second here."
-    ]
+def _arithmetic(settings: EpochCost, name: str) -> str:
+    is_quantised = name == "llama" and choose_quantisation(settings)[0] == "nf4"
+    return f"nf4 and {settings.dtype}" if is_quantised else settings.dtype
+
+
+def _figures(
+    settings: EpochCost, rows: dict[str, Row], shares: dict[str, float], rates: list[float]
+) -> Figures:
+    """The tables; what the paper prints beside the full size alone."""
     comparable = settings.size == "full"
-    if not comparable:
-        parts.append("A trial of the script with tiny models: comparable with nothing.")
-    elif min(row.steps_timed for row in rows.values()) < ENOUGH_STEPS:
-        parts.append(f"A trial: fewer than {ENOUGH_STEPS} steps of a model.")
     memory = "allocated on the GPU" if settings.device == "cuda" else "of the process"
-    columns = [
-        "", "seconds an epoch", "paper, A6000", f"peak memory ({memory})",
-        "operations a sample, paper's count", "exact", "operations a second",
-        "share of the matrix rate",
-    ]  # fmt: skip
-    cells = [
-        [
-            row.model,
-            _seconds(row.epoch_seconds),
-            PAPER_SECONDS[name] if comparable else "",
-            f"{row.peak_bytes / 2**30:.2f} GiB",
-            f"{row.paper_operations_per_sample:.4g}",
-            f"{row.exact_operations_per_sample:.4g}",
-            f"{row.operations_per_second:.3g}",
-            f"{100 * shares[name]:.3g}%",
-        ]
-        for name, row in rows.items()
-    ]
-    parts.append(markdown_table(columns, cells))
-    found = [
-        [r.what, f"{r.seconds:.4f}", f"{r.operations:.4f}", r.paper if comparable else ""]
-        for r in ratios(rows)
-    ]
-    if found:
-        columns = ["SCE over LoRA Llama", "seconds, measured", "operations, paper's count"]
-        parts.append(markdown_table([*columns, "the paper"], found))
-    lines = [_note(row, shares[name]) for name, row in rows.items()]
-    if max(shares.values()) > 1:
-        lines.insert(0, "- A share above 100%: something else took this machine's time.")
-    return "\n\n".join([*parts, "\n".join(lines)])
+    models, over = f"an epoch of {settings.samples:,} samples", "SCE over LoRA Llama"
+    figures: Figures = {models: {}, over: {}}
+    for name, row in rows.items():
+        figures[models][row.model] = {
+            "seconds": Figure.of(row.by_stretch, "s", "less"),
+            "paper, A6000": PAPER_SECONDS[name] if comparable else "",
+            f"peak memory {memory}, GiB": Figure.of(row.peak_bytes / 2**30, "GiB", "less"),
+            "operations a sample, paper's count": f"{row.paper_operations_per_sample:.4g}",
+            "exact": f"{row.exact_operations_per_sample:.4g}",
+            "operations/s": Figure.of(row.operations_per_second, "FLOP/s"),
+            "share of a matrix product": Figure.of(shares[name], "ratio"),
+        }
+    for ratio in ratios(rows):
+        low, high = ratio.spread
+        figures[over][ratio.what] = {
+            "seconds": Figure.of([low, ratio.seconds, high], "ratio", "less"),
+            "operations, paper's count": f"{ratio.operations:.4f}",
+            "the paper": ratio.paper if comparable else "",
+        }
+    figures["matrix product"] = {settings.dtype: {"operations/s": Figure.of(rates, "FLOP/s")}}
+    return {title: table for title, table in figures.items() if table}
+
+
+def _notes(settings: EpochCost, rows: dict[str, Row], shares: dict[str, float]) -> list[str]:
+    lines = []
+    if settings.size != "full":
+        lines.append("A trial of the script with tiny models: comparable with nothing.")
+    elif rows and min(row.steps_timed for row in rows.values()) < ENOUGH_STEPS:
+        lines.append(f"A trial: fewer than {ENOUGH_STEPS} steps of a model.")
+    if any(share > 1 for share in shares.values()):
+        lines.append("A share above 1: something else took this machine's time.")
+    return lines + [_note(row, shares[name]) for name, row in rows.items()]
 
 
 def _note(row: Row, share: float) -> str:
@@ -270,11 +278,7 @@ def _note(row: Row, share: float) -> str:
             f"; with what the checkpoints compute again, {100 * share:.3g}% of the matrix rate"
         )
     return (
-        f"- {row.model}: {row.parameters:,} parameters, {row.trainable_parameters:,} trained; "
-        f"{row.steps_timed:,} steps in {row.seconds_timed:.4g} s (stretches within "
-        f"{100 * row.spread:.0f}%); {'; '.join(row.notes)}{recomputed}."
+        f"{row.model}: {row.parameters:,} parameters, {row.trainable_parameters:,} trained; "
+        f"{row.steps_timed:,} steps in {row.seconds_timed:.4g} s; "
+        f"{'; '.join(row.notes)}{recomputed}."
     )
-
-
-def _seconds(value: float) -> str:
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"

@@ -23,8 +23,8 @@ from transformers import (
     PreTrainedModel,
 )
 
+from jobs.benchmarks.records import Benchmark
 from sce.baselines.settings import LlamaTrainConfig, LoraSettings
-from sce.config import JobConfig
 from sce.errors import ConfigError
 from sce.evaluation import flops
 from sce.evaluation.flops import JINA_V3, LLAMA_1B, LORA_RANK, ROBERTA_BASE, Architecture
@@ -63,17 +63,20 @@ TINY = ModelSizes(
 TINY_SETTINGS: dict[str, Any] = {
     "steps": 4, "warmup": 1, "samples": 64, "batch_size": 8, "text_tokens": 12,
     "max_batch_tokens": 96, "accumulation_steps": 2, "prompt_tokens": 9, "matrix_size": 128,
+    "label_counts": [2, 10], "store_rows": 300, "seconds": 0.001, "rounds": 1,
 }  # fmt: skip
 """Defaults of `--size tiny`."""
 
 
-class EpochCost(JobConfig):
+class EpochCost(Benchmark):
     """Settings of `epoch_cost.py`; `auto` is decided when they are read."""
 
     size: Literal["full", "tiny"] = "full"
     """The paper's models, or tiny ones as a trial."""
-    models: list[Literal["sce", "jina", "llama"]] = Field(["sce", "jina", "llama"], min_length=1)
-    """Which of them, with commas."""
+    models: list[Literal["jina", "sce", "llama", "store"]] = Field(
+        ["jina", "sce", "llama", "store"], min_length=1
+    )
+    """Which of them, with commas, in this order. `store` is the encoder answering vectors."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` is a GPU where there is one."""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
@@ -104,6 +107,14 @@ class EpochCost(JobConfig):
     """Llama computes activations again in the backward pass."""
     matrix_size: int | None = Field(None, ge=16)
     """Rows and columns of the product that gives the matrix rate."""
+    label_counts: list[int] = [2, 10, 100, 1000]
+    """Labels that vectors are answered with."""
+    store_rows: int = Field(200_000, ge=1)
+    """Vectors in files that are answered."""
+    seconds: float = Field(2.0, gt=0)
+    """To answer vectors for, at a time."""
+    rounds: int = Field(3, ge=1)
+    """Of answering; in each every side runs twice."""
     seed: int = Field(0, ge=0)
     """Seed of everything random."""
     output: Path | None = None

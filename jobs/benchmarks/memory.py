@@ -6,93 +6,73 @@ The job runs as a process of its own, as a user would start it, and is watched f
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
+import shutil
 import tempfile
-import time
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from pydantic import Field
 
 from jobs.benchmarks.inputs import label_names, write_model, write_store
-from jobs.benchmarks.process_memory import PeakMemory
+from jobs.benchmarks.process_memory import WatchedJob, run_job_watched
+from jobs.benchmarks.records import Benchmark, Measured
+from jobs.benchmarks.rounds import Figure, Figures, in_turn
 from sce.bulk.output import read_run, rows_done
-from sce.config import JobConfig
 from sce.embedding.checkpoint import embedder_fingerprint
 from sce.embedding.settings import EmbedderConfig
 
-_JOB = Path(__file__).parents[1] / "classify.py"
+TENTH, WHOLE, RESUMED = "a tenth of the rows", "all rows", "all rows, resumed half-way"
 
 
-class MemoryBenchmark(JobConfig):
+class MemoryBenchmark(Benchmark):
     """Settings of `benchmark.py memory`."""
 
     rows: int = Field(default=1_000_000, ge=100)
     label_count: int = Field(default=2, ge=1)
+    rounds: int = Field(default=1, ge=1)
     embedder: EmbedderConfig = EmbedderConfig()
 
 
-def benchmark_memory(config: MemoryBenchmark) -> dict[str, Any]:
-    """Bytes at the peak, of the driver, of the model's actor and of Ray's other workers.
-
-    Returns:
-        Peaks of each run, and `ratio_...`: the peak of all rows, and of the resumed run, over
-        that of a tenth, by kind of process.
-    """
+def benchmark_memory(config: MemoryBenchmark) -> Measured:
+    """MB at the peak, of the driver, of the model's actor and of Ray's other workers, and over
+    those of a tenth of the rows."""
+    ran: dict[str, list[WatchedJob]] = {TENTH: [], WHOLE: [], RESUMED: []}
+    stopped: list[int] = []
     with tempfile.TemporaryDirectory() as scratch:
         home = Path(scratch)
         write_model(home / "model", config.embedder)
         for name, rows in (("tenth", config.rows // 10), ("whole", config.rows)):
             write_store(home / name, embedder_fingerprint(config.embedder), rows)
-        found: dict[str, Any] = {
-            "rows": config.rows,
-            "label_count": config.label_count,
-            "tenth": _run(home, "tenth", config, "tenth"),
-            "whole": _run(home, "whole", config, "whole"),
-        }
-        stopped = _run(home, "whole", config, "resumed", stop_at=config.rows // 2)
-        found["stopped_after_rows"] = stopped["rows_confirmed"]
-        found["resumed"] = _run(home, "whole", config, "resumed")
-    tenth = found["tenth"]["peak_bytes"]
-    for name in ("whole", "resumed"):
-        peaks = found[name]["peak_bytes"]
-        found[f"ratio_{name}"] = {
-            kind: round(peaks[kind] / tenth[kind], 3) for kind in tenth if kind in peaks
-        }
-    return found
+        names = json.dumps(label_names(config.label_count, 0))
+        flags = ["--model", str(home / "model"), "--labels", names, "--output", str(home / "out")]
+        flags += ["--engine", "ray"]  # which a tenth may be too little for
 
+        def done_by_half() -> bool:
+            return _rows_confirmed(home / "out") >= config.rows // 2
 
-def _run(
-    home: Path, store: str, config: MemoryBenchmark, output: str, stop_at: int | None = None
-) -> dict[str, Any]:
-    folder = home / f"answers-{output}"
-    names = json.dumps(label_names(config.label_count, 0))
-    command = [sys.executable, str(_JOB), "--model", str(home / "model"), "--labels", names]
-    command += ["--input", str(home / store), "--output", str(folder), "--no-tracking.enabled"]
-    started = time.perf_counter()
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, start_new_session=True, text=True, cwd=_JOB.parents[1]
-    )
-    with PeakMemory(process.pid) as memory:
-        if stop_at is not None:
-            while process.poll() is None and _rows_confirmed(folder) < stop_at:
-                time.sleep(0.2)
-            os.killpg(process.pid, signal.SIGKILL)
-        out, _ = process.communicate()
-    found = {
-        "peak_bytes": memory.peaks(),
-        "seconds": round(time.perf_counter() - started, 1),
-        "rows_confirmed": _rows_confirmed(folder),
-    }
-    if stop_at is None:
-        if process.returncode:
-            raise RuntimeError(f"{' '.join(command)}: exit code {process.returncode}")
-        summary = json.loads(out.splitlines()[-1])
-        found |= {name: summary[name] for name in ("rows_out", "rows_this_run", "texts_per_second")}
-    return found
+        def seconds(name: str) -> float:
+            shutil.rmtree(home / "out", ignore_errors=True)
+            source = ["--input", str(home / ("tenth" if name == TENTH else "whole"))]
+            if name == RESUMED:
+                run_job_watched("classify.py", [*flags, *source], done_by_half)
+                stopped.append(_rows_confirmed(home / "out"))
+            ran[name].append(run_job_watched("classify.py", [*flags, *source]))
+            return ran[name][-1].seconds
+
+        turns = in_turn({name: partial(seconds, name) for name in ran}, config.rounds, False)
+    table: dict[str, dict[str, Figure]] = {name: {} for name in ran}
+    ratios: dict[str, dict[str, Figure]] = {WHOLE: {}, RESUMED: {}}
+    for kind in ran[TENTH][0].peaks:
+        peaks = {name: [job.peaks.get(kind, 0) / 1e6 for job in jobs] for name, jobs in ran.items()}
+        for name, values in peaks.items():
+            table[name][f"{kind}, MB"] = Figure.of(values, "MB", "less")
+        for name in ratios:
+            over = [one / tenth for one, tenth in zip(peaks[name], peaks[TENTH])]
+            ratios[name][kind] = Figure.of(over, "ratio", "less")
+    for name in ran:
+        table[name]["seconds"] = turns.figure(name, "s", "less")
+    figures: Figures = {"peak memory": table, "over a tenth of the rows": ratios}
+    return Measured(figures, details={"stopped_after_rows": stopped})
 
 
 def _rows_confirmed(folder: Path) -> int:

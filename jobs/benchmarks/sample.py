@@ -10,19 +10,18 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from jobs.benchmarks.corpora import SETS, Bench, Corpus, accuracy, read_set
-from jobs.benchmarks.rounds import markdown_table
-from sce.config import JobConfig
+from jobs.benchmarks.records import Benchmark, Measured
+from jobs.benchmarks.rounds import Figure, Figures
 
 NOISE = 0.3
 """How much of the difference is added."""
 
 
-class SampleBenchmark(JobConfig):
+class SampleBenchmark(Benchmark):
     """Settings of `benchmark.py sample`."""
 
     data: Path
@@ -37,31 +36,32 @@ class SampleBenchmark(JobConfig):
     """Where vectors are kept."""
 
 
-def benchmark_sample(config: SampleBenchmark) -> dict[str, Any]:
-    """Print the table; the figures again as JSON.
+def benchmark_sample(config: SampleBenchmark) -> Measured:
+    """Accuracy by the number of texts read, and seconds of each fit.
 
     Raises:
         DataError: a set is not in `data`.
     """
-    bench, table, figures = Bench(config.cache), [], {}
+    bench = Bench(config.cache)
+    figures: Figures = {"accuracy with so many texts, %": {}, "seconds of the fit": {}}
     for name, most in config.sets.items():
         corpus = read_set(bench, config.data, name, most)
         random = np.random.default_rng(3)
         first_N = random.random(len(corpus.targets_N)) < 0.5
         real, held = (corpus.take(np.flatnonzero(half_N)) for half_N in (first_N, ~first_N))
-        accuracies, seconds = [bench.cosine(held)], []
+        accuracies = {"none": Figure.of(bench.cosine(held), "%")}
+        seconds: dict[str, Figure] = {}
         for rows in config.rows:
             enlarged = _enlarged(real, rows, random)
             started = time.perf_counter()
             fitted = bench.adapt(enlarged)
-            seconds.append(time.perf_counter() - started)
-            accuracies.append(accuracy(fitted.scores(held.vectors_ND), held.targets_N))
-        cells = [f"{value:.1f}" for value in accuracies]
-        table.append([f"{name}, {len(corpus.labels)} labels", *cells, f"{seconds[-1]:.0f}"])
-        figures[name] = {"accuracy": accuracies, "seconds": seconds}
-    headings = ["accuracy with so many texts", "none", *(f"{rows:,}" for rows in config.rows)]
-    print(markdown_table([*headings, "seconds, the last"], table))
-    return figures
+            seconds[f"{rows:,}"] = Figure.of(time.perf_counter() - started, "s", "less")
+            right = accuracy(fitted.scores(held.vectors_ND), held.targets_N)
+            accuracies[f"{rows:,}"] = Figure.of(right, "%")
+        row = f"{name}, {len(corpus.labels)} labels"
+        for table, cells in zip(figures.values(), (accuracies, seconds)):
+            table[row] = cells
+    return Measured(figures)
 
 
 def _enlarged(corpus: Corpus, rows: int, random: np.random.Generator) -> Corpus:

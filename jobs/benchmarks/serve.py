@@ -11,6 +11,7 @@ import asyncio
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -22,7 +23,7 @@ from functools import partial
 from itertools import cycle
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal
+from typing import Literal
 
 import aiohttp
 import numpy as np
@@ -31,9 +32,9 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from jobs.benchmarks.inputs import label_names, make_texts, write_model, write_store
-from jobs.benchmarks.rounds import beside_bare, markdown_table, seconds_of
+from jobs.benchmarks.records import Benchmark, Measured, arithmetic_of
+from jobs.benchmarks.rounds import Figure, Figures, in_turn, seconds_of
 from jobs.benchmarks.servers import ROOT, gliclass_server, own_ray, serve_app
-from sce.config import JobConfig
 from sce.distributed.resources import use_threads
 from sce.embedding.checkpoint import embedder_fingerprint
 from sce.embedding.settings import EmbedderConfig
@@ -45,7 +46,7 @@ WARM_UP_SECONDS = 2.0
 log = logging.getLogger(__name__)
 
 
-class ServeBenchmark(JobConfig):
+class ServeBenchmark(Benchmark):
     """Settings of `benchmark.py serve`."""
 
     model: str | None = None
@@ -60,16 +61,18 @@ class ServeBenchmark(JobConfig):
     """Texts in flight there: so many clients at a time as make this number, 128 at most."""
     clients: list[int] = [1, 8, 32, 128]
     """Clients at a time where latency is measured, each with one text a request."""
-    seconds: float = Field(default=8.0, gt=0)
+    seconds: float = Field(default=5.0, gt=0)
     """How long each measurement takes."""
     rounds: int = Field(default=3, ge=1)
+    """In each every side is measured twice."""
     peers: bool = True
     """Also GLiClass's own server, under the same load."""
     peer_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """GLiClass's numbers. `auto`: bfloat16 where the processor multiplies it, as our encoder has it
     then; our text embedder is float32."""
     bulk_rows: int = Field(default=3000, ge=0)
-    """Texts of `jobs/classify.py` through the endpoint and in its own actors; 0: neither."""
+    """Texts of `jobs/classify.py` through the endpoint and in its own actors, one round of each; 0:
+    neither."""
     embedder: EmbedderConfig = EmbedderConfig()
 
 
@@ -80,13 +83,12 @@ class Load:
     latencies: list[float]
     rate: float
 
-    def milliseconds(self) -> dict[str, float]:
-        found = np.percentile(self.latencies, [50, 95, 99]) * 1000
-        return {f"p{p}": round(float(ms), 1) for p, ms in zip((50, 95, 99), found)}
+    def milliseconds(self, percentile: int) -> float:
+        return float(np.percentile(self.latencies, percentile)) * 1000
 
 
-def benchmark_serve(config: ServeBenchmark) -> dict[str, Any]:
-    """Print the tables and return every figure.
+def benchmark_serve(config: ServeBenchmark) -> Measured:
+    """Throughput, latency, what a request costs, the peer, bulk work.
 
     Raises:
         ConfigError: GLiClass is asked for and not installed.
@@ -100,28 +102,26 @@ def benchmark_serve(config: ServeBenchmark) -> dict[str, Any]:
         labels = label_names(config.labels, 0)
         settings = {"models": {"benchmark": {"path": str(Path(model).absolute()),
                                              "device": "cpu", "cache_bytes": 0}}}  # fmt: skip
+        figures: Figures = {}
+        kinds = arithmetic_of(embedder=predictor.embedder, encoder=predictor.model)
         with serve_app(home, settings) as url:
             post = f"{url}/v1/classify"
-            found: dict[str, Any] = {
-                "labels": config.labels,
-                "text_tokens": config.text_tokens,
-                "encoder_dtype": str(predictor.model.query_adaptor.weight.dtype),
-                "throughput": _throughput(config, predictor, post, texts, labels),
-                "latency": _latency(config, post, texts, labels),
-                "one_request": _one_request(config, predictor, post, texts, labels),
-            }
+            figures |= _throughput(config, predictor, post, texts, labels)
+            figures |= _latency(config, post, texts, labels)
+            figures |= _one_request(config, predictor, post, texts, labels)
             if config.peers:
-                found["peer"] = _peer(config, home, post, texts, labels)
+                found, kinds["GLiClass"] = _peer(config, home, post, texts, labels)
+                figures |= found
             if config.bulk_rows:
-                found["bulk"] = _bulk(config, home, model, url, texts)
-    print(_markdown(found))
-    return found
+                figures |= _bulk(config, home, model, url, texts)
+    note = f"Texts of {config.text_tokens} tokens, {config.labels} labels, no vector kept."
+    return Measured(figures, kinds, (note,))
 
 
 def _throughput(
     config: ServeBenchmark, predictor: Predictor, url: str, texts: list[str], labels: list[str]
-) -> dict[str, Any]:
-    """Texts a second at saturation over the bare predictor's, before and after each round."""
+) -> Figures:
+    """Texts a second at saturation, and over the bare predictor's."""
 
     def bare() -> float:
         done, seconds = 0, 0.0
@@ -131,104 +131,129 @@ def _throughput(
         return done / seconds
 
     bare()
-    found: dict[str, Any] = {}
+    table: dict[str, dict[str, Figure | str]] = {}
     for size in config.request_texts:
         clients = min(128, max(1, config.saturating_texts // size))
         bodies = _bodies(texts, labels, size)
         warm_up(url, bodies, clients)
         load = partial(run_load, url, bodies, clients, config.seconds)
-        rounds = beside_bare(lambda: size * load().rate, bare, config.rounds)  # noqa: B023
-        found[str(size)] = {
-            "clients": clients,
-            "served": round(median(rounds.rates), 1),
-            "bare": round(median(rounds.bare), 1),
-        } | rounds.summary()
-        log.info("%d texts a request: %s", size, found[str(size)])
-    return found
+        turns = in_turn(
+            {"served": lambda: size * load().rate, "bare": bare},  # noqa: B023
+            config.rounds,
+        )
+        table[f"{size} a request, {clients} clients"] = {
+            "served": turns.figure("served", "texts/s"),
+            "bare predictor": turns.figure("bare", "texts/s"),
+            "ratio": turns.ratio("served", "bare"),
+        }
+        log.info("%d texts a request: %s", size, turns.values)
+    return {"texts a second": dict(table)}
 
 
-def _latency(
-    config: ServeBenchmark, url: str, texts: list[str], labels: list[str]
-) -> dict[str, Any]:
+def _latency(config: ServeBenchmark, url: str, texts: list[str], labels: list[str]) -> Figures:
     """Milliseconds of requests of one text, by the number of clients."""
     bodies = _bodies(texts, labels, 1)
-    found = {}
+    loads: dict[str, list[Load]] = {str(clients): [] for clients in config.clients}
+
+    def rate(clients: str) -> float:
+        loads[clients].append(run_load(url, bodies, int(clients), config.seconds))
+        return loads[clients][-1].rate
+
     for clients in config.clients:
         warm_up(url, bodies, clients)
-        load = run_load(url, bodies, clients, config.seconds)
-        found[str(clients)] = load.milliseconds() | {"requests_per_second": round(load.rate, 1)}
-        log.info("%d clients: %s", clients, found[str(clients)])
-    return found
+    turns = in_turn({clients: partial(rate, clients) for clients in loads}, config.rounds)
+    table: dict[str, dict[str, Figure | str]] = {}
+    for clients, found in loads.items():
+        table[clients] = {
+            f"p{p}, ms": Figure.of([one.milliseconds(p) for one in found], "ms", "less")
+            for p in (50, 95, 99)
+        }
+        table[clients]["requests/s"] = turns.figure(clients, "requests/s")
+    return {"clients, one text a request": table}
 
 
 def _one_request(
     config: ServeBenchmark, predictor: Predictor, url: str, texts: list[str], labels: list[str]
-) -> dict[str, float]:
-    """One text by one client, and the same by a bare call, in turn; medians, milliseconds."""
+) -> Figures:
+    """One text by one client, and the same by a bare call; medians."""
     bodies = _bodies(texts, labels, 1)
-    served, bare = [], []
-    for i in range(config.rounds):
-        served.append(median(run_load(url, bodies, 1, config.seconds / 2).latencies))
-        some = texts[i * 50 : i * 50 + 50] or texts[:1]
-        bare.append(median(seconds_of(partial(predictor.predict, [t], labels)) for t in some))
-    return {
-        "served_ms": round(median(served) * 1000, 2),
-        "bare_ms": round(median(bare) * 1000, 2),
-        "more_ms": round(median([(s - b) * 1000 for s, b in zip(served, bare)]), 2),
+    following = cycle(texts)
+
+    def served() -> float:
+        return 1000 * median(run_load(url, bodies, 1, config.seconds / 2).latencies)
+
+    def bare() -> float:
+        some = [next(following) for _ in range(50)]
+        return 1000 * median(seconds_of(partial(predictor.predict, [t], labels)) for t in some)
+
+    turns = in_turn({"served": served, "bare": bare}, config.rounds)
+    more = [one - other for one, other in zip(turns.values["served"], turns.values["bare"])]
+    cells: dict[str, Figure | str] = {
+        "served, ms": turns.figure("served", "ms", "less"),
+        "a bare call, ms": turns.figure("bare", "ms", "less"),
+        "its own cost, ms": Figure.of(more, "ms", "less"),
     }
+    return {"one client": {"one text": cells}}
 
 
 def _peer(
     config: ServeBenchmark, home: Path, url: str, texts: list[str], labels: list[str]
-) -> dict[str, Any]:
+) -> tuple[Figures, str]:
     """GLiClass's Ray Serve server under the same load: one text a request, as it reads no more.
 
-    Its weights are random around a backbone of the same size.
+    Its weights are random around a backbone of the same size. Also gives its number format.
     """
     own = "bfloat16" if multiplies_bfloat16("cpu") else "float32"
     dtype = own if config.peer_dtype == "auto" else config.peer_dtype
     asked = {"labels": labels, "multi_label": False}
     peer_bodies = [json.dumps({"text": text} | asked).encode() for text in texts]
     clients = min(128, config.saturating_texts)
-    ours, theirs = [], []
     with gliclass_server(home, dtype) as peer_url:
         warm_up(peer_url, peer_bodies, clients)
-        for _ in range(config.rounds):
-            ours.append(run_load(url, _bodies(texts, labels, 1), clients, config.seconds))
-            theirs.append(run_load(peer_url, peer_bodies, clients, config.seconds))
-    ratios = [one.rate / other.rate for one, other in zip(ours, theirs)]
-    return {
-        "clients": clients,
-        "gliclass_dtype": dtype,
-        "served": round(median(load.rate for load in ours), 1),
-        "gliclass": round(median(load.rate for load in theirs), 1),
-        "served_ms": ours[-1].milliseconds(),
-        "gliclass_ms": theirs[-1].milliseconds(),
-        "ratios": [round(ratio, 2) for ratio in ratios],
-        "ratio": round(median(ratios), 2),
-    }
+        ways = {"ours": (url, _bodies(texts, labels, 1)), "GLiClass": (peer_url, peer_bodies)}
+        loads: dict[str, list[Load]] = {name: [] for name in ways}
+
+        def rate(name: str) -> float:
+            loads[name].append(run_load(*ways[name], clients, config.seconds))
+            return loads[name][-1].rate
+
+        turns = in_turn({name: partial(rate, name) for name in ways}, config.rounds)
+    table: dict[str, dict[str, Figure | str]] = {}
+    for name in ways:
+        times = [one.milliseconds(99) for one in loads[name]]
+        table[name] = {"texts/s": turns.figure(name, "texts/s")}
+        table[name]["p99, ms"] = Figure.of(times, "ms", "less")
+    table["ours"]["ratio"] = turns.ratio("ours", "GLiClass")
+    return {f"one text a request, {clients} clients": table}, dtype
 
 
-def _bulk(
-    config: ServeBenchmark, home: Path, model: str, url: str, texts: list[str]
-) -> dict[str, Any]:
+def _bulk(config: ServeBenchmark, home: Path, model: str, url: str, texts: list[str]) -> Figures:
     """`jobs/classify.py` by its own actors and through the endpoint, from texts and from vectors;
     texts a second, start-up apart."""
     rows = [f"{texts[i % len(texts)]} {i}" for i in range(config.bulk_rows)]
     pq.write_table(pa.table({"text": rows}), home / "texts.parquet")
     fingerprint = embedder_fingerprint(config.embedder)
     write_store(home / "store", fingerprint, 5 * config.bulk_rows)
-    found: dict[str, Any] = {}
+
+    def rate(source: Path, way: str, flags: list[str]) -> float:
+        shutil.rmtree(home / "out", ignore_errors=True)
+        command = [sys.executable, "jobs/classify.py", "--input", str(source), *flags]
+        command += ["--labels", json.dumps(label_names(config.labels, 0))]
+        command += ["--output", str(home / "out"), "--no-tracking.enabled"]
+        out = subprocess.check_output(command, cwd=ROOT, env=own_ray(home, way))
+        return float(json.loads(out.splitlines()[-1])["texts_per_second"])
+
+    table: dict[str, dict[str, Figure | str]] = {}
     for name, source in (("text", home / "texts.parquet"), ("store", home / "store")):
-        rates = {}
-        for way, flags in (("actors", ["--model", model]), ("endpoint", ["--endpoint", url])):
-            command = [sys.executable, "jobs/classify.py", "--input", str(source), *flags]
-            command += ["--labels", json.dumps(label_names(config.labels, 0))]
-            command += ["--output", str(home / f"{name}-{way}"), "--no-tracking.enabled"]
-            out = subprocess.check_output(command, cwd=ROOT, env=own_ray(home, way))
-            rates[way] = json.loads(out.splitlines()[-1])["texts_per_second"]
-        found[name] = rates | {"ratio": round(rates["endpoint"] / rates["actors"], 3)}
-    return found
+        ways = {"actors": ["--model", model], "endpoint": ["--endpoint", url]}
+        sides = {way: partial(rate, source, way, flags) for way, flags in ways.items()}
+        turns = in_turn(sides, 1)
+        table[f"from {name}"] = {
+            "by its own actors": turns.figure("actors", "texts/s"),
+            "through the endpoint": turns.figure("endpoint", "texts/s"),
+            "ratio": turns.ratio("endpoint", "actors"),
+        }
+    return {"bulk job, texts a second": table}
 
 
 def warm_up(url: str, bodies: Sequence[bytes], clients: int) -> None:
@@ -277,33 +302,3 @@ async def _load(
 def _bodies(texts: Sequence[str], labels: Sequence[str], size: int) -> list[bytes]:
     whole = [texts[i : i + size] for i in range(0, len(texts) - size + 1, size)]
     return [json.dumps({"texts": some, "labels": labels}).encode() for some in whole]
-
-
-def _markdown(found: dict[str, Any]) -> str:
-    keys = ("clients", "served", "bare", "ratio")
-    throughput = [[size, *map(one.get, keys)] for size, one in found["throughput"].items()]
-    keys = ("p50", "p95", "p99", "requests_per_second")
-    latency = [[clients, *map(one.get, keys)] for clients, one in found["latency"].items()]
-    columns = ["texts a request", "clients", "served, texts/s", "bare predictor", "ratio"]
-    one = found["one_request"]
-    lines = [
-        f"Texts of {found['text_tokens']} tokens, {found['labels']} labels.",
-        "",
-        markdown_table(columns, throughput),
-        "",
-        markdown_table(["clients", "p50, ms", "p95", "p99", "requests/s"], latency),
-        "",
-        f"One request: {one['served_ms']} ms, a bare call {one['bare_ms']} ms.",
-    ]
-    if "peer" in found:
-        peer = found["peer"]
-        lines.append(
-            f"One text a request, {peer['clients']} clients: {peer['served']} texts/s, GLiClass's "
-            f"server ({peer['gliclass_dtype']}) {peer['gliclass']}; ratio {peer['ratio']}."
-        )
-    for name, bulk in found.get("bulk", {}).items():
-        lines.append(
-            f"Bulk job from {name}: {bulk['actors']} texts/s by its own actors, "
-            f"{bulk['endpoint']} through the endpoint; ratio {bulk['ratio']}."
-        )
-    return "\n".join(lines) + "\n"

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from functools import partial
 
 import numpy as np
 from pydantic import Field
 
-from sce.config import JobConfig
+from jobs.benchmarks.records import Benchmark, Measured, arithmetic_of
+from jobs.benchmarks.rounds import Figure, in_turn
 from sce.datasets.labelled import read_labelled
 from sce.embedding.settings import EmbedderConfig
 from sce.errors import ConfigError
-from sce.labels import LabelSet
 from sce.model.settings import EXACT
 from sce.predictor import Predictor
 from sce.storage import Place
 
 
-class ShortlistBenchmark(JobConfig):
+class ShortlistBenchmark(Benchmark):
     """Settings of `benchmark.py shortlist`."""
 
     model: str
@@ -31,8 +31,8 @@ class ShortlistBenchmark(JobConfig):
     embedder: EmbedderConfig | None = None
 
 
-def benchmark_shortlist(config: ShortlistBenchmark) -> dict[str, Any]:
-    """Accuracy, share of the exact answers that stay, and texts a second against exact.
+def benchmark_shortlist(config: ShortlistBenchmark) -> Measured:
+    """Accuracy, share of the exact answers that stay, and rows a second over exact.
 
     Raises:
         InputError: the model or the rows cannot be used.
@@ -42,40 +42,36 @@ def benchmark_shortlist(config: ShortlistBenchmark) -> dict[str, Any]:
     if not sizes:
         raise ConfigError(f"sizes: none is from 1 to {len(labels) - 1}, below all labels.")
     exact = Predictor.from_pretrained(config.model, config.embedder, shortlist_above=EXACT)
+    parts = exact.model, exact.embedder, exact.tokenizer
+    predictors = {"exact": exact} | {
+        f"nearest {n}": Predictor(*parts, shortlist_above=n, shortlist_size=n) for n in sizes
+    }
     vectors_ND = exact.embedder.embed(texts).vectors
     truth_N = np.array([labels.index(name) for name in names])
-    answers_N, _ = _timed(exact, vectors_ND, labels)
-    found: dict[str, Any] = {
-        "rows": len(texts),
-        "labels": len(labels),
-        "exact_accuracy": _percent(answers_N == truth_N),
-        "shortlist": {},
-    }
-    model = exact.model, exact.embedder, exact.tokenizer
-    for size in sizes:
-        short = Predictor(*model, shortlist_above=size, shortlist_size=size)
-        ratios = []
-        for _ in range(config.rounds):
-            _, before = _timed(exact, vectors_ND, labels)
-            short_N, seconds = _timed(short, vectors_ND, labels)
-            ratios.append(before / seconds)
-        found["shortlist"][size] = {
-            "accuracy": _percent(short_N == truth_N),
-            "same_answers": _percent(short_N == answers_N),
-            "times_as_fast": round(float(np.median(ratios)), 2),
+    answers = {}
+
+    def rate(side: str) -> float:
+        predictor = predictors[side]
+        predictor.answer(vectors_ND[:8], labels)  # the label vectors
+        started = time.perf_counter()
+        answers[side] = predictor.answer(vectors_ND, labels).top_NT[:, 0]
+        return len(texts) / (time.perf_counter() - started)
+
+    turns = in_turn({side: partial(rate, side) for side in predictors}, config.rounds)
+    rows = {
+        side: {
+            "accuracy, %": _percent(answers[side] == truth_N),
+            "same answers, %": _percent(answers[side] == answers["exact"]),
+            "rows/s": turns.figure(side, "rows/s"),
+            "over exact": turns.ratio(side, "exact"),
         }
-    return found
+        for side in predictors
+    }
+    details = {"rows": len(texts), "labels": len(labels)}
+    kinds = arithmetic_of(embedder=exact.embedder, encoder=exact.model)
+    device = exact.model.query_adaptor.weight.device.type
+    return Measured({f"{len(labels)} labels": rows}, kinds, details=details, device=device)
 
 
-def _timed(
-    predictor: Predictor, vectors_ND: np.ndarray, labels: LabelSet
-) -> tuple[np.ndarray, float]:
-    """The place of each row's label, and the seconds that the answers took."""
-    predictor.answer(vectors_ND[:8], labels)  # the label vectors
-    started = time.perf_counter()
-    best_N = predictor.answer(vectors_ND, labels).top_NT[:, 0]
-    return best_N, time.perf_counter() - started
-
-
-def _percent(right_N: np.ndarray) -> float:
-    return round(100 * float(right_N.mean()), 2)
+def _percent(right_N: np.ndarray) -> Figure:
+    return Figure.of(round(100 * float(right_N.mean()), 2), "%")

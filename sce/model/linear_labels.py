@@ -31,7 +31,12 @@ BLOCK_ROWS = 8192
 
 def vector_integers(vectors_ND: np.ndarray) -> np.ndarray:
     """Vectors times 2^18, rounded: integers in float64 [N, D]."""
-    return np.rint(np.asarray(vectors_ND, np.float64) * 2.0**VECTOR_BITS)
+    given_ND = np.asarray(vectors_ND)
+    if given_ND.dtype != np.float32:
+        return np.rint(given_ND.astype(np.float64) * 2.0**VECTOR_BITS)
+    # A power of two rounds nothing in float32 either, where this takes a quarter of the time.
+    scaled_ND = given_ND * np.float32(2.0**VECTOR_BITS)
+    return np.rint(scaled_ND, out=scaled_ND).astype(np.float64)
 
 
 def weight_exponent(weight_KD: np.ndarray) -> int:

@@ -2,13 +2,33 @@
 
 import importlib.util
 import json
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
+from jobs.benchmarks.epoch_models import TINY, EpochCost
+from jobs.benchmarks.epoch_store import paper_predictor
+from jobs.benchmarks.inputs import write_store
 from jobs.benchmarks.process_memory import PeakMemory
+from jobs.benchmarks.store_path import (
+    COLUMNS,
+    classified,
+    copy_alone,
+    plan_store,
+    random_adapted,
+    share_of_matrix_rate,
+)
+from sce.bulk.classifier import AnswerColumns, BlockClassifier
+from sce.bulk.local import LinearPredictor
+from sce.config import load_config
 from sce.embedding.checkpoint import embedder_fingerprint
 from sce.embedding.settings import EmbedderConfig
+from sce.embedding.store import EmbeddingStore
+from sce.evaluation import flops
 from sce.training.fresh_model import build_model
 from sce.training.settings import ModelConfig
 from tests.tiny_models import build_sentence_transformer
@@ -25,29 +45,80 @@ def benchmark():
 
 
 @pytest.mark.system
-def test_classify_beside_ray_and_the_peers(ray_session, benchmark, tmp_path, capsys):
-    small = ["--rows", "300", "--texts", "4", "--rounds", "1", "--store-seconds", "0.01"]
+def test_classify_beside_the_peers(benchmark, tmp_path, capsys):
+    small = ["--texts", "4", "--rounds", "1", "--store-seconds", "0.01"]
     peers = ["--peer-rows", "2", "--peer-label-counts", "[3]", "--label-counts", "[2, 3]"]
-    out = ["--output", str(tmp_path), "--no-tracking.enabled"]
-    assert benchmark.main(["classify", *small, *peers, *out]) == 0
+    assert benchmark.main(["classify", *small, *peers, "--output", str(tmp_path)]) == 0
     said = capsys.readouterr().out.strip().splitlines()
     found = json.loads(said[-1])
     table = (tmp_path / "classify.md").read_text()
     assert table.splitlines()[0] in said
-    for name in ("SCE from the store", "GLiClass", "NLI pipeline", "sentence-transformers cosine"):
+    for name in ("GLiClass", "NLI pipeline", "cosine similarity, sentence-transformers"):
+        assert f"texts a second / {name} / 3 labels" in found["figures"]
+        assert f"ratio / from the store over {name} / 3 labels" in found["figures"]
         assert f"\n| {name} |" in table
     assert found["same_answers"] == "8 of 8"
-    assert found["largest_score_gap"] < 1e-5
-    assert set(found["peers"]["texts_per_second"]) == {
-        "sentence-transformers cosine",
-        "GLiClass",
-        "NLI pipeline",
-    }
-    assert found["ray"]["rows"] == 300
-    assert found["ray"]["ratio"] > 0
-    assert found["store"]["2"] > found["text"]["2"]
+    assert found["largest_score_gap"] < 1e-2
+    rates = {way: found["figures"][f"texts a second / SCE {way} / 2 labels"]["median"]
+             for way in ("from the store", "from text")}  # fmt: skip
+    assert rates["from the store"] > rates["from text"]
     assert (tmp_path / "classify.png").stat().st_size > 1000
-    assert found["peak_memory_bytes"]["driver"] > 0
+    assert found["figures"]["memory / peak of the process, MB"]["median"] > 100
+
+
+@pytest.mark.system
+def test_the_store_path(ray_session, benchmark, tmp_path, capsys):
+    small = ["--rounds", "1", "--seconds", "0.001", "--engine-rows", "300", "--rows", "200"]
+    small += ["--label-counts", "[2, 201]", "--adapted-counts", "[3]", "--sce-rows", "50"]
+    then = str(tmp_path / "then.json")
+    assert benchmark.main(["store", *small, "--record", then]) == 0
+    figures = json.loads(capsys.readouterr().out.strip().splitlines()[-1])["figures"]
+    for name in (
+        "SCE from vectors / 2 labels / share",
+        "files to files, one process / adapted, 3 labels / over Parquet alone",
+        "SCE, 10 labels, 300 vectors / job on Ray, start-up apart / over the loop",
+        "jobs/classify.py, 10 labels / adapted, 200 rows / seconds in all",
+        "jobs/classify.py, 10 labels / adapted, 200 rows / over Parquet alone",
+        "jobs/classify.py, 10 labels / SCE, 50 rows / peak of all processes, MB",
+    ):
+        assert figures[name]["median"] > 0
+    matrix = ["--parts", "matrix", "--against", then]
+    assert benchmark.main(["store", *small, *matrix]) == 2
+    assert "of another size: parts" in capsys.readouterr().err
+
+
+def test_the_share_of_the_matrix_rate_counts_a_shortlist():
+    predictor = paper_predictor(load_config(EpochCost, ["--size", "tiny"], "", ""))
+    figures, notes = share_of_matrix_rate(predictor, [2, 201], 0.001, rounds=2)
+    assert notes == ["Of 201 labels, 100 are contextualised (shortlist)."]
+    line = figures["SCE from vectors"]["201 labels"]
+    d, dimension = TINY.encoder.d, TINY.embedder.d
+    each = flops.exact_forward(TINY.encoder, 101) + 2 * d * dimension + 2 * 201 * dimension
+    assert line["operations/s"].median == pytest.approx(each * line["rows/s"].median)
+    assert len(line["rows/s"].values) == 4
+    shares = line["share"].values
+    done, limit = line["operations/s"].values, line["of a matrix product"].values
+    assert shares[0] == pytest.approx((done[0] + done[1]) / (limit[0] + limit[1]))
+
+
+def test_files_to_files_are_the_answers_of_every_row(tmp_path):
+    fingerprint = replace(embedder_fingerprint(EmbedderConfig()), dimension=8)
+    write_store(tmp_path / "store", fingerprint, 30, part_rows=20)
+    shards, rows = plan_store(tmp_path / "store")
+    assert rows == 30
+    labels = random_adapted(3, 8, fingerprint.to_dict())
+    classify = BlockClassifier(
+        LinearPredictor(EmbedderConfig(), 8), labels, COLUMNS, AnswerColumns()
+    )
+    output = tmp_path / "answers.parquet"
+    assert classified(shards, classify, output) > 0
+    answers = pq.read_table(output)
+    vectors_ND = EmbeddingStore.open(tmp_path / "store").vectors_for(answers["id"])
+    best = labels.answer(vectors_ND).top_NT[:, 0]
+    assert answers["label"].to_pylist() == [labels.names[k] for k in best]
+    copy_alone(tmp_path / "store", output)
+    assert pq.read_schema(output).names == answers.schema.names
+    assert pq.read_metadata(output).num_rows == 30
 
 
 def test_the_cost_of_a_shortlist(benchmark, tmp_path, capsys):
@@ -59,8 +130,12 @@ def test_the_cost_of_a_shortlist(benchmark, tmp_path, capsys):
     assert benchmark.main(["shortlist", *known, "--sizes", "[1, 5, 6]", "--rounds", "1"]) == 0
     found = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     assert (found["rows"], found["labels"]) == (12, 6)
-    assert list(found["shortlist"]) == ["1", "5"], "6 labels are no shortlist of 6"
-    assert found["shortlist"]["5"]["same_answers"] >= found["shortlist"]["1"]["same_answers"]
+    same = {name.split(" / ")[1]: figure["median"] for name, figure in found["figures"].items()
+            if name.endswith("same answers, %")}  # fmt: skip
+    assert list(same) == ["exact", "nearest 1", "nearest 5"], "6 labels are no shortlist of 6"
+    assert same["exact"] == 100
+    assert same["nearest 5"] >= same["nearest 1"]
+    assert found["figures"]["6 labels / nearest 1 / over exact"]["median"] > 0
     assert benchmark.main(["shortlist", *known, "--sizes", "[6]"]) == 2
     assert "from 1 to 5" in capsys.readouterr().err
 
@@ -88,6 +163,7 @@ def test_what_a_corpus_teaches_its_labels(benchmark, tmp_path, capsys):
     assert (tmp_path / "examples.png").read_bytes().startswith(b"\x89PNG")
     assert benchmark.main(["adaptation", *flags, "--sections", '["nope"]']) == 2
     assert "'nope' is none of sets, cases" in capsys.readouterr().err
+    assert found["figures"]["accuracy, % / tiny / adapted"]["median"] == found["sets"]["tiny"][2]
 
 
 def test_peak_memory_is_seen_when_it_is_gone_again():
@@ -97,3 +173,15 @@ def test_peak_memory_is_seen_when_it_is_gone_again():
         memory._look()
         del block
     assert memory.peaks()["driver"] - before > 150 << 20
+
+
+def test_the_process_beside_a_job_without_ray_counts_as_its_model():
+    code = "one_process = bytearray(b'x') * (60 << 20); print(1, flush=True); input()"
+    child = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    with PeakMemory() as memory:
+        child.stdout.readline()
+        memory._look()
+        child.communicate(b"\n")
+    assert memory.peaks()["actor"] > 50 << 20

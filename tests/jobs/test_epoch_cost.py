@@ -7,6 +7,7 @@ import math
 import re
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from torch.utils.checkpoint import set_checkpoint_early_stop
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
-from jobs.benchmarks.epoch_cost import Row, measure, ratios, timed
+from jobs.benchmarks.epoch_cost import Row, measure, ratios, seconds_of, timed
 from jobs.benchmarks.epoch_models import (
     FULL,
     TINY,
@@ -32,6 +33,7 @@ from jobs.benchmarks.epoch_models import (
     lora_settings,
     sce_config,
 )
+from jobs.benchmarks.epoch_store import measure_store, paper_predictor
 from jobs.benchmarks.epoch_workloads import (
     WORKLOADS,
     Stretch,
@@ -40,6 +42,7 @@ from jobs.benchmarks.epoch_workloads import (
     llama_operations,
     sce_operations,
 )
+from jobs.benchmarks.inputs import unit_vectors
 from jobs.epoch_cost import main
 from sce.baselines.lora import add_adapters
 from sce.config import load_config
@@ -48,6 +51,8 @@ from sce.errors import ConfigError
 from sce.evaluation import flops, paper
 from sce.evaluation.peak_memory import peak_bytes, reset_peak
 from sce.model.encoder import SCEModel, trainable_parameters
+from sce.model.label_vectors import LabelVectors
+from sce.model.scoring import Scorer
 from sce.training.settings import ModelConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -153,8 +158,8 @@ def test_what_is_measured_is_what_the_papers_recipes_say():
 
 def test_seconds_and_shares_come_from_the_clock(ticks):
     settings = tiny("--models", "sce", "--steps", "4", "--matrix-size", "64")
-    _, summary = measure(settings, ticks)
-    row = summary["models"]["sce"]
+    measured = measure(settings, ticks)
+    summary, row = measured.details, measured.details["models"]["sce"]
     stretches = 4  # of one step each
     assert row["steps_timed"] == 4
     assert row["seconds_timed"] == 2.0 * stretches
@@ -163,7 +168,9 @@ def test_seconds_and_shares_come_from_the_clock(ticks):
     achieved = sce_operations(settings).exact * 32 / 8.0
     assert row["operations_per_second"] == pytest.approx(achieved)
     assert row["matrix_rate_share"] == pytest.approx(achieved / summary["matrix_rate"])
-    assert row["spread"] == 0
+    seconds = measured.figures["an epoch of 64 samples"][row["model"]]["seconds"]
+    assert seconds.values == (2.0 / 8 * 64,) * stretches
+    assert measured.arithmetic == {"sce": "float32"}
 
 
 def test_warm_up_is_not_timed(ticks):
@@ -203,10 +210,10 @@ def trained(workload: Workload) -> list[torch.Tensor]:
 
 def row(operations: float, seconds: float) -> Row:
     nothing = dict.fromkeys(Row.__dataclass_fields__, 0)
-    return Row(
-        **nothing
-        | {"epoch_seconds": seconds, "paper_operations_per_sample": operations, "notes": ()}
-    )
+    return Row(**nothing | {
+        "epoch_seconds": seconds, "by_stretch": (0.9 * seconds, 1.1 * seconds),
+        "paper_operations_per_sample": operations, "notes": (),
+    })  # fmt: skip
 
 
 def test_ratios_are_the_papers_where_operations_and_seconds_are():
@@ -223,6 +230,7 @@ def test_ratios_are_the_papers_where_operations_and_seconds_are():
     assert round(ten.operations, 3) == paper.FLOPS_BOUND[10]
     assert once.seconds == pytest.approx(119.5 / 3240)
     assert ten.seconds == pytest.approx(295 / 32400)
+    assert alone.spread == pytest.approx((19.5 * 0.9 / (3240 * 1.1), 19.5 * 1.1 / (3240 * 0.9)))
     assert len(ratios({name: rows[name] for name in ("sce", "llama")})) == 1
     assert ratios({"sce": rows["sce"]}) == []
 
@@ -241,7 +249,8 @@ def test_peak_memory_is_of_what_was_measured():
 @pytest.mark.system
 def test_the_script_runs_where_torch_transformers_and_peft_are_all_there_is(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-c", BLOCKED, "--steps", "2", "--output", str(tmp_path / "cost.md")],
+        [sys.executable, "-c", BLOCKED, "--steps", "2", "--output", "cost.md",
+         "--record", "cost.json"],
         capture_output=True, text=True, cwd=tmp_path, timeout=200,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -260,6 +269,10 @@ def test_the_script_runs_where_torch_transformers_and_peft_are_all_there_is(tmp_
     assert "bitsandbytes is not installed" in table
     assert "comparable with nothing" in table
     assert table.strip() in done.stdout
+    record = json.loads((tmp_path / "cost.json").read_text())
+    assert record["arithmetic"]["llama"] == "float32"
+    assert "SCE from vectors / 10 labels / share" in record["figures"]
+    assert "SCE over LoRA Llama / an epoch / seconds" in record["figures"]
 
 
 def test_with_bitsandbytes_the_frozen_weights_are_in_4_bits(capsys):
@@ -268,6 +281,42 @@ def test_with_bitsandbytes_the_frozen_weights_are_in_4_bits(capsys):
     assert "4-bit (nf4)" in out
     assert "UNQUANTISED" not in out
     assert json.loads(out.splitlines()[-1])["ratios"] == []
+
+
+def test_what_a_gpu_was_given_is_waited_for(monkeypatch):
+    said: list[str] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: said.append("done"))
+    seconds = seconds_of(lambda: said.append("given"), torch.device("cuda", 0), lambda: len(said))
+    assert said == ["done", "given", "done"]
+    assert seconds == 2  # from before the call until the device is done
+
+
+def test_the_papers_encoder_answers_at_full_size_on_the_meta_device(monkeypatch):
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # meta has none
+    with torch.device("meta"):
+        model = SCEModel(sce_config(FULL, 0.0)).cast_weights(torch.bfloat16).eval()
+        labels = LabelVectors(None, None, None, torch.empty(10, 768, dtype=torch.bfloat16))
+        scorer = Scorer(model)
+        scores = scorer.logits(torch.empty(64, 1024), scorer.prepare(labels))
+    assert scores.shape == (64, 10)
+    assert (scores.device.type, scores.dtype) == ("meta", torch.float32)
+    assert scorer.max_batch_tokens == 65_536  # as on a GPU
+
+
+def test_the_store_path_of_the_papers_encoder():
+    settings = tiny("--label-counts", "[2, 10]", "--store-rows", "50", "--dtype", "bfloat16")
+    figures, notes = measure_store(settings)
+    assert notes == []
+    vectors, files = figures["SCE from vectors"], figures["files to files, one process"]
+    assert list(vectors) == ["2 labels", "10 labels"]
+    assert all(line["share"].median > 0 for line in vectors.values())
+    assert list(files) == ["Parquet alone, 10 labels", "adapted, 10 labels", "SCE, 10 labels"]
+    assert files["adapted, 10 labels"]["over Parquet alone"].median > 0
+    predictor = paper_predictor(settings)
+    assert predictor.model.query_adaptor.weight.dtype == torch.bfloat16
+    one, other = predictor.predict(embeddings=unit_vectors(2, 48), labels=["a", "b", "c"])
+    assert one.error is None
+    assert other.score > 1 / 3
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -284,7 +333,7 @@ def test_on_a_gpu(capsys):
     ("flags", "message"),
     [
         (["--steps", "0"], "steps.*greater than or equal to 1"),
-        (["--models", "sce,bert"], "models.*'sce', 'jina' or 'llama'; got 'bert'"),
+        (["--models", "sce,bert"], "models.*'jina', 'sce', 'llama' or 'store'; got 'bert'"),
         (["--models", ","], "models.*got ''"),
         (["--size", "huge"], "size.*full.*tiny"),
         (["--output", "no/such/folder/x.md"], "output.*no file in a folder that exists"),
