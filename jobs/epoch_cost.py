@@ -33,11 +33,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     checkout = str(Path(__file__).resolve().parents[1])
     if checkout not in sys.path:
         sys.path.insert(0, checkout)
-    from jobs.benchmarks.epoch_cost import benchmark_epoch
-    from jobs.benchmarks.epoch_models import EpochCost
+    from jobs.benchmarks.epoch_settings import EpochCost
     from jobs.benchmarks.records import run_benchmark
 
-    return run_benchmark("epoch_cost", EpochCost, benchmark_epoch, __doc__ or "", argv)
+    return run_benchmark(
+        "epoch_cost", EpochCost, "jobs.benchmarks.epoch_cost:benchmark_epoch", __doc__ or "", argv
+    )
 
 
 if __name__ == "__main__":

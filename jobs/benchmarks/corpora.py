@@ -77,7 +77,8 @@ class Bench:
 
     def vectors(self, name: str, texts: list[str]) -> np.ndarray:
         """Of the texts of a set, float32 [N, D]."""
-        file = self._cache / f"{name}-{self.embedder.fingerprint.id}-{len(texts)}.npy"
+        made_by = self.embedder.fingerprint
+        file = self._cache / f"{name}-{made_by.id}-{made_by.dtype}-{len(texts)}.npy"
         if not file.exists():
             log.info("embedding %d texts of %s", len(texts), name)
             file.parent.mkdir(parents=True, exist_ok=True)

@@ -23,7 +23,8 @@ from functools import partial
 import numpy as np
 import torch
 
-from jobs.benchmarks.epoch_models import EpochCost, choose_quantisation
+from jobs.benchmarks.epoch_models import torch_device, torch_dtype
+from jobs.benchmarks.epoch_settings import EpochCost, choose_quantisation
 from jobs.benchmarks.epoch_store import measure_store
 from jobs.benchmarks.epoch_workloads import WORKLOADS, Workload
 from jobs.benchmarks.records import Measured
@@ -77,7 +78,7 @@ def timed(
     workload: Workload, settings: EpochCost, clock: Callable[[], float] = time.perf_counter
 ) -> Row:
     """Warm up, then time stretches until there are `settings.steps` steps."""
-    device = settings.torch_device
+    device = torch_device(settings)
     stretch = workload.stretch(min(workload.epoch_steps, math.ceil(settings.steps / STRETCHES)))
     gc.collect()
     if device.type == "cuda":
@@ -112,10 +113,10 @@ def timed(
 def matrix_rate(settings: EpochCost, clock: Callable[[], float]) -> float:
     """Operations a second of a large matrix product, random numbers, in the number format that
     the models are measured in; the best of a few."""
-    device = settings.torch_device
+    device = torch_device(settings)
     size = settings.matrix_size or MATRIX_SIZE[device.type]
     torch.manual_seed(settings.seed)
-    left, right = torch.randn(2, size, size, dtype=settings.torch_dtype, device=device)
+    left, right = torch.randn(2, size, size, dtype=torch_dtype(settings), device=device)
     out = torch.empty_like(left)
     products, looks = _PRODUCTS[device.type], _LOOKS[device.type]
 

@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from jobs.benchmarks.epoch_models import EpochCost, sce_config
+from jobs.benchmarks.epoch_models import sce_config, torch_device, torch_dtype
+from jobs.benchmarks.epoch_settings import EpochCost
 from jobs.benchmarks.inputs import unit_vectors, write_store
 from jobs.benchmarks.rounds import Figure, Figures
 from jobs.benchmarks.store_path import files_to_files, share_of_matrix_rate
@@ -50,8 +51,8 @@ def paper_predictor(settings: EpochCost) -> Predictor:
     """The paper's encoder on the device and in the numbers of the settings."""
     sizes = settings.sizes
     torch.manual_seed(settings.seed)
-    with settings.torch_device:
-        model = SCEModel(sce_config(sizes, 0.0)).cast_weights(settings.torch_dtype)
+    with torch_device(settings):
+        model = SCEModel(sce_config(sizes, 0.0)).cast_weights(torch_dtype(settings))
     fingerprint = EmbedderFingerprint(
         kind="jina", model="random", revision=None, adapter="classification", pooling="mean",
         normalised=True, dimension=sizes.embedder.d, max_tokens=8192, dtype=settings.dtype,
@@ -70,7 +71,7 @@ def paper_predictor(settings: EpochCost) -> Predictor:
 def measure_store(settings: EpochCost) -> tuple[Figures, list[str]]:
     """Vectors to answers beside a matrix product, files to files beside Parquet alone, and the peak
     of memory; the second with adapted labels too, which a processor answers, not the GPU."""
-    predictor, device = paper_predictor(settings), settings.torch_device
+    predictor, device = paper_predictor(settings), torch_device(settings)
     reset_peak(device)
     figures, notes = share_of_matrix_rate(
         predictor, settings.label_counts, settings.seconds, settings.rounds

@@ -22,9 +22,7 @@ from transformers import AutoModelForCausalLM
 
 from jobs.benchmarks.epoch_models import (
     JINA_RANK,
-    EpochCost,
     augmentation,
-    choose_quantisation,
     encoder_training,
     jina_model,
     llama_config,
@@ -32,7 +30,10 @@ from jobs.benchmarks.epoch_models import (
     llama_training,
     lora_settings,
     sce_config,
+    torch_device,
+    torch_dtype,
 )
+from jobs.benchmarks.epoch_settings import EpochCost, choose_quantisation
 from sce.baselines.llama_training import LlamaObjective
 from sce.baselines.lora import Samples, add_adapters, collate, load_base
 from sce.embedding.embedder import BATCH_TOKENS, embed_batch
@@ -116,7 +117,7 @@ def llama_operations(settings: EpochCost) -> Operations:
 
 def sce_workload(settings: EpochCost) -> Workload:
     """Training of the encoder on vectors that are there already."""
-    sizes, device, train = settings.sizes, settings.torch_device, encoder_training(settings)
+    sizes, device, train = settings.sizes, torch_device(settings), encoder_training(settings)
     rng = np.random.default_rng(settings.seed)
     torch.manual_seed(settings.seed)
     model = SCEModel(sce_config(sizes, train.dropout)).to(device)  # type: ignore[arg-type]
@@ -142,7 +143,7 @@ def sce_workload(settings: EpochCost) -> Workload:
             settings.seed,
             model.config.label_vectors,
         )
-        objective = EpisodeObjective(model, sampler, settings.torch_device)
+        objective = EpisodeObjective(model, sampler, torch_device(settings))
 
         run = partial(train_epoch, objective, optimizer, train)
         return Stretch(run, rows, math.ceil(rows / train.batch_size))
@@ -163,11 +164,11 @@ def sce_workload(settings: EpochCost) -> Workload:
 
 def embedding_workload(settings: EpochCost) -> Workload:
     """Embedding of the texts of an epoch, which is needed once."""
-    sizes, device, length = settings.sizes, settings.torch_device, settings.text_tokens
+    sizes, device, length = settings.sizes, torch_device(settings), settings.text_tokens
     rng = np.random.default_rng(settings.seed)
     torch.manual_seed(settings.seed)
     with device:
-        model = jina_model(sizes, settings.torch_dtype)
+        model = jina_model(sizes, torch_dtype(settings))
     budget = settings.max_batch_tokens or BATCH_TOKENS[device.type]
     per_batch = max(1, budget // length)
     pad = model.config.pad_token_id or 0
@@ -240,18 +241,18 @@ def _lora_llama(settings: EpochCost, quantisation: str) -> PeftModel:
     torch.manual_seed(settings.seed)
     with tempfile.TemporaryDirectory(prefix="llama-") as folder:
         config = llama_config(settings.sizes)
-        with settings.torch_device:
-            plain = AutoModelForCausalLM.from_config(config, dtype=settings.torch_dtype)
+        with torch_device(settings):
+            plain = AutoModelForCausalLM.from_config(config, dtype=torch_dtype(settings))
         plain.save_pretrained(folder)
         del plain
-        return add_adapters(load_base(folder, lora, str(settings.torch_device)), lora)
+        return add_adapters(load_base(folder, lora, str(torch_device(settings))), lora)
 
 
 class RandomPrompts(LlamaObjective):
     """Training on random prompts in place of those of rows."""
 
     def __init__(self, settings: EpochCost, rows: int, model: PeftModel) -> None:
-        self.model, self.device = model, settings.torch_device
+        self.model, self.device = model, torch_device(settings)
         rng = np.random.default_rng(settings.seed)
         vocabulary = settings.sizes.llama.vocabulary
         self.seed = settings.seed

@@ -14,9 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, ClassVar
 
-import torch
 from pydantic import Field, field_validator
 
 from jobs.benchmarks.rounds import (
@@ -97,12 +97,15 @@ def arithmetic_of(**models: Any) -> dict[str, str]:
     for name, model in models.items():
         module = getattr(model, "_model", model)
         dtype = next(p.dtype for p in module.parameters() if p.is_floating_point())
-        found[name] = str(dtype).removeprefix("torch.")
+        known = getattr(model, "fingerprint", None)  # an embedder's, which may keep its sums wider
+        found[name] = str(dtype).removeprefix("torch.") if known is None else known.dtype
     return found
 
 
 def machine(device: str = "cpu") -> dict[str, Any]:
     """What computes here, and by what."""
+    import torch
+
     found: dict[str, Any] = {
         "processor": _processor(),
         "cores": os.cpu_count(),
@@ -116,7 +119,7 @@ def machine(device: str = "cpu") -> dict[str, Any]:
 def run_benchmark(
     name: str,
     config_class: type[Benchmark],
-    measure: Callable[[Any], Measured],
+    measure: Callable[[Any], Measured] | str,
     doc: str,
     argv: Sequence[str] | None = None,
 ) -> int:
@@ -124,7 +127,7 @@ def run_benchmark(
     too_slow: list[str] = []
 
     def job(config: Benchmark) -> dict[str, Any]:
-        found = report(name, config, measure)
+        found = report(name, config, resolve_name(measure) if isinstance(measure, str) else measure)
         too_slow.extend(found.get("too_slow", ()))
         return found
 

@@ -97,14 +97,7 @@ def embed_corpus(
         folder.check("store")
     fingerprint = embedder_fingerprint(embedder)
     old = EmbeddingStore.open(folder) if manifest_of(folder) else None
-    begun = read_run(str(folder))
-    known = None if begun is None else begun.request.get("embedder")
-    request = {
-        "job": "embed",
-        "embedder": known if known and fingerprint.is_known_as(known) else fingerprint.id,
-        "input": identify_input(corpus),
-        "columns": {"text": columns.text, "id": columns.id, "keep": list(columns.keep)},
-    }
+    request = _request(folder, fingerprint, corpus, columns)
     if old is not None:
         old.require(fingerprint)
     elif prepared:
@@ -140,6 +133,20 @@ def embed_corpus(
         summary,
     )
     return new, summary
+
+
+def _request(
+    folder: Place, fingerprint: EmbedderFingerprint, corpus: Corpus, columns: Columns
+) -> dict[str, Any]:
+    """All that decides a store; its embedder by the id that an earlier version began it with."""
+    begun = read_run(str(folder))
+    known = None if begun is None else begun.request.get("embedder")
+    return {
+        "job": "embed",
+        "embedder": known if known and fingerprint.is_known_as(known) else fingerprint.id,
+        "input": identify_input(corpus),
+        "columns": {"text": columns.text, "id": columns.id, "keep": list(columns.keep)},
+    }
 
 
 def embed_prepared(

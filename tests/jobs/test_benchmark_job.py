@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.benchmarks.epoch_models import TINY, EpochCost
+from jobs.benchmarks.epoch_settings import TINY, EpochCost
 from jobs.benchmarks.epoch_store import paper_predictor
 from jobs.benchmarks.inputs import write_store
 from jobs.benchmarks.process_memory import PeakMemory

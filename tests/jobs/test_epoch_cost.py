@@ -21,9 +21,6 @@ from transformers import AutoModelForCausalLM
 
 from jobs.benchmarks.epoch_cost import Row, measure, ratios, seconds_of, timed
 from jobs.benchmarks.epoch_models import (
-    FULL,
-    TINY,
-    EpochCost,
     augmentation,
     encoder_training,
     jina_model,
@@ -33,6 +30,7 @@ from jobs.benchmarks.epoch_models import (
     lora_settings,
     sce_config,
 )
+from jobs.benchmarks.epoch_settings import FULL, TINY, EpochCost
 from jobs.benchmarks.epoch_store import measure_store, paper_predictor
 from jobs.benchmarks.epoch_workloads import (
     WORKLOADS,
