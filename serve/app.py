@@ -21,6 +21,7 @@ import ray
 from ray import serve
 from ray.serve import Application, Deployment
 from ray.serve.config import BackpressureConfig, HTTPOptions
+from ray.serve.schema import ApplicationStatus
 
 from sce.bulk.request import identify_model
 from sce.config import load_config
@@ -207,7 +208,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     prog = "serve.app"
     arguments = sys.argv[1:] if argv is None else argv
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    stop = threading.Event()
     try:
+        _listen(stop)
         config = load_config(ServeConfig, arguments, prog, __doc__ or "")
         config.apply_umask()
         check(config)
@@ -215,31 +219,66 @@ def main(argv: Sequence[str] | None = None) -> int:
             config = config.model_copy(update={"one_process": config.fits_one_process})
         ray_settings.apply()
         ensure_ray(dashboard=config.dashboard or config.batches.allowed)
+        _listen(stop)  # again: Ray has set handlers of its own
         application = build(config)
+        if not stop.is_set():
+            _serve(config, application, stop)
     except InputError as error:
         print(f"{prog}: {error}", file=sys.stderr)
-        ray.shutdown()
         return 2
-    serve.start(
-        http_options=HTTPOptions(host=config.host, port=config.port), logging_config=LOGGING
-    )
-    serve.run(application, name=APP_NAME, route_prefix="/", logging_config=LOGGING)
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):  # now, since Ray sets handlers of its own
-        signal.signal(number, lambda *_: stop.set())
-    local = "from this machine only, and through no proxy (no token is set)"
-    guarded = "with a token" if read_tokens(config) else local
-    print(f"Serving {', '.join(config.named_models())} {guarded}:", flush=True)
-    print(f"  http://{config.host}:{config.port}/       a page to try it", flush=True)
-    print(f"  http://{config.host}:{config.port}/docs   the interface (Ctrl+C ends)", flush=True)
-    stop.wait()
-    print("Ending: accepted requests are answered first.", flush=True)
-    serve.delete(APP_NAME)  # answers go through the proxies, which a shutdown kills at once
-    serve.shutdown()
-    ray.shutdown()
+    except SystemExit as exit:
+        if exit.code != signal.SIGTERM:  # so Ray ends a process while it starts
+            raise
+    finally:
+        ray.shutdown()
+        for number, handler in before.items():
+            signal.signal(number, handler)
     return 0
 
 
+def _listen(stop: threading.Event) -> None:
+    """Let signals set `stop`. An exception that a handler raised would come up anywhere in Ray."""
+    for number in SIGNALS:
+        signal.signal(number, lambda *_: stop.set())
+
+
+def _serve(config: ServeConfig, application: Application, stop: threading.Event) -> None:
+    """Until `stop`, which may come while the model is loaded; then accepted requests are
+    answered.
+
+    Raises:
+        RuntimeError: a deployment cannot be started.
+    """
+    options = HTTPOptions(host=config.host, port=config.port)
+    serve.start(http_options=options, logging_config=LOGGING)
+    target = serve.RunTarget(application, APP_NAME, "/", LOGGING)
+    serve.run_many([target], wait_for_applications_running=False)
+    if _started(stop):
+        local = "from this machine only, and through no proxy (no token is set)"
+        guarded = "with a token" if read_tokens(config) else local
+        url = f"http://{config.host}:{config.port}"
+        print(f"Serving {', '.join(config.named_models())} {guarded}:", flush=True)
+        print(f"  {url}/       a page to try it", flush=True)
+        print(f"  {url}/docs   the interface (Ctrl+C ends)", flush=True)
+        stop.wait()
+    print("Ending: accepted requests are answered first.", flush=True)
+    serve.delete(APP_NAME)  # answers go through the proxies, which a shutdown kills at once
+    serve.shutdown()
+
+
+def _started(stop: threading.Event) -> bool:
+    """Wait until the application runs; False where `stop` came before."""
+    while not stop.wait(LOOK_SECONDS):
+        found = serve.status().applications[APP_NAME]
+        if found.status == ApplicationStatus.RUNNING:
+            return True
+        if found.status == ApplicationStatus.DEPLOY_FAILED:
+            raise RuntimeError(f"the server cannot be started: {found.message}")
+    return False
+
+
+LOOK_SECONDS = 0.2
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 LOGGING = {"log_level": "WARNING", "enable_access_log": False}
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import random
+import socket
 import threading
 import time
 from collections import Counter
@@ -65,3 +66,13 @@ class Load:
     @staticmethod
     def _same(given: list[Any], wanted: list[Any]) -> bool:
         return all(a[0] == b[0] and abs(a[1] - b[1]) < 1e-4 for a, b in zip(given, wanted))
+
+
+def free_ports(count: int) -> list[int]:
+    probes = [socket.socket() for _ in range(count)]
+    for probe in probes:
+        probe.bind(("127.0.0.1", 0))
+    ports = [int(probe.getsockname()[1]) for probe in probes]
+    for probe in probes:
+        probe.close()
+    return ports

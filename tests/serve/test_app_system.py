@@ -10,7 +10,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -31,7 +30,7 @@ import yaml
 from sce.client.wire import ErrorResponse
 from serve.ray_settings import ENVIRONMENT
 from tests.serve.conftest import settings_of
-from tests.serve.load import HEADERS, LABELS, TEXTS, TOKEN, Load
+from tests.serve.load import HEADERS, LABELS, TEXTS, TOKEN, Load, free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
@@ -47,7 +46,7 @@ class Cluster:
 
     def __init__(self, home: Path, models: Path) -> None:
         self.home, self.models = home, models
-        self.port, self.gcs, self.dashboard, self.agent = _free_ports(4)
+        self.port, self.gcs, self.dashboard, self.agent = free_ports(4)
         self.url = f"http://127.0.0.1:{self.port}"
         self.ray_folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")
         self.environment = {
@@ -123,16 +122,6 @@ class Cluster:
                 if mine and title in " ".join(process.cmdline()):
                     found.append(process)
         return found
-
-
-def _free_ports(count: int) -> list[int]:
-    probes = [socket.socket() for _ in range(count)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    ports = [int(probe.getsockname()[1]) for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
 
 
 @pytest.fixture(scope="module")
@@ -432,7 +421,7 @@ def test_metrics_tell_of_what_was_asked(cluster):
 
 
 def test_a_server_that_is_told_to_end_answers_what_it_accepted(models, tmp_path):
-    (port,) = _free_ports(1)
+    (port,) = free_ports(1)
     settings = json.loads(settings_of(models).model_dump_json(exclude={"scaling"}))
     config = tmp_path / "serve.yaml"
     config.write_text(yaml.safe_dump({"models": {"tiny": settings}}))
