@@ -21,17 +21,18 @@ import ray
 from ray import serve
 from ray.serve import Application, Deployment
 from ray.serve.config import BackpressureConfig, HTTPOptions
+from ray.serve.schema import ApplicationStatus
 
 from sce.bulk.request import identify_model
 from sce.config import load_config
 from sce.distributed.resources import ClusterSize, check_fits, cluster_size
 from sce.distributed.session import ensure_ray, shared_session
 from sce.errors import ConfigError, InputError
+from serve import ray_settings
 from serve.auth import Guard, read_tokens, warn_of_readers
 from serve.gateway import Gateway
 from serve.label_sets import match_label_sets
 from serve.model import ModelReplica
-from serve.proxy import name_to_ray
 from serve.settings import ModelSettings, Scaling, ServeConfig
 
 APP_NAME = "sce"
@@ -43,9 +44,9 @@ def build(args: ServeConfig) -> Application:
     """The application: a gateway, and a deployment for each model.
 
     Raises:
-        ConfigError: tokens that cannot be used; batches, where others can enter Ray's folder;
-            replicas for which the cluster has no room; label sets that are not there, are damaged
-            or fit no model.
+        ConfigError: tokens that cannot be used, or none behind Ray's HAProxy; batches, where others
+            can enter Ray's folder; replicas for which the cluster has no room; label sets that are
+            not there, are damaged or fit no model.
     """
     size = cluster_size() if ray.is_initialized() else None
     if size is not None and args.batches.allowed and (shared := shared_session()):
@@ -55,6 +56,11 @@ def build(args: ServeConfig) -> Application:
             "folder of mode 0700, or leave batches.input_roots and output_roots empty."
         )
     digests = [Guard.digest(token) for token in read_tokens(args)]
+    if not digests and ray_settings.behind_haproxy():
+        raise ConfigError(
+            f"{ray_settings.HAPROXY}=1: HAProxy reaches the gateway from this machine, whoever "
+            "asked it, so tokens are required (SCE_TOKENS, tokens_file)."
+        )
     if not digests:
         log.warning(
             "no tokens are set: only this machine is answered; a proxy in front of this server "
@@ -64,12 +70,20 @@ def build(args: ServeConfig) -> Application:
         warn_of_readers(args.tokens_file)
     timeout = args.limits.body_timeout_seconds + args.limits.request_timeout_seconds
     handles, configs = {}, {}
+    scaling, num_gpus = args.gateway, 0.0
+    held: dict[str, Any] | None = None
     gpus = {name: _gpus(name, settings, size) for name, settings in args.named_models().items()}
     if size is not None:
         _check_room(args, gpus, size)
     sets = match_label_sets(args.named_models(), args.named_label_sets())
     for name, settings in args.named_models().items():
         configs[name] = settings.model_dump(mode="json", exclude={"scaling"})
+        if args.one_process:  # it is the only one
+            held = configs[name] | {"label_sets": sets[name]}
+            num_cpus = args.gateway.num_cpus + settings.scaling.num_cpus
+            scaling = settings.scaling.model_copy(update={"num_cpus": num_cpus})
+            num_gpus = gpus[name]
+            continue
         deployment = _deployment(ModelReplica).options(
             name=f"model-{name}",
             user_config=configs[name] | {"label_sets": sets[name]},
@@ -80,16 +94,16 @@ def build(args: ServeConfig) -> Application:
     gateway = _deployment(serve.ingress()(Gateway)).options(
         name="gateway",
         user_config=args.model_dump(include={"limits", "log_texts", "batches"})
-        | {"models": configs},
+        | {"models": configs, "held": held},
         # More than are let in, so that it is the gateway that says no, in words; Ray's proxy says
         # so to the rest (429, in plain text), without reading their bodies. A busy router lets many
         # wait though the replica is free.
         max_ongoing_requests=4 * args.limits.max_concurrent_requests,
         max_queued_requests=4 * args.limits.max_concurrent_requests,
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
-        **_options(args.gateway, timeout, 0.0),
+        **_options(scaling, timeout, num_gpus),
     )
-    return gateway.bind(handles, digests, args.cors_origins)
+    return gateway.bind(handles, digests, args.cors_origins, name if held else None)
 
 
 def _deployment(kind: Any) -> Deployment:
@@ -194,37 +208,77 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     prog = "serve.app"
     arguments = sys.argv[1:] if argv is None else argv
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    stop = threading.Event()
     try:
+        _listen(stop)
         config = load_config(ServeConfig, arguments, prog, __doc__ or "")
         config.apply_umask()
         check(config)
-        name_to_ray()
+        if config.one_process is None:
+            config = config.model_copy(update={"one_process": config.fits_one_process})
+        ray_settings.apply()
         ensure_ray(dashboard=config.dashboard or config.batches.allowed)
+        _listen(stop)  # again: Ray has set handlers of its own
         application = build(config)
+        if not stop.is_set():
+            _serve(config, application, stop)
     except InputError as error:
         print(f"{prog}: {error}", file=sys.stderr)
-        ray.shutdown()
         return 2
-    serve.start(
-        http_options=HTTPOptions(host=config.host, port=config.port), logging_config=LOGGING
-    )
-    serve.run(application, name=APP_NAME, route_prefix="/", logging_config=LOGGING)
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):  # now, since Ray sets handlers of its own
-        signal.signal(number, lambda *_: stop.set())
-    local = "from this machine only, and through no proxy (no token is set)"
-    guarded = "with a token" if read_tokens(config) else local
-    print(f"Serving {', '.join(config.named_models())} {guarded}:", flush=True)
-    print(f"  http://{config.host}:{config.port}/       a page to try it", flush=True)
-    print(f"  http://{config.host}:{config.port}/docs   the interface (Ctrl+C ends)", flush=True)
-    stop.wait()
-    print("Ending: accepted requests are answered first.", flush=True)
-    serve.delete(APP_NAME)  # answers go through the proxies, which a shutdown kills at once
-    serve.shutdown()
-    ray.shutdown()
+    except SystemExit as exit:
+        if exit.code != signal.SIGTERM:  # so Ray ends a process while it starts
+            raise
+    finally:
+        ray.shutdown()
+        for number, handler in before.items():
+            signal.signal(number, handler)
     return 0
 
 
+def _listen(stop: threading.Event) -> None:
+    """Let signals set `stop`. An exception that a handler raised would come up anywhere in Ray."""
+    for number in SIGNALS:
+        signal.signal(number, lambda *_: stop.set())
+
+
+def _serve(config: ServeConfig, application: Application, stop: threading.Event) -> None:
+    """Until `stop`, which may come while the model is loaded; then accepted requests are
+    answered.
+
+    Raises:
+        RuntimeError: a deployment cannot be started.
+    """
+    options = HTTPOptions(host=config.host, port=config.port)
+    serve.start(http_options=options, logging_config=LOGGING)
+    target = serve.RunTarget(application, APP_NAME, "/", LOGGING)
+    serve.run_many([target], wait_for_applications_running=False)
+    if _started(stop):
+        local = "from this machine only, and through no proxy (no token is set)"
+        guarded = "with a token" if read_tokens(config) else local
+        url = f"http://{config.host}:{config.port}"
+        print(f"Serving {', '.join(config.named_models())} {guarded}:", flush=True)
+        print(f"  {url}/       a page to try it", flush=True)
+        print(f"  {url}/docs   the interface (Ctrl+C ends)", flush=True)
+        stop.wait()
+    print("Ending: accepted requests are answered first.", flush=True)
+    serve.delete(APP_NAME)  # answers go through the proxies, which a shutdown kills at once
+    serve.shutdown()
+
+
+def _started(stop: threading.Event) -> bool:
+    """Wait until the application runs; False where `stop` came before."""
+    while not stop.wait(LOOK_SECONDS):
+        found = serve.status().applications[APP_NAME]
+        if found.status == ApplicationStatus.RUNNING:
+            return True
+        if found.status == ApplicationStatus.DEPLOY_FAILED:
+            raise RuntimeError(f"the server cannot be started: {found.message}")
+    return False
+
+
+LOOK_SECONDS = 0.2
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 LOGGING = {"log_level": "WARNING", "enable_access_log": False}
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -24,11 +24,13 @@ from sce.embedding.tokenising import TokenisedTexts
 from sce.labels import LabelSet, RaggedLabels
 from sce.model.answers import Answers
 from sce.model.linear_labels import LinearLabels
-from sce.predictor import Predictor
 from serve.batching import BatchReport, DeviceQueue, Lane
 from serve.cache import CachedText, VectorCache
 from serve.label_sets import ServedLabels
 from serve.work import ModelAnswer, ModelRequest, NoSuchLabelSet
+
+if TYPE_CHECKING:  # it imports torch
+    from sce.predictor import Predictor
 
 EMBED_BATCH_TOKENS = {"cpu": 2048, "cuda": 65_536}
 CLASSIFY_BATCH_TOKENS = {"cpu": 8192, "cuda": 262_144}

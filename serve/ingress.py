@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
-from typing import Any
+from typing import Any, Protocol
 
 from fastapi import Request
 from ray.exceptions import RayActorError, RayTaskError
@@ -20,6 +20,7 @@ from sce.errors import quoted
 from serve.auth import Guard
 from serve.batches import BatchJobs
 from serve.metrics import GatewayMetrics
+from serve.proxy import sent_along
 from serve.refusals import ApiError
 from serve.settings import Limits
 from serve.work import ModelAnswer, ModelRequest, NoSuchLabelSet
@@ -34,6 +35,16 @@ DRAIN = 4
 sender comes to read why; then the connection is closed."""
 
 log = logging.getLogger("ray.serve")
+
+
+class Model(Protocol):
+    """What is asked of a model, wherever it is; each may raise `ApiError` (503)."""
+
+    async def answer(self, request: ModelRequest) -> ModelAnswer: ...
+    async def info(self) -> Mapping[str, Any]: ...
+    async def label_sets(self) -> list[Mapping[str, Any]]: ...
+    async def label_set(self, name: str) -> dict[str, Any]: ...
+    async def report_page(self, name: str) -> bytes | None: ...
 
 
 class Replicas:
@@ -98,12 +109,12 @@ class Ingress:
 
     def __init__(
         self,
-        models: Mapping[str, Replicas],
+        models: Mapping[str, Model],
         guard: Guard,
         limits: Limits | None = None,
         metrics: GatewayMetrics | None = None,
     ) -> None:
-        self.models = dict(models)
+        self.models: dict[str, Model] = dict(models)
         self.guard = guard
         self.limits = limits or Limits()
         self.metrics = metrics or GatewayMetrics()
@@ -228,7 +239,8 @@ class Ingress:
         header = request.headers.get("content-length", "")
         announced, size = int(header[:19]) if header.isdecimal() else 0, 0
         if announced <= DRAIN * limit:
-            async for chunk in request.stream():
+            whole = sent_along(request.scope)
+            async for chunk in request.stream() if whole is None else _one(whole):
                 size += len(chunk)
                 if size > DRAIN * limit:
                     break
@@ -247,6 +259,10 @@ class Ingress:
     def _count(self, more: int) -> None:
         self._requests += more
         self.metrics.open_requests.set(self._requests)
+
+
+async def _one(chunk: bytes) -> AsyncIterator[bytes]:
+    yield chunk
 
 
 @asynccontextmanager

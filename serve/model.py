@@ -1,4 +1,8 @@
-"""The deployment of one model: a replica holds the weights and batches what it is asked."""
+"""The deployment of one model: a replica holds the weights and batches what it is asked.
+
+Torch and transformers are imported where a model is loaded: who starts the server, and the gateway,
+need neither.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +10,13 @@ import asyncio
 import logging
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sce.bulk.request import identify_model
 from sce.distributed.resources import TorchThread
-from sce.embedding.embedder import TextEmbedder, choose_device, load_embedder
 from sce.embedding.fingerprint import EmbedderFingerprint
 from sce.embedding.settings import EmbedderConfig
 from sce.model.settings import EXACT
-from sce.predictor import Predictor
 from serve.cache import VectorCache
 from serve.engine import Engine, LoadedModel
 from serve.label_sets import load_label_sets
@@ -22,6 +24,9 @@ from serve.memory import UnusedMemory
 from serve.metrics import ModelMetrics
 from serve.settings import ModelSettings, ReplicaSettings
 from serve.work import ModelAnswer, ModelRequest
+
+if TYPE_CHECKING:
+    from sce.embedding.embedder import TextEmbedder
 
 STUCK_SECONDS = 300.0
 """A batch takes seconds; one that takes longer than this will never end."""
@@ -101,7 +106,7 @@ class ModelReplica:
         self._torch = TorchThread(settings.threads or os.cpu_count() or 1)
         loaded = await self._load(settings, None)
         self._engine = Engine(
-            choose_device(settings.device),
+            loaded.info["device"],
             self._torch.executor,
             VectorCache(settings.cache_bytes),
             self._metrics.batch,
@@ -151,6 +156,9 @@ def load_model(
     Raises:
         InputError: there is no such model, or its embedder is not there or another.
     """
+    from sce.embedding.embedder import choose_device, load_embedder
+    from sce.predictor import Predictor
+
     config, fingerprint = identify_model(settings.path)
     assert config.embedder is not None
     device = choose_device(settings.device)

@@ -1,40 +1,79 @@
-"""What Ray Serve's HTTP proxy lacks: a bound on how long a client takes to send a request's head.
+"""What Ray Serve's HTTP proxy lacks: a bound on how long a client takes to send a request's head,
+and for a short body a way to the gateway as short as the head's.
 
 The proxy is a uvicorn in an actor of Ray's, which waits for ever for a connection that sends half a
 head or nothing: enough of them, and no file descriptors are left for others. Neither `HTTPOptions`
 nor uvicorn has a setting for it. What Ray does have is a function that each proxy calls before it
 starts, named by an environment variable of Ray's nodes (`NAME_VARIABLE`): here it is `prepare`.
-`python -m serve.app` sets the variable for the Ray that it starts, cluster/'s image for its nodes.
+`python -m serve.app` sets the variable for the Ray that it starts, cluster/'s image for its nodes
+(`serve/ray_settings.py`).
+
+A replica asks the proxy for a body when it has the head: another call between two processes, for
+which a request of one text waits milliseconds. So a short body that has come goes along in the
+head's dictionary; `sent_along` is it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 
 import uvicorn.config
 from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from serve.headers import NoSniff
 
 HEAD_SECONDS = 15.0
 """From the connection, or the first byte of a later request on it, to the end of the head."""
-NAME_VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
-PREPARE = "serve.proxy:prepare"
-
-
-def name_to_ray() -> None:
-    """Let the proxies of a Ray that this process starts call `prepare`, where nothing else is
-    named."""
-    os.environ.setdefault(NAME_VARIABLE, PREPARE)
+SHORT_BYTES = 64 * 2**10
+"""A body up to this goes along with the head, if it has come in `BODY_SECONDS`."""
+BODY_SECONDS = 0.02
+_BODY = "sce.body"
 
 
 def prepare() -> list[Middleware]:
     """Called by Ray in the process of a proxy, before its server starts. The middleware is for what
     the proxy answers by itself."""
     uvicorn.config.HTTP_PROTOCOLS["auto"] = f"{__name__}:{BoundedHead.__name__}"
-    return [Middleware(NoSniff)]
+    return [Middleware(NoSniff), Middleware(BodyAlong)]
+
+
+def sent_along(scope: Scope) -> bytes | None:
+    """The whole body of a request, where the proxy knew it; else it is to be received."""
+    found: bytes | None = scope.get(_BODY)
+    return found
+
+
+class BodyAlong:
+    """ASGI middleware: a short body that has come is in the scope too. Nothing else changes: who
+    receives gets the same messages."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not _announces_short(scope):
+            await self._app(scope, receive, send)
+            return
+        come: list[Message] = []
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                come.append(await receive())
+        except TimeoutError:
+            pass
+        if come and come[0]["type"] == "http.request" and not come[0].get("more_body", False):
+            scope[_BODY] = come[0].get("body", b"")
+
+        async def receive_again() -> Message:
+            return come.pop() if come else await receive()
+
+        await self._app(scope, receive_again, send)
+
+
+def _announces_short(scope: Scope) -> bool:
+    sizes = [value for name, value in scope["headers"] if name == b"content-length"]
+    return len(sizes) == 1 and sizes[0].isdigit() and 0 < int(sizes[0][:9]) <= SHORT_BYTES
 
 
 class BoundedHead(HttpToolsProtocol):

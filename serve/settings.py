@@ -137,6 +137,9 @@ class ServeConfig(JobConfig):
     """Write texts and labels into the log."""
     batches: BatchSettings = BatchSettings()
     gateway: Scaling = Scaling(num_cpus=0.1, target_ongoing_requests=64)
+    one_process: bool | None = None
+    """The gateway holds the model itself: a request passes one process fewer, and both end
+    together. For one model with one replica. Default: so for `make serve`, not on a cluster."""
     host: str = "127.0.0.1"
     """Address for `make serve`; a cluster's is in the YAML of `serve deploy`."""
     port: int = Field(default=8000, ge=1, le=65535)
@@ -148,6 +151,18 @@ class ServeConfig(JobConfig):
             name: settings.model_copy(update={"path": _absolute(settings.path)})
             for name, settings in models.items()
         }
+
+    @property
+    def fits_one_process(self) -> bool:
+        """One model, with one replica of it and of the gateway."""
+        models = list(self.named_models().values())
+        return len(models) == 1 == self.gateway.max_replicas == models[0].scaling.max_replicas
+
+    @model_validator(mode="after")
+    def _together(self) -> ServeConfig:
+        if self.one_process and not self.fits_one_process:
+            raise ValueError("one_process needs one model, with one replica of it and the gateway")
+        return self
 
     def named_label_sets(self) -> dict[str, str]:
         """`label_sets`; folders by their absolute path."""

@@ -38,3 +38,9 @@ assert "usage" in said.getvalue().lower() or "benchmark" in "{job}", said.getval
 @pytest.mark.parametrize("workflow", ["classify", "embed"])
 def test_who_sends_a_bulk_job_on_its_way_needs_no_model(workflow):
     assert loaded_by(f"import sce.workflows.{workflow}") == []
+
+
+@pytest.mark.parametrize("process", ["app", "gateway"])
+def test_who_starts_the_server_and_who_lets_requests_in_need_no_model(process):
+    found = loaded_by(f"import serve.{process}")
+    assert not {"torch", "transformers", "peft", "mlflow", "sklearn", "scipy"} & set(found)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from ray._private.runtime_env.packaging import create_package
 
-from serve import proxy
+from serve.ray_settings import ENVIRONMENT
 from tests.cluster.manifests import ROOT
 from tests.cluster.pods import DOCKERFILE, image_environment, instructions
 
@@ -36,7 +36,7 @@ def test_it_ends_as_a_user_without_rights_whose_home_ray_finds():
     assert environment["HOME"] == "/home/sce"  # else Ray's launcher mounts below /root
     assert environment["PYTHONPATH"] == "/opt/sce"
     assert environment["RAY_AUTH_MODE"] == "token"
-    assert environment[proxy.NAME_VARIABLE] == proxy.PREPARE
+    assert {name: environment.get(name) for name in ENVIRONMENT} == ENVIRONMENT
     assert environment["RAY_TMPDIR"] == "/home/sce/private"  # RAY_ADDRESS=auto looks there
     assert ("WORKDIR", "/opt/sce") in found
     after = found[found.index(("USER", "${UID}")) :]

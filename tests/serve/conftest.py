@@ -14,6 +14,7 @@ from sce.embedding.fingerprint import EmbedderFingerprint
 from sce.embedding.settings import EmbedderConfig
 from sce.labels import LabelSet
 from sce.model.linear_labels import round_weights
+from sce.predictor import Predictor
 from sce.training.fresh_model import build_model
 from sce.training.settings import ModelConfig
 from serve.cache import VectorCache
@@ -21,6 +22,7 @@ from serve.engine import Engine, LoadedModel
 from serve.label_sets import load_label_sets
 from serve.model import load_model
 from serve.settings import ModelSettings
+from tests.serve.load import LABELS, TEXTS
 from tests.tiny_models import build_roberta, build_sentence_transformer
 
 NAMES = ["zebra", "late delivery", "Billing", "praise", "ärger"]
@@ -80,6 +82,18 @@ def loaded(models):
 @pytest.fixture(scope="session")
 def predictor(loaded):
     return loaded.predictor
+
+
+@pytest.fixture(scope="module")
+def right(models) -> dict[str, dict[str, tuple[str, float]]]:
+    """For each model's weights the best label of each text, and its score."""
+    found = {}
+    for name in ("sce", "other"):
+        settings = settings_of(models, name)
+        predictor = Predictor.from_pretrained(settings.path, settings.embedder, "cpu")
+        answers = predictor.predict(TEXTS, LABELS)
+        found[name] = {t: (a.label or "", a.score) for t, a in zip(TEXTS, answers, strict=True)}
+    return found
 
 
 def save_label_set(

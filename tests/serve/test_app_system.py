@@ -10,7 +10,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -29,16 +28,12 @@ import requests
 import yaml
 
 from sce.client.wire import ErrorResponse
-from sce.predictor import Predictor
-from serve.proxy import NAME_VARIABLE, PREPARE
+from serve.ray_settings import ENVIRONMENT
 from tests.serve.conftest import settings_of
+from tests.serve.load import HEADERS, LABELS, TEXTS, TOKEN, Load, free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
-TOKEN = "a-token-that-is-long-enough"
-HEADERS = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
-LABELS = ["late delivery", "billing", "praise"]
-TEXTS = [f"the {word} number {i} is late" for i in range(40) for word in ("parcel", "invoice")]
 LIMITS = {"max_body_bytes": 200_000, "max_texts": 50, "max_labels": 100, "max_label_tokens": 5000,
           "max_concurrent_requests": 64, "request_timeout_seconds": 30}  # fmt: skip
 HOSTILE = 10_000
@@ -51,7 +46,7 @@ class Cluster:
 
     def __init__(self, home: Path, models: Path) -> None:
         self.home, self.models = home, models
-        self.port, self.gcs, self.dashboard, self.agent = _free_ports(4)
+        self.port, self.gcs, self.dashboard, self.agent = free_ports(4)
         self.url = f"http://127.0.0.1:{self.port}"
         self.ray_folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")
         self.environment = {
@@ -62,7 +57,7 @@ class Cluster:
             "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{self.dashboard}",
             "RAY_DASHBOARD_ADDRESS": f"http://127.0.0.1:{self.dashboard}",
             "PYTHONPATH": str(ROOT),
-            NAME_VARIABLE: PREPARE,
+            **ENVIRONMENT,
         }
         self.config = yaml.safe_load((ROOT / "configs" / "serve.yaml").read_text())
         self.config["http_options"]["port"] = self.port
@@ -129,16 +124,6 @@ class Cluster:
         return found
 
 
-def _free_ports(count: int) -> list[int]:
-    probes = [socket.socket() for _ in range(count)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    ports = [int(probe.getsockname()[1]) for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
-
-
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory, models) -> Iterator[Cluster]:
     cluster = Cluster(tmp_path_factory.mktemp("cluster"), models)
@@ -149,75 +134,12 @@ def cluster(tmp_path_factory, models) -> Iterator[Cluster]:
         cluster.stop()
 
 
-@pytest.fixture(scope="module")
-def right(models) -> dict[str, dict[str, tuple[str, float]]]:
-    """For each model's weights the best label of each text, and its score."""
-    found = {}
-    for name in ("sce", "other"):
-        settings = settings_of(models, name)
-        predictor = Predictor.from_pretrained(settings.path, settings.embedder, "cpu")
-        answers = predictor.predict(TEXTS, LABELS)
-        found[name] = {t: (a.label or "", a.score) for t, a in zip(TEXTS, answers, strict=True)}
-    return found
-
-
-class Load:
-    """Clients that ask without a pause, in a thread, and check every answer.
-
-    Args:
-        allowed: answers that are right, one mapping for each model that may answer.
-    """
-
-    def __init__(self, cluster: Cluster, allowed: list[dict[str, tuple[str, float]]]) -> None:
-        self.statuses: Counter[int] = Counter()
-        self.wrong: list[Any] = []
-        self.answered: list[tuple[float, int]] = []
-        self._cluster, self._allowed = cluster, allowed
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
-
-    def __enter__(self) -> "Load":
-        self._thread.start()
-        time.sleep(2)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    async def _run(self) -> None:
-        async with aiohttp.ClientSession() as session:
-            await asyncio.gather(*(self._client(session, random.Random(i)) for i in range(8)))
-
-    async def _client(self, session: aiohttp.ClientSession, dice: random.Random) -> None:
-        while not self._stop.is_set():
-            texts = dice.sample(TEXTS, 3)
-            body = {"texts": texts, "labels": dice.sample(LABELS, 3)}
-            url = f"{self._cluster.url}/v1/classify"
-            try:
-                async with session.post(url, json=body, headers=HEADERS) as response:
-                    status, content = response.status, await response.read()
-            except aiohttp.ClientError:
-                status, content = 0, b""
-            self.statuses[status] += 1
-            self.answered.append((time.monotonic(), status))
-            if status == 200:
-                rows = json.loads(content)["data"]
-                given = [(row["label"], row["score"]) for row in rows]
-                if not any(self._same(given, [one[t] for t in texts]) for one in self._allowed):
-                    self.wrong.append((texts, given))
-
-    @staticmethod
-    def _same(given: list[Any], wanted: list[Any]) -> bool:
-        return all(a[0] == b[0] and abs(a[1] - b[1]) < 1e-4 for a, b in zip(given, wanted))
-
-
 def test_weights_and_limits_change_under_load(cluster, right):
     before = cluster.get("/info")["models"][0]["model_fingerprint"]
     other = cluster.settings | {"path": str(cluster.models / "other")}
     gateway = {"limits": LIMITS | {"max_texts": 33}, "log_texts": False,
                "batches": cluster.app["args"]["batches"], "models": {"tiny": other}}  # fmt: skip
-    with Load(cluster, [right["sce"], right["other"]]) as load:
+    with Load(cluster.url, [right["sce"], right["other"]]) as load:
         cluster.app["deployments"] = [
             {"name": "model-tiny", "user_config": other},
             {"name": "gateway", "user_config": gateway},
@@ -232,12 +154,12 @@ def test_weights_and_limits_change_under_load(cluster, right):
     assert load.statuses[200] > 20
     assert set(load.statuses) == {200}
     assert not load.wrong
-    with Load(cluster, [right["other"]]) as after:
+    with Load(cluster.url, [right["other"]]) as after:
         time.sleep(1)
     assert not after.wrong
 
     cluster.app["deployments"][0]["user_config"] = other | {"path": str(cluster.home / "nowhere")}
-    with Load(cluster, [right["other"]]) as load:
+    with Load(cluster.url, [right["other"]]) as load:
         cluster.deploy()
         deadline = time.monotonic() + 60
         while not (error := cluster.get("/info")["models"][0]["error"]):
@@ -287,7 +209,7 @@ def test_more_than_it_can_take(cluster, right):
 
 def test_a_replica_killed_under_load(cluster, right, record_property):
     (replica,) = cluster.processes("ServeReplica:sce:model-tiny")
-    with Load(cluster, [right["sce"]]) as load:
+    with Load(cluster.url, [right["sce"]]) as load:
         replica.kill()
         killed = time.monotonic()
         time.sleep(1)
@@ -499,7 +421,7 @@ def test_metrics_tell_of_what_was_asked(cluster):
 
 
 def test_a_server_that_is_told_to_end_answers_what_it_accepted(models, tmp_path):
-    (port,) = _free_ports(1)
+    (port,) = free_ports(1)
     settings = json.loads(settings_of(models).model_dump_json(exclude={"scaling"}))
     config = tmp_path / "serve.yaml"
     config.write_text(yaml.safe_dump({"models": {"tiny": settings}}))

@@ -1,11 +1,13 @@
-"""The bound on a request's head, in uvicorn alone as Ray's proxy runs it; with Ray:
-test_proxy_system.py."""
+"""The bound on a request's head, in uvicorn alone as Ray's proxy runs it, and the short way of a
+body; with Ray: test_proxy_system.py."""
 
 import asyncio
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
+import pytest
 import uvicorn
 from ray._common.utils import import_attr
 from ray.serve._private import constants
@@ -14,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
-from serve import proxy
+from serve import proxy, ray_settings
 
 HEAD_SECONDS = 0.3
 LONG = 0.8
@@ -165,8 +167,7 @@ def test_only_a_head_that_does_not_come_closes_a_connection(monkeypatch):
     """All cases at once, since each waits."""
     monkeypatch.setattr(proxy, "HEAD_SECONDS", HEAD_SECONDS)
     monkeypatch.setitem(uvicorn.config.HTTP_PROTOCOLS, "auto", "")  # put back afterwards
-    (middleware,) = proxy.prepare()
-    assert middleware.cls is proxy.NoSniff
+    assert [one.cls for one in proxy.prepare()] == [proxy.NoSniff, proxy.BodyAlong]
 
     async def all_cases() -> list[BaseException | None]:
         async with served() as port:
@@ -186,10 +187,51 @@ def test_only_a_head_that_does_not_come_closes_a_connection(monkeypatch):
 
 
 def test_ray_is_told_unless_it_was_told_otherwise(monkeypatch):
-    assert constants.__dict__.get(proxy.NAME_VARIABLE, "unknown") != "unknown"
-    monkeypatch.setenv(proxy.NAME_VARIABLE, "theirs:callback")
-    proxy.name_to_ray()
-    assert os.environ[proxy.NAME_VARIABLE] == "theirs:callback"
-    monkeypatch.delenv(proxy.NAME_VARIABLE)
-    proxy.name_to_ray()
-    assert import_attr(os.environ[proxy.NAME_VARIABLE]) is proxy.prepare
+    for name in ray_settings.ENVIRONMENT:
+        assert constants.__dict__.get(name, "unknown") != "unknown"
+        monkeypatch.delenv(name, raising=False)
+    name, callback = next(iter(ray_settings.ENVIRONMENT.items()))
+    monkeypatch.setenv(name, "theirs:callback")
+    ray_settings.apply()
+    assert os.environ[name] == "theirs:callback"
+    monkeypatch.delenv(name)
+    ray_settings.apply()
+    assert {one: os.environ[one] for one in ray_settings.ENVIRONMENT} == ray_settings.ENVIRONMENT
+    assert import_attr(callback) is proxy.prepare
+
+
+BODY = b'{"texts": "a"}'
+WHOLE = {"type": "http.request", "body": BODY, "more_body": False}
+PART = {"type": "http.request", "body": BODY[:4], "more_body": True}
+REST = {"type": "http.request", "body": BODY[4:], "more_body": False}
+
+
+@pytest.mark.parametrize(
+    ("announced", "messages", "pause", "along"),
+    [
+        (b"14", [WHOLE], 0.0, BODY),
+        (b"14", [WHOLE], 0.1, None),  # later than is waited for
+        (b"14", [PART, REST], 0.0, None),
+        (b"14", [{"type": "http.disconnect"}], 0.0, None),
+        (b"70000", [WHOLE], 0.0, None),
+        (None, [WHOLE], 0.0, None),
+        (b"-14", [WHOLE], 0.0, None),
+    ],
+    ids=["whole", "late", "parts", "gone", "long", "not announced", "no number"],
+)
+def test_a_short_body_goes_along_and_is_received_as_ever(announced, messages, pause, along):
+    sizes = [] if announced is None else [(b"content-length", announced)]
+    scope = {"type": "http", "headers": [(b"host", b"here"), *sizes]}
+    coming = list(messages)
+    found: list[Any] = []
+
+    async def receive() -> Any:
+        await asyncio.sleep(pause)
+        return coming.pop(0)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        found.append(proxy.sent_along(scope))
+        found.extend([await receive() for _ in messages])
+
+    asyncio.run(proxy.BodyAlong(app)(scope, receive, None))  # type: ignore[arg-type]
+    assert found == [along, *messages]

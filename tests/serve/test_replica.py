@@ -1,15 +1,21 @@
 """A model's replica without Ray: loading, swapping weights, budgets, health; and the builder."""
 
 import asyncio
+from unittest.mock import MagicMock
 
 import pytest
+from httpx2 import ASGITransport, AsyncClient
+from pydantic import SecretStr, ValidationError
+from ray.serve._private import constants
 
+import serve.gateway
 import serve.model
 from sce.distributed.resources import ClusterSize
 from sce.errors import ConfigError, InputError
 from sce.labels import LabelSet
-from serve import app
+from serve import app, ray_settings
 from serve.app import build
+from serve.gateway import Gateway
 from serve.model import ModelReplica
 from serve.settings import BatchSettings, ServeConfig, default_name
 from serve.work import ModelRequest
@@ -98,6 +104,44 @@ def test_a_replica_that_is_stuck_is_replaced(models, monkeypatch):
     run(stuck())
 
 
+def held_config(models, name="sce") -> dict:
+    limits = {"limits": {"max_texts": 5}, "log_texts": False, "batches": {}, "models": {}}
+    return limits | {"held": config_of(models, name)}
+
+
+def test_a_gateway_that_holds_the_model_takes_other_weights_while_it_answers(models, monkeypatch):
+    monkeypatch.setattr(serve.gateway, "GatewayMetrics", MagicMock)
+    body = {"texts": ["a text", "another"], "labels": ["a", "b", "c"], "return_scores": True}
+
+    async def swap():
+        gateway = Gateway({}, [], held="tiny")
+        await gateway.reconfigure(held_config(models))
+        transport = ASGITransport(gateway.__serve_build_asgi_app__(), client=("127.0.0.1", 5000))
+        async with AsyncClient(transport=transport, base_url="http://localhost") as client:
+
+            async def ask() -> dict:
+                answer = await client.post("/v1/classify", json=body)
+                assert answer.status_code == 200, answer.text
+                return answer.json()["data"]
+
+            before = await ask()
+            await gateway.reconfigure(held_config(models, "other"))
+            during = [await ask() for _ in range(3)]
+            await swapped(gateway._held)
+            assert (await client.get("/health")).json() == {"status": "ok"}
+            over = await client.post("/v1/classify", json=body | {"texts": ["x"] * 6})
+            assert over.status_code == 413
+            await gateway.check_health()
+            monkeypatch.setattr(type(gateway._held._engine), "working_seconds", 1e6)
+            with pytest.raises(RuntimeError, match="batch takes more"):
+                await gateway.check_health()
+            return before, during, await ask()
+
+    before, during, after = run(swap())
+    assert before != after
+    assert all(one in (before, after) for one in during)
+
+
 def deployments(config: ServeConfig) -> dict:
     gateway = build(config)._bound_deployment
     found = {gateway.name: gateway}
@@ -131,6 +175,35 @@ def test_the_builder_makes_a_deployment_a_model(models):
     assert "x" * 20 not in repr(found["gateway"].user_config)
     timeout = config.limits.body_timeout_seconds + config.limits.request_timeout_seconds
     assert all(d._deployment_config.graceful_shutdown_timeout_s > timeout for d in found.values())
+
+
+def test_one_model_may_be_in_the_gateways_process(models):
+    scaling = {"num_cpus": 2.0, "num_gpus": 0.5}
+    model = settings_of(models, threads=1).model_dump() | {"scaling": scaling, "device": "auto"}
+    config = ServeConfig(models={"one": model}, one_process=True)
+    (gateway,) = deployments(config).values()
+    assert gateway.init_args[3] == "one"
+    assert gateway.user_config["held"]["path"] == str(models / "sce")
+    assert gateway.ray_actor_options == {"num_cpus": 2.1, "num_gpus": 0.5}
+    assert list(deployments(ServeConfig(models={"one": model}))) == ["gateway", "model-one"]
+
+
+@pytest.mark.parametrize("more", [{"scaling": {"max_replicas": 2}}, {}])
+def test_what_does_not_fit_one_process_is_not_put_there(models, more):
+    names = {"one": settings_of(models).model_dump() | more}
+    config = ServeConfig(models=names if more else {**names, "two": settings_of(models)})
+    assert not config.fits_one_process
+    with pytest.raises(ValidationError, match="needs one model, with one replica"):
+        ServeConfig(**config.model_dump() | {"one_process": True})
+
+
+def test_behind_rays_haproxy_tokens_are_required(models, monkeypatch):
+    assert constants.__dict__.get(ray_settings.HAPROXY) is False
+    monkeypatch.setenv(ray_settings.HAPROXY, "1")
+    config = ServeConfig(models={"one": settings_of(models)})
+    with pytest.raises(ConfigError, match=r"HA_PROXY=1: .* tokens are required"):
+        build(config)
+    assert "gateway" in deployments(config.model_copy(update={"tokens": SecretStr("x" * 20)}))
 
 
 @pytest.mark.parametrize(
