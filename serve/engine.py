@@ -54,7 +54,9 @@ class LoadedModel:
 
     @property
     def embedder_id(self) -> str:
-        return self.predictor.embedder.fingerprint.id
+        """Of equal vectors, to the bit but for what shares a batch."""
+        found = self.predictor.embedder.fingerprint
+        return f"{found.id}-{found.dtype}"
 
     def label_set(self, name: str) -> ServedLabels:
         """Raises `NoSuchLabelSet`: the model has none of the name."""

@@ -158,14 +158,20 @@ def load_model(
         InputError: there is no such model, or its embedder is not there or another.
     """
     from sce.embedding.embedder import choose_device, load_embedder
+    from sce.model.arithmetic import choose_dtype
     from sce.predictor import Predictor
 
     config, fingerprint = identify_model(settings.path)
     assert config.embedder is not None
     device = choose_device(settings.device)
     known = EmbedderFingerprint.from_dict(config.embedder)
-    if embedder is None or embedder.fingerprint.id != known.id or embedder.device.type != device:
-        wanted = settings.embedder or EmbedderConfig.from_fingerprint(config.embedder)
+    wanted = settings.embedder or EmbedderConfig.from_fingerprint(config.embedder)
+    if embedder is not None:
+        dtype = str(choose_dtype(wanted.dtype, device)).removeprefix("torch.")
+        now = embedder.fingerprint
+        if (now.id, now.dtype, embedder.device.type) != (known.id, dtype, device):
+            embedder = None
+    if embedder is None:
         embedder = load_embedder(wanted.model_copy(update={"device": device}))
     predictor = Predictor.from_pretrained(
         settings.path,

@@ -82,8 +82,7 @@ class ClassifyPlan:
 
 
 def resolve(config: ClassifyConfig) -> ClassifyPlan:
-    """Read, parse and check all that the settings name, but Nothing is written
-    and no cluster joined.
+    """Read, parse and check all that the settings name. Nothing is written and no cluster joined.
 
     Raises:
         InputError: as `read_input`; a model, embedder or store that cannot be used; an output that

@@ -118,12 +118,14 @@ def job(name: str, *argv: str) -> dict:
 
 def classify(home: Path, *argv: str) -> dict:
     embedder = ("--embedder.kind", "jina", "--embedder.model", str(home / "models/jina"))
+    embedder += ("--embedder.dtype", "float32")
     known = ("--model", str(home / "trained/model"), "--dtype", "float32", "--no-tracking.enabled")
     return job("classify", *known, *embedder, "--labels", json.dumps(LABELS), *argv)
 
 
 def answers(output: Path) -> dict[str, dict]:
-    tables = [pq.read_table(path) for path in sorted(output.glob("part-*.parquet"))]
+    parts = [*output.glob("part-*.parquet"), *output.glob("part-*/*.parquet")]  # as they once lay
+    tables = [pq.read_table(path) for path in sorted(parts)]
     return {row["place"]: row for table in tables for row in table.to_pylist()}
 
 
@@ -133,7 +135,7 @@ def test_a_model_and_a_store_answer_as_they_did(home):
     vectors_ND = np.array(table["embedding"].to_pylist(), np.float32)
 
     predictor = Predictor.from_pretrained(
-        home / "trained/model", EmbedderConfig(kind="jina", model=str(home / "models/jina"))
+        home / "trained/model", EmbedderConfig(kind="jina", model=str(home / "models/jina"), dtype="float32")
     )
     store.require(predictor.embedder.fingerprint)
     old = answers(home / "answers")
