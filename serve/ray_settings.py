@@ -2,8 +2,6 @@
 
 They are the same wherever the endpoint runs: `python -m serve.app` gives them to the Ray that it
 starts, cluster/'s image to its nodes. What stands in the environment already stays.
-
-The times are of a request of one text by one client, on two cores (`jobs/benchmark.py serve`).
 """
 
 from __future__ import annotations
@@ -13,15 +11,12 @@ import os
 ENVIRONMENT = {
     # Called in each proxy before it starts: bounds slow heads, sends short bodies along.
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.proxy:prepare",
-    # Proxy to gateway, and gateway to models, by gRPC rather than by tasks of actors: less of the
-    # processor in both processes. A replica that dies is noticed as before (ActorUnavailableError).
-    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
     # Gateway and models never block their event loop: what takes long is in threads. So they can
     # share Ray's own, and a request changes threads twice less in each process.
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
-    # The same for the loop that chooses a replica, in the proxy and in the gateway.
-    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
 }
+"""Tried and left out: gRPC between proxy and replicas (RAY_SERVE_USE_GRPC_BY_DEFAULT) gains a tenth
+and refuses an answer of more than 4 MB; routing in the shared loop gains nothing."""
 
 
 def apply() -> None:

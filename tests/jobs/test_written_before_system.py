@@ -135,7 +135,8 @@ def test_a_model_and_a_store_answer_as_they_did(home):
     vectors_ND = np.array(table["embedding"].to_pylist(), np.float32)
 
     predictor = Predictor.from_pretrained(
-        home / "trained/model", EmbedderConfig(kind="jina", model=str(home / "models/jina"), dtype="float32")
+        home / "trained/model",
+        EmbedderConfig(kind="jina", model=str(home / "models/jina"), dtype="float32"),
     )
     store.require(predictor.embedder.fingerprint)
     old = answers(home / "answers")
