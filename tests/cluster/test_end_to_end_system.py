@@ -31,7 +31,8 @@ from sce.bulk.output import read_run
 from sce.embedding.store import EmbeddingStore
 from sce.errors import DataError
 from sce.storage import RemotePath, filesystem_of, put, write_text
-from tests.serve.test_app_system import BIN, HEADERS, ROOT, Cluster, _free_ports
+from tests.serve.load import HEADERS, free_ports
+from tests.serve.test_app_system import BIN, ROOT, Cluster
 from tests.tiny_models import build_jina, build_llama, build_roberta
 
 POSTGRES = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
@@ -100,7 +101,7 @@ class Outside:
 
     def __init__(self, home: Path, store: dict[str, str], tracking: dict[str, str]) -> None:
         self.cluster = Cluster(home, home)
-        (client_port,) = _free_ports(1)
+        (client_port,) = free_ports(1)
         self.node = self.cluster.environment | store | tracking
         # As on a cluster whose image has the dependencies: "python" is the one that has them.
         self.node["PATH"] = f"{BIN}{os.pathsep}{os.environ['PATH']}"
@@ -175,7 +176,7 @@ def until(condition: Callable[[], Any], seconds: float, what: str) -> None:
 @pytest.fixture(scope="module")
 def store(tmp_path_factory) -> Iterator[dict[str, str]]:
     """An S3 server with what the jobs read; the variables that lead to it."""
-    (port,) = _free_ports(1)
+    (port,) = free_ports(1)
     log = (tmp_path_factory.mktemp("moto") / "log").open("w")
     server = subprocess.Popen(
         [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
@@ -249,7 +250,7 @@ def database() -> Iterator[tuple[str, str]]:
     """PostgreSQL of this test alone, as a user without privileges: its place and a password."""
     folder = Path(tempfile.mkdtemp(prefix="pg", dir="/tmp"))
     user = "postgres" if os.getuid() == 0 else pwd.getpwuid(os.getuid()).pw_name
-    (port,), password = _free_ports(1), "of-this-test-alone"
+    (port,), password = free_ports(1), "of-this-test-alone"
     (folder / "password").write_text(password)
     if os.getuid() == 0:
         for path in (folder, folder / "password"):
@@ -291,7 +292,7 @@ def _ask(place: str, password: str, query: str) -> list[tuple[Any, ...]]:
 @pytest.fixture(scope="module")
 def tracking(store, database, tmp_path_factory) -> Iterator[dict[str, str]]:
     """MLflow's server as cluster/ starts it, artifacts on S3; the variables of its users."""
-    (port,) = _free_ports(1)
+    (port,) = free_ports(1)
     place, password = database
     folder = tmp_path_factory.mktemp("mlflow")
     log = (folder / "log").open("w")

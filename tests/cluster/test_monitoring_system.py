@@ -23,7 +23,8 @@ import yaml
 from tests.cluster.manifests import CLUSTER, ROOT, read
 from tests.cluster.test_dashboard import queries
 from tests.serve.conftest import models  # noqa: F401  # a fixture
-from tests.serve.test_app_system import BIN, LABELS, TEXTS, Cluster, _free_ports
+from tests.serve.load import LABELS, TEXTS, free_ports
+from tests.serve.test_app_system import BIN, Cluster
 from tests.tiny_models import build_all
 
 WITHOUT_DATA = "GPU"
@@ -45,7 +46,7 @@ class Watched(Cluster):
     """The endpoint's cluster, with a metrics port that is known, as in cluster/."""
 
     def start(self) -> None:
-        (self.metrics,) = _free_ports(1)
+        (self.metrics,) = free_ports(1)
         ports = ["--port", str(self.gcs), "--dashboard-port", str(self.dashboard)]
         ports += ["--dashboard-agent-listen-port", str(self.agent)]
         ports += ["--metrics-export-port", str(self.metrics), "--dashboard-host", "127.0.0.1"]
@@ -66,7 +67,7 @@ class Prometheus:
     """
 
     def __init__(self, home: Path, config: dict[str, Any], flags: list[str]) -> None:
-        (port,) = _free_ports(1)
+        (port,) = free_ports(1)
         home.mkdir()
         (home / "prometheus.yml").write_text(yaml.safe_dump(config))
         places = {

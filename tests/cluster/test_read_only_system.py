@@ -22,7 +22,7 @@ from tests.cluster.test_end_to_end_system import (
     database,  # noqa: F401  # a fixture
 )
 from tests.serve.conftest import models  # noqa: F401  # a fixture
-from tests.serve.test_app_system import LABELS, TEXTS, _free_ports
+from tests.serve.load import LABELS, TEXTS, free_ports
 from tests.tiny_models import build_all
 
 pytestmark = [
@@ -176,7 +176,7 @@ def mlflow(home: Path, place: str, password: str) -> Iterator[str]:
     (passwords / "database_password").write_text(password)
     for name in ("admin_password", "secret_key"):
         (passwords / name).write_text(TOKEN)
-    (port,) = _free_ports(1)
+    (port,) = free_ports(1)
     given = {"shared": home / "shared", "secrets": passwords}
     give(home / "shared")
     environment = {"MLFLOW_HOST": "127.0.0.1", "MLFLOW_PORT": str(port), "MLFLOW_DATABASE": place}
