@@ -110,7 +110,13 @@ class LocalModel:
         )
 
     def block_predictor(self, device: str) -> BlockPredictor:
-        return LocalPredictor(self.load(device))
+        return _loaded(self, device)
+
+
+@lru_cache(maxsize=1)
+def _loaded(model: LocalModel, device: str) -> LocalPredictor:
+    """One process may be asked for a threshold first, then for the answers."""
+    return LocalPredictor(model.load(device))
 
 
 @dataclass(frozen=True)
@@ -204,12 +210,6 @@ class ServedByEndpoint:
         return EndpointPredictor(self.endpoint)
 
 
-@lru_cache(maxsize=1)
-def _loaded(backend: LocalModel | AdaptedAlone | ServedByEndpoint, device: str) -> BlockPredictor:
-    """One process may be asked several times: for a threshold first, then for the answers."""
-    return backend.block_predictor(device)
-
-
 @dataclass(frozen=True)
 class Classification:
     """What is asked of every block; pickled into each actor."""
@@ -222,7 +222,7 @@ class Classification:
 
     def classifier(self, device: str) -> BlockClassifier:
         """Runs where the blocks are answered: loads the model, or connects to the endpoint."""
-        predictor = _loaded(self.backend, device)
+        predictor = self.backend.block_predictor(device)
         return BlockClassifier(predictor, self.labels, self.columns, self.answer)
 
     def stage(

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
-
-Dtype = Literal["auto", "float32", "bfloat16"]
 
 
 def choose_dtype(asked: str, device: str) -> torch.dtype:

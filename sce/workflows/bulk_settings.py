@@ -1,4 +1,4 @@
-"""Settings of `jobs/classify.py` and `jobs/adapt.py`, and which of them go together."""
+"""Settings of the jobs on files of rows, and which of them go together."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import Field, SecretStr
 from sce.adaptation.settings import AdaptSettings
 from sce.bulk.counts import MaxErrors
 from sce.bulk.output import COMMIT_ROWS, OutputFormat
-from sce.config import JobConfig, Verbatim
+from sce.config import JobConfig, Section, Verbatim
 from sce.datasets.text_form import Delimiter, Encoding
 from sce.distributed.settings import Engine, ResourcesConfig
 from sce.embedding.settings import EmbedderConfig
@@ -18,13 +18,30 @@ from sce.storage import Place, rooted_place, to_place
 from sce.workflows.tracking import TrackingConfig
 
 
-class ClassifyConfig(JobConfig):
+class BulkSettings(Section):
+    """How files of rows are read, and who works on them."""
+
+    text_column: str = "text"
+    encoding: Encoding | None = None
+    """Of text files. Default: found out, UTF-8 with or without a mark, UTF-16 or Windows-1252."""
+    delimiter: Delimiter | None = None
+    """Between the fields of a CSV: a character or `tab`. Default: found out, of `,`, `;`, tab and
+    `|`; or what a first line `sep=;` names."""
+    max_errors: MaxErrors = "50%"
+    """Fail when more rows than this have errors: a count (`100`) or a share (`1%`), which counts
+    from 1,000 rows on while the job runs and in the end whatever their number."""
+    engine: Engine = "auto"
+    """`process`: one process beside the job, which has done a small input of this machine (8,192
+    texts or 65,536 vectors) before Ray starts; `ray`: on the cluster, or a Ray of the job's own.
+    `auto`: the first where it can."""
+
+
+class ClassifyConfig(BulkSettings, JobConfig):  # type: ignore[misc]
     """Settings of `jobs/classify.py`."""
 
     input: Verbatim = []
     """Files, folders, globs or URIs of Parquet, JSONL, CSV (.gz and others too) or Excel; or an
     embedding store."""
-    text_column: str = "text"
     id_column: str | None = None
     """Keeps its name in the output. Default: ids made from places, `tickets.jsonl:17`, as `id`; of
     an embedding store, those of the texts that it was made from."""
@@ -35,14 +52,6 @@ class ClassifyConfig(JobConfig):
     keep_columns: Verbatim = []
     """Columns to carry into the output, untouched; `*` for all that the input has. Of JSONL: texts
     as they are, else as JSON."""
-    encoding: Encoding | None = None
-    """Of text files. Default: found out, UTF-8 with or without a mark, UTF-16 or Windows-1252."""
-    delimiter: Delimiter | None = None
-    """Between the fields of a CSV: a character or `tab`. Default: found out, of `,`, `;`, tab and
-    `|`; or what a first line `sep=;` names."""
-    max_errors: MaxErrors = "50%"
-    """Fail when more rows than this have errors: a count (`100`) or a share (`1%`), which counts
-    from 1,000 rows on while the job runs and in the end whatever their number."""
     commit_rows: int = Field(default=COMMIT_ROWS, ge=1)
     """Inputs of more rows are committed in parts of whole files or row groups."""
     rows_per_file: int | None = Field(default=None, ge=1)
@@ -50,10 +59,6 @@ class ClassifyConfig(JobConfig):
     after a kill. Default: 65,536, or 8,192 where a CPU embeds the texts."""
     embedder: EmbedderConfig | None = None
     """Default: the model's. Give it where its checkpoint lies elsewhere on this machine."""
-    engine: Engine = "auto"
-    """`process`: one process beside the job, which a small input of this machine (8,192 texts or
-    65,536 vectors) has answered before Ray starts; `ray`: actors, as many as the cluster has room
-    for. `auto`: the first where it can."""
     resources: ResourcesConfig = ResourcesConfig()
     tracking: TrackingConfig = TrackingConfig()
 
@@ -116,7 +121,7 @@ class ClassifyConfig(JobConfig):
     """Contextualise every label also of a large set, rather than a shortlist."""
 
 
-class AdaptConfig(AdaptSettings, JobConfig):  # type: ignore[misc]
+class AdaptConfig(AdaptSettings, BulkSettings, JobConfig):  # type: ignore[misc]
     """Settings of `jobs/adapt.py`."""
 
     input: Verbatim = []
@@ -136,7 +141,6 @@ class AdaptConfig(AdaptSettings, JobConfig):  # type: ignore[misc]
     the embedder of the store is enough."""
     embedder: EmbedderConfig | None = None
     """Default: the model's or the store's. Give it where its checkpoint lies elsewhere."""
-    text_column: str = "text"
     id_column: str | None = None
     """Default: ids made from places, `tickets.jsonl:17`; of an embedding store, `row_id`."""
     label_column: str = "label"
@@ -144,16 +148,6 @@ class AdaptConfig(AdaptSettings, JobConfig):  # type: ignore[misc]
     """Where texts are embedded to. Default: `output` with `-embedded` behind it."""
     keep_columns: Verbatim = []
     """Columns to carry into that store, beside the text."""
-    encoding: Encoding | None = None
-    """Of text files. Default: found out, UTF-8 with or without a mark, UTF-16 or Windows-1252."""
-    delimiter: Delimiter | None = None
-    """Between the fields of a CSV: a character or `tab`. Default: found out, of `,`, `;`, tab and
-    `|`; or what a first line `sep=;` names."""
-    max_errors: MaxErrors = "50%"
-    """Stop when more rows than this have errors: a count (`100`) or a share (`1%`)."""
-    engine: Engine = "auto"
-    """`process`: a small corpus of this machine (8,192 texts, 65,536 vectors) by one process, which
-    is done before Ray starts; `ray`: on the cluster. `auto`: the first where it can."""
     resources: ResourcesConfig = ResourcesConfig()
     tracking: TrackingConfig = TrackingConfig()
 

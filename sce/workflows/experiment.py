@@ -13,17 +13,16 @@ from typing import Literal
 from pydantic import Field
 
 from sce.baselines.settings import LlamaTrainConfig, LoraSettings, PromptedConfig, PromptName
-from sce.bulk.counts import MaxErrors
 from sce.bulk.output import COMMIT_ROWS
 from sce.config import JobConfig, Verbatim, resolve_output
 from sce.datasets.settings import DataConfig
-from sce.datasets.text_form import Delimiter, Encoding
-from sce.distributed.settings import Engine, ResourcesConfig
+from sce.distributed.settings import ResourcesConfig
 from sce.embedding.settings import EmbedderConfig
 from sce.evaluation.flops import LORA_RANK
 from sce.evaluation.settings import EvaluateConfig
 from sce.storage import Place
 from sce.training.settings import AugmentConfig, ModelConfig, TrainConfig
+from sce.workflows.bulk_settings import BulkSettings
 from sce.workflows.tracking import TrackingConfig
 
 
@@ -103,7 +102,7 @@ class Experiment(RunSettings):
         return self.home / "results-own"
 
 
-class EmbedJob(Experiment):
+class EmbedJob(BulkSettings, Experiment):  # type: ignore[misc]
     """Settings of `jobs/embed.py`: an experiment, or with `input` any corpus."""
 
     input: Verbatim = []
@@ -111,24 +110,12 @@ class EmbedJob(Experiment):
     into `store`. Without it, the data of the experiment is embedded."""
     store: str | None = None
     """Folder or URI of the embedding store."""
-    text_column: str = "text"
     id_column: str | None = None
     """Default: ids made from places, `tickets.jsonl:17`."""
     keep_columns: Verbatim = []
     """Columns to carry into the store, beside the text."""
-    encoding: Encoding | None = None
-    """Of text files. Default: found out, UTF-8 with or without a mark, UTF-16 or Windows-1252."""
-    delimiter: Delimiter | None = None
-    """Between the fields of a CSV: a character or `tab`. Default: found out, of `,`, `;`, tab and
-    `|`; or what a first line `sep=;` names."""
-    max_errors: MaxErrors = "50%"
-    """Fail when more rows than this have errors: a count (`100`) or a share (`1%`), which counts
-    from 1,000 rows on while the job runs and in the end whatever their number."""
     commit_rows: int = Field(default=COMMIT_ROWS, ge=1)
     """Inputs of more rows are committed in parts of whole files or row groups."""
-    engine: Engine = "auto"
-    """`process`: one process beside the job, which a small input of this machine (8,192 texts) has
-    embedded before Ray starts; `ray`: actors. `auto`: the first where it can."""
 
 
 class Evaluation(Experiment):

@@ -25,6 +25,7 @@ import json, sys
 import ray
 from sce.distributed.stage import ACTOR_CPUS
 from sce.distributed.resources import *
+from sce.distributed.session import ensure_ray
 from sce.errors import ConfigError
 from serve.app import build
 from serve.settings import ServeConfig

@@ -69,6 +69,7 @@ class Server:
     def write(self, model: Path) -> None:
         """The settings of the next start."""
         embedder = {"kind": "sentence_transformers", "model": str(model.parent / "embedder")}
+        embedder["dtype"] = "float32"
         served = {"path": str(model), "embedder": embedder, "device": "cpu", "dtype": "float32"}
         limits = {"max_texts": MAX_TEXTS}
         # Without a cache a second run takes as long as the first: the kill comes in its middle.

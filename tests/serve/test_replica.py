@@ -143,7 +143,10 @@ def test_a_gateway_that_holds_the_model_takes_other_weights_while_it_answers(mod
 
 
 def deployments(config: ServeConfig) -> dict:
-    gateway = build(config)._bound_deployment
+    """Of a cluster that is not there yet, whose room is not looked at."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(app.ray, "is_initialized", lambda: False)
+        gateway = build(config)._bound_deployment
     found = {gateway.name: gateway}
     for handle in gateway.init_args[0].values():
         found[handle._bound_deployment.name] = handle._bound_deployment
