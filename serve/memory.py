@@ -1,19 +1,14 @@
-"""Memory that is no longer needed goes back to the system, and what torch keeps has a bound.
+"""Memory that is no longer needed goes back to the system.
 
 An error holds the frames that it came through, and so a large request, in a circle that only
 Python's collector finds: it runs after so many new objects, of which a server at rest makes none.
 And glibc keeps what was freed once.
-
-For each shape of a product of bfloat16, on a CPU, torch and oneDNN keep what they compiled and
-packed, half a megabyte each, up to 1,024 of them in two caches: requests of all lengths make a
-model's process twice as large as it was. With 128 it grew by a sixth, in the same time.
 """
 
 from __future__ import annotations
 
 import ctypes
 import gc
-import os
 import time
 from pathlib import Path
 
@@ -21,17 +16,8 @@ GROWTH_BYTES = 64 * 2**20
 """Of the process above the least that it had, below which it is left alone."""
 PAUSE_SECONDS = 60.0
 """After which it is tried again where there was nothing to give back."""
-PRODUCTS = 128
-"""Shapes that each of torch's caches keeps what it made for."""
-PRODUCT_CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
 _STATM = Path("/proc/self/statm")
 _PAGE_BYTES = 4096
-
-
-def bound_products() -> None:
-    """Bound torch's caches, where the environment does not; before the process's first product."""
-    for name in PRODUCT_CACHES:
-        os.environ.setdefault(name, str(PRODUCTS))
 
 
 class UnusedMemory:

@@ -20,7 +20,7 @@ from sce.model.settings import EXACT
 from serve.cache import VectorCache
 from serve.engine import Engine, LoadedModel
 from serve.label_sets import load_label_sets
-from serve.memory import UnusedMemory, bound_products
+from serve.memory import UnusedMemory
 from serve.metrics import ModelMetrics
 from serve.settings import ModelSettings, ReplicaSettings
 from serve.work import ModelAnswer, ModelRequest
@@ -103,7 +103,6 @@ class ModelReplica:
             raise RuntimeError(f"{self._name}: a batch takes more than {STUCK_SECONDS:g} s")
 
     async def _start(self, settings: ReplicaSettings) -> None:
-        bound_products()
         self._torch = TorchThread(settings.threads or os.cpu_count() or 1)
         loaded = await self._load(settings, None)
         self._engine = Engine(

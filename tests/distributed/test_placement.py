@@ -1,6 +1,7 @@
 """What is asked of a cluster against what it has, by the numbers. With Ray: the system test."""
 
 import logging
+import os
 
 import pytest
 from pydantic import ValidationError
@@ -112,3 +113,11 @@ def test_a_part_of_a_gpu_or_whole_ones():
 
 def test_replicas_that_ask_for_no_cpu_have_room():
     check_fits(cluster(CPUS), "gateway", 3, "replicas", 0.0, 0.0, None)
+
+
+def test_what_torch_keeps_is_bounded_unless_somebody_did(monkeypatch):
+    one, other = resources.PRODUCT_CACHES
+    monkeypatch.setenv(one, "7")
+    monkeypatch.delenv(other, raising=False)
+    resources.use_threads(1)
+    assert (os.environ[one], os.environ[other]) == ("7", str(resources.PRODUCTS))

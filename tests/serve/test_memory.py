@@ -1,7 +1,6 @@
 """What large requests left behind is given back, and a process that has not grown is left alone."""
 
 import gc
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -57,11 +56,3 @@ def test_a_process_at_work_is_not_held_up_for_nothing(monkeypatch):
     assert len(collected) == 2
     keeper.give_back()  # too soon
     assert len(collected) == 2
-
-
-def test_what_torch_keeps_is_bounded_unless_somebody_did(monkeypatch):
-    one, other = memory.PRODUCT_CACHES
-    monkeypatch.setenv(one, "7")
-    monkeypatch.delenv(other, raising=False)
-    memory.bound_products()
-    assert (os.environ[one], os.environ[other]) == ("7", str(memory.PRODUCTS))

@@ -12,7 +12,7 @@ SHAPES = 600
 PROGRAM = f"""
 import ctypes, gc, sys, torch
 from pathlib import Path
-from serve.memory import bound_products
+from sce.distributed.resources import bound_products
 if sys.argv[1] == "bound":
     bound_products()
 def resident():
