@@ -18,8 +18,12 @@ from typing import Any, Protocol
 import ray
 import ray.train
 import torch
+from ray._private.worker import get_dashboard_url
 from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, get_device
+from ray.train.v2._internal.callbacks.placement_group_callback import (
+    PlacementGroupCleanerCallback,
+)
 from transformers import logging as transformers_logging
 
 from sce.distributed.resources import WorkerPlan, use_threads
@@ -150,6 +154,17 @@ class Fitted:
         )
 
 
+class _Trainer(TorchTrainer):
+    """Without the actor that frees a dead controller's placement group where there is no dashboard:
+    it would ask that, every second, and complain. Such a Ray is the job's own, and ends with it."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        found: list[Any] = super()._create_default_callbacks()  # type: ignore[misc]  # V1
+        if get_dashboard_url():
+            return found
+        return [one for one in found if not isinstance(one, PlacementGroupCleanerCallback)]
+
+
 def run_training(
     build: Callable[[Any, Worker], Training], parts: Any, train: TrainConfig, run: Run
 ) -> Fitted:
@@ -162,7 +177,7 @@ def run_training(
         ConfigError: the last checkpoint cannot be read as the plain data that one is.
         ray.train.TrainingFailedError: more workers died than `train.max_failures` allows.
     """
-    trainer = TorchTrainer(
+    trainer = _Trainer(
         _train_worker,  # type: ignore[arg-type]  # it may return something
         train_loop_config={
             "build": build,

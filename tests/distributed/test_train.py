@@ -19,6 +19,7 @@ import pytest
 import torch
 from ray import cloudpickle
 
+from sce.distributed import workers
 from sce.distributed.resources import training_workers
 from sce.distributed.settings import ResourcesConfig
 from sce.distributed.train import fit
@@ -218,3 +219,13 @@ def test_a_killed_worker_is_replaced_and_the_model_is_the_same(undisturbed, part
     assert killed
     assert losses == undisturbed[1]
     assert_same_model(result, undisturbed[0], tolerance=0)
+
+
+@pytest.mark.parametrize("dashboard", ["", "127.0.0.1:8265"])
+def test_nothing_asks_a_dashboard_that_is_not_there(monkeypatch, dashboard):
+    """Ray Train's watcher of placement groups would print a complaint every second."""
+    monkeypatch.setattr(workers, "get_dashboard_url", lambda: dashboard)
+    found = workers._Trainer(print)._create_default_callbacks()
+    cleaners = [one for one in found if isinstance(one, workers.PlacementGroupCleanerCallback)]
+    assert len(cleaners) == bool(dashboard)
+    assert len(found) > len(cleaners)
