@@ -11,6 +11,8 @@ from typing import Any
 from sce.adaptation.artefact import AdaptedLabels
 from sce.bulk.corpus import Corpus
 from sce.bulk.listing import InputFile
+from sce.bulk.output import read_run
+from sce.embedding.fingerprint import EmbedderFingerprint
 from sce.errors import InputError
 from sce.labels import LabelSet
 from sce.model.settings import SCEFields, check_fields
@@ -60,6 +62,13 @@ def _hub_config(name: str) -> dict[str, Any]:
 
     found: dict[str, Any] = PreTrainedConfig.get_config_dict(name)[0]
     return found
+
+
+def identify_embedder(embedder: EmbedderFingerprint, uri: str) -> str:
+    """Its id, or the one that an earlier version began the output in folder `uri` with."""
+    begun = read_run(uri)
+    known = None if begun is None else begun.request.get("embedder")
+    return known if known and embedder.is_known_as(known) else embedder.id
 
 
 def identify_labels(labels: LabelSet | AdaptedLabels | None, column: str | None) -> dict[str, Any]:

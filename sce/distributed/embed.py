@@ -29,7 +29,7 @@ from sce.bulk.corpus import Columns, Corpus, Shard, open_corpus
 from sce.bulk.counts import ActorCounts, ErrorLimit
 from sce.bulk.output import COMMIT_ROWS, RUN_FILE, FolderLock, OutputRun, PartCounts, read_run
 from sce.bulk.reading import BLOCK_ROWS
-from sce.bulk.request import identify_input
+from sce.bulk.request import identify_embedder, identify_input
 from sce.bulk.vectors import BlockEmbedder
 from sce.config import resolve_output
 from sce.datasets.prepared import ROWS_FILE, read_label_sets
@@ -138,12 +138,10 @@ def embed_corpus(
 def _request(
     folder: Place, fingerprint: EmbedderFingerprint, corpus: Corpus, columns: Columns
 ) -> dict[str, Any]:
-    """All that decides a store; its embedder by the id that an earlier version began it with."""
-    begun = read_run(str(folder))
-    known = None if begun is None else begun.request.get("embedder")
+    """All that decides a store."""
     return {
         "job": "embed",
-        "embedder": known if known and fingerprint.is_known_as(known) else fingerprint.id,
+        "embedder": identify_embedder(fingerprint, str(folder)),
         "input": identify_input(corpus),
         "columns": {"text": columns.text, "id": columns.id, "keep": list(columns.keep)},
     }

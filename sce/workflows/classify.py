@@ -23,7 +23,7 @@ from sce.bulk.display import print_preview, print_summary
 from sce.bulk.matching import id_hashes, refuse_repeated_ids
 from sce.bulk.output import OutputFormat, OutputRun
 from sce.bulk.reading import read_texts
-from sce.bulk.request import identify_input, identify_labels
+from sce.bulk.request import identify_embedder, identify_input, identify_labels
 from sce.bulk.vectors import TextVectors
 from sce.config import resolve_output
 from sce.distributed.backends import AdaptedAlone, Classification, LocalModel, ServedByEndpoint
@@ -99,7 +99,7 @@ def resolve(config: ClassifyConfig) -> ClassifyPlan:
     run = None
     if config.output is not None and not config.dry_run:
         uri = str(resolve_output(config.output))
-        run = OutputRun.open(uri, _request(config, asked, corpus))
+        run = OutputRun.open(uri, _request(config, asked, corpus, uri))
     has_text = config.embedding_column is None and (
         corpus.store is None or config.text_column in corpus.store.column_names()
     )
@@ -286,7 +286,9 @@ def _backend(
     return ServedByEndpoint.find(endpoint)
 
 
-def _request(config: ClassifyConfig, asked: Classification, corpus: Corpus) -> dict[str, Any]:
+def _request(
+    config: ClassifyConfig, asked: Classification, corpus: Corpus, uri: str
+) -> dict[str, Any]:
     """All that decides the rows of the output; a job that goes on must be asked for the same."""
     labelled = None if config.labelled is None else open_corpus([str(config.labelled)])
     return {
@@ -305,6 +307,7 @@ def _request(config: ClassifyConfig, asked: Classification, corpus: Corpus) -> d
         "return_scores": config.return_scores,
         "output_format": config.output_format,
         **asked.backend.identity,
+        "embedder": identify_embedder(asked.backend.embedder, uri),
     }
 
 
