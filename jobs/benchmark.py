@@ -1,5 +1,6 @@
 """Measure speed and what it costs. Both sides of every ratio are measured in one run and printed.
 
+    python jobs/benchmark.py arithmetic
     python jobs/benchmark.py embed --rows 8000
     python jobs/benchmark.py embed --rows 8000 --embedder.dtype bfloat16
     python jobs/benchmark.py classify --output runs/benchmark
@@ -12,7 +13,8 @@
     python jobs/benchmark.py sample --data FOLDER
     python jobs/benchmark.py linear --rows 1000000
 
-Sections: `embed` (Ray's embed path against the bare embedder on the same batches), `classify` (a
+Sections: `arithmetic` (an embedder in float32 and bfloat16, with padding and without, and what that
+moves), `embed` (Ray's embed path against the bare embedder on the same batches), `classify` (a
 new label set from a store and from text, and what users would take instead: GLiClass, an NLI
 pipeline, cosine similarity), `store` (the store path: its share of the matrix rate, files to files
 beside Parquet alone, the job on Ray beside a bare loop, commands from start to end), `memory`
@@ -35,7 +37,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 SECTIONS = (
-    "embed", "classify", "store", "memory", "serve", "shortlist", "adaptation", "sample", "linear",
+    "arithmetic", "embed", "classify", "store", "memory", "serve", "shortlist", "adaptation",
+    "sample", "linear",
 )  # fmt: skip
 """Each a module of `jobs.benchmarks` with a class `XBenchmark` and a function `benchmark_x`."""
 

@@ -92,6 +92,11 @@ class TextEmbedder:
         return self.fingerprint.dimension
 
     @property
+    def packs(self) -> bool:
+        """Whether texts go through it without padding."""
+        return is_packed(self._model)
+
+    @property
     def parameters(self) -> int:
         return sum(p.numel() for p in self._model.parameters())
 
@@ -158,12 +163,13 @@ class TextEmbedder:
         flat = np.fromiter(chain.from_iterable(ids), np.int64, int(lengths_N.sum()))
         return TokenisedTexts(flat, lengths_N, truncated_N)
 
-    def embed_tokens(self, tokens: TokenisedTexts) -> np.ndarray:
-        """Second step of `embed`: float32 [N, D] for texts that are tokenised."""
+    def embed_tokens(self, tokens: TokenisedTexts, padded: bool = False) -> np.ndarray:
+        """Second step of `embed`: float32 [N, D] for texts that are tokenised; `padded` as if this
+        model could not do without padding."""
         vectors_ND = np.empty((len(tokens), self.dimension), np.float32)
         formed: Iterable[Batch | Pack] = (
             packs(tokens, self._max_batch_tokens)
-            if is_packed(self._model)
+            if self.packs and not padded
             else batches(tokens, self._max_batch_tokens, self._pad_id)
         )
         for batch in formed:

@@ -29,6 +29,7 @@ from sce.embedding.checkpoint import embedder_fingerprint
 from sce.embedding.settings import EmbedderConfig
 from sce.embedding.store import EmbeddingStore
 from sce.evaluation import flops
+from sce.model.arithmetic import multiplies_bfloat16
 from sce.training.fresh_model import build_model
 from sce.training.settings import ModelConfig
 from tests.tiny_models import build_sentence_transformer
@@ -185,3 +186,20 @@ def test_the_process_beside_a_job_without_ray_counts_as_its_model():
         memory._look()
         child.communicate(b"\n")
     assert memory.peaks()["actor"] > 50 << 20
+
+
+@pytest.mark.skipif(not multiplies_bfloat16("cpu"), reason="no bfloat16 instructions")
+def test_arithmetic_is_measured_with_padding_and_without(benchmark, tmp_path, capsys):
+    folder = build_sentence_transformer(tmp_path)
+    model = ["--embedder.kind", "sentence_transformers", "--embedder.model", str(folder)]
+    small = ["--rows", "64", "--sizes", "[4]", "--rounds", "1"]
+    assert benchmark.main(["arithmetic", *model, *small]) == 0
+    found = json.loads(capsys.readouterr().out.strip().splitlines()[-1])["figures"]
+    ways = ("float32", "float32, padded", "bfloat16", "bfloat16, padded")
+    for way in ways:
+        for together in (4, 64):
+            assert f"texts a second / {way} / {together} texts together" in found
+        cosine = found[f"beside float32 / {way} / least cosine"]["values"][0]
+        assert 0.99 < cosine < 1 + 1e-6
+    changed = [found[f"beside float32 / {way} / vectors that neighbours change"] for way in ways]
+    assert changed[2]["values"] == [0]
