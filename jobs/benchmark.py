@@ -8,21 +8,23 @@
     python jobs/benchmark.py store --against store.json
     python jobs/benchmark.py memory --rows 1000000
     python jobs/benchmark.py serve --model runs/quickstart/model
+    python jobs/benchmark.py overload --clients '[300, 600]'
     python jobs/benchmark.py shortlist --model runs/quickstart/model --labelled intents.jsonl
     python jobs/benchmark.py adaptation --data FOLDER
     python jobs/benchmark.py sample --data FOLDER
     python jobs/benchmark.py linear --rows 1000000
 
 Sections: `arithmetic` (an embedder in float32 and bfloat16, with padding and without, and what that
-moves), `embed` (Ray's embed path against the bare embedder on the same batches), `classify` (a
-new label set from a store and from text, and what users would take instead: GLiClass, an NLI
-pipeline, cosine similarity), `store` (the store path: its share of the matrix rate, files to files
-beside Parquet alone, the job on Ray beside a bare loop, commands from start to end), `memory`
-(peaks of the job at two sizes of input and of a resume half-way), `serve` (the endpoint under load
-beside the bare predictor and GLiClass's server, latencies, bulk work through it), `shortlist` (its
-cost in accuracy on labelled rows of yours), `adaptation` (accuracy of labels that were fitted to a
-corpus, on labelled sets in `data` and on the corpora that ship), `sample` (the same by how many
-texts the fit reads), `linear` (what fitting them takes).
+moves), `embed` (Ray's embed path against the bare embedder on the same batches), `classify` (a new
+label set from a store and from text, and what users would take instead: GLiClass, an NLI pipeline,
+cosine similarity), `store` (the store path: its share of the matrix rate, files to files beside
+Parquet alone, the job on Ray beside a bare loop, commands from start to end), `memory` (peaks of
+the job at two sizes of input and of a resume half-way), `serve` (the endpoint under load beside the
+bare predictor and GLiClass's server, latencies, bulk work through it), `overload` (the endpoint
+under far more clients than it can answer: statuses, `/health`, memory that is kept), `shortlist`
+(its cost in accuracy on labelled rows of yours), `adaptation` (accuracy of labels that were fitted
+to a corpus, on labelled sets in `data` and on the corpora that ship), `sample` (the same by how
+many texts the fit reads), `linear` (what fitting them takes).
 jobs/benchmarks/README.md says how to read the figures, and what `--record` and `--against` do.
 The last line of standard output is JSON. Exit code 0: done, 1: failed, or slower than `--against`,
 2: wrong input.
@@ -37,8 +39,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 SECTIONS = (
-    "arithmetic", "embed", "classify", "store", "memory", "serve", "shortlist", "adaptation",
-    "sample", "linear",
+    "arithmetic", "embed", "classify", "store", "memory", "serve", "overload", "shortlist",
+    "adaptation", "sample", "linear",
 )  # fmt: skip
 """Each a module of `jobs.benchmarks` with a class `XBenchmark` and a function `benchmark_x`."""
 
