@@ -68,8 +68,7 @@ class ServeBenchmark(Benchmark):
     peers: bool = True
     """Also GLiClass's own server, under the same load."""
     peer_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """GLiClass's numbers. `auto`: bfloat16 where the processor multiplies it, as our encoder has it
-    then; our text embedder is float32."""
+    """GLiClass's numbers. `auto`: bfloat16 where the processor multiplies it, as ours are then."""
     bulk_rows: int = Field(default=3000, ge=0)
     """Texts of `jobs/classify.py` through the endpoint and in its own actors, one round of each; 0:
     neither."""
