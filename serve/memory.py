@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import threading
 import time
 from pathlib import Path
 
@@ -16,6 +17,8 @@ GROWTH_BYTES = 64 * 2**20
 """Of the process above the least that it had, below which it is left alone."""
 PAUSE_SECONDS = 60.0
 """After which it is tried again where there was nothing to give back."""
+EVERY_SECONDS = 15.0
+"""Between two looks of `watch`."""
 _STATM = Path("/proc/self/statm")
 _PAGE_BYTES = 4096
 
@@ -43,6 +46,15 @@ class UnusedMemory:
         self._least = min(self._least or after, after)
         if after > before - GROWTH_BYTES // 4:
             self._not_before = now + PAUSE_SECONDS
+
+    def watch(self, every_seconds: float = EVERY_SECONDS) -> None:
+        """Do so for as long as the process lives, in a thread: where nobody calls."""
+        threading.Thread(target=self._watch, args=(every_seconds,), daemon=True).start()
+
+    def _watch(self, every_seconds: float) -> None:
+        while True:
+            time.sleep(every_seconds)
+            self.give_back()
 
 
 def _resident() -> int:

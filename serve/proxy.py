@@ -1,5 +1,5 @@
 """What Ray Serve's HTTP proxy lacks: a bound on how long a client takes to send a request's head,
-and for a short body a way to the gateway as short as the head's.
+for a short body a way to the gateway as short as the head's, and giving memory back after a load.
 
 The proxy is a uvicorn in an actor of Ray's, which waits for ever for a connection that sends half a
 head or nothing: enough of them, and no file descriptors are left for others. Neither `HTTPOptions`
@@ -23,6 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from serve.headers import NoSniff
+from serve.memory import UnusedMemory
 
 HEAD_SECONDS = 15.0
 """From the connection, or the first byte of a later request on it, to the end of the head."""
@@ -35,6 +36,7 @@ _BODY = "sce.body"
 def prepare() -> list[Middleware]:
     """Called by Ray in the process of a proxy, before its server starts. The middleware is for what
     the proxy answers by itself."""
+    UnusedMemory().watch()  # bodies of hundreds of clients
     uvicorn.config.HTTP_PROTOCOLS["auto"] = f"{__name__}:{BoundedHead.__name__}"
     return [Middleware(NoSniff), Middleware(BodyAlong)]
 

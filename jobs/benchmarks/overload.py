@@ -143,7 +143,11 @@ async def _ask(
 
     async def client(session: aiohttp.ClientSession, place: int) -> None:
         while time.perf_counter() < until:
-            body = heavy if place % heavy_every == heavy_every - 1 else light[next(numbers) % len(light)]
+            body = (
+                heavy
+                if place % heavy_every == heavy_every - 1
+                else light[next(numbers) % len(light)]
+            )
             began = time.perf_counter()
             try:
                 post = session.post(f"{url}/v1/classify", data=body, headers=headers)

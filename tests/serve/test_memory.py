@@ -3,6 +3,7 @@
 import gc
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -56,3 +57,10 @@ def test_a_process_at_work_is_not_held_up_for_nothing(monkeypatch):
     assert len(collected) == 2
     keeper.give_back()  # too soon
     assert len(collected) == 2
+
+
+def test_where_nobody_calls_a_thread_looks(monkeypatch):
+    looked = threading.Event()
+    monkeypatch.setattr(UnusedMemory, "give_back", lambda self: looked.set())
+    UnusedMemory().watch(every_seconds=0.01)
+    assert looked.wait(5)
