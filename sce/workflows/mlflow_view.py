@@ -35,10 +35,12 @@ def share_view(
 
 
 def _state(groups: list[str], search_filter: str) -> dict[str, Any]:
-    charts = [_bar(f"{group}/{name}", "quality") for group in groups for name in QUALITY]
+    charts = [_bar(f"{name}_by_name/{group}", "quality") for group in groups for name in QUALITY]
     charts += [_bar(name, "cost") for name in COSTS]
     for group in groups:
-        charts += [_scatter(x, f"{group}/accuracy") for x in ("train_flops", "flops_per_text")]
+        charts += [
+            _scatter(x, f"accuracy_by_name/{group}") for x in ("train_flops", "flops_per_text")
+        ]
     names = {"quality": "Quality", "cost": "Cost", "both": "Accuracy against compute"}
     return {
         "searchFilter": search_filter,
@@ -60,14 +62,13 @@ def _state(groups: list[str], search_filter: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _bar(name: str, section: str) -> dict[str, Any]:
-    metric = f"compare/{name}"
+def _bar(metric: str, section: str) -> dict[str, Any]:
     return _card("BAR", metric, section) | {"metricKey": metric}
 
 
 def _scatter(x: str, y: str) -> dict[str, Any]:
-    axes = {"xaxis": f"compare/{x}", "yaxis": f"compare/{y}"}
-    card = _card("SCATTER", ":".join(axes.values()), "both")
+    card = _card("SCATTER", f"{x}:{y}", "both")
+    axes = {"xaxis": x, "yaxis": y}
     return card | {axis: {"key": metric, "type": "METRIC"} for axis, metric in axes.items()}
 
 
