@@ -100,7 +100,7 @@ audit: $(INSTALLED)
 
 mlflow: $(INSTALLED)
 	@uri=$$($(BIN)/python -m sce.workflows.mlflow_store) && \
-	  echo "MLflow on http://127.0.0.1:$(MLFLOW_PORT) (Ctrl+C ends it)" && \
+	  echo "MLflow on http://127.0.0.1:$(MLFLOW_PORT)/#/experiments?workflowType=machine_learning (Ctrl+C ends it)" && \
 	  $(BIN)/mlflow ui --backend-store-uri "$$uri" --host 127.0.0.1 --port $(MLFLOW_PORT)
 
 clean:

@@ -347,9 +347,9 @@ class EpochLog(ray.train.UserCallback):
 
 def _figure_first(name: str) -> str:
     """The name of a figure as a tracker has it, "validation/bbc/accuracy" as
-    "accuracy/validation/bbc": charts cut the end of long titles."""
+    "accuracy/validation bbc": charts of one figure stand together, and long titles are cut."""
     *where, figure = name.split("/")
-    return "/".join([figure, *where])
+    return "/".join(filter(None, [figure, " ".join(where)]))
 
 
 def _progress(epoch: int, epochs: int) -> Callable[[int, int], None]:

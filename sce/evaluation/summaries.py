@@ -17,7 +17,7 @@ ADAPTED = "adapted"
 
 
 def dataset_metrics(results: Sequence[Result]) -> dict[str, float]:
-    """Figures by name for a tracker and a job's summary, such as "accuracy/unseen/starter": of each
+    """Figures by name for a tracker and a job's summary, such as "accuracy/starter unseen": of each
     dataset the mean over its label sets, with all that is known of the labels; and the accuracy of
     the methods beside the measured one, "accuracy_cosine/...", where every set has it."""
     chosen: dict[str, Result] = {}
@@ -37,8 +37,9 @@ def dataset_metrics(results: Sequence[Result]) -> dict[str, float]:
 
 
 def dataset_key(group: str, dataset: str) -> str:
-    """What names a dataset's figures in a tracker, behind the figure's own name."""
-    return group if dataset == group else f"{group}/{dataset}"
+    """What names a dataset's figures in a tracker, behind the figure's own name: MLflow puts all
+    charts before a slash into one section, and shows the rest as their titles."""
+    return group if dataset == group else f"{dataset} {group}"
 
 
 def adapted_methods(result: Result) -> list[str]:

@@ -42,7 +42,9 @@ _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
-# By it MLflow's pages are those for trained models, not for agents and prompts.
+MODE = "workflowType=machine_learning"
+"""In an address of MLflow's pages: those for trained models, not for agents and prompts, which
+MLflow 3.17 opens whatever the kind of the experiment."""
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 _LOCATIONS = {
     "experiments": "artifact_location",

@@ -13,6 +13,8 @@ import zlib
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from sce.workflows.mlflow_store import MODE
+
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
@@ -31,7 +33,8 @@ def share_view(
     text = json.dumps(_state(list(groups), search_filter), separators=(",", ":"))
     packed = "deflate;" + base64.b64encode(zlib.compress(text.encode())).decode()
     client.set_experiment_tag(experiment_id, TAG, packed)
-    return f"/#/experiments/{experiment_id}/runs?viewStateShareKey={KEY}&compareRunsMode=CHART"
+    address = f"/#/experiments/{experiment_id}/runs"
+    return f"{address}?viewStateShareKey={KEY}&compareRunsMode=CHART&{MODE}"
 
 
 def _state(groups: list[str], search_filter: str) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from sce.errors import HIDDEN, ConfigError, InputError, hide_secrets, without_se
 from sce.storage import Place, fetch
 from sce.workflows import mlflow_store
 from sce.workflows.mlflow_data import DataUsed
-from sce.workflows.mlflow_store import DATABASE_NAME, SQLITE, Kind, cause
+from sce.workflows.mlflow_store import DATABASE_NAME, MODE, SQLITE, Kind, cause
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -139,7 +139,7 @@ class Tracker:
             return ""
         if self.uri.startswith("http"):
             server = without_secrets(self.uri).rstrip("/")
-            return f"{server}/#/experiments/{self.experiment_id}/runs/{self.run_id}"
+            return f"{server}/#/experiments/{self.experiment_id}/runs/{self.run_id}?{MODE}"
         return f"mlflow ui --backend-store-uri {without_secrets(self.uri)}"
 
     def log_params(self, config: Mapping[str, Any], whole: Mapping[str, Any] | None = None) -> None:
