@@ -99,9 +99,7 @@ audit: $(INSTALLED)
 	$(BIN)/pip-audit --strict --no-deps --disable-pip -r $(VENV)/installed.txt
 
 mlflow: $(INSTALLED)
-	@uri=$$($(BIN)/python -m sce.workflows.mlflow_store) && \
-	  echo "MLflow on http://127.0.0.1:$(MLFLOW_PORT)/#/experiments?workflowType=machine_learning (Ctrl+C ends it)" && \
-	  $(BIN)/mlflow ui --backend-store-uri "$$uri" --host 127.0.0.1 --port $(MLFLOW_PORT)
+	@$(BIN)/python -m sce.workflows.mlflow_store $(MLFLOW_PORT)
 
 clean:
 	rm -rf runs

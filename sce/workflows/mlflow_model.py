@@ -27,7 +27,7 @@ from sce.storage import Place, absolute_model, fetch
 if TYPE_CHECKING:
     import pandas as pd
     from mlflow import MlflowClient
-    from mlflow.models import ModelSignature
+    from mlflow.models import Model, ModelSignature
 
     from sce.predictor import Predictor
     from sce.workflows.tracking import Tracker
@@ -76,12 +76,15 @@ def complete_model(
         return
 
     def send(client: MlflowClient, run_id: str) -> None:
+        from mlflow.models import Model
+
+        local = fetch(folder)
         with tempfile.TemporaryDirectory() as scratch:
             home = Path(scratch) / "model"
-            _write_flavour(home, model_id, run_id, embedder)
+            _write_flavour(home, Model(run_id=run_id, model_id=model_id), embedder, local)
             client.log_model_artifacts(model_id, str(home))
         # Straight from where they lie: they may be large.
-        client.log_model_artifacts(model_id, str(fetch(folder)), f"{DATA}/{WEIGHTS}")
+        client.log_model_artifacts(model_id, str(local), f"{DATA}/{WEIGHTS}")
         client.finalize_logged_model(model_id, "READY")
 
     tracker.send("log the model's files", send)
@@ -102,11 +105,10 @@ def find_model(tracker: Tracker, experiment: str, folder: Place) -> str | None:
     return found
 
 
-def _write_flavour(home: Path, model_id: str, run_id: str, embedder: EmbedderConfig) -> None:
-    """All of MLflow's model but the weights."""
+def _write_flavour(home: Path, model: Model, embedder: EmbedderConfig, weights: Path) -> None:
+    """All of MLflow's model but the files in `weights`."""
     import pandas as pd
     from mlflow import pyfunc
-    from mlflow.models import Model
 
     where = {}
     if embedder.model is not None:  # its fingerprint does not say where a folder lies
@@ -120,12 +122,14 @@ def _write_flavour(home: Path, model_id: str, run_id: str, embedder: EmbedderCon
             str(home),
             loader_module=__name__,
             data_path=str(empty),
-            mlflow_model=Model(run_id=run_id, model_id=model_id),
+            mlflow_model=model,
             signature=signature(),
             input_example=(pd.DataFrame(rows), params),
             pip_requirements=[f"soft-contextualized-encoder=={VERSION}"],
             model_config=where or None,
         )
+    model.model_size_bytes = sum(file.stat().st_size for file in weights.iterdir())
+    model.save(str(home / "MLmodel"))
 
 
 def signature() -> ModelSignature:

@@ -40,27 +40,31 @@ def open_run(
             of one process.
     """
     name = f"{experiment.name}-seed{experiment.seed}" + ("" if job == "train" else f"-{job}")
+    own = experiment.evaluate.labelled
+    if kind == "evaluation" and own is not None:
+        name += f"-{own.stem}"
     tags = {"job": job, "method": experiment.name, "seed": str(experiment.seed)}
     tracking = experiment.tracking
     if not watched:
         tracking = tracking.model_copy(update={"system_metrics": False})
     tracker = Tracker.open(tracking, kind, run_id, name, tags)
-    whole = experiment.model_dump(mode="json")
-    tracker.log_params({k: v for k, v in whole.items() if k in _relevant(experiment, kind)}, whole)
+    tracker.log_params(_deciding(experiment, kind), experiment.model_dump(mode="json"))
     return tracker
 
 
-def _relevant(experiment: RunSettings, kind: Kind) -> set[str]:
+def _deciding(experiment: RunSettings, kind: Kind) -> dict[str, Any]:
     """The settings that decide what a run of this kind comes to."""
     if kind == "training":
-        return _OF_ALL | _OF_LLAMA | _OF_TRAINING
-    if not isinstance(experiment, Experiment):
-        return _OF_ALL | _OF_LLAMA | {"evaluate"}
-    return (
-        _OF_ALL
-        | {"method", "evaluate"}
-        | {"prompted" if experiment.method == "prompted" else "embedder"}
-    )
+        return experiment.model_dump(mode="json", include=_OF_ALL | _OF_LLAMA | _OF_TRAINING)
+    names, config = _OF_ALL | _OF_LLAMA | {"method", "evaluate"}, experiment.evaluate
+    if isinstance(experiment, Experiment):
+        names.add("prompted" if experiment.method == "prompted" else "embedder")
+    if config.labelled is not None and not config.sets:
+        names -= {"data"}
+    found = experiment.model_dump(mode="json", include=names)
+    if config.labelled is None:
+        found["evaluate"] = {k: v for k, v in found["evaluate"].items() if "_column" not in k}
+    return found
 
 
 def log_settings(tracker: Tracker, config: JobConfig) -> None:

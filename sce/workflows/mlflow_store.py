@@ -4,7 +4,7 @@ MLflow itself would retry a server that is down for minutes, and start an empty 
 file is not there. It also writes down where artifacts lie as absolute paths: those of a store of
 this machine are put right where its folder was moved or copied.
 
-    python -m sce.workflows.mlflow_store    # the URI of the local store, for `mlflow ui`
+    python -m sce.workflows.mlflow_store 5000    # its pages, at this port
 """
 
 from __future__ import annotations
@@ -218,18 +218,32 @@ def cause(error: Exception, uri: str) -> str:
     return without_secrets(text, uri)[:300]
 
 
-def main() -> int:
-    """Print the local store's URI, whose artifacts are found from then on. Exit code 1: no job has
-    made it yet."""
+def pages(path: Path, address: str) -> dict[str, str]:
+    """Where MLflow's server at `address` shows each experiment of a local store, by name."""
+    with closing(sqlite3.connect(path, timeout=BUSY_SECONDS)) as connection:
+        found = connection.execute(
+            "SELECT name, experiment_id FROM experiments "
+            "WHERE lifecycle_stage = 'active' AND experiment_id != 0 ORDER BY experiment_id"
+        ).fetchall()
+    return {name: f"{address}/#/experiments/{one}/runs?{MODE}" for name, one in found}
+
+
+def main(port: str = "5000") -> int:
+    """Become MLflow's server of the local store, whose artifacts are found from then on. Exit code
+    1: no job has made it yet."""
     path = local_store()
     try:
         _check_sqlite(path, create=False)
+        shown = pages(path, f"http://127.0.0.1:{port}")
     except (OSError, sqlite3.Error):
         print(f"No run yet in {path}: make quickstart makes one.", file=sys.stderr)
         return 1
-    print(f"{SQLITE}{path}")
-    return 0
+    print("MLflow (Ctrl+C ends it):")
+    for name, page in shown.items():
+        print(f"  {name:15} {page}", flush=True)
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", f"{SQLITE}{path}"]
+    os.execv(sys.executable, [*command, "--host", "127.0.0.1", "--port", port])
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(*sys.argv[1:]))

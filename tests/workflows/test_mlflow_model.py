@@ -92,6 +92,8 @@ def test_what_is_wrong_is_a_bad_request(logged, params, message):
 def test_its_files_lie_in_the_store_once_with_signature_and_example(home, logged):
     assert len(list((home / "runs").rglob("model.safetensors"))) == 1
     info = pyfunc.load_model(str(logged)).metadata
+    files = (home / "sce").iterdir()
+    assert info.model_size_bytes == sum(file.stat().st_size for file in files)
     assert info.get_input_schema().input_names() == ["text", "labels"]
     assert {p.name for p in info.get_params_schema().params} == {
         "labels", "threshold", "return_scores",

@@ -53,8 +53,13 @@ def test_a_copied_folder_is_whole_and_the_one_it_was_copied_from_too(monkeypatch
         ))  # fmt: skip
     shutil.copytree(first, copy)
     monkeypatch.setattr(mlflow_store, "local_store", lambda: copy / "mlflow.db")
-    assert main() == 0  # what `make mlflow` begins with
-    assert capsys.readouterr().out == f"sqlite:///{copy}/mlflow.db\n"
+    started = []
+    monkeypatch.setattr(os, "execv", lambda program, arguments: started.extend(arguments))
+    main("5001")  # what `make mlflow` calls
+    assert f"sqlite:///{copy}/mlflow.db" in started
+    assert started[-2:] == ["--port", "5001"]
+    page = f"http://127.0.0.1:5001/#/experiments/{tracker.experiment_id}/runs?workflowType="
+    assert f"sce-bulk        {page}machine_learning" in capsys.readouterr().out
     for folder in (copy, first):
         client = connect(f"sqlite:///{folder}/mlflow.db")
         (folder / "mlflow_artifacts" / tracker.run_id / "artifacts" / "note.txt").write_text(
