@@ -136,6 +136,15 @@ def test_a_retry_goes_on_in_the_same_run(store, caplog):
     assert run.info.status == "FINISHED"
 
 
+@pytest.mark.parametrize(("address", "warned"), [("10.0.0.1:6379", True), ("auto", False)])
+def test_a_job_on_a_cluster_is_told_that_its_run_is_recorded_here_alone(
+    store, monkeypatch, caplog, address, warned
+):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    Tracker.open(quiet(store), "bulk", None, "on a cluster").finish()
+    assert ("on this machine alone" in caplog.text) == warned
+
+
 def test_a_run_that_is_gone_is_replaced(store, caplog):
     tracker = Tracker.open(quiet(store), "bulk", "0" * 32, "replaced")
     assert tracker.run_id not in (None, "0" * 32)
