@@ -128,6 +128,7 @@ def train(experiment: Experiment) -> dict[str, Any]:
         "temperature": asdict(fits["sce"].temperature),
         "test": rounded_metrics(results),
         "mlflow_run_id": tracker.run_id,
+        "mlflow_model": None if model_id is None else f"models:/{model_id}",
         "seconds": round(time.perf_counter() - started, 1),
     }
 
