@@ -5,7 +5,6 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 BASE_INSTALLED := $(VENV)/.installed-base
 EMBEDDER ?= small
-MLFLOW_URI := sqlite:///$(CURDIR)/runs/mlflow.db
 MLFLOW_PORT ?= 5000
 MODEL ?= runs/$(RECIPE)/model
 SERVE_PORT ?= 8000
@@ -30,7 +29,7 @@ help:
 	@echo "make test-system  tests that kill processes, submit jobs and drive a browser"
 	@echo "make lint         ruff and mypy"
 	@echo "make audit        look the installed packages up among known weaknesses (needs the network)"
-	@echo "make mlflow       open the MLflow UI on the runs made here"
+	@echo "make mlflow       open the MLflow UI on the runs of all jobs (runs/mlflow.db)"
 	@echo "make clean        delete runs/ (models, embeddings, MLflow runs); .venv stays"
 
 install: $(INSTALLED)
@@ -100,9 +99,7 @@ audit: $(INSTALLED)
 	$(BIN)/pip-audit --strict --no-deps --disable-pip -r $(VENV)/installed.txt
 
 mlflow: $(INSTALLED)
-	@test -e runs/mlflow.db || { echo "No run yet: make quickstart makes one."; exit 1; }
-	@echo "MLflow on http://127.0.0.1:$(MLFLOW_PORT) (Ctrl+C ends it)"
-	$(BIN)/mlflow ui --backend-store-uri $(MLFLOW_URI) --host 127.0.0.1 --port $(MLFLOW_PORT)
+	@$(BIN)/python -m sce.workflows.mlflow_store $(MLFLOW_PORT)
 
 clean:
 	rm -rf runs

@@ -1,6 +1,8 @@
 """Fixtures that several test modules share."""
 
 import os
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -25,6 +27,17 @@ def ray_session():
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_store(tmp_path_factory) -> Iterator[Path]:
+    """The MLflow store of jobs that are told of no other: no test writes into the checkout's."""
+    from sce.workflows import mlflow_store
+
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mlflow_store, "local_store", lambda: path)
+        yield path
 
 
 def pytest_collection_modifyitems(items):

@@ -68,7 +68,7 @@ def write_auth_config(folder: Path, uri: str) -> Path:
     """MLflow reads the place of its users from a file alone; this one is readable by us alone."""
     config = configparser.ConfigParser(interpolation=None)
     config["mlflow"] = {
-        # Who has a name may write to every experiment: jobs of several people share "sce".
+        # Who has a name may write to every experiment: jobs of several people share them.
         "default_permission": "EDIT",
         "database_uri": uri.replace("%", "%%"),  # MLflow's parser interpolates
     }

@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from jobs.benchmarks.records import Benchmark
 from sce.errors import ConfigError
 from sce.evaluation.flops import JINA_V3, LLAMA_1B, LORA_RANK, ROBERTA_BASE, Architecture
+from sce.workflows.tracking import TrackingConfig
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ TINY_SETTINGS: dict[str, Any] = {
 class EpochCost(Benchmark):
     """Settings of `epoch_cost.py`; `auto` is decided when they are read."""
 
+    tracking: TrackingConfig = TrackingConfig(enabled=False, system_metrics=False)
+    """Where the figures are recorded. Not by default: it runs where there is no MLflow."""
     size: Literal["full", "tiny"] = "full"
     """The paper's models, or tiny ones as a trial."""
     models: list[Literal["jina", "sce", "llama", "store"]] = Field(

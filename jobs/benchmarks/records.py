@@ -13,6 +13,7 @@ import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
+from itertools import islice
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, ClassVar
@@ -30,8 +31,11 @@ from jobs.benchmarks.rounds import (
 from sce.config import JobConfig
 from sce.errors import ConfigError
 from sce.workflows.cli import run_job
+from sce.workflows.tracking import Tracker, TrackingConfig, tracking_uri
 
 FORMAT = 1
+MAX_METRICS = 40
+"""Of a run in MLflow: more are no help to who looks at them."""
 PACKAGES = ("torch", "transformers", "peft", "ray", "numpy", "pyarrow", "bitsandbytes")
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -46,9 +50,21 @@ class Benchmark(JobConfig):
     beyond the spreads and by more than `tolerance`."""
     tolerance: float = Field(default=0.1, ge=0, lt=1)
     """How much worse a median may be: 0.1 is a tenth."""
+    tracking: TrackingConfig = TrackingConfig(system_metrics=False)
+    """Where the figures are recorded, once all is measured."""
 
     NO_SIZE: ClassVar[frozenset[str]] = frozenset(
-        {"record", "against", "tolerance", "umask", "rounds", "output", "picture", "cache"}
+        {
+            "record",
+            "against",
+            "tolerance",
+            "tracking",
+            "umask",
+            "rounds",
+            "output",
+            "picture",
+            "cache",
+        }
         | {"seconds", "steps", "warmup", "device", "dtype", "quantisation"}
     )
     """Settings that a figure does not depend on, but for its spread, and those that a record says
@@ -145,6 +161,8 @@ def report(name: str, config: Benchmark, measure: Callable[[Any], Measured]) -> 
         ConfigError: `against` is no record, or of another benchmark or size.
     """
     earlier = None if config.against is None else _read(config.against, name, config)
+    if config.tracking.enabled:
+        tracking_uri(config.tracking)
     measured = measure(config)
     found = {
         "format": FORMAT,
@@ -155,7 +173,9 @@ def report(name: str, config: Benchmark, measure: Callable[[Any], Measured]) -> 
         "figures": {key: _plain(figure) for key, figure in each_figure(measured.figures)},
         **measured.details,
     }
-    print("\n\n".join(["", _headline(found), figure_tables(measured.figures), *measured.notes]))
+    text = "\n\n".join([_headline(found), figure_tables(measured.figures), *measured.notes])
+    print(f"\n\n{text}")
+    _track(name, config, measured, found, text)
     if config.record is not None:
         config.record.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     if earlier is None:
@@ -163,6 +183,18 @@ def report(name: str, config: Benchmark, measure: Callable[[Any], Measured]) -> 
     table, too_slow = compare(earlier, found, config.tolerance)
     print(f"\n{table}")
     return found | {"too_slow": too_slow}
+
+
+def _track(
+    name: str, config: Benchmark, measured: Measured, found: dict[str, Any], text: str
+) -> None:
+    """Into MLflow: the first figures' medians as metrics, all of them as artifacts."""
+    medians = {key: figure.median for key, figure in each_figure(measured.figures)}
+    with Tracker.open(config.tracking, "benchmarks", None, name, {"job": "benchmark"}) as tracker:
+        tracker.log_params(config.sized_by | {"device": measured.device})
+        tracker.log_metrics(dict(islice(medians.items(), MAX_METRICS)))
+        tracker.log_text(text, "figures.md")
+        tracker.log_dict(found, "record.json")
 
 
 def compare(

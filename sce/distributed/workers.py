@@ -348,11 +348,23 @@ class EpochLog(ray.train.UserCallback):
         print(line, flush=True)
         try:
             self._metrics_log.log_metrics(
-                {k: v for k, v in figures.items() if k not in ("epoch", "score")}, step=epoch
+                {
+                    _figure_first(name): value
+                    for name, value in figures.items()
+                    if name not in ("epoch", "score")
+                },
+                step=epoch,
             )
         except Exception as error:
             # An exception here would end the run, which is worth more than its log.
             log.warning("the figures of epoch %d were not recorded: %s", epoch, error)
+
+
+def _figure_first(name: str) -> str:
+    """The name of a figure as a tracker has it, "validation/bbc/accuracy" as
+    "accuracy/validation bbc": charts of one figure stand together, and long titles are cut."""
+    *where, figure = name.split("/")
+    return "/".join(filter(None, [figure, " ".join(where)]))
 
 
 def _progress(epoch: int, epochs: int) -> Callable[[int, int], None]:

@@ -11,28 +11,35 @@ from sce.evaluation.metrics import mean_of_known
 
 Result = dict[str, Any]
 """As `sce.evaluation.report` describes it."""
+FIGURES = ("accuracy", "macro_f1", "nll", "ece")
 ADAPTED = "adapted"
 """Key of labels adapted to the set's texts; with n examples a label it is "adapted+n"."""
 
 
-def headline_metrics(results: Sequence[Result]) -> dict[str, float]:
-    """Figures by name for a tracker: every set, and the mean over each dataset's sets."""
-    found: dict[str, float] = {}
+def dataset_metrics(results: Sequence[Result]) -> dict[str, float]:
+    """Figures by name for a tracker and a job's summary, such as "accuracy/starter unseen": of each
+    dataset the mean over its label sets, with all that is known of the labels; and the accuracy of
+    the methods beside the measured one, "accuracy_cosine/...", where every set has it."""
+    chosen: dict[str, Result] = {}
     for result in results:
-        suffix = "_by_name" if result["group"].endswith("by name") else ""
-        key = f"test/{result['name']}"
-        found[f"{key}/accuracy{suffix}"] = result[result["method"]]["accuracy"]
-        for name in others(result):
-            found[f"{key}/{_tracked(name)}_accuracy{suffix}"] = result[name]["accuracy"]
-    for (group, dataset), members in by_dataset(results).items():
-        key, main = f"test/{group}/{dataset}/mean", members[0]["method"]
-        for figure in ("accuracy", "nll", "ece", "macro_f1"):
-            found[f"{key}_{figure}"] = float(np.mean([m[main][figure] for m in members]))
+        if result["information"] == "all" or result["name"] not in chosen:
+            chosen[result["name"]] = _without_kind(result)
+    found: dict[str, float] = {}
+    for (group, dataset), members in by_dataset(list(chosen.values())).items():
+        key, main = dataset_key(group, dataset), members[0]["method"]
+        for figure in FIGURES:
+            found[f"{figure}/{key}"] = float(np.mean([m[main][figure] for m in members]))
         for name in others(members[0]):
             if all(name in m for m in members):
                 accuracies = [m[name]["accuracy"] for m in members]
-                found[f"{key}_{_tracked(name)}_accuracy"] = float(np.mean(accuracies))
+                found[f"accuracy_{_tracked(name)}/{key}"] = float(np.mean(accuracies))
     return found
+
+
+def dataset_key(group: str, dataset: str) -> str:
+    """What names a dataset's figures in a tracker, behind the figure's own name: MLflow puts all
+    charts before a slash into one section, and shows the rest as their titles."""
+    return group if dataset == group else f"{dataset} {group}"
 
 
 def adapted_methods(result: Result) -> list[str]:
@@ -50,28 +57,25 @@ def _tracked(name: str) -> str:
     return name.replace("+", "_")
 
 
-def rounded_means(results: Sequence[Result]) -> dict[str, float]:
-    """The means of `headline_metrics` as a job's summary has them."""
-    return {k: round(v, 4) for k, v in headline_metrics(results).items() if "mean_" in k}
+def rounded_metrics(results: Sequence[Result]) -> dict[str, float]:
+    """`dataset_metrics` as a job's summary has them."""
+    return {name: round(value, 4) for name, value in dataset_metrics(results).items()}
 
 
-def summary_metrics(results: Sequence[Result]) -> dict[str, float]:
-    """The figures by which methods are compared in a tracker: means over the datasets of a group,
-    each dataset the mean over its sets, with bare label names where both kinds were measured."""
-    grouped = by_dataset(
-        [r | {"group": r["group"].removesuffix(" by name")} for r in named_results(results)]
-    )
+def comparison_metrics(results: Sequence[Result]) -> dict[str, float]:
+    """The figures by which methods are compared in a tracker, such as "accuracy_by_name/unseen":
+    means over the datasets of a group, each dataset the mean over its sets, with bare label names
+    where both kinds were measured."""
+    grouped = by_dataset([_without_kind(r) for r in named_results(results)])
     found: dict[str, float | None] = {}
     for group in dict.fromkeys(group for group, _ in grouped):
-        for figure in ("accuracy", "macro_f1", "nll", "ece", "flip_rate"):
-            means = {
-                dataset: mean_of_known(m[m["method"]][figure] for m in members)
-                for (of_group, dataset), members in grouped.items()
+        for figure in (*FIGURES, "flip_rate"):
+            means = [
+                mean_of_known(m[m["method"]][figure] for m in members)
+                for (of_group, _), members in grouped.items()
                 if of_group == group
-            }
-            if figure == "accuracy":
-                found |= {f"compare/{group}/{name}/accuracy": mean for name, mean in means.items()}
-            found[f"compare/{group}/{figure}"] = mean_of_known(means.values())
+            ]
+            found[f"{figure}_by_name/{group}"] = mean_of_known(means)
     return {name: value for name, value in found.items() if value is not None}
 
 
@@ -91,3 +95,8 @@ def named_results(results: Sequence[Result]) -> list[Result]:
         if result["information"] == "name" or result["name"] not in chosen:
             chosen[result["name"]] = result
     return list(chosen.values())
+
+
+def _without_kind(result: Result) -> Result:
+    """Of the same group, whether it was given bare names or all that is known."""
+    return result | {"group": result["group"].removesuffix(" by name")}

@@ -55,6 +55,8 @@ from sce.workflows.adaptation_report import (
     write_report,
 )
 from sce.workflows.bulk_settings import AdaptConfig
+from sce.workflows.mlflow_data import read_by
+from sce.workflows.mlflow_runs import log_settings
 from sce.workflows.tracking import Tracker
 
 STATE_FILE, REQUEST_FILE = "rounds.npz", "request.json"
@@ -153,8 +155,7 @@ def adapt(config: AdaptConfig) -> dict[str, Any]:
     """
     started = time.perf_counter()
     plan = resolve(config)
-    name, parent = plan.output.name, plan.output.parent
-    tags = {"job": "adapt"}
+    name, tags = f"adapt-{plan.output.name}", {"job": "adapt"}
     store = plan.store or _embed(plan, config)
     request = _request(plan, store)
     done = _done_before(plan, request)
@@ -163,9 +164,10 @@ def adapt(config: AdaptConfig) -> dict[str, Any]:
         return _summary(plan, done, started, store) | {"unchanged": True}
     with (
         _alone(plan.output),
-        Tracker.open(config.tracking, None, f"adapt-{name}", tags, parent) as tracker,
+        Tracker.open(config.tracking, "bulk", None, name, tags) as tracker,
     ):
-        tracker.log_params(config.model_dump(mode="json"))
+        log_settings(tracker, config)
+        tracker.log_inputs([read_by(plan.corpus)])
         adapted, illustration = _fit(plan, config, store, request)
         commands = _commands(config, plan.output, store)
         labelled = list(zip(*plan.labelled))

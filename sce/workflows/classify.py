@@ -40,6 +40,7 @@ from sce.storage import Place, put, readable, to_place
 from sce.workflows.answer_changes import report_changes
 from sce.workflows.bulk_input import ROW_ID, read_input
 from sce.workflows.bulk_settings import AdaptConfig, ClassifyConfig, within_roots
+from sce.workflows.mlflow_data import read_by
 from sce.workflows.tracking import Tracker, TrackingConfig
 
 CONFUSION = "_confusion.png"
@@ -61,7 +62,7 @@ class ClassifyPlan:
         store: where to keep embeddings, to classify from there; None to keep none.
         previous: an earlier output to compare with, its labels where they are known, and which of
             them were renamed.
-        settings: for the tracker.
+        settings: for the tracker: those that the user chose, and all.
     """
 
     asked: Classification
@@ -78,7 +79,7 @@ class ClassifyPlan:
     engine: Engine
     resources: ResourcesConfig
     tracking: TrackingConfig
-    settings: dict[str, Any]
+    settings: tuple[dict[str, Any], dict[str, Any]]
 
 
 def resolve(config: ClassifyConfig) -> ClassifyPlan:
@@ -118,7 +119,10 @@ def resolve(config: ClassifyConfig) -> ClassifyPlan:
         engine=config.engine,
         resources=config.resources,
         tracking=config.tracking,
-        settings=config.model_dump(mode="json") | {"keep_columns": list(given.columns.keep)},
+        settings=(
+            config.model_dump(mode="json", exclude_defaults=True, exclude={"tracking"}),
+            config.model_dump(mode="json") | {"keep_columns": list(given.columns.keep)},
+        ),
     )
 
 
@@ -194,7 +198,8 @@ def _classify(
         workers.make(_stage(plan, workers).make)  # it loads while MLflow does
     embedded: dict[str, Any] = {}
     with _tracker(plan, run) as tracker:
-        tracker.log_params(plan.settings)
+        tracker.log_params(*plan.settings)
+        tracker.log_inputs([read_by(plan.corpus)])
         if plan.store is not None:
             plan, embedded = _embed(plan, plan.store, workers)
             tracker.log_metrics({"embed/texts_per_second": embedded["texts_per_second"]})
@@ -433,11 +438,11 @@ def _texts_of(plan: ClassifyPlan, ids: list[str]) -> dict[str, str]:
 
 def _tracker(plan: ClassifyPlan, run: OutputRun, run_id: str | None = None) -> Tracker:
     place, tags = to_place(run.uri), {"job": "classify"}
-    return Tracker.open(plan.tracking, run_id, f"classify-{place.name}", tags, place.parent)
+    return Tracker.open(plan.tracking, "bulk", run_id, f"classify-{place.name}", tags)
 
 
 def _metrics(summary: dict[str, Any]) -> dict[str, float]:
     names = ("rows_in", "rows_out", "truncated", "null_labels", "seconds", "texts_per_second")
-    found = {f"classify/{name}": float(summary[name]) for name in names}
-    found["classify/errors"] = float(sum(summary["errors"].values()))
-    return found | {f"classify/errors/{k}": float(v) for k, v in summary["errors"].items()}
+    found = {name: float(summary[name]) for name in names}
+    found["errors"] = float(sum(summary["errors"].values()))
+    return found | {f"errors/{k}": float(v) for k, v in summary["errors"].items()}

@@ -25,7 +25,7 @@ from sce.workflows.evaluate import METHODS_FILE, PREDICTIONS_FILE, RESULTS_FILE
 from sce.workflows.experiment import CompareConfig
 from sce.workflows.mlflow_store import reading
 from sce.workflows.mlflow_view import share_view
-from sce.workflows.tracking import Tracker, tracking_uri
+from sce.workflows.tracking import Tracker, experiment_of, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -39,7 +39,7 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     """
     started = time.perf_counter()
     folder = resolve_output(config.output)
-    uri = tracking_uri(config.tracking, folder.parent)
+    uri = tracking_uri(config.tracking)
     with reading(uri) as client:
         experiment_id, methods = read_methods(client, config)
         groups, shown = groups_of(methods), search_filter(config.measured_on)
@@ -55,7 +55,7 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     for line in dict.fromkeys(line for table in tables for line in table.note.split("; ")):
         console.print(Text(line))
     tags = {"job": "compare", "method": "compare", "seed": "0"}
-    with Tracker.open(config.tracking, None, "compare", tags, folder.parent) as tracker:
+    with Tracker.open(config.tracking, "evaluation", None, "compare", tags) as tracker:
         tracker.log_artifact(folder, "compare")
     server = without_secrets(uri).rstrip("/") if uri.startswith("http") else "http://127.0.0.1:5000"
     return {
@@ -79,7 +79,8 @@ def read_methods(client: MlflowClient, config: CompareConfig) -> tuple[str, list
     Raises:
         InputError: no such experiment, no measured run, or a name that none has.
     """
-    experiment, measured_on = config.tracking.experiment, config.measured_on
+    experiment = config.tracking.experiment or experiment_of("evaluation")
+    measured_on = config.measured_on
     found = client.get_experiment_by_name(experiment)
     if found is None:
         raise InputError(f"tracking.experiment: MLflow has no experiment {experiment!r}.")

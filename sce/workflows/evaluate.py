@@ -28,7 +28,7 @@ from sce.evaluation import plots
 from sce.evaluation.evaluate import Evaluated, EvaluationSet, Method, evaluate_sets
 from sce.evaluation.report import WIDE_CHARS, to_markdown, to_table
 from sce.evaluation.settings import EvaluateConfig
-from sce.evaluation.summaries import Result, headline_metrics, rounded_means, summary_metrics
+from sce.evaluation.summaries import Result, dataset_metrics, rounded_metrics
 from sce.model.calibration import Temperature
 from sce.model.label_vectors import TextLookup
 from sce.predictor import Predictor
@@ -36,7 +36,9 @@ from sce.storage import Place, fetch, replace_folder, write_text
 from sce.training.random_keys import some_places
 from sce.workflows.experiment import Experiment, RunSettings
 from sce.workflows.methods import AdaptedMethod, PromptedMethod, SceMethod, SimilarityMethod
-from sce.workflows.tracking import Tracker, tracking_uri
+from sce.workflows.mlflow_model import find_model
+from sce.workflows.mlflow_runs import log_measured, open_run
+from sce.workflows.tracking import Tracker, experiment_of, tracking_uri
 
 RESULTS_FILE, METHODS_FILE, PREDICTIONS_FILE = "results.json", "methods.json", "predictions.parquet"
 SOURCE_FILE = "labelled.txt"
@@ -58,7 +60,7 @@ def evaluate(experiment: Experiment) -> dict[str, Any]:
     """
     transformers_logging.disable_progress_bar()
     started = time.perf_counter()
-    tracking_uri(experiment.tracking, experiment.home.parent)
+    tracking_uri(experiment.tracking)
     trained, model = experiment.method == "sce", experiment.measured_model
     if trained and not (model / "config.json").exists():
         raise InputError(f"there is no model in {model}. jobs/train_sce.py makes one.")
@@ -67,14 +69,20 @@ def evaluate(experiment: Experiment) -> dict[str, Any]:
     folder = experiment.results_dir
     if labelled is not None:
         folder = own_folder(experiment.own_results_dir, labelled)
-    with open_tracker(experiment, None, "evaluate") as tracker:
-        tracker.log_params(experiment.model_dump(mode="json"))
-        results = measure(experiment, prepared, tracker, folder)
+    sets, methods, adapted = sets_and_methods(experiment, prepared)
+    with open_run(experiment, "evaluation", "evaluate") as tracker:
+        model_id = None
+        if trained:
+            trained_in = experiment.tracking.experiment or experiment_of("training")
+            model_id = find_model(tracker, trained_in, model)
+        results = measure_sets(
+            experiment, sets, methods, tracker, folder, adapted, model_id=model_id
+        )
     summary = {"model": str(model)} if trained else {"method": experiment.method}
     return summary | {
         "results": str(folder),
         "sets": len(results),
-        "test": rounded_means(results),
+        "test": rounded_metrics(results),
         "mlflow_run_id": tracker.run_id,
         "seconds": round(time.perf_counter() - started, 1),
     }
@@ -120,34 +128,35 @@ def prepared_for(experiment: Experiment) -> PreparedData | None:
     return prepared
 
 
-def open_tracker(experiment: RunSettings, run_id: str | None, job: str) -> Tracker:
-    """The MLflow run of a job; by default in a database beside the run folders, so that the
-    runs of several experiments stand in one list."""
-    folder = experiment.home.parent
-    name = f"{experiment.name}-seed{experiment.seed}" + ("" if job == "train" else f"-{job}")
-    tags = {"job": job, "method": experiment.name, "seed": str(experiment.seed)}
-    return Tracker.open(experiment.tracking, run_id, name, tags, folder)
-
-
 def measure(
     experiment: Experiment,
-    prepared: PreparedData | None,
-    tracker: Tracker,
-    folder: Place,
-    embedder: TextEmbedder | None = None,
+    prepared: PreparedData,
+    training: Tracker,
+    embedder: TextEmbedder,
+    model_id: str | None,
 ) -> list[Result]:
-    """`measure_sets` of the experiment's method on the test sets of `prepared` and on the user's
-    own rows, where there are any.
+    """`measure_sets` of the model that was just trained, on the test sets of `prepared` and on the
+    user's own rows, where there are any.
 
     Args:
-        embedder: the experiment's, where it is loaded already.
+        training: the run of the training, which gets the figures by dataset; all else has a run of
+            its own, beside those of other methods.
+        embedder: the experiment's.
+        model_id: of the model in MLflow.
     """
     sets, methods, adapted = sets_and_methods(experiment, prepared, embedder)
-    return measure_sets(experiment, sets, methods, tracker, folder, adapted)
+    folder = experiment.results_dir
+    with open_run(experiment, "evaluation", "evaluate", watched=False) as tracker:
+        results = measure_sets(
+            experiment, sets, methods, tracker, folder, adapted, model_id=model_id
+        )
+    training.log_metrics(dataset_metrics(results))
+    training.set_tags({"evaluation_run": tracker.run_id})
+    return results
 
 
 def sets_and_methods(
-    experiment: Experiment, prepared: PreparedData | None, embedder: TextEmbedder | None
+    experiment: Experiment, prepared: PreparedData | None, embedder: TextEmbedder | None = None
 ) -> tuple[list[EvaluationSet], list[Method], list[Method]]:
     """What is measured, and by what: the experiment's method, beside the one it is compared with;
     and adapted labels. Rows have their vectors where the method reads them."""
@@ -195,6 +204,7 @@ def measure_sets(
     folder: Place,
     adapted: Sequence[Method] = (),
     show: bool = True,
+    model_id: str | None = None,
 ) -> list[Result]:
     """Evaluate methods on the same rows; print the table, write everything to `folder`, log it.
     Returns the results.
@@ -204,6 +214,7 @@ def measure_sets(
         methods: the one that is measured, and one that it is compared with.
         adapted: methods of adapted labels, measured on the sets that they apply to.
         show: whether the table is printed.
+        model_id: in MLflow, of the first method.
     """
     config = experiment.evaluate
     logger.info("measuring %d label sets, %d rows", len(sets), sum(map(len, sets)))
@@ -219,10 +230,7 @@ def measure_sets(
         wide = console.width >= WIDE_CHARS
         console.print(to_table(results, wide=wide, caption=config.caption))
     main = described[methods[0].name]
-    tracker.log_metrics(headline_metrics(results) | summary_metrics(results) | _cost_metrics(main))
-    tracker.log_artifact(folder, "results")
-    on = "test" if config.labelled is None else config.labelled.stem
-    tracker.set_tags({"measured": on, "kind": main["kind"]})
+    log_measured(tracker, experiment, sets, results, main, folder, model_id)
     return results
 
 
@@ -402,16 +410,3 @@ def _own_set(
     ids, labels = [str(i) for i in places], [names[i] for i in places]
     texts = [texts[i] for i in places]
     return EvaluationSet(name, "own", "own", label_set, ids, texts, labels, vectors_ND, corpus_MD)
-
-
-def _cost_metrics(described: Mapping[str, Any]) -> dict[str, float]:
-    """The costs in an entry of `methods.json`, for the tracker; what is not known is left out."""
-    cost, training = described["cost"], described.get("training") or {}
-    rates = ("texts_per_second", "embedded_texts_per_second", "flops_per_text")
-    found = {f"compare/{name}": cost[name] for name in rates} | {
-        "compare/parameters": described["parameters"],
-        "compare/peak_memory_mb": cost["peak_memory_bytes"] / 1e6,
-        "compare/train_flops": training.get("flops", 0.0) + training.get("embedding_flops", 0.0),
-        "compare/epoch_seconds": training.get("epoch_seconds"),
-    }
-    return {name: value for name, value in found.items() if value is not None}

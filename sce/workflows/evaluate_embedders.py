@@ -32,13 +32,13 @@ from sce.workflows.evaluate import (
     PREDICTIONS_FILE,
     evaluate,
     measure_sets,
-    open_tracker,
     own_folder,
     prepared_for,
     record_source,
     sets_and_methods,
 )
 from sce.workflows.experiment import Evaluation, Experiment
+from sce.workflows.mlflow_runs import open_run
 
 EMBEDDERS_FILE = "embedders.json"
 TRAINED = {"minilm": "quickstart", "mpnet": "base"}
@@ -135,8 +135,7 @@ def _measure(name: str, experiment: Experiment, folder: Place) -> MeasuredEmbedd
     embedder = load_embedder(experiment.embedder)
     prepared = prepared_for(experiment)
     sets, methods, adapted = sets_and_methods(experiment, prepared, embedder)
-    with open_tracker(experiment, None, f"evaluate-{_slug(name)}") as tracker:
-        tracker.log_params(experiment.model_dump(mode="json"))
+    with open_run(experiment, "evaluation", f"evaluate-{_slug(name)}") as tracker:
         results = measure_sets(experiment, sets, methods, tracker, folder, adapted, show=False)
     here = fetch(folder)
     described = json.loads((here / METHODS_FILE).read_text(encoding="utf-8"))

@@ -13,6 +13,8 @@ import zlib
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from sce.workflows.mlflow_store import MODE
+
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
@@ -31,14 +33,17 @@ def share_view(
     text = json.dumps(_state(list(groups), search_filter), separators=(",", ":"))
     packed = "deflate;" + base64.b64encode(zlib.compress(text.encode())).decode()
     client.set_experiment_tag(experiment_id, TAG, packed)
-    return f"/#/experiments/{experiment_id}/runs?viewStateShareKey={KEY}&compareRunsMode=CHART"
+    address = f"/#/experiments/{experiment_id}/runs"
+    return f"{address}?viewStateShareKey={KEY}&compareRunsMode=CHART&{MODE}"
 
 
 def _state(groups: list[str], search_filter: str) -> dict[str, Any]:
-    charts = [_bar(f"{group}/{name}", "quality") for group in groups for name in QUALITY]
+    charts = [_bar(f"{name}_by_name/{group}", "quality") for group in groups for name in QUALITY]
     charts += [_bar(name, "cost") for name in COSTS]
     for group in groups:
-        charts += [_scatter(x, f"{group}/accuracy") for x in ("train_flops", "flops_per_text")]
+        charts += [
+            _scatter(x, f"accuracy_by_name/{group}") for x in ("train_flops", "flops_per_text")
+        ]
     names = {"quality": "Quality", "cost": "Cost", "both": "Accuracy against compute"}
     return {
         "searchFilter": search_filter,
@@ -60,14 +65,13 @@ def _state(groups: list[str], search_filter: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _bar(name: str, section: str) -> dict[str, Any]:
-    metric = f"compare/{name}"
+def _bar(metric: str, section: str) -> dict[str, Any]:
     return _card("BAR", metric, section) | {"metricKey": metric}
 
 
 def _scatter(x: str, y: str) -> dict[str, Any]:
-    axes = {"xaxis": f"compare/{x}", "yaxis": f"compare/{y}"}
-    card = _card("SCATTER", ":".join(axes.values()), "both")
+    card = _card("SCATTER", f"{x}:{y}", "both")
+    axes = {"xaxis": x, "yaxis": y}
     return card | {axis: {"key": metric, "type": "METRIC"} for axis, metric in axes.items()}
 
 

@@ -29,7 +29,7 @@ from sce.embedding.store import EmbeddingStore
 from sce.errors import ConfigError, hide_secrets
 from sce.evaluation.costs import embedding_flops
 from sce.evaluation.paper import paper_settings
-from sce.evaluation.summaries import rounded_means
+from sce.evaluation.summaries import rounded_metrics
 from sce.model.calibration import TemperatureFit, fit_temperature
 from sce.model.encoder import SCEModel, trainable_parameters
 from sce.model.label_vectors import TextLookup
@@ -39,8 +39,11 @@ from sce.training.data import TrainingData
 from sce.training.episodes import EpisodeSampler
 from sce.training.fresh_model import FreshModel, build_model
 from sce.training.validation import VALIDATION_VIEWS, Validator
-from sce.workflows.evaluate import measure, open_tracker
+from sce.workflows.evaluate import measure, rows_to_measure
 from sce.workflows.experiment import Experiment
+from sce.workflows.mlflow_data import trained_on
+from sce.workflows.mlflow_model import begin_model, complete_model
+from sce.workflows.mlflow_runs import open_run
 from sce.workflows.model_card import write_model_card
 from sce.workflows.tracking import Tracker, git_tags, tracking_uri
 from sce.workflows.training_run import TrainingRun
@@ -87,7 +90,8 @@ def train(experiment: Experiment) -> dict[str, Any]:
     settings["umask"] = experiment.umask
     text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
     write_text(experiment.home / CONFIG_FILE, text)
-    with run.recorded(open_tracker(experiment, run.tracker_run_id, "train")) as tracker:
+    tracker = open_run(experiment, "training", "train", run.tracker_run_id)
+    with run.recorded(tracker):
         _log_plan(plan, tracker)
         model, fitted = fit(
             plan.fresh,
@@ -107,13 +111,14 @@ def train(experiment: Experiment) -> dict[str, Any]:
             if plan.fresh.tokenizer is not None:
                 plan.fresh.tokenizer.save_pretrained(new)
             cost.save(new)
+        model_id = begin_model(tracker, experiment.name, experiment.model_dir, _figures(plan))
         card = _card(plan, embedder, fitted.best, fits)
         results: list[dict[str, Any]] = []
         try:
-            results += measure(experiment, plan.prepared, tracker, experiment.results_dir, embedder)
+            results += measure(experiment, plan.prepared, tracker, embedder, model_id)
         finally:  # also where it cannot be measured: the card then says so
             write_model_card(experiment.model_dir, card | {"results": results})
-        tracker.log_artifact(experiment.model_dir, "model")
+            complete_model(tracker, model_id, experiment.model_dir, experiment.embedder)
     _say_what_is_next(experiment, tracker)
     return {
         "model": str(experiment.model_dir),
@@ -121,8 +126,9 @@ def train(experiment: Experiment) -> dict[str, Any]:
         "best_epoch": int(fitted.best["epoch"]),
         "validation_accuracy": round(fitted.best["score"], 4),
         "temperature": asdict(fits["sce"].temperature),
-        "test": rounded_means(results),
+        "test": rounded_metrics(results),
         "mlflow_run_id": tracker.run_id,
+        "mlflow_model": None if model_id is None else f"models:/{model_id}",
         "seconds": round(time.perf_counter() - started, 1),
     }
 
@@ -137,8 +143,11 @@ def resolve(experiment: Experiment) -> Plan:
     if experiment.evaluate.model is not None:
         raise ConfigError("evaluate.model: a training measures the model that it makes.")
     transformers_logging.disable_progress_bar()
-    tracking_uri(experiment.tracking, experiment.home.parent)
+    tracking_uri(experiment.tracking)
     prepared, _ = prepare(experiment.data, experiment.data_dir, experiment.data.seed)
+    if experiment.evaluate.labelled is not None or experiment.evaluate.sets:
+        # What it is to be measured on in the end is looked at before anything is trained.
+        rows_to_measure(prepared, experiment.evaluate.model_copy(update={"corpus": None}))
     embed_prepared(
         experiment.data_dir, experiment.embeddings_dir, experiment.embedder, experiment.resources
     )
@@ -194,18 +203,20 @@ def _identity(plan: Plan) -> dict[str, Any]:
     }
 
 
+def _figures(plan: Plan) -> dict[str, Any]:
+    return {
+        "data_fingerprint": plan.prepared.fingerprint,
+        "embedder_fingerprint": plan.rows_store.manifest.embedder["id"],
+        "train_rows": len(plan.data.train),
+        "validation_rows": len(plan.data.validation),
+        "label_sets": len(plan.data.label_sets),
+        "trainable_parameters": trainable_parameters(plan.fresh.model),
+    }
+
+
 def _log_plan(plan: Plan, tracker: Tracker) -> None:
-    tracker.log_params(
-        plan.experiment.model_dump(mode="json")
-        | {
-            "data_fingerprint": plan.prepared.fingerprint,
-            "embedder_fingerprint": plan.rows_store.manifest.embedder["id"],
-            "train_rows": len(plan.data.train),
-            "validation_rows": len(plan.data.validation),
-            "label_sets": len(plan.data.label_sets),
-            "trainable_parameters": trainable_parameters(plan.fresh.model),
-        }
-    )
+    tracker.log_params(_figures(plan))
+    tracker.log_inputs(trained_on(plan.prepared, plan.experiment.data_dir))
     tracker.log_dict(plan.prepared.manifest["counts"], "data_counts.json")
     # Of the run that embedded the texts, which may have been an earlier one.
     tracker.log_metrics({"embed_seconds": plan.rows_store.manifest.embed_seconds})

@@ -17,18 +17,15 @@ from sce.distributed.resources import training_workers
 from sce.distributed.train_llama import LlamaFitSettings, fit_llama
 from sce.distributed.workers import Run
 from sce.errors import DataError
-from sce.evaluation.summaries import rounded_means
+from sce.evaluation.summaries import dataset_metrics, rounded_metrics
 from sce.model.weights import save_weights
 from sce.storage import absolute_model, replace_folder
 from sce.training.random_keys import some_places
-from sce.workflows.evaluate import (
-    measure_sets,
-    open_tracker,
-    rows_to_measure,
-    validation_sets,
-)
+from sce.workflows.evaluate import measure_sets, rows_to_measure, validation_sets
 from sce.workflows.experiment import LlamaExperiment
 from sce.workflows.methods import PromptedMethod
+from sce.workflows.mlflow_data import trained_on
+from sce.workflows.mlflow_runs import open_run
 from sce.workflows.tracking import Tracker, tracking_uri
 from sce.workflows.training_run import TrainingRun
 
@@ -43,7 +40,7 @@ def train_llama(experiment: LlamaExperiment) -> dict[str, Any]:
     """
     transformers_logging.disable_progress_bar()
     started = time.perf_counter()
-    tracking_uri(experiment.tracking, experiment.home.parent)
+    tracking_uri(experiment.tracking)
     prepared, _ = prepare(experiment.data, experiment.data_dir, experiment.data.seed)
     rows = _rows(prepared, "train", None, experiment.seed)
     validation = _rows(prepared, "validation", experiment.validation_rows, experiment.seed)
@@ -57,13 +54,14 @@ def train_llama(experiment: LlamaExperiment) -> dict[str, Any]:
         experiment.resume,
         experiment.restart,
     )
-    with run.recorded(open_tracker(experiment, run.tracker_run_id, "train")) as tracker:
-        tracker.log_params(experiment.model_dump(mode="json"))
+    tracker = open_run(experiment, "training", "train", run.tracker_run_id)
+    with run.recorded(tracker):
+        tracker.log_inputs(trained_on(prepared, experiment.data_dir))
         place = Run(workers, experiment.checkpoints_dir, run.run_name, tracker)
         summary = _fit(experiment, rows, validation, place)
         if experiment.merge:
             summary |= _merge(experiment, validation)
-            tracker.log_metrics({"merged/validation/accuracy": summary["merged_accuracy"]})
+            tracker.log_metrics({"accuracy_merged/validation": summary["merged_accuracy"]})
         tracker.log_artifact(experiment.adapter_dir, "adapter")
         summary |= _measure(experiment, prepared, tracker)
     return summary | {
@@ -100,8 +98,11 @@ def _measure(
     validation = validation_sets(prepared, config)
     method = PromptedMethod(experiment.prompted, experiment.resources, validation)
     sets, folder = rows_to_measure(prepared, config), experiment.results_dir
-    results = measure_sets(experiment, sets, [method], tracker, folder)
-    return {"results": str(folder), "test": rounded_means(results)}
+    with open_run(experiment, "evaluation", "evaluate", watched=False) as evaluation:
+        results = measure_sets(experiment, sets, [method], evaluation, folder)
+    tracker.log_metrics(dataset_metrics(results))
+    tracker.set_tags({"evaluation_run": evaluation.run_id})
+    return {"results": str(folder), "test": rounded_metrics(results)}
 
 
 def _merge(experiment: LlamaExperiment, validation: LlamaRows) -> dict[str, Any]:

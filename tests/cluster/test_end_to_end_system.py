@@ -395,11 +395,13 @@ def test_what_the_jobs_wrote(summaries, database):
     client = MlflowClient()
     run = client.get_run(summaries["train_sce"]["mlflow_run_id"])
     assert run.info.status == "FINISHED"
-    assert run.data.metrics["validation/accuracy"] >= 0
-    logged = {item.path for item in client.list_artifacts(run.info.run_id, "model")}
-    assert {"model/config.json", "model/model.safetensors"} <= logged
+    assert run.data.metrics["accuracy/validation"] >= 0
+    model = client.get_logged_model(run.outputs.model_outputs[0].model_id)
+    assert model.status == "READY"
+    logged = {a.path for a in client.list_logged_model_artifacts(model.model_id, "data/weights")}
+    assert {"data/weights/config.json", "data/weights/model.safetensors"} <= logged
     kept = [name for name, _, _ in (HOME / "mlflow").files()]
-    assert any(name.endswith(f"{run.info.run_id}/artifacts/model/config.json") for name in kept)
+    assert any(f"{model.model_id}/" in name and name.endswith("/config.json") for name in kept)
     ((status,),) = _ask(*database, f"select status from runs where run_uuid = '{run.info.run_id}'")
     assert status == "FINISHED"
 

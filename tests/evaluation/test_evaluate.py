@@ -10,7 +10,7 @@ from scipy.special import softmax
 
 from sce.evaluation.evaluate import PREDICTIONS, EvaluationSet, Method, VectorMethod, evaluate_sets
 from sce.evaluation.settings import EvaluateConfig
-from sce.evaluation.summaries import headline_metrics, named_results, summary_metrics
+from sce.evaluation.summaries import comparison_metrics, dataset_metrics, named_results
 from sce.labels import LabelSet
 from sce.model.calibration import Temperature
 
@@ -135,12 +135,12 @@ def test_summaries_take_bare_names_and_weigh_datasets_alike():
     assert {r["name"]: r["information"] for r in named_results(results)} == {
         "a/1": "name", "a/2": "name", "b": "all", "c": "name",
     }  # fmt: skip
-    found = summary_metrics(results)
-    assert found["compare/unseen/a/accuracy"] == pytest.approx(1 / 3)
-    assert found["compare/unseen/b/accuracy"] == pytest.approx(5 / 9)
-    assert found["compare/unseen/accuracy"] == pytest.approx((1 / 3 + 5 / 9) / 2)
-    assert found["compare/seen/accuracy"] == pytest.approx(1 / 3)
-    assert headline_metrics(results)["test/unseen by name/a/mean_accuracy"] == pytest.approx(1 / 3)
+    found = comparison_metrics(results)
+    assert found["accuracy_by_name/unseen"] == pytest.approx((1 / 3 + 5 / 9) / 2)
+    assert found["accuracy_by_name/seen"] == pytest.approx(1 / 3)
+    assert {name.partition("/")[2] for name in found} == {"seen", "unseen"}
+    everything = {"a unseen", "b unseen", "c seen"}
+    assert {name.partition("/")[2] for name in dataset_metrics(results)} == everything
 
 
 def test_one_label_has_no_order():
@@ -213,11 +213,10 @@ def test_adapted_labels_have_metrics_that_a_tracker_takes():
             replace(rows("b"), corpus_MD=np.eye(3))]  # fmt: skip
     adapted = [Further(), Further("adapted+1", shift=1)]
     evaluated = evaluate_sets(sets, [ByName(), ByPlace("cosine")], CONFIG, adapted=adapted)
-    found = headline_metrics([e.result for e in evaluated])
-    assert found["test/a/1/adapted_accuracy_by_name"] == pytest.approx(8 / 9)
-    assert found["test/b/adapted_1_accuracy"] == pytest.approx(0)
-    assert found["test/unseen/b/mean_adapted_accuracy"] == pytest.approx(8 / 9)
-    assert "test/unseen/a/mean_adapted_accuracy" not in found, "one of its sets has none"
+    found = dataset_metrics([e.result for e in evaluated])
+    assert found["accuracy_adapted_1/b unseen"] == pytest.approx(0)
+    assert found["accuracy_adapted/b unseen"] == pytest.approx(8 / 9)
+    assert "accuracy_adapted/a unseen" not in found, "one of its sets has none"
     assert all(set(name) <= set(string.ascii_letters + string.digits + "_-./ ") for name in found)
 
 

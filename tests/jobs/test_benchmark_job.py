@@ -37,6 +37,11 @@ from tests.tiny_models import build_sentence_transformer
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.fixture(autouse=True)
+def nothing_recorded(monkeypatch):
+    monkeypatch.setenv("SCE_TRACKING__ENABLED", "false")
+
+
 @pytest.fixture(scope="module")
 def benchmark():
     spec = importlib.util.spec_from_file_location("benchmark_job", ROOT / "jobs" / "benchmark.py")

@@ -5,6 +5,7 @@ import re
 from types import SimpleNamespace
 
 import pytest
+from mlflow import MlflowClient
 
 from jobs.benchmarks import records
 from jobs.benchmarks.records import Benchmark, Measured, compare, machine, report, run_benchmark
@@ -29,9 +30,23 @@ def run(tmp_path, monkeypatch):
         def measure(config):
             return Measured(figures(rates, "more"), {"encoder": "float32"})
 
-        return run_benchmark("a", ABenchmark, measure, "", list(flags))
+        return run_benchmark("a", ABenchmark, measure, "", ["--no-tracking.enabled", *flags])
 
     return run
+
+
+def test_the_first_figures_are_metrics_and_all_of_them_artifacts(monkeypatch, own_store, capsys):
+    monkeypatch.setattr(records, "machine", lambda device: dict(MACHINE))
+    many = {f"column {i}": Figure.of([1.0, 3.0, 2.0], "s") for i in range(50)}
+    measured = Measured({"texts a second": {"row": many}})
+    assert run_benchmark("many", ABenchmark, lambda config: measured, "", []) == 0
+    client = MlflowClient(f"sqlite:///{own_store}")
+    experiment = client.get_experiment_by_name("sce-benchmarks")
+    (run,) = client.search_runs([experiment.experiment_id], "attributes.run_name = 'many'")
+    assert len(run.data.metrics) == 40
+    assert run.data.metrics["texts a second / row / column 0"] == 2
+    assert {a.path for a in client.list_artifacts(run.info.run_id)} >= {"figures.md", "record.json"}
+    assert "column 49" in capsys.readouterr().out
 
 
 MACHINE = {"processor": "P", "cores": 2, "threads": 2, "versions": {"torch": "1"}, "commit": "c"}

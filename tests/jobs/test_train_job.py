@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
 from jobs import compare as compare_job
@@ -46,6 +47,17 @@ def home(ray_session, tmp_path_factory) -> Iterator[Path]:
         yield _trained(tmp_path_factory.mktemp("home"))
 
 
+def store_of(home: Path) -> str:
+    return f"sqlite:///{home}/runs/mlflow.db"
+
+
+def runs_of(home: Path, kind: str) -> list[Run]:
+    client = MlflowClient(store_of(home))
+    experiment = client.get_experiment_by_name(f"sce-{kind}")
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
+    return client.search_runs([experiment.experiment_id])
+
+
 def _trained(home: Path) -> Path:
     models = build_all(home / "models")
     config = yaml.safe_load((CONFIGS / "tiny" / "sce.yaml").read_text())
@@ -54,7 +66,7 @@ def _trained(home: Path) -> Path:
     config["model"]["encoder"] = str(models["roberta"])
     config["data"]["validation_label_sets"] = 3
     config["evaluate"]["pictures"] = True
-    config["tracking"] = {"run_name": f"https://me:{PASSWORD}@host/tiny"}
+    config["tracking"] = {"run_name": f"https://me:{PASSWORD}@host/tiny", "uri": store_of(home)}
     (home / "tiny.yaml").write_text(yaml.safe_dump(config))
     assert call(train, "--config", str(home / "tiny.yaml")) == 0
     return home
@@ -99,18 +111,50 @@ def test_results_hold_both_methods_for_both_kinds_of_information(home):
     assert len(list((home / "runs/tiny/results/confusion").glob("*.png"))) == 1
 
 
-def test_mlflow_has_the_run_with_its_figures(home):
-    client = MlflowClient(f"sqlite:///{home}/runs/mlflow.db")
-    experiment = client.get_experiment_by_name("sce")
-    (run,) = client.search_runs([experiment.experiment_id])
+def test_mlflow_has_the_training_with_its_figures_its_data_and_its_model(home):
+    client = MlflowClient(store_of(home))
+    (run,) = runs_of(home, "training")
     assert run.info.status == "FINISHED"
     assert run.data.params["train.epochs"] == "1"
     assert run.data.params["trainable_parameters"].isdigit()
-    expected = {"train/loss", "validation/accuracy", "epoch_seconds", "embed_seconds"}
-    expected |= {"samples_per_second", "test/starter/article_types/accuracy"}
+    sections = {name.partition(".")[0] for name in run.data.params}
+    assert {"train", "model", "embedder", "augment", "data", "seed"} <= sections
+    assert not sections & {"prompted", "evaluate", "resources", "tracking", "resume", "restart"}
+    expected = {"loss/train", "accuracy/validation", "epoch_seconds", "embed_seconds"}
+    expected |= {"samples_per_second", "accuracy/starter unseen", "accuracy_cosine/starter unseen"}
     assert expected <= set(run.data.metrics)
+    assert len(run.data.metrics) < 40
     artifacts = {a.path for a in client.list_artifacts(run.info.run_id)}
-    assert {"model", "results", "config.yaml", "data_counts.json"} <= artifacts
+    assert artifacts == {"config.yaml", "data_counts.json"}
+    (data,) = run.inputs.dataset_inputs
+    assert (data.dataset.name, data.tags[0].value) == ("starter", "training")
+    model = client.get_logged_model(run.outputs.model_outputs[0].model_id)
+    assert (model.name, model.status) == ("tiny", "READY")
+    assert {m.key for m in model.metrics} >= {"accuracy/starter unseen", "ece/starter unseen"}
+    kept = Path(model.artifact_location.removeprefix("file://")) / "data" / "weights"
+    trained = home / "runs" / "tiny" / "model"
+    assert {p.name for p in kept.iterdir()} == {p.name for p in trained.iterdir()}
+
+
+def test_mlflow_has_its_measurement_beside_those_of_other_methods(home):
+    (training,) = runs_of(home, "training")
+    client = MlflowClient(store_of(home))
+    run = client.get_run(training.data.tags["evaluation_run"])
+    assert run.info.run_id in [one.info.run_id for one in runs_of(home, "evaluation")]
+    assert (run.data.tags["measured"], run.data.tags["method"]) == ("test", "tiny")
+    names = set(run.data.metrics)
+    groups = {f"{f}_by_name/unseen" for f in ("accuracy", "macro_f1", "nll", "ece", "flip_rate")}
+    assert groups | {"accuracy/starter unseen", "texts_per_second"} <= names
+    assert len(names) < 40
+    artifacts = {a.path for a in client.list_artifacts(run.info.run_id)}
+    assert {"results", "config.yaml", "label_sets.csv"} <= artifacts
+    table = client.download_artifacts(run.info.run_id, "label_sets.csv")
+    rows = list(csv.DictReader(Path(table).read_text().splitlines()))
+    assert [row["group"] for row in rows] == ["unseen by name", "unseen"]
+    assert {row["set"] for row in rows} == {"starter/article_types"}
+    (data,) = run.inputs.dataset_inputs
+    assert json.loads(data.dataset.profile)["label_sets"] == 1
+    assert run.inputs.model_inputs[0].model_id == training.outputs.model_outputs[0].model_id
 
 
 def test_own_rows_are_measured_alone_or_beside_named_sets(home, tmp_path, capsys):
@@ -149,7 +193,8 @@ def test_methods_without_training_are_measured_on_the_same_rows_and_compared(hom
         (home / f"{method}.yaml").write_text(yaml.safe_dump(mine))
         assert call(evaluate, "--config", str(home / f"{method}.yaml")) == 0
     output = home / "runs" / "compare"
-    argv = ("--output", str(output), "--no-tracking.system-metrics")
+    recorded = ("--tracking.uri", store_of(home))
+    argv = ("--output", str(output), "--no-tracking.system-metrics", *recorded)
     assert run_job(CompareConfig, compare, compare_job.__doc__, argv) == 0
     rows = list(csv.DictReader((output / "figures.csv").open()))
     assert [r["method"] for r in rows] == ["tiny", "tiny-similarity", "tiny-prompted"]
@@ -159,8 +204,8 @@ def test_methods_without_training_are_measured_on_the_same_rows_and_compared(hom
     assert {r["only one"] for r in left_out} == {"0"}
     assert "random weights" in (output / "compare.md").read_text()
 
-    client = MlflowClient(f"sqlite:///{home}/runs/mlflow.db")
-    experiment = client.get_experiment_by_name("sce")
+    client = MlflowClient(store_of(home))
+    experiment = client.get_experiment_by_name("sce-evaluation")
     packed = experiment.tags["mlflow.sharedViewState.methods"]
     view = json.loads(zlib.decompress(base64.b64decode(packed.removeprefix("deflate;"))))
     runs = client.search_runs([experiment.experiment_id], view["searchFilter"])
@@ -171,9 +216,10 @@ def test_methods_without_training_are_measured_on_the_same_rows_and_compared(hom
 
 def test_a_comparison_of_nothing_says_what_there_is(home, capsys):
     argv = ("--output", str(home / "runs" / "none"), "--methods", '["no-such-method"]')
+    argv += ("--tracking.uri", store_of(home))
     assert run_job(CompareConfig, compare, compare_job.__doc__, argv) == 2
     assert "tiny" in capsys.readouterr().err
-    argv = ("--output", str(home / "elsewhere" / "compare"))
+    argv = ("--tracking.uri", f"sqlite:///{home}/elsewhere/mlflow.db")
     assert run_job(CompareConfig, compare, compare_job.__doc__, argv) == 2
     assert "elsewhere/mlflow.db" in capsys.readouterr().err
     assert not (home / "elsewhere").exists()
@@ -193,20 +239,23 @@ BAD_DATA = '[{"dataset": "custom", "name": "mine", "path": "%s"}]'
         (train, ["--model.encoder", "no/such-encoder"], "no/such-encoder"),
         (train, ["--tracking.uri", "file:///tmp/x"], "sqlite"),
         (train, ["--data.sources", BAD_DATA % "nowhere.jsonl"], "nowhere.jsonl"),
+        (train, ["--evaluate.labelled", "nowhere.jsonl"], "nowhere.jsonl"),
         (evaluate, ["--evaluate.sets", "no-such-set"], "no-such-set"),
         (evaluate, ["--evaluate.labelled", "nowhere.jsonl"], "nowhere.jsonl"),
         (evaluate, ["--evaluate.corpus", "nowhere"], "no embedding store at 'nowhere'"),
         (evaluate, ["--evaluate.model", "nowhere"], "no model in"),
     ],
 )
-def test_wrong_input_is_exit_code_2_and_leaves_the_model_as_it_was(
+def test_wrong_input_is_exit_code_2_and_leaves_the_model_as_it_was_and_no_run(
     home, capsys, job, argv, message
 ):
+    recorded = len(runs_of(home, "training")), len(runs_of(home, "evaluation"))
     model = home / "runs" / "tiny" / "model" / "model.safetensors"
     before = model.stat().st_mtime_ns
     assert call(job, "--config", str(home / "tiny.yaml"), *argv) == 2
     assert message in capsys.readouterr().err
     assert model.stat().st_mtime_ns == before
+    assert recorded == (len(runs_of(home, "training")), len(runs_of(home, "evaluation")))
 
 
 def test_a_model_of_another_embedder_is_refused(home, capsys):

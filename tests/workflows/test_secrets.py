@@ -27,6 +27,7 @@ DOWN = f"postgresql://me:{PW}@127.0.0.1:1/db?sslpassword={PW}"
 def own_environment(monkeypatch, tmp_path):
     for name in [n for n in os.environ if n.startswith(("MLFLOW_", "SCE_"))]:
         monkeypatch.delenv(name)
+    monkeypatch.setattr(mlflow_store, "local_store", lambda: tmp_path / "mlflow.db")
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
     monkeypatch.chdir(tmp_path)
 
@@ -52,7 +53,7 @@ def written(folder: Path) -> bytes:
 def record(config: ClassifyConfig) -> dict:
     """What the jobs do with their settings."""
     tags = {"from": f"https://me:{PW}@git/x"}
-    with Tracker.open(config.tracking, None, f"x https://me:{PW}@h", tags, ".") as tracker:
+    with Tracker.open(config.tracking, "bulk", None, f"x https://me:{PW}@h", tags) as tracker:
         tracker.log_params(config.model_dump(mode="json"))
         tracker.log_text(f"see https://h/?token={PW}", "note.md")
         tracker.log_dict({"uri": DOWN}, "x.json")
@@ -169,6 +170,6 @@ def test_an_unforeseen_error_has_no_password_in_its_traceback(capsys, monkeypatc
 def test_a_uri_that_was_written_down_without_its_password_is_not_taken_for_whole(monkeypatch):
     for uri in ("postgresql://me:***@host/db", "postgresql://host/db?password=***"):
         with pytest.raises(ConfigError, match="a password that was not written down"):
-            tracking_uri(TrackingConfig(uri=uri), ".")
+            tracking_uri(TrackingConfig(uri=uri))
     with pytest.raises(ConfigError, match="In a password @ is written as %40"):
-        tracking_uri(TrackingConfig(uri="postgresql://me:a/b@host/db"), ".")
+        tracking_uri(TrackingConfig(uri="postgresql://me:a/b@host/db"))

@@ -27,7 +27,7 @@ from sce.workflows.cli import run_job
 from sce.workflows.tracking import Tracker
 
 def job(config):
-    with Tracker.open(config.tracking, default_dir=config.output) as tracker:
+    with Tracker.open(config.tracking, "bulk") as tracker:
         tracker.log_params(config.model_dump(mode="json"))
     write_text(config.output / "state.json", "{}")
     with replace_folder(config.output / "model", "a") as new:
@@ -39,7 +39,8 @@ def job(config):
     return {"run": tracker.run_id}
 
 for flags in (["--output", "own"], ["--output", "shared", "--umask", "022"]):
-    run_job(ClassifyConfig, job, "A job.", [*flags, "--no-tracking.system-metrics"])
+    uri = f"sqlite:///{flags[1]}/mlflow.db"
+    run_job(ClassifyConfig, job, "A job.", [*flags, "--tracking.uri", uri])
 """
 
 
