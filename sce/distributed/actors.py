@@ -22,7 +22,9 @@ import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import ray
 import ray.data
+from ray import cloudpickle
 from ray.data import ActorPoolStrategy, DataContext
+from ray.data._internal.execution.operators.actor_pool_map_operator import ActorPoolMapOperator
 from ray.data.checkpoint import CheckpointConfig
 from ray.data.datasource import FilenameProvider
 from ray.exceptions import RayError, RayTaskError
@@ -44,6 +46,8 @@ IO_TASK: dict[str, Any] = {"num_cpus": 0.25, "runtime_env": {"env_vars": _IO_VAR
 """The workers that read and write. One that has read many shards is to be no larger than one that
 has read two: Arrow's own pool, and glibc's with a threshold that grows, keep freed blocks."""
 REPORT_SECONDS = 2.0
+INLINE_BYTES = 90_000
+"""Ray passes a value of up to 100 KiB with a call; a larger one through the object store."""
 
 T = TypeVar("T")
 
@@ -138,7 +142,7 @@ def _run_part(
     context.target_max_block_size = stage.block_bytes
     context.enable_progress_bars = False
     context.raise_original_map_exception = True  # a user's mistake is told from a bug by its type
-    with DataContext.current(context):
+    with DataContext.current(context), arguments_by_value():
         dataset = ray.data.read_datasource(
             ShardSource(shards, stage.columns, stage.block_bytes),
             override_num_blocks=len(shards),
@@ -167,6 +171,39 @@ def _run_part(
                 else JSONLinesSink(folder, stage.json_columns, **write)
             )
             dataset.write_datasink(sink, ray_remote_args=IO_TASK)
+
+
+@contextmanager
+def arguments_by_value() -> Iterator[None]:
+    """Let Ray Data pass what its actors are built of with the call that builds them, where it is
+    small, and not by references into the object store.
+
+    An actor that is begun anew after its death needs its arguments again, and Ray keeps none in its
+    store for that (ray issue 53727): it says so, as an error in C++, of every pool of actors.
+    """
+    start = ActorPoolMapOperator._start_actor
+
+    def start_by_value(self: Any, *arguments: Any, **named: Any) -> Any:
+        values = {
+            "_data_context_ref": self.data_context,
+            "_map_transformer_ref": self._map_transformer,
+        }
+        if any(len(cloudpickle.dumps(value)) > INLINE_BYTES for value in values.values()):
+            return start(self, *arguments, **named)
+        before = {name: vars(self)[name] for name in values if name in vars(self)}
+        vars(self).update(values)  # over what Ray Data works out once and caches there
+        try:
+            return start(self, *arguments, **named)
+        finally:
+            for name in values:
+                del vars(self)[name]
+            vars(self).update(before)
+
+    ActorPoolMapOperator._start_actor = start_by_value
+    try:
+        yield
+    finally:
+        ActorPoolMapOperator._start_actor = start
 
 
 def _for_ray(uri: str) -> tuple[pafs.FileSystem | None, str]:

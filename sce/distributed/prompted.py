@@ -22,7 +22,6 @@ import ray
 import ray.data
 import torch
 from ray.data import ActorPoolStrategy, DataContext
-from transformers.utils import logging as transformers_logging
 
 from sce.baselines.prompted import (
     Candidates,
@@ -33,6 +32,7 @@ from sce.baselines.prompted import (
     parameter_count,
 )
 from sce.baselines.settings import PromptedConfig
+from sce.distributed.actors import arguments_by_value
 from sce.distributed.resources import ActorPlan, TorchThread, embed_actors
 from sce.distributed.settings import ResourcesConfig
 from sce.embedding.row_checks import check_texts
@@ -140,7 +140,8 @@ def _run(
             compute=ActorPoolStrategy(size=min(plan.actors, len(blocks))),
             **plan.ray_arguments(),
         )
-        return pa.concat_tables(dataset.iter_batches(batch_size=None, batch_format="pyarrow"))
+        with arguments_by_value():
+            return pa.concat_tables(dataset.iter_batches(batch_size=None, batch_format="pyarrow"))
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, InputError):
             raise error.cause from None
@@ -186,7 +187,6 @@ class PromptedActor:
         device: Literal["cpu", "cuda"],
         threads: int,
     ) -> None:
-        transformers_logging.disable_progress_bar()
         self._torch = TorchThread(threads)
         self._config, self._device = config, device
         self._label_sets: Sequence[LabelSet] = ray.get(label_sets[0])

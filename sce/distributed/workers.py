@@ -20,9 +20,11 @@ import ray.train
 import torch
 from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, get_device
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from transformers import logging as transformers_logging
 
 from sce.distributed.resources import WorkerPlan, use_threads
+from sce.distributed.session import is_own_ray
 from sce.errors import ConfigError, InputError
 from sce.evaluation import flops
 from sce.evaluation.costs import TrainingCost
@@ -162,7 +164,7 @@ def run_training(
         ConfigError: the last checkpoint cannot be read as the plain data that one is.
         ray.train.TrainingFailedError: more workers died than `train.max_failures` allows.
     """
-    trainer = TorchTrainer(
+    trainer = _Trainer(
         _train_worker,  # type: ignore[arg-type]  # it may return something
         train_loop_config={
             "build": build,
@@ -192,6 +194,22 @@ def run_training(
     assert result.best_checkpoints, "every run reports a checkpoint"
     checkpoint, best = max(result.best_checkpoints, key=lambda c: (c[1]["score"], -c[1]["epoch"]))
     return Fitted(checkpoint, best, dict(result.metrics or {}), run.workers)
+
+
+class _Trainer(TorchTrainer):
+    """Leaves Ctrl+C to the job: Ray's handler would stay when the training is over, and end the
+    process as if all were done. And does without the actor that gives resources back when the
+    controller has died where Ray ends with the job anyway: it asks the dashboard, which a local Ray
+    has not, and warns of that every second."""
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        pass
+
+    def _create_default_callbacks(self) -> list[Any]:
+        found = super()._create_default_callbacks()
+        if is_own_ray():
+            found = [one for one in found if not isinstance(one, PlacementGroupCleanerCallback)]
+        return found
 
 
 def _train_worker(config: dict[str, Any]) -> str | None:
