@@ -60,9 +60,13 @@ class ActorPool:
 
     def __init__(self, plan: ActorPlan, limit: ErrorLimit) -> None:
         self._plan = plan
-        # It has no arguments that Ray would have to keep for a restart.
+        # It has no arguments that Ray would have to keep for a restart; nor have those who ask for
+        # it by its name: a handle would be one.
+        self._counter_name = f"rows-{uuid.uuid4().hex}"
         self._counter: Any = (
-            ray.remote(RowCounter).options(num_cpus=0, max_restarts=-1).remote(limit)
+            ray.remote(RowCounter)
+            .options(num_cpus=0, max_restarts=-1, name=self._counter_name)
+            .remote(limit)
         )
 
     @classmethod
@@ -87,7 +91,7 @@ class ActorPool:
     def run_part(self, run: OutputRun, number: int, shards: Sequence[Shard], stage: Stage) -> None:
         """Raises what a block's function raised on purpose as such."""
         try:
-            _run_part(run, number, shards, stage, self._plan, self._counter)
+            _run_part(run, number, shards, stage, self._plan, self._counter_name)
         except RayTaskError as error:
             raise cause_of(error) from None
 
@@ -126,7 +130,7 @@ def _run_part(
     shards: Sequence[Shard],
     stage: Stage,
     plan: ActorPlan,
-    counter: Any,
+    counter: str,
 ) -> None:
     files, checkpoint_path = _for_ray(run.checkpoint_uri(number))
     _, folder = _for_ray(run.part_uri(number))
@@ -178,8 +182,9 @@ def arguments_by_value() -> Iterator[None]:
     """Let Ray Data pass what its actors are built of with the call that builds them, where it is
     small, and not by references into the object store.
 
-    An actor that is begun anew after its death needs its arguments again, and Ray keeps none in its
-    store for that (ray issue 53727): it says so, as an error in C++, of every pool of actors.
+    An actor that is begun anew after its death needs its arguments again, and Ray does not keep
+    what they refer to for that (ray issue 53727): it says so, as an error in C++, of every pool
+    whose arguments are references or hold some, handles of actors too.
     """
     start = ActorPoolMapOperator._start_actor
 
@@ -213,14 +218,14 @@ def _for_ray(uri: str) -> tuple[pafs.FileSystem | None, str]:
 
 
 class BlockActor:
-    """One model; works off blocks, and reports them to the counter."""
+    """One model; works off blocks, and reports them to the actor of the name `counter`."""
 
-    def __init__(self, make: Callable[[], BlockFunction], threads: int, counter: Any) -> None:
+    def __init__(self, make: Callable[[], BlockFunction], threads: int, counter: str) -> None:
         started = time.time()
         self._torch = TorchThread(threads)
         self._apply = self._torch.run(make)
         self._load_seconds = time.time() - started
-        self._counter = counter
+        self._counter: Any = ray.get_actor(counter)
         self._name = uuid.uuid4().hex
         self._rows = 0
         self._errors: Counter[str] = Counter()

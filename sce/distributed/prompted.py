@@ -134,7 +134,7 @@ def _run(
     try:
         dataset = ray.data.from_arrow(blocks).map_batches(
             PromptedActor,
-            fn_constructor_args=([ray.put(label_sets)], config, plan.device, plan.threads),
+            fn_constructor_args=(label_sets, config, plan.device, plan.threads),
             batch_size=None,
             batch_format="pyarrow",
             compute=ActorPoolStrategy(size=min(plan.actors, len(blocks))),
@@ -182,14 +182,14 @@ class PromptedActor:
 
     def __init__(
         self,
-        label_sets: Sequence[Any],
+        label_sets: Sequence[LabelSet],
         config: PromptedConfig,
         device: Literal["cpu", "cuda"],
         threads: int,
     ) -> None:
         self._torch = TorchThread(threads)
         self._config, self._device = config, device
-        self._label_sets: Sequence[LabelSet] = ray.get(label_sets[0])
+        self._label_sets = label_sets
         self._candidates: dict[int, Candidates] = {}
 
     @cached_property

@@ -24,11 +24,10 @@ from sce.evaluation.report import (
     beside_adapted,
     beside_cosine,
     headline,
-    is_own,
     lines,
     verdict,
 )
-from sce.evaluation.summaries import Result, adapted_methods, others
+from sce.evaluation.summaries import Result, adapted_methods, is_own, others
 from sce.evaluation.svg import Bar, Mark, clipped
 from sce.evaluation.tables import Table, change, number, percent
 
@@ -125,7 +124,7 @@ class _Page:
             default=None,
         )
         if best is not None and (found := self._mean(best)) is not None:
-            text += f", {best.replace('adapted', 'adapted labels')} {percent(found)} %"
+            text += f", {_spelt(best)} {percent(found)} %"
         return text + "."
 
     def _mean(self, method: str, figure: str = "accuracy") -> float | None:
@@ -241,20 +240,14 @@ class _Page:
         sets = self.scope
         if not is_own(sets[0].result):
             sets = sorted(sets, key=lambda one: -one.result["rows"])[:SHOWN_SETS]
-        shown = [_confusion(one, self.main) for one in sets if len(one.label_names) > 1]
-        sizes = [_sizes(one) for one in sets]
-        left = len(self.scope) - len(sets)
-        said = f"Of {_called(self.main)}, all that is known of the labels given."
-        if left > 0:
+        shown = "".join(_confusion(one, self.main) for one in sets)
+        said = (
+            f"Answers of {_called(self.main)} with all that is known of the labels, the texts that "
+            "it was surest of; below, the labels' sizes, in full colour what was answered rightly."
+        )
+        if len(sets) < len(self.scope):
             said += f" The largest of {len(self.scope)} {sets[0].result['group']} sets."
-        return [
-            _section("What is taken for what", "".join(shown), said) if shown else "",
-            _section(
-                "The labels' sizes",
-                "".join(sizes),
-                "Rows of each label, and in full colour those that were answered rightly.",
-            ),
-        ]
+        return [_section("What is taken for what", shown, said)]
 
     def tables(self) -> list[str]:
         results = self.results
@@ -323,8 +316,8 @@ def _confusion(one: Evaluated, method: str) -> str:
     found = f'<ol class="pairs">{"".join(items)}</ol>' if items else "<p>Nothing was wrong.</p>"
     title = f"{clipped(str(result['name']), SET_CHARS)} ({result['group']})"
     return (
-        f'<div class="set"><h3>{escape(title)}</h3><div class="mixed"><div>{matrix}</div>'
-        f"<div>{found}</div></div></div>"
+        f'<div class="set"><h3>{escape(title)}</h3><div class="mixed"><div>{matrix}{_sizes(one)}'
+        f"</div><div>{found}</div></div></div>"
     )
 
 
@@ -335,15 +328,13 @@ def _sizes(one: Evaluated) -> str:
     bars = []
     for i in order[:SIZED_LABELS]:
         share = right[i] / totals[i] if totals[i] else 0.0
-        text = f"{right[i]:,} of {totals[i]:,} right, {share:.0%}" if totals[i] else "no rows"
+        text = f"{right[i]:,} of {totals[i]:,} right ({share:.0%})" if totals[i] else "no rows"
         most = max(totals.max(), 1)
         marks = [Mark(0, totals[i] / most, text=text), Mark(0, right[i] / most)]
-        bars.append(Bar(clipped(one.label_names[i], SET_CHARS), "", marks))
+        bars.append(Bar(clipped(one.label_names[i], svg.NAME_CHARS), "", marks))
     rest = order[SIZED_LABELS:]
     more = f'<p class="muted">And {len(rest)} labels with {totals[rest].sum():,} rows.</p>'
-    title = clipped(str(one.result["name"]), SET_CHARS)
-    body = svg.parts_of(bars) + (more if len(rest) else "")
-    return f'<div class="set"><h3>{escape(title)}</h3>{body}</div>'
+    return svg.parts_of(bars) + (more if len(rest) else "")
 
 
 def _gain(figures: Mapping[str, Any]) -> str:
@@ -355,6 +346,12 @@ def _gain(figures: Mapping[str, Any]) -> str:
 
 def _called(method: str) -> str:
     return "SCE" if method == "sce" else method
+
+
+def _spelt(method: str) -> str:
+    """Labels that were adapted, for a sentence."""
+    _, _, examples = method.partition("+")
+    return f"adapted labels with {examples} examples a label" if examples else "adapted labels"
 
 
 def _duration(seconds: float) -> str:

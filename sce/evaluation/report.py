@@ -34,7 +34,7 @@ from typing import Any
 from rich.text import Text
 
 from sce.evaluation.metrics import bootstrap_interval, mean_of_known
-from sce.evaluation.summaries import ADAPTED, Result, adapted_methods, by_dataset
+from sce.evaluation.summaries import ADAPTED, Result, adapted_methods, by_dataset, is_own
 from sce.evaluation.tables import Cell, Table, bounds, change, number, percent
 
 MAX_SHOWN_SETS = 8
@@ -46,11 +46,6 @@ VERDICTS = {1: "SCE better", -1: "cosine better", 0: "no clear difference"}
 _COLOURS = {1: "green", -1: "red", 0: "yellow"}
 _GROUPS = ("own", "seen", "unseen")
 _DIFFERENCE = ("difference", "difference_low", "difference_high")
-
-
-def is_own(result: Mapping[str, Any]) -> bool:
-    """Whether the rows are the user's."""
-    return bool(result.get("own")) or str(result["group"]).startswith("own")
 
 
 def verdict(result: Mapping[str, Any]) -> int | None:
@@ -170,7 +165,8 @@ def beside_cosine(results: Sequence[Result], show_all: bool = False, wide: bool 
     if not wide:
         columns = ["set", *(("labels", "accuracy", "NLL", "flips") if alone else _NARROW)]
     shown = "Accuracy" if alone else "SCE accuracy, cosine and difference"
-    caption = f"[low, high]: 95 % interval. {shown} in percent."
+    interval = "[low, high]" if wide else "low–high and [low, high]"
+    caption = f"{interval}: 95 % interval. {shown} in percent."
     if wide:
         caption += (
             " NLL and ECE: before → after calibration."
@@ -259,16 +255,21 @@ def _accuracy_cell(figures: Mapping[str, Any], wide: bool) -> Text:
     """Two lines: narrow "56.0 +8.1" and "53.5–58.4", wide "56.0 [53.5, 58.4]" and the same of the
     difference."""
     accuracy, gain, won = percent(figures.get("accuracy")), "", verdict(figures)
-    low, high = figures.get("accuracy_low"), figures.get("accuracy_high")
     if figures.get("difference") is not None:
         gain = percent(figures["difference"], "+")
     if wide:
         gain += bounds(figures.get("difference_low"), figures.get("difference_high"), "+")
+        low, high = figures.get("accuracy_low"), figures.get("accuracy_high")
         parts = [f"{accuracy}{bounds(low, high)}\n", gain, ""]
     else:
-        interval = "" if low is None else f"\n{percent(low)}–{percent(high)}"
-        parts = [f"{accuracy} " if gain else accuracy, gain, interval]
+        parts = [f"{accuracy} " if gain else accuracy, gain, _below(figures)]
     return Text(parts[0]) + Text(parts[1], "" if won is None else _COLOURS[won]) + Text(parts[2])
+
+
+def _below(figures: Mapping[str, Any]) -> str:
+    """The interval of an accuracy, to stand below it."""
+    low, high = figures.get("accuracy_low"), figures.get("accuracy_high")
+    return "" if low is None else f"\n{percent(low)}–{percent(high)}"
 
 
 def _main(result: Result) -> str:
@@ -281,19 +282,21 @@ def _cells(result: Result, wide: bool) -> dict[str, Cell]:
     colour = "" if won is None else _COLOURS[won]
     difference = percent(result.get("difference"), "+")
     difference += bounds(result.get("difference_low"), result.get("difference_high"), "+")
+    said = "" if won is None else VERDICTS[won]
+    said = said if wide else said.replace(" d", "\nd")  # no wider than it must be
     size = "" if wide else f"\n{result['labels']} labels, {result['rows']:,} rows"
     accuracy = percent(main.get("accuracy"))
     accuracy += bounds(main.get("accuracy_low"), main.get("accuracy_high"))
     return {
         "set": (name if group == "own" else f"{name} ({group})") + size,
-        "SCE": percent(main.get("accuracy")),
+        "SCE": percent(main.get("accuracy")) + _below(main),
         "rows": f"{result['rows']:,}",
         "labels": str(result["labels"]),
         "SCE accuracy": accuracy,
         "accuracy": accuracy,
         "cosine": percent(cosine.get("accuracy")),
         "difference": Text(difference, colour),
-        "verdict": Text("–" if won is None else VERDICTS[won], colour),
+        "verdict": Text("–" if won is None else said, colour),
         "macro-F1": number(main.get("macro_f1"), 3),
         "NLL": change(main.get("nll_uncalibrated"), main.get("nll"), 2),
         "ECE": change(main.get("ece_uncalibrated"), main.get("ece"), 3),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,11 @@ def headline_metrics(results: Sequence[Result]) -> dict[str, float]:
                 accuracies = [m[name]["accuracy"] for m in members]
                 found[f"{key}_{_tracked(name)}_accuracy"] = float(np.mean(accuracies))
     return found
+
+
+def is_own(result: Mapping[str, Any]) -> bool:
+    """Whether the rows are the user's."""
+    return bool(result.get("own")) or str(result["group"]).startswith("own")
 
 
 def adapted_methods(result: Result) -> list[str]:

@@ -166,7 +166,7 @@ def confusion(counts_KK: np.ndarray, names: Sequence[str]) -> str:
                 )
     width, height = left + size * cell, top + size * cell
     # On a phone larger ones are scrolled: letters half the size could not be read.
-    style = f"width:100%;max-width:{width}px;min-width:{min(width, max(330, round(0.8 * width)))}px"
+    style = f"width:100%;max-width:{round(1.25 * width)}px;min-width:{round(0.8 * width)}px"
     return (
         f'<div class="scroll"><svg viewBox="0 0 {width} {height}" style="{style}" role="img" '
         f'aria-label="Confusion matrix">{"".join(drawn)}</svg></div>'

@@ -26,6 +26,8 @@ ConfigT = TypeVar("ConfigT", bound=JobConfig)
 
 INTERRUPTED = 130
 """As shells have it: 128 and the number of the signal."""
+KEPT = "What was finished before stays; the same command goes on from there."
+"""Where nobody says more: prepared data, embeddings, rounds of a fit."""
 
 
 def run_job(
@@ -84,7 +86,7 @@ def _interrupted(prog: str, stopped: KeyboardInterrupt) -> int:
     """End a job that Ctrl+C ended: say what is kept (the notes of who wrote it), and nothing else.
     A second Ctrl+C does not wait for Ray to end its processes."""
     signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
-    kept = " ".join(getattr(stopped, "__notes__", [])) or "Nothing was written that counts."
+    kept = " ".join(getattr(stopped, "__notes__", [])) or KEPT
     print(f"{prog}: interrupted. {readable(kept)}", file=sys.stderr, flush=True)
     logging.disable()
     if "ray" in sys.modules:

@@ -111,7 +111,8 @@ def train(experiment: Experiment) -> dict[str, Any]:
         try:
             results += measure(experiment, plan.prepared, tracker, experiment.results_dir, embedder)
         finally:  # also where it cannot be measured: the card then says so
-            write_model_card(experiment.model_dir, card | {"results": results})
+            page = f"../{experiment.results_dir.name}/{REPORT_FILE}"
+            write_model_card(experiment.model_dir, card | {"results": results, "report": page})
         tracker.log_artifact(experiment.model_dir, "model")
     _say_what_is_next(experiment, tracker)
     return {

@@ -111,6 +111,12 @@ def test_mlflow_has_the_run_with_its_figures(home):
     assert expected <= set(run.data.metrics)
     artifacts = {a.path for a in client.list_artifacts(run.info.run_id)}
     assert {"model", "results", "config.yaml", "data_counts.json"} <= artifacts
+    measured = {a.path for a in client.list_artifacts(run.info.run_id, "results")}
+    assert "results/report.html" in measured
+    page = (home / "runs/tiny/results/report.html").read_text()
+    assert page.startswith("<!doctype html>")
+    assert "starter/article_types" in page
+    assert "(../results/report.html)" in (home / "runs/tiny/model/README.md").read_text()
 
 
 def test_own_rows_are_measured_alone_or_beside_named_sets(home, tmp_path, capsys):
