@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import stat
+import sys
 import tempfile
 from contextlib import suppress
 from pathlib import Path
@@ -51,6 +52,8 @@ def ensure_ray(dashboard: bool | None = None) -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     # Ray Train would print every line of a worker twice: as it comes, and as a log record.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+    if not (sys.stdout.isatty() and sys.stderr.isatty()):
+        os.environ.setdefault("RAY_COLOR_PREFIX", "0")  # before each line of a worker
     if ray.is_initialized():
         return
     address = _address()

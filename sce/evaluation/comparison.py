@@ -23,7 +23,7 @@ from sce.evaluation.runs import (
 from sce.evaluation.tables import Cell, Table, bounds, change, number, percent
 
 SMALLEST_P = 1e-99
-SCREEN_ROWS, METHOD_CHARS = 30, 34
+SCREEN_ROWS, METHOD_CHARS = 30, 40
 """Of a table on a screen."""
 
 
@@ -41,14 +41,13 @@ def brief_tables(methods: Sequence[MethodRuns]) -> list[Table]:
     else:
         for group in groups_of(methods):
             rows += _group_rows(methods, reference, group, own)
-    less = f"less {reference.name}"
     accuracy = Table(
-        ["method", "accuracy", less],
-        [[_cut(cell, METHOD_CHARS) if len(row) > 1 and i == 0 else cell for i, cell in
-          enumerate(row)] for row in rows],
+        ["method", "accuracy", "difference"],
+        [[_cut(row[0], METHOD_CHARS), *row[1:]] for row in rows],
         "What was measured",
-        "Percent right, [low, high]: 95 % interval; the difference on the rows that both answered.",
-    )  # fmt: skip
+        "Percent right, [low, high]: 95 % interval. difference: from "
+        f"{reference.name}, on the rows that both answered.",
+    )
     taken = []
     for m in methods:
         cost = m.described["cost"]

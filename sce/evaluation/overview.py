@@ -138,7 +138,7 @@ class _Page:
         if main != "cosine" and self._mean("cosine") is not None:
             gain = (self._mean(main) or 0.0) - (self._mean("cosine") or 0.0)
             tiles.append((f"{percent(self._mean('cosine'))} %", "right by cosine similarity"))
-            tiles.append((f"{percent(gain, '+')}", f"points between the two, {called} less cosine"))
+            tiles.append((_signed(gain), f"points between the two, {called} less cosine"))
         if self._mean("adapted") is not None:
             tiles.append((f"{percent(self._mean('adapted'))} %", "right by adapted labels"))
         tiles.append((number(self._mean(main, "macro_f1"), 3), f"macro-F1 of {called}"))
@@ -210,9 +210,11 @@ class _Page:
         return _section("Reliability", self.legend(methods) + svg.reliability(curves), said)
 
     def cost(self) -> str:
-        slowest = min(self.described[m]["cost"]["texts_per_second"] for m in self.described)
+        # With examples or without, adapted labels answer in the same way.
+        shown = [m for m in self.methods() if m in self.described and "+" not in m]
+        slowest = min(self.described[m]["cost"]["texts_per_second"] for m in shown)
         bars = []
-        for method in (m for m in self.methods() if m in self.described):
+        for method in shown:
             cost = self.described[method]["cost"]
             for rate, from_what in (
                 (cost["texts_per_second"], "from the texts"),
@@ -341,7 +343,11 @@ def _gain(figures: Mapping[str, Any]) -> str:
     """Less cosine similarity, in colour where that is clear."""
     won = verdict(figures)
     kind = {1: ' class="good"', -1: ' class="bad"'}.get(won or 0, "")
-    return f" <span{kind}>{percent(figures['difference'], '+').replace('-', '−')}</span>"
+    return f" <span{kind}>{_signed(figures['difference'])}</span>"
+
+
+def _signed(share: float) -> str:
+    return percent(share, "+").replace("-", "−")
 
 
 def _called(method: str) -> str:

@@ -44,7 +44,8 @@ def run_job(
     leaves the cluster before that line. Of a mistake of the user's that line is `{"error": ...}`,
     which quotes no file's content.
     """
-    _plain_where_nobody_watches()
+    if argv is None:
+        _no_bars_where_nobody_watches()
     handler = logging.StreamHandler()
     handler.setFormatter(_WithoutSecrets("%(asctime)s %(name)s: %(message)s", "%H:%M:%S"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
@@ -94,13 +95,11 @@ def _interrupted(prog: str, stopped: KeyboardInterrupt) -> int:
     return INTERRUPTED
 
 
-def _plain_where_nobody_watches() -> None:
-    """No bars and no colours in a file or a pipe, for this process and those that it starts; what
-    the user has set stays."""
-    if not (sys.stderr.isatty() and sys.stdout.isatty()):
+def _no_bars_where_nobody_watches() -> None:
+    """In a file or a pipe, by this process and those that it starts; the user's setting stays."""
+    if not sys.stderr.isatty():
         for name in ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS"):
             os.environ.setdefault(name, "1")
-        os.environ.setdefault("RAY_COLOR_PREFIX", "0")
 
 
 class _WithoutSecrets(logging.Formatter):

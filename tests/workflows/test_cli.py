@@ -64,7 +64,8 @@ class Settings(JobConfig):
     name: str = "x"
 
 def job(settings):
-    print(*(os.environ.get(name) for name in ("TQDM_DISABLE", "RAY_COLOR_PREFIX")), flush=True)
+    names = ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS")
+    print(*(os.environ.get(name) for name in names), flush=True)
     try:
         time.sleep(60)
     except KeyboardInterrupt as stopped:
@@ -90,8 +91,8 @@ def test_ctrl_c_ends_a_job_with_one_line_and_130(tmp_path, name, kept):
         text=True,
         env=os.environ | {"TQDM_DISABLE": "0"},
     )
-    # Into a pipe there are no colours; what the user had set is left.
-    assert job.stdout.readline() == "0 0\n"
+    # Into a pipe no bars are drawn; what the user had set is left.
+    assert job.stdout.readline() == "0 1\n"
     job.send_signal(signal.SIGINT)
     out, err = job.communicate(timeout=30)
     assert job.returncode == 130
@@ -125,3 +126,4 @@ def test_the_summary_is_the_last_line_even_when_ray_has_more_to_say(tmp_path):
     lines = ended.stdout.splitlines()
     assert json.loads(lines[-1]) == {"name": "y"}
     assert any("the same line" in line for line in lines), lines
+    assert "\x1b" not in ended.stdout + ended.stderr, "into a pipe there are no colours"
