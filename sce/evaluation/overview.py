@@ -46,15 +46,21 @@ _CHARTED = {"adapted": 2, "adapted+1": 3, "adapted+8": 4}
 """Colours in the page's palette; the measured method has 0, cosine similarity 1."""
 
 
-def overview(name: str, evaluated: Sequence[Evaluated], described: Mapping[str, Any]) -> str:
+def overview(
+    name: str,
+    evaluated: Sequence[Evaluated],
+    described: Mapping[str, Any],
+    texts: bool = True,
+) -> str:
     """The page of a run.
 
     Args:
         name: of the method, as reports call it.
         evaluated: what was measured, every set.
         described: of each method by its key: kind, model, parameters, training and answer cost.
+        texts: whether some texts are shown.
     """
-    page = _Page(name, evaluated, described)
+    page = _Page(name, evaluated, described, texts)
     template = resources.files("sce.evaluation").joinpath("overview.html")
     return Template(template.read_text(encoding="utf-8")).substitute(
         title=escape(name),
@@ -71,6 +77,7 @@ class _Page:
     name: str
     evaluated: Sequence[Evaluated]
     described: Mapping[str, Any]
+    texts: bool
 
     @property
     def results(self) -> list[Result]:
@@ -242,11 +249,11 @@ class _Page:
         sets = self.scope
         if not is_own(sets[0].result):
             sets = sorted(sets, key=lambda one: -one.result["rows"])[:SHOWN_SETS]
-        shown = "".join(_confusion(one, self.main) for one in sets)
-        said = (
-            f"Answers of {_called(self.main)} with all that is known of the labels, the texts that "
-            "it was surest of; below, the labels' sizes, in full colour what was answered rightly."
-        )
+        count = SHOWN_TEXTS if self.texts else 0
+        shown = "".join(_confusion(one, self.main, count) for one in sets)
+        said = f"Answers of {_called(self.main)} with all that is known of the labels"
+        said += ", and texts of which it was surest" if self.texts else ""
+        said += "; below, the labels' sizes, in full colour what was answered rightly."
         if len(sets) < len(self.scope):
             said += f" The largest of {len(self.scope)} {sets[0].result['group']} sets."
         return [_section("What is taken for what", shown, said)]
@@ -281,9 +288,9 @@ def _reliability(predictions: pa.Table, method: str) -> list[tuple[float, float,
     ]
 
 
-def _confusion(one: Evaluated, method: str) -> str:
-    """The matrix of a set, and its most frequent confusions with texts that show them: those of
-    which the method was surest."""
+def _confusion(one: Evaluated, method: str, texts: int) -> str:
+    """The matrix of a set, and its most frequent confusions with so many texts that show them:
+    those of which the method was surest."""
     result, names = one.result, one.label_names
     wrong_KK = one.confusion_KK.copy()
     np.fill_diagonal(wrong_KK, 0)
@@ -297,7 +304,7 @@ def _confusion(one: Evaluated, method: str) -> str:
         if not wrong_KK[i, j]:
             break
         rows = [n for n in range(len(mine)) if (targets[n], guesses[n]) == (names[i], names[j])]
-        rows = sorted(rows, key=lambda n: -sure[n])[:SHOWN_TEXTS]
+        rows = sorted(rows, key=lambda n: -sure[n])[:texts]
         quotes = "".join(
             f"<q>{escape(clipped(one.texts[n], TEXT_CHARS))} <small>{sure[n]:.0%} sure</small></q>"
             for n in rows

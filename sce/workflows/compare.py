@@ -20,8 +20,8 @@ from sce.evaluation.pages import write_report
 from sce.evaluation.plots import build_charts
 from sce.evaluation.runs import MethodRuns, Run, groups_of
 from sce.evaluation.summaries import adapted_methods
-from sce.storage import Place, put
-from sce.workflows.evaluate import METHODS_FILE, PREDICTIONS_FILE, RESULTS_FILE, relative
+from sce.storage import Place, put, relative
+from sce.workflows.evaluate import METHODS_FILE, PREDICTIONS_FILE, RESULTS_FILE
 from sce.workflows.experiment import CompareConfig
 from sce.workflows.mlflow_store import reading
 from sce.workflows.mlflow_view import share_view

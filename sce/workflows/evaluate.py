@@ -8,7 +8,6 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,7 +34,7 @@ from sce.evaluation.summaries import Result, headline_metrics, rounded_means, su
 from sce.model.calibration import Temperature
 from sce.model.label_vectors import TextLookup
 from sce.predictor import Predictor
-from sce.storage import Place, fetch, replace_folder, write_text
+from sce.storage import Place, fetch, relative, replace_folder, write_text
 from sce.training.random_keys import some_places
 from sce.workflows.experiment import Experiment, RunSettings
 from sce.workflows.methods import AdaptedMethod, PromptedMethod, SceMethod, SimilarityMethod
@@ -244,7 +243,7 @@ def _write_results(
         for name, value in ((RESULTS_FILE, results), (METHODS_FILE, described)):
             (new / name).write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
         (new / ALL_FILE).write_text(to_markdown(results, show_all=True), encoding="utf-8")
-        page = overview(experiment.name, evaluated, described)
+        page = overview(experiment.name, evaluated, described, config.report_texts)
         (new / REPORT_FILE).write_text(page, encoding="utf-8")
         pq.write_table(pa.concat_tables(e.predictions for e in evaluated), new / PREDICTIONS_FILE)
         if config.labelled is not None:
@@ -413,12 +412,6 @@ def _own_set(
     texts = [texts[i] for i in places]
     found = EvaluationSet(name, "own", "own", label_set, ids, texts, labels, vectors_ND, corpus_MD)
     return replace(found, own=True)
-
-
-def relative(path: Place) -> Place:
-    """`path` as seen from the working directory, where it lies below it."""
-    below = isinstance(path, Path) and path.is_relative_to(Path.cwd())
-    return path.relative_to(Path.cwd()) if below else path  # type: ignore[union-attr]
 
 
 def _cost_metrics(described: Mapping[str, Any]) -> dict[str, float]:

@@ -33,12 +33,12 @@ from sce.model.calibration import TemperatureFit, fit_temperature
 from sce.model.encoder import SCEModel, trainable_parameters
 from sce.model.label_vectors import TextLookup
 from sce.model.weights import save_weights
-from sce.storage import replace_folder, write_text
+from sce.storage import relative, replace_folder, write_text
 from sce.training.data import TrainingData
 from sce.training.episodes import EpisodeSampler
 from sce.training.fresh_model import FreshModel, build_model
 from sce.training.validation import VALIDATION_VIEWS, Validator
-from sce.workflows.evaluate import REPORT_FILE, measure, open_tracker, relative
+from sce.workflows.evaluate import REPORT_FILE, measure, open_tracker
 from sce.workflows.experiment import Experiment
 from sce.workflows.model_card import write_model_card
 from sce.workflows.tracking import Tracker, git_tags, tracking_uri

@@ -107,6 +107,13 @@ def test_confusions_are_those_that_were_made_with_their_texts():
     assert f"SCE answers {100 * 29 / 30:.1f} % rightly (tickets, 30 rows)" in words
 
 
+def test_texts_are_left_out_where_they_must_not_be_seen():
+    evaluated = evaluate_sets([rows()], [ByCoordinate("sce"), ByCoordinate("cosine", -1)], CONFIG)
+    text = overview("a run", evaluated, DESCRIBED, texts=False)
+    assert "red</b> taken for <b>green" in text
+    assert not re.search(r"text \d", text)
+
+
 def test_the_page_is_about_the_rows_of_the_user():
     many = [rows(f"starter/{i}", ("a", "b", "c"), 9) for i in range(MATRIX_LABELS)]
     text = page(*many, rows(group="seen", own=True))
