@@ -204,11 +204,11 @@ def arguments_by_value() -> Iterator[None]:
                 del vars(self)[name]
             vars(self).update(before)
 
-    ActorPoolMapOperator._start_actor = start_by_value
+    ActorPoolMapOperator._start_actor = start_by_value  # type: ignore[method-assign]
     try:
         yield
     finally:
-        ActorPoolMapOperator._start_actor = start
+        ActorPoolMapOperator._start_actor = start  # type: ignore[method-assign]
 
 
 def _for_ray(uri: str) -> tuple[pafs.FileSystem | None, str]:

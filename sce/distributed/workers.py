@@ -200,13 +200,13 @@ class _Trainer(TorchTrainer):
     """Leaves Ctrl+C to the job: Ray's handler would stay when the training is over, and end the
     process as if all were done. And does without the actor that gives resources back when the
     controller has died where Ray ends with the job anyway: it asks the dashboard, which a local Ray
-    has not, and warns of that every second."""
+    has not, and warns of that every second. (mypy sees the V1 class.)"""
 
     def _register_sigint_handler(self, controller: Any) -> None:
         pass
 
     def _create_default_callbacks(self) -> list[Any]:
-        found = super()._create_default_callbacks()
+        found: list[Any] = super()._create_default_callbacks()  # type: ignore[misc]
         if is_own_ray():
             found = [one for one in found if not isinstance(one, PlacementGroupCleanerCallback)]
         return found

@@ -103,9 +103,8 @@ class _Page:
         rows = sum(one.result["rows"] for one in sets)
         if len(sets) == 1:
             return f"{clipped(str(sets[0].result['name']), SET_CHARS)}, {rows:,} rows"
-        whose = "of yours" if is_own(sets[0].result) else sets[0].result["group"]
-        kind = f"label sets {whose}" if whose == "of yours" else f"{whose} label sets"
-        return f"{len(sets)} {kind}, {rows:,} rows"
+        whose = "own" if is_own(sets[0].result) else sets[0].result["group"]
+        return f"{len(sets)} {whose} label sets, {rows:,} rows"
 
     def methods(self) -> list[str]:
         found = dict.fromkeys(key for one in self.results for key in (self.main, *others(one)))
@@ -125,13 +124,8 @@ class _Page:
         text = f"{main} answers {percent(self._mean(self.main))} % rightly ({rows})"
         if self.main != "cosine" and self._mean("cosine") is not None:
             text += f", cosine similarity {percent(self._mean('cosine'))} %"
-        best = max(
-            (m for m in self.methods() if m.startswith("adapted")),
-            key=lambda m: self._mean(m) or 0.0,
-            default=None,
-        )
-        if best is not None and (found := self._mean(best)) is not None:
-            text += f", {_spelt(best)} {percent(found)} %"
+        if (adapted := self._mean("adapted")) is not None:
+            text += f", adapted labels {percent(adapted)} %"
         return text + "."
 
     def _mean(self, method: str, figure: str = "accuracy") -> float | None:
@@ -359,12 +353,6 @@ def _signed(share: float) -> str:
 
 def _called(method: str) -> str:
     return "SCE" if method == "sce" else method
-
-
-def _spelt(method: str) -> str:
-    """Labels that were adapted, for a sentence."""
-    _, _, examples = method.partition("+")
-    return f"adapted labels with {examples} examples a label" if examples else "adapted labels"
 
 
 def _duration(seconds: float) -> str:
