@@ -101,7 +101,7 @@ def test_ctrl_c_ends_a_training_with_a_line_that_says_how_it_goes_on(home):
 
 def test_ctrl_c_ends_a_bulk_job_on_rays_actors_with_a_line(home, tmp_path):
     rows = tmp_path / "rows.jsonl"
-    rows.write_text("".join(json.dumps({"text": text(i)}) + "\n" for i in range(60_000)))
+    rows.write_text("".join(json.dumps({"text": text(i)}) + "\n" for i in range(200_000)))
     build_models(tmp_path, "sce")
     command = [sys.executable, "jobs/classify.py", *model_flags(tmp_path), "--input", str(rows)]
     command += ["--output", str(tmp_path / "out"), "--labels", json.dumps(LABELS)]
@@ -117,10 +117,11 @@ def test_ctrl_c_ends_a_bulk_job_on_rays_actors_with_a_line(home, tmp_path):
     lines = []
     for line in stopped.stdout:
         lines.append(line)
-        if "with errors" in line:  # how far it is
+        if "the cluster has" in line:
+            time.sleep(5)  # the actors are begun, and have more to do than that
             os.killpg(stopped.pid, signal.SIGINT)
     assert stopped.wait(timeout=60) == 130, lines
-    assert "of 60,000 rows are kept in" in lines[-1]
+    assert "of 200,000 rows are kept in" in lines[-1]
     for noise in ("Traceback", "max_restarts", "Loading weights", "\x1b"):
         assert noise not in "".join(lines)
 

@@ -65,8 +65,8 @@ class Settings(JobConfig):
 
 def job(settings):
     names = ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS")
-    print(*(os.environ.get(name) for name in names), flush=True)
     try:
+        print(*(os.environ.get(name) for name in names), flush=True)
         time.sleep(60)
     except KeyboardInterrupt as stopped:
         if settings.name:
