@@ -49,8 +49,8 @@ def load_weights(loader: Any, place: str | Path, **options: Any) -> Any:
 
 @contextmanager
 def without_bars() -> Iterator[None]:
-    """transformers draws a bar for the second in which it loads weights, into logs as well: none
-    of them inside, and whatever was so before after it."""
+    """transformers draws a bar for the second in which it loads or writes weights, into logs as
+    well: none of them inside, and whatever was so before after it."""
     from transformers import logging as transformers_logging
 
     shown = transformers_logging.is_progress_bar_enabled()
@@ -65,7 +65,8 @@ def without_bars() -> Iterator[None]:
 def save_weights(model: Any, folder: Path) -> None:
     """`save_pretrained`, with weights that may be read by whom the configuration beside them may:
     safetensors leaves them to their owner alone, whatever the umask."""
-    model.save_pretrained(folder)
+    with without_bars():
+        model.save_pretrained(folder)
     for file in folder.glob("*.safetensors"):
         file.chmod(stat.S_IMODE((folder / "config.json").stat().st_mode))
 
