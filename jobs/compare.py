@@ -7,11 +7,12 @@
 
 Reads the measured runs of an MLflow experiment (by default sce-evaluation: those of
 jobs/train_sce.py, jobs/train_llama.py and jobs/evaluate.py; the latest of each name and seed) and
-prints tables 1 and 2 in the paper's layout, every figure of each method, differences with intervals
-and McNemar's test, epoch times and operations beside appendices R and S, and accuracy against
-compute. Labels adapted by a method's vectors are methods of their own, with the seconds and
-operations of their fit. Writes the same as Markdown, CSV and HTML with charts to the output folder
-and to MLflow.
+prints their accuracies with intervals, on your own rows first, and what each takes. The report has
+charts, tables 1 and 2 in the paper's layout, every figure of each method, differences with
+intervals and McNemar's test, epoch times and operations beside appendices R and S, and accuracy
+against compute. Labels adapted by a method's vectors are methods of their own, with the seconds and
+operations of their fit. It is written as Markdown, CSV and HTML to the output folder and to MLflow;
+an earlier one is kept (runs/compare-2).
 The last line of standard output is JSON. Exit code 0: done, 1: failed, 2: wrong input.
 """
 

@@ -23,8 +23,9 @@ leaves them out.
 similarity, SCE and adapted labels, its texts a second, memory and hours for a million texts on this
 machine; and recommends one. It writes to RUN_DIR/results-embedders.
 
-Prints a table, and writes results.json, results.md, predictions.parquet and the confusion matrices
-to RUN_DIR/results, or for rows of your own to RUN_DIR/results-own/FILE.
+Prints a table, and writes report.html (charts, confusions with texts that show them, cost: one file
+to look at), results.md, results.json, predictions.parquet and the confusion matrices to
+RUN_DIR/results, or for rows of your own to RUN_DIR/results-own/FILE.
 The last line of standard output is JSON. Exit code 0: done, 1: failed, 2: wrong input.
 """
 

@@ -5,7 +5,8 @@
         --run-dir /shared/runs/paper
 
 Prepares the data and embeds it first where that is missing or out of date, then trains, fits
-the temperature, writes the model and measures it. Any setting can be given as a flag:
+the temperature, writes the model and measures it: RUN_DIR/results/report.html is one page to look
+at. Any setting can be given as a flag:
 
     python jobs/train_sce.py --config configs/quickstart/sce.yaml --train.epochs 5 --seed 1
 

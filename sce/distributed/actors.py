@@ -22,7 +22,9 @@ import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import ray
 import ray.data
+from ray import cloudpickle
 from ray.data import ActorPoolStrategy, DataContext
+from ray.data._internal.execution.operators.actor_pool_map_operator import ActorPoolMapOperator
 from ray.data.checkpoint import CheckpointConfig
 from ray.data.datasource import FilenameProvider
 from ray.exceptions import RayError, RayTaskError
@@ -44,6 +46,8 @@ IO_TASK: dict[str, Any] = {"num_cpus": 0.25, "runtime_env": {"env_vars": _IO_VAR
 """The workers that read and write. One that has read many shards is to be no larger than one that
 has read two: Arrow's own pool, and glibc's with a threshold that grows, keep freed blocks."""
 REPORT_SECONDS = 2.0
+INLINE_BYTES = 90_000
+"""Ray passes a value of up to 100 KiB with a call; a larger one through the object store."""
 
 T = TypeVar("T")
 
@@ -56,9 +60,13 @@ class ActorPool:
 
     def __init__(self, plan: ActorPlan, limit: ErrorLimit) -> None:
         self._plan = plan
-        # It has no arguments that Ray would have to keep for a restart.
+        # It has no arguments that Ray would have to keep for a restart; nor have those who ask for
+        # it by its name: a handle would be one.
+        self._counter_name = f"rows-{uuid.uuid4().hex}"
         self._counter: Any = (
-            ray.remote(RowCounter).options(num_cpus=0, max_restarts=-1).remote(limit)
+            ray.remote(RowCounter)
+            .options(num_cpus=0, max_restarts=-1, name=self._counter_name)
+            .remote(limit)
         )
 
     @classmethod
@@ -83,7 +91,7 @@ class ActorPool:
     def run_part(self, run: OutputRun, number: int, shards: Sequence[Shard], stage: Stage) -> None:
         """Raises what a block's function raised on purpose as such."""
         try:
-            _run_part(run, number, shards, stage, self._plan, self._counter)
+            _run_part(run, number, shards, stage, self._plan, self._counter_name)
         except RayTaskError as error:
             raise cause_of(error) from None
 
@@ -122,7 +130,7 @@ def _run_part(
     shards: Sequence[Shard],
     stage: Stage,
     plan: ActorPlan,
-    counter: Any,
+    counter: str,
 ) -> None:
     files, checkpoint_path = _for_ray(run.checkpoint_uri(number))
     _, folder = _for_ray(run.part_uri(number))
@@ -138,7 +146,7 @@ def _run_part(
     context.target_max_block_size = stage.block_bytes
     context.enable_progress_bars = False
     context.raise_original_map_exception = True  # a user's mistake is told from a bug by its type
-    with DataContext.current(context):
+    with DataContext.current(context), arguments_by_value():
         dataset = ray.data.read_datasource(
             ShardSource(shards, stage.columns, stage.block_bytes),
             override_num_blocks=len(shards),
@@ -169,6 +177,40 @@ def _run_part(
             dataset.write_datasink(sink, ray_remote_args=IO_TASK)
 
 
+@contextmanager
+def arguments_by_value() -> Iterator[None]:
+    """Let Ray Data pass what its actors are built of with the call that builds them, where it is
+    small, and not by references into the object store.
+
+    An actor that is begun anew after its death needs its arguments again, and Ray does not keep
+    what they refer to for that (ray issue 53727): it says so, as an error in C++, of every pool
+    whose arguments are references or hold some, handles of actors too.
+    """
+    start = ActorPoolMapOperator._start_actor
+
+    def start_by_value(self: Any, *arguments: Any, **named: Any) -> Any:
+        values = {
+            "_data_context_ref": self.data_context,
+            "_map_transformer_ref": self._map_transformer,
+        }
+        if any(len(cloudpickle.dumps(value)) > INLINE_BYTES for value in values.values()):
+            return start(self, *arguments, **named)
+        before = {name: vars(self)[name] for name in values if name in vars(self)}
+        vars(self).update(values)  # over what Ray Data works out once and caches there
+        try:
+            return start(self, *arguments, **named)
+        finally:
+            for name in values:
+                del vars(self)[name]
+            vars(self).update(before)
+
+    ActorPoolMapOperator._start_actor = start_by_value  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        ActorPoolMapOperator._start_actor = start  # type: ignore[method-assign]
+
+
 def _for_ray(uri: str) -> tuple[pafs.FileSystem | None, str]:
     """What Ray Data reaches a place by; of a store it finds that itself, on each node."""
     is_local = "://" not in uri or uri.startswith(f"{ROOTED}://")
@@ -176,14 +218,14 @@ def _for_ray(uri: str) -> tuple[pafs.FileSystem | None, str]:
 
 
 class BlockActor:
-    """One model; works off blocks, and reports them to the counter."""
+    """One model; works off blocks, and reports them to the actor of the name `counter`."""
 
-    def __init__(self, make: Callable[[], BlockFunction], threads: int, counter: Any) -> None:
+    def __init__(self, make: Callable[[], BlockFunction], threads: int, counter: str) -> None:
         started = time.time()
         self._torch = TorchThread(threads)
         self._apply = self._torch.run(make)
         self._load_seconds = time.time() - started
-        self._counter = counter
+        self._counter: Any = ray.get_actor(counter)
         self._name = uuid.uuid4().hex
         self._rows = 0
         self._errors: Counter[str] = Counter()

@@ -22,7 +22,6 @@ import ray
 import ray.data
 import torch
 from ray.data import ActorPoolStrategy, DataContext
-from transformers.utils import logging as transformers_logging
 
 from sce.baselines.prompted import (
     Candidates,
@@ -33,6 +32,7 @@ from sce.baselines.prompted import (
     parameter_count,
 )
 from sce.baselines.settings import PromptedConfig
+from sce.distributed.actors import arguments_by_value
 from sce.distributed.resources import ActorPlan, TorchThread, embed_actors
 from sce.distributed.settings import ResourcesConfig
 from sce.embedding.row_checks import check_texts
@@ -134,13 +134,14 @@ def _run(
     try:
         dataset = ray.data.from_arrow(blocks).map_batches(
             PromptedActor,
-            fn_constructor_args=([ray.put(label_sets)], config, plan.device, plan.threads),
+            fn_constructor_args=(label_sets, config, plan.device, plan.threads),
             batch_size=None,
             batch_format="pyarrow",
             compute=ActorPoolStrategy(size=min(plan.actors, len(blocks))),
             **plan.ray_arguments(),
         )
-        return pa.concat_tables(dataset.iter_batches(batch_size=None, batch_format="pyarrow"))
+        with arguments_by_value():
+            return pa.concat_tables(dataset.iter_batches(batch_size=None, batch_format="pyarrow"))
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, InputError):
             raise error.cause from None
@@ -181,15 +182,14 @@ class PromptedActor:
 
     def __init__(
         self,
-        label_sets: Sequence[Any],
+        label_sets: Sequence[LabelSet],
         config: PromptedConfig,
         device: Literal["cpu", "cuda"],
         threads: int,
     ) -> None:
-        transformers_logging.disable_progress_bar()
         self._torch = TorchThread(threads)
         self._config, self._device = config, device
-        self._label_sets: Sequence[LabelSet] = ray.get(label_sets[0])
+        self._label_sets = label_sets
         self._candidates: dict[int, Candidates] = {}
 
     @cached_property

@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import stat
+import sys
 import tempfile
 from contextlib import suppress
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 import ray
 import ray.data
-from ray._private import ray_constants
+from ray._private import ray_constants, ray_logging
 from ray._private.utils import internal_kv_get_with_retry
 from ray._raylet import GcsClient  # type: ignore[attr-defined]
 
@@ -51,9 +52,15 @@ def ensure_ray(dashboard: bool | None = None) -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     # Ray Train would print every line of a worker twice: as it comes, and as a log record.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+    # It would tell workers that their node will be taken away, for which none of ours asks.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    if not (sys.stdout.isatty() and sys.stderr.isatty()):
+        os.environ.setdefault("RAY_COLOR_PREFIX", "0")  # before each line of a worker
+        # Behind a line that several wrote; no setting names it.
+        ray_logging._color = str  # type: ignore[assignment]
     if ray.is_initialized():
         return
-    address = os.environ.get("RAY_ADDRESS") or "local"
+    address = _address()
     options: dict[str, Any] = {}
     if address == "local":
         asked = os.environ.get(DASHBOARD) == "true" if dashboard is None else dashboard
@@ -70,6 +77,15 @@ def ensure_ray(dashboard: bool | None = None) -> None:
         where = "start on this machine" if address == "local" else f"be joined at {address}"
         raise ConfigError(f"Ray cannot {where}: {' '.join(str(error).split())[:500]}") from None
     ray.data.DataContext.get_current().print_on_execution_start = False
+
+
+def is_own_ray() -> bool:
+    """Whether Ray is this process' own, which ends with it."""
+    return _address() == "local"
+
+
+def _address() -> str:
+    return os.environ.get("RAY_ADDRESS") or "local"
 
 
 def dashboard_url() -> str:

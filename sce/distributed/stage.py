@@ -113,6 +113,12 @@ def run_stage(
         except TooManyErrors:
             so_far = pool.totals() or ActorCounts()
             raise _too_many(so_far.rows, so_far.errors, shards) from None
+        except KeyboardInterrupt as stopped:
+            stopped.add_note(
+                f"{what}: {rows_done(run):,} of {total:,} rows are kept in {run.uri}; the same "
+                "command goes on with the others."
+            )
+            raise
     counts = PartCounts.total(list(run.parts.values()))
     if limit.exceeded(counts.rows, sum(counts.errors.values()), finished=True):
         raise _too_many(counts.rows, counts.errors, shards)

@@ -154,17 +154,6 @@ class Fitted:
         )
 
 
-class _Trainer(TorchTrainer):
-    """Without the actor that frees a dead controller's placement group where there is no dashboard:
-    it would ask that, every second, and complain. Such a Ray is the job's own, and ends with it."""
-
-    def _create_default_callbacks(self) -> list[Any]:
-        found: list[Any] = super()._create_default_callbacks()  # type: ignore[misc]  # V1
-        if get_dashboard_url():
-            return found
-        return [one for one in found if not isinstance(one, PlacementGroupCleanerCallback)]
-
-
 def run_training(
     build: Callable[[Any, Worker], Training], parts: Any, train: TrainConfig, run: Run
 ) -> Fitted:
@@ -207,6 +196,22 @@ def run_training(
     assert result.best_checkpoints, "every run reports a checkpoint"
     checkpoint, best = max(result.best_checkpoints, key=lambda c: (c[1]["score"], -c[1]["epoch"]))
     return Fitted(checkpoint, best, dict(result.metrics or {}), run.workers)
+
+
+class _Trainer(TorchTrainer):
+    """Leaves Ctrl+C to the job: Ray's handler would stay when the training is over, and end the
+    process as if all were done. And does without the actor that gives resources back when the
+    controller has died where there is no dashboard, which it asks: it would warn of that every
+    second, and such a Ray ends with the job anyway. (mypy sees the V1 class.)"""
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        pass
+
+    def _create_default_callbacks(self) -> list[Any]:
+        found: list[Any] = super()._create_default_callbacks()  # type: ignore[misc]
+        if not get_dashboard_url():
+            found = [one for one in found if not isinstance(one, PlacementGroupCleanerCallback)]
+        return found
 
 
 def _train_worker(config: dict[str, Any]) -> str | None:

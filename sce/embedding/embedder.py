@@ -23,7 +23,6 @@ import torch
 from tokenizers import Tokenizer, processors
 from torch import nn
 from transformers import AutoModel, JinaEmbeddingsV3Model, PreTrainedConfig, PreTrainedModel
-from transformers.utils import logging as transformers_logging
 
 from sce.embedding.checkpoint import Checkpoint, resolve_checkpoint
 from sce.embedding.files import read_json
@@ -40,7 +39,7 @@ from sce.embedding.tokenising import (
 )
 from sce.errors import EmbedderError
 from sce.model.arithmetic import choose_dtype
-from sce.model.weights import load_weights
+from sce.model.weights import load_weights, without_bars
 
 BATCH_TOKENS = {"cpu": 4096, "cuda": 65536}
 """Tokens of one forward pass, padding included."""
@@ -205,19 +204,15 @@ def load_embedder(config: EmbedderConfig) -> TextEmbedder:
     there, not reachable, damaged, of an unsupported design, or the device is missing."""
     checkpoint = resolve_checkpoint(config)
     device = choose_device(config.device)
-    progress_bar = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
     try:
         dtype = choose_dtype(config.dtype, device)
-        model = _load_model(config, checkpoint, dtype, device)
+        with without_bars():
+            model = _load_model(config, checkpoint, dtype, device)
         tokenizer = _load_tokenizer(checkpoint)
     except (OSError, ValueError, KeyError) as error:
         raise EmbedderError(
             f"the embedder {config.model_name!r} cannot be loaded from {checkpoint.folder}: {error}"
         ) from error
-    finally:
-        if progress_bar:
-            transformers_logging.enable_progress_bar()
     computed_in = str(dtype).removeprefix("torch.")
     return TextEmbedder(
         model.eval().requires_grad_(False).to(device),  # type: ignore[arg-type]

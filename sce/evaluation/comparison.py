@@ -11,16 +11,103 @@ from sce.evaluation import paper
 from sce.evaluation.paper import EPOCHS, LORA, SCE, SEEN, UNSEEN
 from sce.evaluation.runs import (
     Accuracy,
+    Difference,
     MethodRuns,
     SetAnswers,
     common_note,
     common_sets,
     difference,
     groups_of,
+    own_datasets,
 )
-from sce.evaluation.tables import Table, bounds, change, number, percent
+from sce.evaluation.tables import Cell, Table, bounds, change, number, percent
 
 SMALLEST_P = 1e-99
+SCREEN_ROWS, METHOD_CHARS = 30, 40
+"""Of a table on a screen."""
+
+
+def brief_tables(methods: Sequence[MethodRuns]) -> list[Table]:
+    """What a screen shows, 80 characters wide: what was measured, the user's datasets first, and
+    what it took; the paper's figures and all else are in the report (`build_tables`)."""
+    reference, own = _reference(methods), own_datasets(methods)
+    others = list(dict.fromkeys(d for m in methods for d in m.datasets if d not in own))
+    rows: list[list[Cell]] = []
+    for dataset in own:
+        rows += _dataset_rows(methods, reference, dataset, ", your rows")
+    if len(rows) + len(others) * (len(methods) + 1) <= SCREEN_ROWS:
+        for dataset in others:
+            rows += _dataset_rows(methods, reference, dataset)
+    else:
+        for group in groups_of(methods):
+            rows += _group_rows(methods, reference, group, own)
+    accuracy = Table(
+        ["method", "accuracy", "difference"],
+        [[_cut(row[0], METHOD_CHARS), *row[1:]] for row in rows],
+        "What was measured",
+        "Percent right, [low, high]: 95 % interval. difference: from "
+        f"{reference.name}, on the rows that both answered.",
+    )
+    taken = []
+    for m in methods:
+        cost = m.described["cost"]
+        rates = [
+            number(cost[name], 0) for name in ("texts_per_second", "embedded_texts_per_second")
+        ]
+        flops = m.training_flops
+        operations = "none" if flops is None else f"{flops:.2g}"
+        memory = number(cost["peak_memory_bytes"] / 1e6, 0)
+        taken.append([_cut(m.name, METHOD_CHARS), *rates, memory, operations])
+    cost_columns = ["method", "texts/s", "vectors/s", "MB", "training"]
+    caption = "Answers a second from texts, and from vectors; training: operations in all."
+    return [accuracy, Table(cost_columns, taken, "What it took", caption)]
+
+
+def _dataset_rows(
+    methods: Sequence[MethodRuns], reference: MethodRuns, dataset: str, said: str = ""
+) -> list[list[Cell]]:
+    """A heading, and a row for each method that was measured on the dataset."""
+    common = common_sets(methods, dataset, "dataset")
+    heading = dataset + (f", mean of {len(common)} sets" if len(common) > 1 else "") + said
+    rows: list[list[Cell]] = [[heading]]
+    for m in methods:
+        if (found := m.accuracy(dataset, common)) is None:
+            continue
+        less = "" if m is reference else _difference_cell(difference(m, reference, dataset))
+        rows.append([m.name, _accuracy(found), less])
+    return rows
+
+
+def _group_rows(
+    methods: Sequence[MethodRuns], reference: MethodRuns, group: str, own: Sequence[str]
+) -> list[list[Cell]]:
+    """A heading, and a row for each method: its mean over the datasets of the group."""
+    common = common_sets(methods, group) - {
+        s.name for m in methods for s in m.sets.values() if s.dataset in own
+    }
+    rows: list[list[Cell]] = [[f"{group} datasets, mean of {len(common)} set(s)"]]
+    base = reference.mean(group, "accuracy", common)
+    for m in methods:
+        if (mean := m.mean(group, "accuracy", common)) is not None:
+            less = "" if m is reference or base is None else percent(mean - base, "+")
+            rows.append([m.name, percent(mean), less])
+    return rows if len(rows) > 1 else []
+
+
+def _difference_cell(found: Difference | None) -> str:
+    if found is None:
+        return ""
+    return percent(found.value, "+") + bounds(found.low, found.high, "+")
+
+
+def _reference(methods: Sequence[MethodRuns]) -> MethodRuns:
+    """What the others are compared with: the first SCE, or the first method."""
+    return next((m for m in methods if m.kind == "sce"), methods[0])
+
+
+def _cut(cell: Cell, chars: int) -> Cell:
+    text = str(cell)
+    return text if len(text) <= chars else text[: chars - 1] + "…"
 
 
 def build_tables(methods: Sequence[MethodRuns]) -> list[Table]:
@@ -41,13 +128,20 @@ def accuracy_table(
     name: str, title: str, methods: Sequence[MethodRuns], columns: list[str]
 ) -> Table:
     """The paper's layout: its figures, and ours beside them; then datasets that it has not."""
-    headings = {"Unseen datasets": UNSEEN, "Seen datasets": SEEN}
+    own = own_datasets(methods)
     others = {d: d for m in methods for d in m.datasets if d not in paper.ACCURACY}
     for dataset in others:
         sets = len(common_sets(methods, dataset, "dataset"))
         others[dataset] += f", mean of {sets} sets" if sets > 1 else ""
-    rows = []
-    for heading, names in (headings | ({"Other datasets": others} if others else {})).items():
+    rows: list[list[Cell]] = []
+    for heading, names in (
+        ("Your datasets", {d: d for d in own} | {d: n for d, n in others.items() if d in own}),
+        ("Unseen datasets", UNSEEN),
+        ("Seen datasets", SEEN),
+        ("Other datasets", {d: n for d, n in others.items() if d not in own}),
+    ):
+        if not names:
+            continue
         rows.append([heading])
         for dataset, shown in names.items():
             printed = paper.ACCURACY.get(dataset)
@@ -109,12 +203,12 @@ def figures_table(methods: Sequence[MethodRuns]) -> Table:
 
 def differences_table(methods: Sequence[MethodRuns]) -> Table:
     """The first SCE, or the first method, against every other."""
-    reference = next((m for m in methods if m.kind == "sce"), methods[0])
+    reference = _reference(methods)
     rows = [
         [
             m.name,
             dataset,
-            percent(found.value, "+") + bounds(found.low, found.high, "+"),
+            _difference_cell(found),
             f"{found.p:.2g}" if found.p >= SMALLEST_P else f"< {SMALLEST_P:g}",
             f"{found.rows:,}",
             f"{found.left_out:,}",

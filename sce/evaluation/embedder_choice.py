@@ -113,29 +113,37 @@ def recommend(measured: Sequence[MeasuredEmbedder], seed: int = 0) -> Recommenda
 
 
 def accuracy_table(measured: Sequence[MeasuredEmbedder]) -> Table:
-    """A row for each set and kind of label information, with the mean where there are several; a
-    column for each embedder and method."""
-    # Model folders are the user's: what one embedder lacks has no column of dashes.
-    columns = [(one, method) for one in measured for method in one.methods]
+    """A group of rows for each set and kind of label information, and for the mean where there are
+    several; in it a row for each embedder, a column for each method."""
+    methods = [m for m in METHODS if any(m in one.methods for one in measured)]
     rows: list[list[Cell]] = []
-    results = [one.results for one in measured]
-    for of_set in zip(*results, strict=True):
-        by_name = {one.name: result for one, result in zip(measured, of_set)}
+    for of_set in zip(*(one.results for one in measured), strict=True):
         first = of_set[0]
         information = ", names alone" if first["group"].endswith("by name") else ""
-        cells = [percent(by_name[one.name][method]["accuracy"]) for one, method in columns]
-        rows.append([f"{first['name']}{information}", *cells])
-    if len(rows) > 1:
-        means = [
-            percent(float(np.mean([r[method]["accuracy"] for r in one.results])))
-            for one, method in columns
-        ]
-        rows += [[], ["mean", *means]]
-    headings = [f"{one.name}\n{METHODS[method]}" for one, method in columns]
+        rows.append([f"{first['name']}{information}"])
+        for one, result in zip(measured, of_set):
+            cells = [result[m]["accuracy"] if m in one.methods else None for m in methods]
+            rows.append([short_name(one.name), *map(percent, cells)])
+    if len(measured[0].results) > 1:
+        rows.append(["mean"])
+        for one in measured:
+            means = [
+                float(np.mean([r[m]["accuracy"] for r in one.results]))
+                if m in one.methods
+                else None
+                for m in methods
+            ]
+            rows.append([short_name(one.name), *map(percent, means)])
     caption = "Percent right. adapted: labels fitted to the texts, without their answers."
     if without := [one.name for one in measured if one.model is None]:
         caption += f" No trained model was found, so no SCE: {', '.join(without)}."
-    return Table(["set", *headings], rows, "Accuracy", caption, wrap=False)
+    headings = [METHODS[method] for method in methods]
+    return Table(["embedder", *headings], rows, "Accuracy", caption, wrap=False)
+
+
+def short_name(name: str) -> str:
+    """Of a hub id or a folder the last part, for a table."""
+    return name.rstrip("/").rpartition("/")[2]
 
 
 def cost_table(measured: Sequence[MeasuredEmbedder]) -> Table:
@@ -152,7 +160,8 @@ def cost_table(measured: Sequence[MeasuredEmbedder]) -> Table:
         ["tokens of a text at most", *(number(one.max_tokens, 0) for one in measured)],
         ["rows cut there, %", *(percent(one.truncated) for one in measured)],
     ]
-    return Table(["on this machine", *(one.name for one in measured)], rows, "Cost")
+    names = [short_name(one.name) for one in measured]
+    return Table(["on this machine", *names], rows, "Cost")
 
 
 def to_dict(one: MeasuredEmbedder) -> dict[str, Any]:

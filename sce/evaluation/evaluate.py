@@ -51,6 +51,7 @@ class EvaluationSet:
     labels: Sequence[str]
     vectors_ND: np.ndarray | None = None
     corpus_MD: np.ndarray | None = None
+    own: bool = False
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -110,13 +111,14 @@ class VectorMethod(Method):
 
 @dataclass(frozen=True)
 class Evaluated:
-    """A result as `report` describes it, with the confusion matrix of the first method and every
-    method's predictions (`PREDICTIONS`)."""
+    """A result as `report` describes it, with the confusion matrix of the first method, every
+    method's predictions (`PREDICTIONS`), and the texts in the order of a method's rows there."""
 
     result: dict[str, Any]
     confusion_KK: np.ndarray
     label_names: list[str]
     predictions: pa.Table
+    texts: Sequence[str]
 
 
 PREDICTIONS = pa.schema(
@@ -239,6 +241,7 @@ def _evaluated(
         "name": rows.name,
         "dataset": rows.dataset,
         "group": task.group,
+        "own": rows.own,
         "information": task.information,
         "rows": len(rows),
         "labels": len(label_set),
@@ -266,7 +269,8 @@ def _evaluated(
     for (method, _), mine in list(zip(answered, right))[compared:]:
         result[method.name] |= _difference(mine, right[compared - 1], config, seed)
     confusion_KK = metrics.confusion(probabilities[0], targets_N)
-    return Evaluated(result, confusion_KK, label_set.names, pa.concat_tables(tables))
+    predictions = pa.concat_tables(tables)
+    return Evaluated(result, confusion_KK, label_set.names, predictions, rows.texts)
 
 
 def _difference(

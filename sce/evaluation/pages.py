@@ -48,17 +48,17 @@ def report_markdown(title: str, tables: Sequence[Table], charts: Sequence[str] =
 
 
 def report_html(title: str, tables: Sequence[Table], charts: Mapping[str, Figure]) -> str:
-    """One file, without anything from elsewhere."""
+    """One file, without anything from elsewhere: charts first, tables after."""
     parts = []
-    for table in tables:
-        caption = html.escape(f"{table.caption} {table.note}")
-        parts.append(f"<h2>{html.escape(table.title)}</h2>\n{table.to_html()}")
-        parts.append(f'<p class="caption">{caption}</p>')
     for name, figure in charts.items():
         drawn = io.StringIO()
         figure.savefig(drawn, format="svg")
         svg = drawn.getvalue()
         parts.append(f"<h2>{html.escape(name.replace('_', ' '))}</h2>\n{svg[svg.index('<svg') :]}")
+    for table in tables:
+        caption = html.escape(f"{table.caption} {table.note}")
+        parts.append(f"<h2>{html.escape(table.title)}</h2>\n{table.to_html()}")
+        parts.append(f'<p class="caption">{caption}</p>')
     return html_page(title, parts)
 
 

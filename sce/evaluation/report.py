@@ -6,6 +6,7 @@ A result is a dict for one label set:
     dataset                         the dataset that it belongs to
     group                           "own", "seen" or "unseen" in training; any other group is
                                     shown after these and named beside each of its sets
+    own                             whether the rows are the user's: those come first
     rows, labels                    rows measured, size K of the set
     method                          key of the method that was measured; default "sce"
     sce, cosine, prompted           dicts: accuracy, accuracy_low, accuracy_high, macro_f1, nll,
@@ -18,11 +19,13 @@ A result is a dict for one label set:
                                     how many labels have fewer examples than that
 
 Every figure may be None or absent. More than eight sets of one dataset are one row, the mean
-over sets, unless all are asked for. The interval of such a mean resamples sets, not rows.
+over sets, unless all are asked for; beside rows of the user's it is one for seen and unseen sets.
+The interval of such a mean resamples sets, not rows.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
@@ -31,11 +34,12 @@ from typing import Any
 from rich.text import Text
 
 from sce.evaluation.metrics import bootstrap_interval, mean_of_known
-from sce.evaluation.summaries import ADAPTED, Result, adapted_methods, by_dataset
+from sce.evaluation.summaries import ADAPTED, Result, adapted_methods, by_dataset, is_own
 from sce.evaluation.tables import Cell, Table, bounds, change, number, percent
 
 MAX_SHOWN_SETS = 8
 _COMPARED = ("SCE accuracy", "cosine", "difference", "verdict")
+_NARROW = ("SCE", "cosine", "difference", "verdict")
 WIDE_CHARS = 150
 """A terminal as wide as this shows all columns."""
 VERDICTS = {1: "SCE better", -1: "cosine better", 0: "no clear difference"}
@@ -103,16 +107,36 @@ def dataset_mean(dataset: str, results: Sequence[Result]) -> dict[str, Any]:
 
 
 def lines(results: Sequence[Result], show_all: bool = False) -> list[Result]:
-    """The results that a table shows, in order: own, seen, unseen; large groups as a mean."""
+    """What a table shows, in order: the user's sets, seen, unseen; large groups as a mean."""
     ranks = {group: rank for rank, group in enumerate(_GROUPS)}
-    ordered = sorted(results, key=lambda r: (ranks.get(r["group"], len(ranks)), r["group"]))
+    ordered = sorted(
+        results, key=lambda r: (not is_own(r), ranks.get(r["group"], len(ranks)), r["group"])
+    )
     shown: list[Result] = []
+    if not show_all and any(map(is_own, results)):
+        shown = [result for result in ordered if is_own(result)]
+        ordered = _in_brief([result for result in ordered if not is_own(result)])
     for (_, dataset), members in by_dataset(ordered).items():
         if show_all or len(members) <= MAX_SHOWN_SETS:
             shown.extend(members)
         if len(members) > MAX_SHOWN_SETS:
             shown.append(dataset_mean(dataset, members))
     return shown
+
+
+def _in_brief(results: Sequence[Result]) -> list[Result]:
+    """The same, but the many sets of a dataset as one group, with all that is known of the labels:
+    what stands beside rows of the user's is no more than a line."""
+    found: list[Result] = []
+    for dataset in dict.fromkeys(result.get("dataset") for result in results):
+        members = [result for result in results if result.get("dataset") == dataset]
+        rich = [r for r in members if r.get("information", "all") == "all"] or members
+        if dataset is not None and len(rich) > MAX_SHOWN_SETS:
+            counts = Counter(result["group"] for result in rich)
+            group = ", ".join(f"{count} {name}" for name, count in counts.items())
+            members = [result | {"group": group} for result in rich]
+        found += members
+    return found
 
 
 def to_table(
@@ -139,9 +163,10 @@ def beside_cosine(results: Sequence[Result], show_all: bool = False, wide: bool 
     columns = ["set", "rows", "labels", *(["accuracy"] if alone else _COMPARED)]
     columns += ["macro-F1", "NLL", "ECE", "flips"]
     if not wide:
-        columns = ["set", "labels", *(("accuracy", "NLL", "flips") if alone else _COMPARED)]
+        columns = ["set", *(("labels", "accuracy", "NLL", "flips") if alone else _NARROW)]
     shown = "Accuracy" if alone else "SCE accuracy, cosine and difference"
-    caption = f"[low, high]: 95 % interval. {shown} in percent."
+    interval = "[low, high]" if wide else "low–high and [low, high]"
+    caption = f"{interval}: 95 % interval. {shown} in percent."
     if wide:
         caption += (
             " NLL and ECE: before → after calibration."
@@ -149,7 +174,7 @@ def beside_cosine(results: Sequence[Result], show_all: bool = False, wide: bool 
         )
     rows: list[list[Cell]] = []
     for _, of_group in groupby(lines(results, show_all), key=lambda result: result["group"]):
-        rows += [[], *([_cells(result)[name] for name in columns] for result in of_group)]
+        rows += [[], *([_cells(result, wide)[name] for name in columns] for result in of_group)]
     return Table(columns, rows[1:], headline(results), caption, left=("set", "verdict"), wrap=False)
 
 
@@ -230,39 +255,48 @@ def _accuracy_cell(figures: Mapping[str, Any], wide: bool) -> Text:
     """Two lines: narrow "56.0 +8.1" and "53.5–58.4", wide "56.0 [53.5, 58.4]" and the same of the
     difference."""
     accuracy, gain, won = percent(figures.get("accuracy")), "", verdict(figures)
-    low, high = figures.get("accuracy_low"), figures.get("accuracy_high")
     if figures.get("difference") is not None:
         gain = percent(figures["difference"], "+")
     if wide:
         gain += bounds(figures.get("difference_low"), figures.get("difference_high"), "+")
+        low, high = figures.get("accuracy_low"), figures.get("accuracy_high")
         parts = [f"{accuracy}{bounds(low, high)}\n", gain, ""]
     else:
-        interval = "" if low is None else f"\n{percent(low)}–{percent(high)}"
-        parts = [f"{accuracy} " if gain else accuracy, gain, interval]
+        parts = [f"{accuracy} " if gain else accuracy, gain, _below(figures)]
     return Text(parts[0]) + Text(parts[1], "" if won is None else _COLOURS[won]) + Text(parts[2])
+
+
+def _below(figures: Mapping[str, Any]) -> str:
+    """The interval of an accuracy, to stand below it."""
+    low, high = figures.get("accuracy_low"), figures.get("accuracy_high")
+    return "" if low is None else f"\n{percent(low)}–{percent(high)}"
 
 
 def _main(result: Result) -> str:
     return str(result.get("method", "sce"))
 
 
-def _cells(result: Result) -> dict[str, Cell]:
+def _cells(result: Result, wide: bool) -> dict[str, Cell]:
     main, cosine = result.get(_main(result)) or {}, result.get("cosine") or {}
     name, group, won = " ".join(str(result["name"]).split()), result["group"], verdict(result)
     colour = "" if won is None else _COLOURS[won]
     difference = percent(result.get("difference"), "+")
     difference += bounds(result.get("difference_low"), result.get("difference_high"), "+")
+    said = "" if won is None else VERDICTS[won]
+    said = said if wide else said.replace(" d", "\nd")  # no wider than it must be
+    size = "" if wide else f"\n{result['labels']} labels, {result['rows']:,} rows"
     accuracy = percent(main.get("accuracy"))
     accuracy += bounds(main.get("accuracy_low"), main.get("accuracy_high"))
     return {
-        "set": name if group == "own" else f"{name} ({group})",
+        "set": (name if group == "own" else f"{name} ({group})") + size,
+        "SCE": percent(main.get("accuracy")) + _below(main),
         "rows": f"{result['rows']:,}",
         "labels": str(result["labels"]),
         "SCE accuracy": accuracy,
         "accuracy": accuracy,
         "cosine": percent(cosine.get("accuracy")),
         "difference": Text(difference, colour),
-        "verdict": Text("–" if won is None else VERDICTS[won], colour),
+        "verdict": Text("–" if won is None else said, colour),
         "macro-F1": number(main.get("macro_f1"), 3),
         "NLL": change(main.get("nll_uncalibrated"), main.get("nll"), 2),
         "ECE": change(main.get("ece_uncalibrated"), main.get("ece"), 3),

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from sce.errors import DataError
 from sce.evaluation.metrics import bootstrap_interval, mcnemar
-from sce.evaluation.summaries import named_results
+from sce.evaluation.summaries import is_own, named_results
 
 
 class Run(NamedTuple):
@@ -41,6 +41,8 @@ class SetAnswers:
     right_N: np.ndarray
     first_right_N: np.ndarray
     """The same in the run with the lowest seed alone, 0 or 1."""
+    own: bool = False
+    """Whether the rows are the user's."""
 
 
 class MethodRuns:
@@ -59,6 +61,7 @@ class MethodRuns:
     @cached_property
     def sets(self) -> dict[str, SetAnswers]:
         parts = [_by_set(run.predictions) for run in self.runs]
+        mine = {result["name"] for run in self.runs for result in run.results if is_own(result)}
         found = {}
         for name, table in parts[0].items():
             ids = table["row_id"].to_pylist()
@@ -76,7 +79,9 @@ class MethodRuns:
                 dataset = f"{dataset} ({group})"
             labels, first_N = table["labels"][0].as_py(), np.asarray(right[0], float)
             right_N = np.mean(right, axis=0)
-            found[name] = SetAnswers(name, dataset, group, labels, ids, right_N, first_N)
+            found[name] = SetAnswers(
+                name, dataset, group, labels, ids, right_N, first_N, name in mine
+            )
         return found
 
     @cached_property
@@ -157,6 +162,11 @@ class Difference(NamedTuple):
 def groups_of(methods: Sequence[MethodRuns]) -> list[str]:
     """Groups of the label sets on which any of the methods was measured."""
     return list(dict.fromkeys(s.group for m in methods for s in m.sets.values()))
+
+
+def own_datasets(methods: Sequence[MethodRuns]) -> list[str]:
+    """Datasets of the user's rows, on which any of the methods was measured."""
+    return list(dict.fromkeys(s.dataset for m in methods for s in m.sets.values() if s.own))
 
 
 def common_sets(methods: Sequence[MethodRuns], group: str, by: str = "group") -> frozenset[str]:

@@ -31,6 +31,9 @@ class EvaluateConfig(Section):
     bootstrap_samples: int = Field(1000, ge=100)
     pictures: bool = True
     """Draw a confusion matrix for each set."""
+    report_texts: bool = True
+    """Show in report.html some texts that were taken for something else. The page is kept in MLflow
+    too: switch it off where texts must not go there."""
     labelled: Place | None = None
     """The user's own labelled rows (JSONL, CSV or Parquet with the columns `text` and
     `label`): "how good is it on my data". Measured alone, or beside the `sets` that are named."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,11 @@ def dataset_key(group: str, dataset: str) -> str:
     """What names a dataset's figures in a tracker, behind the figure's own name: MLflow puts all
     charts before a slash into one section, and shows the rest as their titles."""
     return group if dataset == group else f"{dataset} {group}"
+
+
+def is_own(result: Mapping[str, Any]) -> bool:
+    """Whether the rows are the user's."""
+    return bool(result.get("own")) or str(result["group"]).startswith("own")
 
 
 def adapted_methods(result: Result) -> list[str]:

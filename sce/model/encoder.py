@@ -28,7 +28,7 @@ from transformers.models.roberta.modeling_roberta import RobertaEncoder
 from transformers.utils import ModelOutput
 
 from sce.model.settings import SCEFields, check_fields
-from sce.model.weights import refuse_pickles
+from sce.model.weights import refuse_pickles, without_bars
 
 ENCODERS = {"bert": BertEncoder, "roberta": RobertaEncoder, "xlm-roberta": RobertaEncoder}
 
@@ -176,7 +176,8 @@ class SCEModel(PreTrainedModel):
         Raises `InputError`: the weights are in another format."""
         place = pretrained_model_name_or_path
         refuse_pickles(place)
-        loaded = super().from_pretrained(place, *args, **kwargs | {"use_safetensors": True})
+        with without_bars():
+            loaded = super().from_pretrained(place, *args, **kwargs | {"use_safetensors": True})
         (loaded[0] if isinstance(loaded, tuple) else loaded).freeze()
         return loaded
 

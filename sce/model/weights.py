@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +34,10 @@ def load_weights(loader: Any, place: str | Path, **options: Any) -> Any:
     """
     refuse_pickles(place)
     try:
-        return loader.from_pretrained(
-            place, use_safetensors=True, trust_remote_code=False, **options
-        )
+        with without_bars():
+            return loader.from_pretrained(
+                place, use_safetensors=True, trust_remote_code=False, **options
+            )
     except OSError as error:
         if "use_safetensors" not in str(error):
             raise
@@ -44,10 +47,26 @@ def load_weights(loader: Any, place: str | Path, **options: Any) -> Any:
         ) from None
 
 
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """transformers draws a bar for the second in which it loads or writes weights, into logs as
+    well: none of them inside, and whatever was so before after it."""
+    from transformers import logging as transformers_logging
+
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
+
+
 def save_weights(model: Any, folder: Path) -> None:
     """`save_pretrained`, with weights that may be read by whom the configuration beside them may:
     safetensors leaves them to their owner alone, whatever the umask."""
-    model.save_pretrained(folder)
+    with without_bars():
+        model.save_pretrained(folder)
     for file in folder.glob("*.safetensors"):
         file.chmod(stat.S_IMODE((folder / "config.json").stat().st_mode))
 

@@ -21,6 +21,7 @@ from sce.storage.places import (
     open_input,
     parquet_source,
     readable,
+    relative,
     rooted_place,
     to_place,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "parquet_source",
     "put",
     "readable",
+    "relative",
     "remove",
     "replace_folder",
     "rooted_place",

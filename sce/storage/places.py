@@ -250,6 +250,13 @@ def readable(text: str) -> str:
     )
 
 
+def relative(place: Place) -> Place:
+    """A place as seen from the working directory, where it lies below it: for who reads it."""
+    if isinstance(place, Path) and place.is_relative_to(Path.cwd()):
+        return place.relative_to(Path.cwd())
+    return place
+
+
 def open_input(place: str | Place) -> pa.NativeFile:
     """A file to read, with random access.
 

@@ -1,6 +1,7 @@
 """What every job's `main` has in common: exit codes, logging, the closing line of JSON.
 
-Exit code 0: done. 1: failed. 2: bad configuration or input (nothing was half-written).
+Exit code 0: done. 1: failed. 2: bad configuration or input (nothing was half-written). 130: ended
+by Ctrl+C, which is said in one line.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +23,11 @@ from sce.errors import InputError, TooManyErrors, hide_secrets, without_secrets
 from sce.storage import RemotePath, readable
 
 ConfigT = TypeVar("ConfigT", bound=JobConfig)
+
+INTERRUPTED = 130
+"""As shells have it: 128 and the number of the signal."""
+KEPT = "What was finished before stays; the same command goes on from there."
+"""Where nobody says more: prepared data, embeddings, rounds of a fit."""
 
 
 def run_job(
@@ -37,6 +44,8 @@ def run_job(
     leaves the cluster before that line. Of a mistake of the user's that line is `{"error": ...}`,
     which quotes no file's content.
     """
+    if argv is None:
+        _no_bars_where_nobody_watches()
     handler = logging.StreamHandler()
     handler.setFormatter(_WithoutSecrets("%(asctime)s %(name)s: %(message)s", "%H:%M:%S"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
@@ -52,6 +61,10 @@ def run_job(
         print(f"{prog}: {readable(str(error))}", file=sys.stderr)
         print(json.dumps({"error": readable(error.without_quotes)}), flush=True)
         return 2 if isinstance(error, InputError) else 1
+    except KeyboardInterrupt as stopped:
+        if argv is not None:
+            raise
+        return _interrupted(prog, stopped)
     except Exception:
         if argv is not None:
             raise
@@ -68,6 +81,25 @@ def run_job(
         sys.modules["ray"].shutdown()
     print(json.dumps(hide_secrets(summary), sort_keys=False), flush=True)
     return 0
+
+
+def _interrupted(prog: str, stopped: KeyboardInterrupt) -> int:
+    """End a job that Ctrl+C ended: say what is kept (the notes of who wrote it), and nothing else.
+    A second Ctrl+C does not wait for Ray to end its processes."""
+    signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
+    kept = " ".join(getattr(stopped, "__notes__", [])) or KEPT
+    print(f"{prog}: interrupted. {readable(kept)}", file=sys.stderr, flush=True)
+    logging.disable()
+    if "ray" in sys.modules:
+        sys.modules["ray"].shutdown()
+    return INTERRUPTED
+
+
+def _no_bars_where_nobody_watches() -> None:
+    """In a file or a pipe, by this process and those that it starts; the user's setting stays."""
+    if not sys.stderr.isatty():
+        for name in ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS"):
+            os.environ.setdefault(name, "1")
 
 
 class _WithoutSecrets(logging.Formatter):

@@ -15,12 +15,12 @@ from rich.text import Text
 
 from sce.config import resolve_output
 from sce.errors import InputError, without_secrets
-from sce.evaluation.comparison import build_tables
+from sce.evaluation.comparison import brief_tables, build_tables
 from sce.evaluation.pages import write_report
 from sce.evaluation.plots import build_charts
 from sce.evaluation.runs import MethodRuns, Run, groups_of
 from sce.evaluation.summaries import adapted_methods
-from sce.storage import put
+from sce.storage import Place, put, relative
 from sce.workflows.evaluate import METHODS_FILE, PREDICTIONS_FILE, RESULTS_FILE
 from sce.workflows.experiment import CompareConfig
 from sce.workflows.mlflow_store import reading
@@ -30,15 +30,19 @@ from sce.workflows.tracking import Tracker, experiment_of, tracking_uri
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+STEM = "compare"
+PAGE = f"{STEM}.html"
+"""Of the report's files: what their names begin with, and the one to look at."""
+
 
 def compare(config: CompareConfig) -> dict[str, Any]:
-    """Read the runs, print the tables, write the report and log it.
+    """Read the runs, print what was measured, write the report and log it.
 
     Raises:
         InputError: as `read_methods`; MLflow's store cannot be read.
     """
     started = time.perf_counter()
-    folder = resolve_output(config.output)
+    folder = unused(resolve_output(config.output))
     uri = tracking_uri(config.tracking)
     with reading(uri) as client:
         experiment_id, methods = read_methods(client, config)
@@ -46,14 +50,13 @@ def compare(config: CompareConfig) -> dict[str, Any]:
         view = share_view(client, experiment_id, groups, shown)
     tables, charts = build_tables(methods), build_charts(methods)
     with tempfile.TemporaryDirectory() as scratch:
-        written = write_report("Comparison of methods", tables, charts, Path(scratch), "compare")
+        written = write_report("Comparison of methods", tables, charts, Path(scratch), STEM)
         for file in filter(Path.is_file, Path(scratch).rglob("*")):
             put(file, folder / str(file.relative_to(scratch)))
     console = Console(stderr=True)  # standard output is left to the closing line of JSON
-    console.print(*tables, sep="\n")
-    # What was measured stands once, at the end.
-    for line in dict.fromkeys(line for table in tables for line in table.note.split("; ")):
-        console.print(Text(line))
+    console.print(*brief_tables(methods), sep="\n")
+    said = f"Charts, the paper's tables, what each method is: {relative(folder / PAGE)}"
+    console.print(Text(said), soft_wrap=True)
     tags = {"job": "compare", "method": "compare", "seed": "0"}
     with Tracker.open(config.tracking, "evaluation", None, "compare", tags) as tracker:
         tracker.log_artifact(folder, "compare")
@@ -65,6 +68,16 @@ def compare(config: CompareConfig) -> dict[str, Any]:
         "mlflow_run_id": tracker.run_id,
         "seconds": round(time.perf_counter() - started, 1),
     }
+
+
+def unused(folder: Place) -> Place:
+    """The folder, or where an earlier comparison lies in it the next one that has none: FOLDER-2,
+    FOLDER-3, ..."""
+    found, number = folder, 1
+    while (found / PAGE).exists():
+        number += 1
+        found = folder.parent / f"{folder.name}-{number}"
+    return found
 
 
 def search_filter(measured_on: str) -> str:

@@ -15,24 +15,26 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from rich.console import Console
-from transformers import logging as transformers_logging
+from rich.text import Text
 
 from sce.datasets.custom import read_label_set
 from sce.datasets.labelled import read_labelled
 from sce.datasets.prepare import PreparedData, prepare_data
+from sce.datasets.settings import CUSTOM
 from sce.distributed.embed import embed_prepared
 from sce.embedding.embedder import TextEmbedder, load_embedder
 from sce.embedding.store import EmbeddingStore, embedding_matrix
 from sce.errors import ConfigError, InputError
 from sce.evaluation import plots
 from sce.evaluation.evaluate import Evaluated, EvaluationSet, Method, evaluate_sets
+from sce.evaluation.overview import overview
 from sce.evaluation.report import WIDE_CHARS, to_markdown, to_table
 from sce.evaluation.settings import EvaluateConfig
 from sce.evaluation.summaries import Result, dataset_metrics, rounded_metrics
 from sce.model.calibration import Temperature
 from sce.model.label_vectors import TextLookup
 from sce.predictor import Predictor
-from sce.storage import Place, fetch, replace_folder, write_text
+from sce.storage import Place, fetch, relative, replace_folder, write_text
 from sce.training.random_keys import some_places
 from sce.workflows.experiment import Experiment, RunSettings
 from sce.workflows.methods import AdaptedMethod, PromptedMethod, SceMethod, SimilarityMethod
@@ -41,6 +43,7 @@ from sce.workflows.mlflow_runs import log_measured, open_run
 from sce.workflows.tracking import Tracker, experiment_of, tracking_uri
 
 RESULTS_FILE, METHODS_FILE, PREDICTIONS_FILE = "results.json", "methods.json", "predictions.parquet"
+ALL_FILE, REPORT_FILE = "results.md", "report.html"
 SOURCE_FILE = "labelled.txt"
 """Where the user's rows came from."""
 MIN_ROWS_A_LABEL = 10
@@ -58,7 +61,6 @@ def evaluate(experiment: Experiment) -> dict[str, Any]:
     Raises:
         InputError: there is no model, or no rows to measure it on.
     """
-    transformers_logging.disable_progress_bar()
     started = time.perf_counter()
     tracking_uri(experiment.tracking)
     trained, model = experiment.method == "sce", experiment.measured_model
@@ -81,6 +83,7 @@ def evaluate(experiment: Experiment) -> dict[str, Any]:
     summary = {"model": str(model)} if trained else {"method": experiment.method}
     return summary | {
         "results": str(folder),
+        "report": str(folder / REPORT_FILE),
         "sets": len(results),
         "test": rounded_metrics(results),
         "mlflow_run_id": tracker.run_id,
@@ -224,11 +227,13 @@ def measure_sets(
     run = {"name": experiment.name, "seed": experiment.seed, "note": config.note}
     described = {method.name: method.describe(sets) | run for method in (*methods, *adapted)}
     logger.info("measured in %.1f s", time.perf_counter() - started)
-    _write_results(evaluated, described, config, folder)
+    _write_results(evaluated, described, experiment, folder)
     console = Console(stderr=True)  # standard output is left to the closing line of JSON
     if show:
         wide = console.width >= WIDE_CHARS
         console.print(to_table(results, wide=wide, caption=config.caption))
+        for what, file in (("Every set", ALL_FILE), ("To look at", REPORT_FILE)):
+            console.print(Text(f"{what}: {relative(folder / file)}"), soft_wrap=True)
     main = described[methods[0].name]
     log_measured(tracker, experiment, sets, results, main, folder, model_id)
     return results
@@ -237,15 +242,17 @@ def measure_sets(
 def _write_results(
     evaluated: Sequence[Evaluated],
     described: Mapping[str, Any],
-    config: EvaluateConfig,
+    experiment: RunSettings,
     folder: Place,
 ) -> None:
     """Everything that a comparison and a reader want of a run, whole or not at all."""
-    results = [e.result for e in evaluated]
+    config, results = experiment.evaluate, [e.result for e in evaluated]
     with replace_folder(folder, RESULTS_FILE) as new:
         for name, value in ((RESULTS_FILE, results), (METHODS_FILE, described)):
             (new / name).write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-        (new / "results.md").write_text(to_markdown(results, show_all=True), encoding="utf-8")
+        (new / ALL_FILE).write_text(to_markdown(results, show_all=True), encoding="utf-8")
+        page = overview(experiment.name, evaluated, described, config.report_texts)
+        (new / REPORT_FILE).write_text(page, encoding="utf-8")
         pq.write_table(pa.concat_tables(e.predictions for e in evaluated), new / PREDICTIONS_FILE)
         if config.labelled is not None:
             record_source(new, config.labelled)
@@ -374,7 +381,9 @@ def _sets_of(
         label_set, texts, labels = prepared.label_sets[name], members["text"], members["label"]
         vectors_ND = None if store is None else store.vectors_for(ids)
         dataset = members["dataset"][0]
-        sets.append(EvaluationSet(name, dataset, group, label_set, ids, texts, labels, vectors_ND))
+        own = prepared.manifest["sources"].get(dataset, {}).get("dataset") == CUSTOM
+        found = EvaluationSet(name, dataset, group, label_set, ids, texts, labels, vectors_ND)
+        sets.append(replace(found, own=own))
     return sets
 
 
@@ -409,4 +418,5 @@ def _own_set(
             vectors_ND = vectors_ND[places]
     ids, labels = [str(i) for i in places], [names[i] for i in places]
     texts = [texts[i] for i in places]
-    return EvaluationSet(name, "own", "own", label_set, ids, texts, labels, vectors_ND, corpus_MD)
+    found = EvaluationSet(name, "own", "own", label_set, ids, texts, labels, vectors_ND, corpus_MD)
+    return replace(found, own=True)

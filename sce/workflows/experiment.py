@@ -173,6 +173,7 @@ class CompareConfig(JobConfig):
     """The rows: "test" for the test sets, or the name of a file of your own rows, without its
     ending (`--evaluate.labelled mine.jsonl` of the jobs that measured them: "mine")."""
     output: Place = Path("runs/compare")
-    """Folder or URI of the report: compare.md, compare.html, a CSV for each table, charts."""
+    """Folder or URI of the report: compare.md, compare.html, a CSV for each table, charts. Where an
+    earlier comparison lies in it, the next number is added to its name: runs/compare-2."""
     tracking: TrackingConfig = TrackingConfig()
     """Whose runs are compared."""

@@ -10,6 +10,7 @@
     paper_settings   dotted names of the settings that are the paper's; all others are ours
     calibration      a `TemperatureFit` as a dictionary
     results          evaluation results as `sce.evaluation.report` describes them; may be empty
+    report           the page of charts of these results, as seen from the card; may be absent
     validation       dict of figures, shown when there are no `results`
     versions         dict: package -> version
     git_commit       revision that trained the model, if it is known
@@ -110,9 +111,15 @@ def _front_matter(encoder: str) -> str:
 
 def _measured(info: Mapping[str, Any]) -> str:
     if info["results"]:
-        return to_markdown(info["results"]).strip() + (
+        text = to_markdown(info["results"]).strip() + (
             "\n\nPercentages with 95 % intervals; NLL and ECE before → after calibration."
         )
+        if info.get("report"):
+            text += (
+                f"\n\nThe same to look at, with texts that were taken for something else, where it "
+                f"was trained: [report.html]({info['report']})."
+            )
+        return text
     note = "Not yet evaluated on test data. On the validation rows, which chose this model:\n\n"
     rows = [(name, _value(value)) for name, value in info["validation"].items()]
     return note + _table(("figure", "value"), rows)

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import yaml
-from transformers import logging as transformers_logging
 
 from sce.baselines.cosine import cosine_scores
 from sce.datasets.prepare import PreparedData, prepare
@@ -34,12 +33,12 @@ from sce.model.calibration import TemperatureFit, fit_temperature
 from sce.model.encoder import SCEModel, trainable_parameters
 from sce.model.label_vectors import TextLookup
 from sce.model.weights import save_weights
-from sce.storage import Place, replace_folder, write_text
+from sce.storage import relative, replace_folder, write_text
 from sce.training.data import TrainingData
 from sce.training.episodes import EpisodeSampler
 from sce.training.fresh_model import FreshModel, build_model
 from sce.training.validation import VALIDATION_VIEWS, Validator
-from sce.workflows.evaluate import measure, rows_to_measure
+from sce.workflows.evaluate import REPORT_FILE, measure, rows_to_measure
 from sce.workflows.experiment import Experiment
 from sce.workflows.mlflow_data import trained_on
 from sce.workflows.mlflow_model import begin_model, complete_model
@@ -117,12 +116,14 @@ def train(experiment: Experiment) -> dict[str, Any]:
         try:
             results += measure(experiment, plan.prepared, tracker, embedder, model_id)
         finally:  # also where it cannot be measured: the card then says so
-            write_model_card(experiment.model_dir, card | {"results": results})
+            page = f"../{experiment.results_dir.name}/{REPORT_FILE}"
+            write_model_card(experiment.model_dir, card | {"results": results, "report": page})
             complete_model(tracker, model_id, experiment.model_dir, experiment.embedder)
     _say_what_is_next(experiment, tracker)
     return {
         "model": str(experiment.model_dir),
         "results": str(experiment.results_dir),
+        "report": str(experiment.results_dir / REPORT_FILE),
         "best_epoch": int(fitted.best["epoch"]),
         "validation_accuracy": round(fitted.best["score"], 4),
         "temperature": asdict(fits["sce"].temperature),
@@ -142,7 +143,6 @@ def resolve(experiment: Experiment) -> Plan:
         )
     if experiment.evaluate.model is not None:
         raise ConfigError("evaluate.model: a training measures the model that it makes.")
-    transformers_logging.disable_progress_bar()
     tracking_uri(experiment.tracking)
     prepared, _ = prepare(experiment.data, experiment.data_dir, experiment.data.seed)
     if experiment.evaluate.labelled is not None or experiment.evaluate.sets:
@@ -300,22 +300,17 @@ def _card(
 
 def _say_what_is_next(experiment: Experiment, tracker: Tracker) -> None:
     lines = [
-        f"The model is in {_relative(experiment.model_dir)} (see README.md there).",
+        f"The model is in {relative(experiment.model_dir)} (see README.md there).",
+        f"Look at how good it is: {relative(experiment.results_dir / REPORT_FILE)}",
         "",
         "Classify with labels of your own:",
         "  from sce.predictor import Predictor",
-        f'  predictor = Predictor.from_pretrained("{_relative(experiment.model_dir)}")',
+        f'  predictor = Predictor.from_pretrained("{relative(experiment.model_dir)}")',
         '  predictor.predict(["The parcel never came."], ["late delivery", "billing", "praise"])',
         "How good is it on your data (JSONL or CSV with text and label):",
-        f"  {_relative(Path(sys.executable))} jobs/evaluate.py "
-        f"--config {_relative(experiment.home / CONFIG_FILE)} --evaluate.labelled FILE",
+        f"  {relative(Path(sys.executable))} jobs/evaluate.py "
+        f"--config {relative(experiment.home / CONFIG_FILE)} --evaluate.labelled FILE",
     ]
     if tracker.hint:
         lines += ["Look at this run in MLflow:", f"  {tracker.hint}"]
     print("\n".join(lines), flush=True)
-
-
-def _relative(path: Place) -> Place:
-    """`path` as seen from the working directory, where it lies below it."""
-    below = isinstance(path, Path) and path.is_relative_to(Path.cwd())
-    return path.relative_to(Path.cwd()) if below else path  # type: ignore[union-attr]

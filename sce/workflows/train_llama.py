@@ -7,7 +7,6 @@ import time
 from typing import Any
 
 import pyarrow as pa
-from transformers import logging as transformers_logging
 
 from sce.baselines.llama_training import LlamaRows, right_answers
 from sce.baselines.lora import load_base, load_chat_tokenizer, merge
@@ -38,7 +37,6 @@ def train_llama(experiment: LlamaExperiment) -> dict[str, Any]:
     Raises:
         InputError: wrong settings or data; nothing was half-written.
     """
-    transformers_logging.disable_progress_bar()
     started = time.perf_counter()
     tracking_uri(experiment.tracking)
     prepared, _ = prepare(experiment.data, experiment.data_dir, experiment.data.seed)

@@ -90,7 +90,14 @@ class TrainingRun:
         with tracker:
             self.tracker_run_id = tracker.run_id
             self.save()
-            yield tracker
+            try:
+                yield tracker
+            except KeyboardInterrupt as stopped:
+                stopped.add_note(
+                    f"The epochs that were finished are kept in {self.folder}; the same command "
+                    "with --resume goes on behind them."
+                )
+                raise
         self.finished = True
         self.save()
 

@@ -1,6 +1,7 @@
 """Embedding on Ray Data: complete, incremental, and never with another embedder's vectors."""
 
 import json
+import re
 from dataclasses import asdict
 
 import numpy as np
@@ -231,8 +232,10 @@ def interrupt(monkeypatch, rows, store, model, commit_rows=50):
     with monkeypatch.context() as patch:
         again = interrupted_after(1, OutputRun.commit_part)
         patch.setattr(OutputRun, "commit_part", again)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt) as stopped:
             fill(rows, store, model, commit_rows=commit_rows)
+    (note,) = stopped.value.__notes__
+    assert re.search(rf"\d+ of \d+ rows are kept in {re.escape(str(store))}; the same", note)
 
 
 def interrupted_after(calls, function=None):

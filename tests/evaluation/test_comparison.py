@@ -6,11 +6,12 @@ import io
 import numpy as np
 import pyarrow as pa
 import pytest
+from rich.console import Console
 from scipy.stats import binomtest
 
 from sce.errors import DataError
 from sce.evaluation import paper
-from sce.evaluation.comparison import build_tables
+from sce.evaluation.comparison import brief_tables, build_tables
 from sce.evaluation.evaluate import PREDICTIONS
 from sce.evaluation.pages import report_html, report_markdown, write_report
 from sce.evaluation.plots import build_charts
@@ -214,3 +215,40 @@ def test_adapted_labels_have_the_cost_of_their_fit_and_no_epoch(methods):
     assert all(row[0] != "sce adapted" for row in table(every, "epochs").rows)
     assert not [t for t in build_tables(methods) if t.name == "fits"], "nothing was adapted"
     build_charts(every)
+
+
+def on_screen(methods):
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(*brief_tables(methods), sep="\n")
+    return console.export_text()
+
+
+def of_the_user(one, *names):
+    for result in one.results:
+        result["own"] = result["name"] in names
+    return one
+
+
+def test_a_screen_has_the_rows_of_the_user_first():
+    right = RIGHT["sce"] | {"tickets": [1, 1, 0, 1]}
+    every = [of_the_user(run("sce", right), "tickets"), run("llama", RIGHT["llama"])]
+    methods = [MethodRuns([one]) for one in every]
+    lines = on_screen(methods).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert len(lines) < 40
+    headings = ("tickets, your rows", "bbc", "starter (unseen)")
+    places = [next(i for i, line in enumerate(lines) if word in line) for word in headings]
+    assert places == sorted(places)
+    assert "75.0 [" in lines[places[0] + 1]
+    first = next(t for t in build_tables(methods) if t.name == "table1").rows
+    assert first[:2] == [["Your datasets"], ["tickets", "", "", "", first[1][4], ""]]
+
+
+def test_what_does_not_fit_a_screen_are_means():
+    right = {f"set{i}": [1, 0] for i in range(20)} | {"bbc": [1, 1]}
+    methods = [MethodRuns([run(name * 30, right)]) for name in "abc"]
+    lines = on_screen(methods).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert len(lines) < 40
+    assert any("│unseen datasets, mean of 20 set(s)" in line for line in lines)
+    assert any("│seen datasets, mean of 1 set(s)" in line for line in lines)

@@ -135,3 +135,36 @@ def test_cosine_as_the_measured_method_has_one_column():
     del alone["sce"]
     assert list(report.to_table([alone]).columns) == ["set", "cosine", "adapted"]
     assert report.to_table([alone]).title == report.adapted_headline([alone]) != ""
+
+
+def starter(count, group):
+    sets = [result(f"starter/{group}{i}", group, (), dataset="starter") for i in range(count)]
+    return [one | {"information": "all"} for one in sets]
+
+
+def test_beside_rows_of_the_user_the_starter_corpus_is_one_line():
+    tickets = result("tickets/queue", "seen", (), dataset="tickets") | {"own": True}
+    every = [*starter(98, "seen"), *starter(24, "unseen"), tickets]
+    bare = [one | {"information": "name", "group": "seen by name"} for one in starter(98, "seen")]
+    found = report.lines([*bare, *every])
+    assert [(one["name"], one["group"]) for one in found] == [
+        ("tickets/queue", "seen"),
+        ("starter: mean of 122 sets", "98 seen, 24 unseen"),
+    ]
+    assert found[1]["rows"] == 122 * 1589
+    assert len(report.lines([*bare, *every], show_all=True)) > 220
+    assert len(report.lines([*bare, *every[:-1]])) == 3, "without them each group has its own"
+
+
+@pytest.mark.parametrize("adapted", [(), (0.01, 0.02, 0.03)])
+def test_a_narrow_table_has_whole_headings(adapted):
+    text = shown([result("customer-support-tickets/queue", "own", adapted)], 80)
+    assert max(map(len, text.splitlines())) <= 80
+    (heads,) = [line for line in text.splitlines() if line.startswith("┃")]
+    keys = ("adapted", "adapted+1", "adapted+8")
+    expected = (
+        ["set", "cosine", "SCE", *keys[: len(adapted)]]
+        if adapted
+        else ["set", "SCE", "cosine", "difference", "verdict"]
+    )
+    assert heads.replace("┃", " ").split() == expected

@@ -82,6 +82,50 @@ def test_a_killed_job_goes_on_when_asked_and_ends_at_the_same_model(home):
         torch.testing.assert_close(resumed[name], value, atol=0, rtol=0, msg=name)
 
 
+def test_ctrl_c_ends_a_training_with_a_line_that_says_how_it_goes_on(home):
+    stopped = start(home, "stopped")
+    lines = []
+    assert stopped.stdout is not None
+    for line in stopped.stdout:
+        lines.append(line)
+        if "epoch 1/4  loss" in line:
+            os.killpg(stopped.pid, signal.SIGINT)
+    assert stopped.wait(timeout=60) == 130
+    assert "train_sce.py: interrupted. The epochs that were finished are kept in" in lines[-1]
+    text = "".join(lines)
+    for noise in ("Traceback", "PlacementGroupCleaner", "max_restarts", "Loading weights", "\x1b"):
+        assert noise not in text
+    finish(start(home, "stopped", "--resume"))
+    assert (home / "runs" / "stopped" / "results" / "report.html").exists()
+
+
+def test_ctrl_c_ends_a_bulk_job_on_rays_actors_with_a_line(home, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"text": text(i)}) + "\n" for i in range(200_000)))
+    build_models(tmp_path, "sce")
+    command = [sys.executable, "jobs/classify.py", *model_flags(tmp_path), "--input", str(rows)]
+    command += ["--output", str(tmp_path / "out"), "--labels", json.dumps(LABELS)]
+    stopped = subprocess.Popen(
+        [*command, "--engine", "ray", "--no-tracking.enabled"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    assert stopped.stdout is not None
+    lines = []
+    for line in stopped.stdout:
+        lines.append(line)
+        if "the cluster has" in line:
+            time.sleep(5)  # the actors are begun, and have more to do than that
+            os.killpg(stopped.pid, signal.SIGINT)
+    assert stopped.wait(timeout=60) == 130, lines
+    assert "of 200,000 rows are kept in" in lines[-1]
+    for noise in ("Traceback", "max_restarts", "Loading weights", "\x1b"):
+        assert noise not in "".join(lines)
+
+
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
     """A cluster of its own, as `ray start` makes one, with the token that its jobs need."""

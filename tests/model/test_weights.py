@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModel
+from transformers import logging as transformers_logging
 
 from sce.baselines.lora import (
     adapter_weights,
@@ -26,7 +27,7 @@ from sce.embedding.embedder import load_embedder
 from sce.embedding.settings import EmbedderConfig
 from sce.errors import EmbedderError, InputError
 from sce.model.encoder import SCEModel
-from sce.model.weights import load_weights, refuse_pickles
+from sce.model.weights import load_weights, refuse_pickles, save_weights
 from sce.predictor import Predictor
 from sce.training.fresh_model import build_model
 from sce.training.settings import ModelConfig
@@ -157,3 +158,18 @@ def test_code_that_a_checkpoint_names_is_refused_without_a_question(tmp_path, mo
         load_chat_tokenizer(llama)
     assert not asked
     assert not (tmp_path / "it-ran").exists()
+
+
+def test_loading_draws_no_bar_and_leaves_those_of_others(tmp_path, capfd):
+    folder = build_roberta(tmp_path / "roberta")
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.enable_progress_bar()
+    try:
+        AutoModel.from_pretrained(folder)
+        assert "Loading weights" in capfd.readouterr().err, "transformers draws one"
+        save_weights(load_weights(AutoModel, folder), tmp_path / "again")
+        assert not capfd.readouterr().err
+        assert transformers_logging.is_progress_bar_enabled()
+    finally:
+        if not shown:
+            transformers_logging.disable_progress_bar()

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 
 from sce.evaluation.evaluate import PREDICTIONS
 from sce.evaluation.runs import MethodRuns
-from sce.workflows.compare import _read
+from sce.workflows.compare import PAGE, _read, unused
 from sce.workflows.evaluate import METHODS_FILE, PREDICTIONS_FILE, RESULTS_FILE
 
 ACCURACIES = {"sce": 0.5, "cosine": 0.25, "adapted": 0.75, "adapted+1": 1.0}
@@ -51,3 +51,12 @@ def test_adapted_labels_are_methods_of_their_own_on_the_sets_that_have_them(tmp_
     assert [list(m.sets) for m in methods] == [["a", "b"], ["a"], ["a"]]
     assert [m.accuracy("a").value for m in methods] == [0.5, 0.75, 1.0]
     assert [m.mean("unseen", "accuracy") for m in methods] == [0.5, 0.75, 1.0]
+
+
+def test_an_earlier_comparison_is_kept(tmp_path):
+    folder = tmp_path / "compare"
+    for name in ("compare", "compare-2", "compare-3"):
+        found = unused(folder)
+        assert found == tmp_path / name
+        found.mkdir()
+        (found / PAGE).touch()

@@ -98,3 +98,10 @@ def test_results_replace_validation_figures():
 )
 def test_non_commercial_licences_are_recognised(licence, expected):
     assert modelcard.is_non_commercial(licence) is expected
+
+
+def test_the_page_of_the_results_is_linked():
+    result = {"name": "x", "group": "own", "rows": 5, "labels": 2, "sce": {"accuracy": 0.4}}
+    linked = INFO | {"results": [result], "report": "../results/report.html"}
+    assert "[report.html](../results/report.html)" in modelcard.render_model_card(linked)
+    assert "report.html" not in modelcard.render_model_card(INFO | {"results": [result]})

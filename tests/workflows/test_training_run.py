@@ -5,6 +5,7 @@ import pytest
 from sce.errors import ConfigError
 from sce.training.settings import ModelConfig
 from sce.workflows.experiment import Experiment
+from sce.workflows.tracking import Tracker
 from sce.workflows.train import _as_begun
 from sce.workflows.training_run import TrainingRun
 
@@ -44,6 +45,16 @@ def test_there_must_be_something_to_resume(tmp_path):
     with pytest.raises(ConfigError, match="exclude"):
         TrainingRun.open(tmp_path / "c", SETTINGS, resume=True, restart=True)
     assert not (tmp_path / "c").exists()
+
+
+def test_a_run_that_is_interrupted_says_how_it_goes_on(tmp_path):
+    run = TrainingRun.open(tmp_path / "c", SETTINGS, resume=False, restart=False)
+    with pytest.raises(KeyboardInterrupt) as stopped, run.recorded(Tracker()):
+        raise KeyboardInterrupt
+    (note,) = stopped.value.__notes__
+    assert str(tmp_path / "c") in note
+    assert "--resume" in note
+    assert not run.finished
 
 
 def test_a_damaged_state_is_named(tmp_path):
