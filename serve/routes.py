@@ -9,8 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from importlib.resources import files
@@ -51,6 +50,7 @@ from serve.convert import (
 from serve.headers import NoSniff, docs_headers, page_headers, report_headers
 from serve.ingress import Ingress
 from serve.metrics import gather_metrics
+from serve.middleware import OPEN_PATHS, Watched
 from serve.refusals import ApiError
 from serve.work import NoSuchLabelSet
 
@@ -58,10 +58,6 @@ SWAGGER = Path(str(files("fastapi_swagger"))) / "resources"
 PAGE = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
 PAGE_HEADERS = page_headers(PAGE)
 REPORT_HEADERS = report_headers()
-OPEN_PATHS = ("/", "/health", "/docs", "/openapi.json", "/docs-assets")
-"""Answered without a token: they tell nothing of texts, labels or models."""
-MAX_ADDRESS_CHARS = 8192
-"""Of a path and its query: more than any of ours has, and what other servers take."""
 SMALL_BYTES = 64 * 2**10
 """Bodies up to this are read on the event loop: milliseconds."""
 _LARGE = ThreadPoolExecutor(2, "large")
@@ -83,7 +79,7 @@ def make_app(ingress: Ingress, origins: Sequence[str] = ()) -> FastAPI:
     )
     app.state.ingress = ingress
     app.mount("/docs-assets", StaticFiles(directory=SWAGGER), name="docs-assets")
-    app.middleware("http")(_watch)
+    app.add_middleware(Watched, ingress=ingress)
     if origins:
         app.add_middleware(
             CORSMiddleware,
@@ -317,56 +313,6 @@ async def _json_response(size: int, content: Any, seconds: Mapping[str, float]) 
     timing = ", ".join(f"{step};dur={1000 * spent:.1f}" for step, spent in seconds.items())
     body = await _off_loop(size, to_json, content)
     return Response(body, headers={"Server-Timing": timing}, media_type="application/json")
-
-
-async def _watch(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-    """Let those in who may ask, record what was answered and how long it took."""
-    ingress: Ingress = request.app.state.ingress
-    started = time.perf_counter()
-    request.state.model = ""
-    response = await _guarded(ingress, request, call_next)
-    seconds = time.perf_counter() - started
-    if "server-timing" in response.headers:
-        response.headers["server-timing"] += f", gateway;dur={1000 * seconds:.1f}"
-    path = getattr(request.scope.get("route"), "path", "unknown")
-    ingress.metrics.request(path, response.status_code, request.state.model, seconds)
-    return response
-
-
-async def _guarded(
-    ingress: Ingress, request: Request, call_next: Callable[[Request], Awaitable[Response]]
-) -> Response:
-    """Whatever happens, the answer has the form of this interface."""
-    path = request.scope["path"].removeprefix(request.scope.get("root_path", "").rstrip("/"))
-    try:
-        if path not in OPEN_PATHS and not path.startswith("/docs-assets/"):
-            peer = request.client.host if request.client else None
-            ingress.guard.check(request.headers, peer)
-        _check_address(request)
-        return await (_head(request, call_next) if request.method == "HEAD" else call_next(request))
-    except ApiError as error:
-        return await _refuse(request, error)
-    except Exception:
-        log.exception("%s %s failed", clipped(request.method), quoted(path))
-        hidden = ApiError(500, "internal_error", "the server failed; its log says where.")
-        return await _refuse(request, hidden)
-
-
-def _check_address(request: Request) -> None:
-    size = len(request.scope["path"]) + len(request.scope["query_string"])
-    if size > MAX_ADDRESS_CHARS:
-        message = f"the address has {size} characters; at most {MAX_ADDRESS_CHARS} are allowed."
-        raise ApiError(414, "address_too_long", message)
-
-
-async def _head(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-    """The headers that GET would have."""
-    request.scope["method"] = "GET"
-    response = await call_next(request)
-    async for _ in response.body_iterator:  # type: ignore[attr-defined]
-        pass  # it is written to the end, or its task would wait
-    request.scope["method"] = "HEAD"
-    return Response(status_code=response.status_code, headers=dict(response.headers))
 
 
 async def _refuse(_: Request, error: ApiError) -> Response:
