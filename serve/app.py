@@ -31,6 +31,7 @@ from sce.distributed.session import ensure_ray, shared_session
 from sce.errors import ConfigError, InputError
 from serve import ray_settings
 from serve.auth import Guard, read_tokens, warn_of_readers
+from serve.files import check_files_root
 from serve.gateway import Gateway
 from serve.label_sets import match_label_sets
 from serve.model import ModelReplica
@@ -56,6 +57,7 @@ def build(args: ServeConfig) -> Application:
             "writes there runs code as the server. Start Ray with --temp-dir (RAY_TMPDIR) below a "
             "folder of mode 0700, or leave batches.input_roots and output_roots empty."
         )
+    check_files_root(args.batches)
     digests = [Guard.digest(token) for token in read_tokens(args)]
     if not digests and ray_settings.behind_haproxy():
         raise ConfigError(
@@ -175,6 +177,7 @@ def check(config: ServeConfig) -> None:
             hint = " `make quickstart` trains it." if settings.path == default else ""
             raise InputError(f"{name}: {error}{hint}") from None
     match_label_sets(config.named_models(), config.named_label_sets())
+    check_files_root(config.batches)
     local = config.host == "localhost"
     if not local:
         try:

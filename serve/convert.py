@@ -16,7 +16,6 @@ from pydantic import ValidationError
 
 from sce.client.wire import (
     METADATA_FORM,
-    BatchRequest,
     ClassifyRequest,
     ClassifyResponse,
     Embedding,
@@ -257,11 +256,6 @@ def _over(limit: str, found: int, limits: Limits, what: str) -> ApiError:
     return ApiError(413, "limit_exceeded", message, limit)
 
 
-OPENAI_BATCH = ("input_file_id", "endpoint", "completion_window")
-NO_OPENAI_BATCHES = (
-    "this route has a form of its own: it classifies files that the server reads, {input, output, "
-    "labels, ...}; see /docs. OpenAI's batches of uploaded files are not offered."
-)
 NO_TOKEN_IDS = (
     "input: token ids; send texts, since this embedder has a tokenizer of its own (LangChain's "
     "OpenAIEmbeddings: check_embedding_ctx_length=False)."
@@ -288,8 +282,6 @@ def _malformed(kind: type[Wire], error: ValidationError) -> ApiError:
             message = f"the body is a JSON object with the fields {', '.join(kind.model_fields)}"
         return ApiError(422, "invalid_request", f"{message}.")
     field = str(first["loc"][0])
-    if kind is BatchRequest and any(e["loc"][0] in OPENAI_BATCH for e in errors if e["loc"]):
-        return ApiError(422, "openai_batches_not_offered", NO_OPENAI_BATCHES, "input_file_id")
     if kind is EmbeddingsRequest and field == "input" and _token_ids(error):
         return ApiError(422, "token_ids_not_offered", NO_TOKEN_IDS, "input")
     if first["type"] == "extra_forbidden" and len(first["loc"]) == 1:

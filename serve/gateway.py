@@ -14,6 +14,7 @@ from fastapi import FastAPI
 from ray.serve.handle import DeploymentHandle
 
 from serve.auth import Guard
+from serve.file_routes import go_on
 from serve.ingress import Ingress, Model, Replicas
 from serve.memory import UnusedMemory
 from serve.metrics import GatewayMetrics
@@ -73,7 +74,10 @@ class Gateway:
         self._ingress.log_texts = bool(user_config["log_texts"])
         batches = self._ingress.batches
         batches.settings = BatchSettings.model_validate(user_config["batches"])
+        self._ingress.files.settings = batches.settings
+        self._ingress.file_batches.max_line_bytes = self._ingress.limits.max_body_bytes
         batches.models = {
             name: ModelSettings.model_validate(settings)
             for name, settings in user_config["models"].items()
         }
+        await go_on(self._ingress)

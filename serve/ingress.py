@@ -7,8 +7,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, Protocol
 
 from fastapi import Request
@@ -19,6 +19,8 @@ from ray.serve.handle import DeploymentHandle
 from sce.errors import quoted
 from serve.auth import Guard
 from serve.batches import BatchJobs
+from serve.file_batches import FileBatches
+from serve.files import FileStore
 from serve.metrics import GatewayMetrics
 from serve.proxy import sent_along
 from serve.refusals import ApiError
@@ -104,7 +106,7 @@ class Ingress:
         models: by name, the default first.
 
     Attributes:
-        limits, log_texts, batches: may change at any time, for the requests that come after.
+        limits, log_texts, batches, files: may change at any time, for the requests that come after.
     """
 
     def __init__(
@@ -119,6 +121,8 @@ class Ingress:
         self.limits = limits or Limits()
         self.metrics = metrics or GatewayMetrics()
         self.batches = BatchJobs()
+        self.files = FileStore()
+        self.file_batches = FileBatches(self.files)
         self.log_texts = False
         self._requests = 0
         self._bytes = 0
@@ -201,6 +205,29 @@ class Ingress:
         with suppress(ApiError):  # said to the probe that comes when the last answer is too old
             await self.info(name, 0.0)
 
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        """A place among the requests that are worked on.
+
+        Raises:
+            ApiError: 429, there is none.
+        """
+        if self._requests >= self.limits.max_concurrent_requests:
+            raise self._overloaded("max_concurrent_requests")
+        # Nothing is awaited between, so no two requests take one place.
+        self._count(1)
+        try:
+            yield
+        finally:
+            self._count(-1)
+
+    @asynccontextmanager
+    async def timed(self) -> AsyncIterator[None]:
+        """Raises `ApiError` 504 where the work takes too long."""
+        limits = self.limits
+        async with _within(limits.request_timeout_seconds, _late_answer(limits)):
+            yield
+
     @asynccontextmanager
     async def admitted(self, request: Request) -> AsyncIterator[bytes]:
         """The body of a request that there is room for.
@@ -214,24 +241,20 @@ class Ingress:
         if kind != "application/json":
             message = "send the header Content-Type: application/json."
             raise ApiError(415, "not_json", message, "Content-Type")
-        if self._requests >= limits.max_concurrent_requests:
-            raise self._overloaded("max_concurrent_requests")
-        # Everything up to the first `await` happens at once, so no two requests take one place.
-        self._count(1)
-        body = bytearray()
-        try:
-            async with _within(limits.body_timeout_seconds, _late_body(limits)):
-                # Counted as they come: what a sender announces may be wrong, or missing.
-                async for chunk in self._chunks(request):
-                    if self._bytes + len(chunk) > limits.max_concurrent_bytes:
-                        raise self._overloaded("max_concurrent_bytes")
-                    self._bytes += len(chunk)
-                    body += chunk
-            async with _within(limits.request_timeout_seconds, _late_answer(limits)):
-                yield bytes(body)
-        finally:
-            self._bytes -= len(body)
-            self._count(-1)
+        with self.entered():
+            body = bytearray()
+            try:
+                async with _within(limits.body_timeout_seconds, _late_body(limits)):
+                    # Counted as they come: what a sender announces may be wrong, or missing.
+                    async for chunk in self._chunks(request):
+                        if self._bytes + len(chunk) > limits.max_concurrent_bytes:
+                            raise self._overloaded("max_concurrent_bytes")
+                        self._bytes += len(chunk)
+                        body += chunk
+                async with self.timed():
+                    yield bytes(body)
+            finally:
+                self._bytes -= len(body)
 
     async def _chunks(self, request: Request) -> AsyncIterator[bytes]:
         """The body's parts, up to the limit; what is beyond is drained before the refusal."""

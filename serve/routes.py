@@ -7,17 +7,14 @@ FastAPI reads no body here: `Ingress.admitted` does, within the limits, and pyda
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
@@ -27,30 +24,26 @@ from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 
 from sce.client.wire import (
-    Batch,
-    BatchList,
-    BatchRequest,
     ClassifyRequest,
     ClassifyResponse,
     EmbeddingsRequest,
     EmbeddingsResponse,
-    ErrorResponse,
     LabelSetDetails,
     LabelSetList,
 )
 from sce.config import VERSION
 from sce.errors import clipped, quoted
-from serve.convert import (
-    check_labels,
-    classify_request,
-    classify_response,
-    embeddings_request,
-    embeddings_response,
-    parse,
-)
+from serve.about import AboutModel, AboutModels, Health, ServerInfo
+from serve.answers import Answered, classified, embedded, off_loop
+from serve.batch_routes import batch_router
+from serve.convert import parse
+from serve.dependencies import Served, described_body, errors
+from serve.document import describe, operation_name
+from serve.file_routes import file_router
 from serve.headers import NoSniff, docs_headers, page_headers, report_headers
 from serve.ingress import Ingress
 from serve.metrics import gather_metrics
+from serve.middleware import Watched
 from serve.refusals import ApiError
 from serve.work import NoSuchLabelSet
 
@@ -58,17 +51,6 @@ SWAGGER = Path(str(files("fastapi_swagger"))) / "resources"
 PAGE = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
 PAGE_HEADERS = page_headers(PAGE)
 REPORT_HEADERS = report_headers()
-OPEN_PATHS = ("/", "/health", "/docs", "/openapi.json", "/docs-assets")
-"""Answered without a token: they tell nothing of texts, labels or models."""
-MAX_ADDRESS_CHARS = 8192
-"""Of a path and its query: more than any of ours has, and what other servers take."""
-SMALL_BYTES = 64 * 2**10
-"""Bodies up to this are read on the event loop: milliseconds."""
-_LARGE = ThreadPoolExecutor(2, "large")
-"""What is not read on the event loop. Python runs one thread at a time: of many, the loop would get
-a small share."""
-BODIES = (ClassifyRequest, EmbeddingsRequest, BatchRequest)
-
 log = logging.getLogger("ray.serve")
 
 
@@ -78,54 +60,36 @@ def make_app(ingress: Ingress, origins: Sequence[str] = ()) -> FastAPI:
         title="Soft Contextualized Encoder",
         description="Classify texts with labels that come with the request.",
         version=VERSION,
+        generate_unique_id_function=operation_name,
         docs_url=None,
         redoc_url=None,
     )
     app.state.ingress = ingress
     app.mount("/docs-assets", StaticFiles(directory=SWAGGER), name="docs-assets")
-    app.middleware("http")(_watch)
+    app.add_middleware(Watched, ingress=ingress)
     if origins:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=list(origins),
-            allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type"],
-            expose_headers=["Retry-After", "Server-Timing"],
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["*"],  # OpenAI's client in a browser sends a dozen of its own
+            expose_headers=["Content-Disposition", "Retry-After", "Server-Timing"],
         )
     app.add_middleware(NoSniff)
     app.exception_handler(ApiError)(_refuse)
     app.exception_handler(HTTPException)(_refuse_http)
     app.exception_handler(NoSuchLabelSet)(_refuse_label_set)
     app.include_router(pages)
-    app.include_router(router)
+    for each in (router, batch_router, file_router):
+        app.include_router(each)
     original = app.openapi
-    app.openapi = lambda: app.openapi_schema or _document(app, original())  # type: ignore[method-assign]
+    app.openapi = lambda: app.openapi_schema or describe(app, original())  # type: ignore[method-assign]
     return app
-
-
-async def _ingress(request: Request) -> Ingress:
-    found: Ingress = request.app.state.ingress
-    return found
-
-
-Served = Annotated[Ingress, Depends(_ingress)]
-
-
-def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    return {status: {"model": ErrorResponse} for status in statuses}
-
-
-def _body(kind: type[BaseModel], *more_statuses: int) -> dict[str, Any]:
-    """How a route with a body is described."""
-    schema = {"$ref": f"#/components/schemas/{kind.__name__}"}
-    content = {"required": True, "content": {"application/json": {"schema": schema}}}
-    statuses = (400, 404, 408, 413, 415, 422, 429, 503, 504, *more_statuses)
-    return {"responses": _errors(*statuses), "openapi_extra": {"requestBody": content}}
 
 
 pages = APIRouter()
 """Routes that need no token."""
-router = APIRouter(responses=_errors(401, 403))
+router = APIRouter(responses=errors(401, 403))
 
 
 @pages.get("/", include_in_schema=False)
@@ -147,66 +111,71 @@ async def docs(request: Request) -> Response:
     return found
 
 
-@pages.get("/health", summary="503 until every model answers.", responses=_errors(503))
-async def health(ingress: Served) -> dict[str, str]:
+@pages.get(
+    "/health",
+    summary="See that every model answers",
+    tags=["Server"],
+    responses=errors(503),
+)
+async def health(ingress: Served) -> Health:
     await asyncio.gather(*map(ingress.see_alive, ingress.models))
-    return {"status": "ok"}
+    return Health()
 
 
-@router.get("/info", summary="Models, and every limit.", responses=_errors(503))
-async def info(ingress: Served) -> dict[str, Any]:
-    return {
-        "models": await asyncio.gather(*(ingress.info(name, 0.0) for name in ingress.models)),
-        "default_model": next(iter(ingress.models)),
-        "limits": ingress.limits.model_dump(),
-        "version": VERSION,
-        "authentication": "bearer" if ingress.guard.has_tokens else "loopback",
-        "batches": ingress.batches.settings.allowed,
-    }
+@router.get("/info", summary="Models and limits", tags=["Server"], responses=errors(503))
+async def info(ingress: Served) -> ServerInfo:
+    return ServerInfo(
+        models=await asyncio.gather(*(ingress.info(name, 0.0) for name in ingress.models)),
+        default_model=next(iter(ingress.models)),
+        limits=ingress.limits,
+        version=VERSION,
+        authentication="bearer" if ingress.guard.has_tokens else "loopback",
+        batches=ingress.batches.settings.allowed,
+        files=ingress.files.settings.files_root is not None,
+    )
 
 
-@router.get("/v1/models", summary="In OpenAI's form.", responses=_errors(503))
-async def models(ingress: Served) -> dict[str, Any]:
-    return {"object": "list", "data": [_openai_model(name) for name in ingress.models]}
+@router.get("/v1/models", summary="List models", tags=["Server"], responses=errors(503))
+async def list_models(ingress: Served) -> AboutModels:
+    return AboutModels(data=[AboutModel(id=name) for name in ingress.models])
 
 
-@router.get("/v1/models/{model}", responses=_errors(404, 503))
-async def model(ingress: Served, model: str) -> dict[str, Any]:
-    return _openai_model(ingress.choose(model))
-
-
-def _openai_model(name: str) -> dict[str, Any]:
-    return {"id": name, "object": "model", "owned_by": "sce"}
+@router.get("/v1/models/{model}", summary="Tell of a model", tags=["Server"], responses=errors(404))
+async def get_model(ingress: Served, model: str) -> AboutModel:
+    return AboutModel(id=ingress.choose(model))
 
 
 @router.get(
     "/v1/label_sets",
-    summary="Labels that were fitted to a corpus.",
+    summary="List label sets",
+    tags=["Label sets"],
     response_model=LabelSetList,
-    responses=_errors(503),
+    responses=errors(503),
 )
-async def label_sets(ingress: Served) -> dict[str, Any]:
+async def list_label_sets(ingress: Served) -> dict[str, Any]:
     return {"data": await ingress.label_sets()}
 
 
 @router.get(
     "/v1/label_sets/{name}",
-    summary="One of them, with the figures of its fit.",
+    summary="A label set, with the figures of its fit",
+    tags=["Label sets"],
     response_model=LabelSetDetails,
-    responses=_errors(404, 503),
+    responses=errors(404, 503),
 )
-async def label_set(ingress: Served, name: str) -> dict[str, Any]:
+async def get_label_set(ingress: Served, name: str) -> dict[str, Any]:
     models = list(await ingress.choose_label_set(name))
     return {**await ingress.models[models[0]].label_set(name), "models": models}
 
 
 @router.get(
     "/v1/label_sets/{name}/report",
-    summary="Its report, a page.",
+    summary="Report of a label set, a page",
+    tags=["Label sets"],
     response_class=HTMLResponse,
-    responses=_errors(404, 503),
+    responses=errors(404, 503),
 )
-async def report(ingress: Served, name: str) -> Response:
+async def get_label_set_report(ingress: Served, name: str) -> Response:
     model = next(iter(await ingress.choose_label_set(name)))
     found = await ingress.models[model].report_page(name)
     if found is None:
@@ -215,158 +184,60 @@ async def report(ingress: Served, name: str) -> Response:
     return HTMLResponse(found, headers=REPORT_HEADERS)
 
 
-@router.get("/metrics", response_class=PlainTextResponse)
-async def metrics() -> Response:
+@router.get(
+    "/metrics",
+    summary="Metrics, for Prometheus",
+    tags=["Server"],
+    response_class=PlainTextResponse,
+)
+async def get_metrics() -> Response:
     media_type = "text/plain; version=0.0.4; charset=utf-8"
     return PlainTextResponse(await gather_metrics(), media_type=media_type)
 
 
 @router.post(
     "/v1/classify",
-    summary="Classify texts or embeddings.",
+    summary="Classify texts or embeddings",
     response_model=ClassifyResponse,
-    **_body(ClassifyRequest),
+    tags=["Classify"],
+    **described_body([ClassifyRequest]),
 )
 async def classify(request: Request, ingress: Served) -> Response:
-    async with _asked(request, ingress, ClassifyRequest) as (asked, name, size):
-        chosen, set_labels = asked.label_set, 0
-        if chosen is not None:
-            models = await ingress.choose_label_set(chosen, asked.model)
-            name, set_labels = next(iter(models.items()))
-            request.state.model = name
-        dimension = (await ingress.info(name, 60.0))["dimension"]
-        limits = ingress.limits
-        work = await _off_loop(size, classify_request, asked, limits, dimension, set_labels)
-        answer = await ingress.models[name].answer(work)
-        counts_N = work.label_counts
-        numbers = int(counts_N.sum()) if work.return_scores else 0
-        # Bytes of the answer, a quarter: writing takes less time than parsing as many.
-        size = (200 * len(counts_N) + 30 * numbers) // 4
-        found = await _off_loop(size, classify_response, asked, work, answer, name)
-        widest = int(counts_N.max(initial=0))
-        ingress.metrics.classified(name, chosen or "", widest, found["data"])
-        return await _json_response(size, found, answer.seconds)
+    async with _asked(request, ingress, ClassifyRequest) as (asked, size):
+        return await _json_response(request, await classified(ingress, asked, size))
 
 
 @router.post(
     "/v1/embeddings",
-    summary="Vectors of texts, in OpenAI's form.",
+    summary="Turn texts into vectors, in OpenAI's form",
     response_model=EmbeddingsResponse,
-    **_body(EmbeddingsRequest),
+    tags=["Classify"],
+    **described_body([EmbeddingsRequest]),
 )
-async def embeddings(request: Request, ingress: Served) -> Response:
-    async with _asked(request, ingress, EmbeddingsRequest) as (asked, name, _):
-        dimension = (await ingress.info(name, 60.0))["dimension"]
-        work = embeddings_request(asked, ingress.limits, dimension)
-        answer = await ingress.models[name].answer(work)
-        size = 4 * dimension * len(work.queries)
-        found = await _off_loop(size, embeddings_response, asked, answer, name)
-        return await _json_response(size, found, answer.seconds)
-
-
-@router.post(
-    "/v1/batches",
-    summary="Classify files: starts a bulk job.",
-    response_model=Batch,
-    **_body(BatchRequest, 409),
-)
-async def create(request: Request, ingress: Served) -> Batch:
-    async with _asked(request, ingress, BatchRequest) as (asked, name, _):
-        if asked.labels is not None:
-            check_labels(asked.labels, 0, "labels", ingress.limits)
-        return await ingress.batches.create(asked, name)
-
-
-@router.get("/v1/batches", response_model=BatchList, responses=_errors(503))
-async def every(ingress: Served) -> BatchList:
-    return BatchList(data=await ingress.batches.every())
-
-
-@router.get("/v1/batches/{batch_id}", response_model=Batch, responses=_errors(404, 503))
-async def one(ingress: Served, batch_id: str) -> Batch:
-    return await ingress.batches.get(batch_id)
-
-
-@router.post("/v1/batches/{batch_id}/cancel", response_model=Batch, responses=_errors(404, 503))
-async def cancel(ingress: Served, batch_id: str) -> Batch:
-    return await ingress.batches.cancel(batch_id)
+async def embed(request: Request, ingress: Served) -> Response:
+    async with _asked(request, ingress, EmbeddingsRequest) as (asked, size):
+        return await _json_response(request, await embedded(ingress, asked, size))
 
 
 @asynccontextmanager
 async def _asked(
     request: Request, ingress: Ingress, kind: type[BaseModel]
-) -> AsyncIterator[tuple[Any, str, int]]:
-    """A request that there is room for: parsed, the name of its model, and its size in bytes."""
+) -> AsyncIterator[tuple[Any, int]]:
+    """A request that there is room for: parsed, and its size in bytes."""
     async with ingress.admitted(request) as body:
-        asked = await _off_loop(len(body), parse, kind, body)
-        name = request.state.model = ingress.choose(asked.model)
+        asked = await off_loop(len(body), parse, kind, body)
+        request.state.model = ingress.choose(asked.model)
         if ingress.log_texts:
             log.info("%s: %s", request.url.path, body.decode("utf-8", "replace"))
-        yield asked, name, len(body)
+        yield asked, len(body)
 
 
-async def _off_loop(size: int, work: Callable[..., Any], *arguments: Any) -> Any:
-    """Large things in a thread: other requests' answers go on meanwhile."""
-    if size <= SMALL_BYTES:
-        return work(*arguments)
-    return await asyncio.get_running_loop().run_in_executor(_LARGE, work, *arguments)
-
-
-async def _json_response(size: int, content: Any, seconds: Mapping[str, float]) -> Response:
+async def _json_response(request: Request, answer: Answered) -> Response:
     """With the header `Server-Timing`: milliseconds of each step, as browsers show them."""
-    timing = ", ".join(f"{step};dur={1000 * spent:.1f}" for step, spent in seconds.items())
-    body = await _off_loop(size, to_json, content)
+    request.state.model = answer.model
+    timing = ", ".join(f"{step};dur={1000 * spent:.1f}" for step, spent in answer.seconds.items())
+    body = await off_loop(answer.size, to_json, answer.content)
     return Response(body, headers={"Server-Timing": timing}, media_type="application/json")
-
-
-async def _watch(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-    """Let those in who may ask, record what was answered and how long it took."""
-    ingress: Ingress = request.app.state.ingress
-    started = time.perf_counter()
-    request.state.model = ""
-    response = await _guarded(ingress, request, call_next)
-    seconds = time.perf_counter() - started
-    if "server-timing" in response.headers:
-        response.headers["server-timing"] += f", gateway;dur={1000 * seconds:.1f}"
-    path = getattr(request.scope.get("route"), "path", "unknown")
-    ingress.metrics.request(path, response.status_code, request.state.model, seconds)
-    return response
-
-
-async def _guarded(
-    ingress: Ingress, request: Request, call_next: Callable[[Request], Awaitable[Response]]
-) -> Response:
-    """Whatever happens, the answer has the form of this interface."""
-    path = request.scope["path"].removeprefix(request.scope.get("root_path", "").rstrip("/"))
-    try:
-        if path not in OPEN_PATHS and not path.startswith("/docs-assets/"):
-            peer = request.client.host if request.client else None
-            ingress.guard.check(request.headers, peer)
-        _check_address(request)
-        return await (_head(request, call_next) if request.method == "HEAD" else call_next(request))
-    except ApiError as error:
-        return await _refuse(request, error)
-    except Exception:
-        log.exception("%s %s failed", clipped(request.method), quoted(path))
-        hidden = ApiError(500, "internal_error", "the server failed; its log says where.")
-        return await _refuse(request, hidden)
-
-
-def _check_address(request: Request) -> None:
-    size = len(request.scope["path"]) + len(request.scope["query_string"])
-    if size > MAX_ADDRESS_CHARS:
-        message = f"the address has {size} characters; at most {MAX_ADDRESS_CHARS} are allowed."
-        raise ApiError(414, "address_too_long", message)
-
-
-async def _head(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-    """The headers that GET would have."""
-    request.scope["method"] = "GET"
-    response = await call_next(request)
-    async for _ in response.body_iterator:  # type: ignore[attr-defined]
-        pass  # it is written to the end, or its task would wait
-    request.scope["method"] = "HEAD"
-    return Response(status_code=response.status_code, headers=dict(response.headers))
 
 
 async def _refuse(_: Request, error: ApiError) -> Response:
@@ -390,18 +261,3 @@ async def _refuse_http(request: Request, error: HTTPException) -> Response:
         message = f"{clipped(request.method)} is not allowed here, but {allowed} is."
         refusal = ApiError(405, "method_not_allowed", message, headers={"Allow": allowed})
     return await _refuse(request, refusal)
-
-
-def _document(app: FastAPI, found: dict[str, Any]) -> dict[str, Any]:
-    """OpenAPI with tokens and the requests' bodies, which FastAPI does not know of."""
-    schemas = found["components"]["schemas"]
-    for kind in BODIES:
-        own = kind.model_json_schema(ref_template="#/components/schemas/{model}")
-        schemas |= own.pop("$defs", {}) | {kind.__name__: own}
-    found["components"]["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer"}}
-    for path, methods in found["paths"].items():
-        if path not in OPEN_PATHS:
-            for operation in methods.values():
-                operation["security"] = [{"bearer": []}, {}]
-    app.openapi_schema = json.loads(json.dumps(found))
-    return app.openapi_schema

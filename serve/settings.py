@@ -17,8 +17,8 @@ class Limits(Section):
 
     max_body_bytes: int = Field(default=16 * 2**20, ge=1024)
     """A request's size, 413 above."""
-    max_texts: int = Field(default=1024, ge=1)
-    """Texts or embeddings of a request, 413 above."""
+    max_texts: int = Field(default=2048, ge=1)
+    """Texts or embeddings of a request, 413 above. As many as OpenAI's clients send at a time."""
     max_labels: int = Field(default=1000, ge=1)
     """Labels of one set, 413 above."""
     max_label_chars: int = Field(default=200, ge=1, le=200)
@@ -97,7 +97,10 @@ class ReplicaSettings(ModelSettings):
 
 class BatchSettings(Section):
     """Bulk jobs through `/v1/batches`; refused unless both roots are named. MLflow records them
-    where MLFLOW_TRACKING_URI says so. Through links below a root nothing is read or written."""
+    where MLFLOW_TRACKING_URI says so. Through links below a root nothing is read or written.
+
+    In OpenAI's form, of files that are uploaded to `/v1/files`: refused unless `files_root` is
+    named."""
 
     input_roots: list[str] = []
     """Folders or URIs that inputs must lie under."""
@@ -106,7 +109,15 @@ class BatchSettings(Section):
     dashboard: str | None = None
     """Address of Ray's job server (http://host:8265). Default: that of this cluster."""
     max_running: int = Field(default=1, ge=1)
-    """Jobs that run at a time, 429 above."""
+    """Jobs that run at a time, and batches of uploaded files, 429 above."""
+    files_root: str | None = None
+    """Folder for uploaded files and their answers, which every gateway reaches."""
+    max_file_bytes: int = Field(default=100 * 2**20, ge=1024)
+    """Size of an uploaded file, 413 above."""
+    max_files_bytes: int = Field(default=2 * 2**30, ge=1024)
+    """Of all files of a token together, answers included, 413 above."""
+    max_file_requests: int = Field(default=50_000, ge=1)
+    """Requests of an uploaded file; a batch of more fails."""
 
     @property
     def allowed(self) -> bool:

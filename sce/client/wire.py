@@ -338,11 +338,6 @@ class Batch(Wire):
     metadata: dict[str, str] = {}
 
 
-class BatchList(Wire):
-    object: Literal["list"] = "list"
-    data: list[Batch]
-
-
 class ErrorBody(Wire):
     message: str
     type: Literal[

@@ -21,6 +21,7 @@ from sce.client.wire import (
 )
 from serve.auth import Guard
 from serve.batches import plain_place
+from serve.document import TITLES
 from serve.engine import Engine, LoadedModel
 from serve.ingress import Ingress
 from serve.routes import make_app
@@ -316,12 +317,13 @@ def test_head_answers_what_get_would_without_a_body(client):
 
 def test_pages_of_other_origins_ask_where_they_are_named(ingress):
     asked = {"Origin": "http://intranet.example", "Access-Control-Request-Method": "POST"}
-    asked["Access-Control-Request-Headers"] = "authorization, content-type"
+    asked["Access-Control-Request-Headers"] = "authorization, content-type, x-stainless-lang"
     token = {"Authorization": f"Bearer {TOKEN}"}
     with TestClient(make_app(ingress, ["http://intranet.example"])) as client:
         preflight = client.options("/v1/classify", headers=asked)  # it carries no token
         assert preflight.status_code == 200
         assert preflight.headers["access-control-allow-origin"] == "http://intranet.example"
+        assert "x-stainless-lang" in preflight.headers["access-control-allow-headers"]
         answer = client.get("/info", headers=token | {"Origin": "http://intranet.example"})
         assert answer.headers["access-control-allow-origin"] == "http://intranet.example"
         other = client.get("/info", headers=token | {"Origin": "http://evil.example"})
@@ -330,15 +332,11 @@ def test_pages_of_other_origins_ask_where_they_are_named(ingress):
         assert client.options("/v1/classify", headers=asked | token).status_code == 405
 
 
-def test_forms_of_openai_that_are_not_offered_are_said(client):
+def test_token_ids_are_refused_with_a_hint(client):
     for tokens in ([[101, 1996, 102]], [101, 102]):
         said = refusal(client.post("/v1/embeddings", json={"input": tokens}), 422)
         assert said["code"] == "token_ids_not_offered"
         assert "send texts" in said["message"]
-    body = {"input_file_id": "file-1", "endpoint": "/v1/embeddings", "completion_window": "24h"}
-    said = refusal(client.post("/v1/batches", json=body), 422)
-    assert said["code"] == "openai_batches_not_offered"
-    assert "OpenAI's batches" in said["message"]
 
 
 def test_overload_is_refused_at_once_and_passes(port, client, ingress):
@@ -423,6 +421,18 @@ def test_the_document_describes_the_bodies(client):
         assert schema == {"$ref": f"#/components/schemas/{name}"}
         assert document["components"]["schemas"][name]["examples"]
         assert {"200", "401", "413", "422", "429", "503", "504"} <= set(post["responses"])
+    named = {*document["components"]["schemas"]}
+    assert named == {*TITLES}
+    for name, schema in document["components"]["schemas"].items():
+        assert schema["title"] != name
+        assert schema["description"]
+    operations = [o for methods in document["paths"].values() for o in methods.values()]
+    assert len({o["operationId"] for o in operations}) == len(operations)
+    for operation in operations:
+        assert "_v1_" not in operation["operationId"]
+        assert operation["tags"]
+        assert "HTTPValidationError" not in json.dumps(operation)
+        assert "Response " not in json.dumps(operation["responses"]["200"].get("content"))
     assert (
         "http" not in client.get("/docs").text.replace("http://testserver", "").split("<body>")[0]
     )
