@@ -79,11 +79,6 @@ def ensure_ray(dashboard: bool | None = None) -> None:
     ray.data.DataContext.get_current().print_on_execution_start = False
 
 
-def is_own_ray() -> bool:
-    """Whether Ray is this process' own, which ends with it."""
-    return _address() == "local"
-
-
 def _address() -> str:
     return os.environ.get("RAY_ADDRESS") or "local"
 
