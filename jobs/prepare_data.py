@@ -1,4 +1,4 @@
-"""Read labelled texts from every source of an experiment into one folder of Parquet.
+"""Read the labelled texts of an experiment into one folder of Parquet.
 
     python jobs/prepare_data.py --config configs/quickstart/sce.yaml
     python jobs/prepare_data.py --run-dir runs/mine \\
@@ -10,9 +10,12 @@ The last line of standard output is JSON. Exit code 0: done, 1: failed, 2: wrong
 """
 
 import sys
+from functools import partial
 
 from sce.workflows.cli import run_job
 from sce.workflows.experiment import Experiment
 
+main = partial(run_job, Experiment, "sce.workflows.prepare:prepare", __doc__)
+
 if __name__ == "__main__":
-    sys.exit(run_job(Experiment, "sce.workflows.prepare:prepare", __doc__))
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""Train a Soft Contextualized Encoder, from raw texts to the evaluated model.
+"""Train a model, from raw texts to the measured Soft Contextualized Encoder.
 
     python jobs/train_sce.py --config configs/quickstart/sce.yaml
     ray job submit --working-dir . -- python jobs/train_sce.py --config configs/paper/sce.yaml \\
@@ -14,9 +14,12 @@ The last line of standard output is JSON. Exit code 0: done, 1: failed, 2: wrong
 """
 
 import sys
+from functools import partial
 
 from sce.workflows.cli import run_job
 from sce.workflows.experiment import Experiment
 
+main = partial(run_job, Experiment, "sce.workflows.train:train", __doc__)
+
 if __name__ == "__main__":
-    sys.exit(run_job(Experiment, "sce.workflows.train:train", __doc__))
+    sys.exit(main())

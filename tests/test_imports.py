@@ -44,3 +44,7 @@ def test_who_sends_a_bulk_job_on_its_way_needs_no_model(workflow):
 def test_who_starts_the_server_and_who_lets_requests_in_need_no_model(process):
     found = loaded_by(f"import serve.{process}")
     assert not {"torch", "transformers", "peft", "mlflow", "sklearn", "scipy"} & set(found)
+
+
+def test_the_list_of_commands_waits_for_nothing():
+    assert loaded_by("from sce.workflows.commands import main; main(['--help'])") == []
