@@ -358,6 +358,18 @@ def test_texts_in_any_container_that_has_an_order(predictor):
     assert predictor.predict(TEXTS, pd.Series(sets)) == predictor.predict(TEXTS, sets)
 
 
+@pytest.mark.system
+def test_columns_of_polars(predictor):
+    polars = pytest.importorskip("polars", reason="pip install '.[readers]'")
+    vectors = predictor.embedder.embed(TEXTS).vectors
+    expected = predictor.predict(TEXTS, LABELS)
+    assert predictor.predict(polars.DataFrame({"text": TEXTS})["text"], LABELS) == expected
+    for column in (polars.Series(vectors), polars.Series(vectors.tolist())):
+        assert predictor.predict(embeddings=column, labels=LABELS) == expected
+    with pytest.raises(DataError, match="one column"):
+        predictor.predict(polars.DataFrame({"text": TEXTS}), LABELS)
+
+
 def test_a_bad_row_does_not_hinder_the_others(predictor):
     good = predictor.predict(TEXTS[:2], LABELS, return_scores=True)
     texts = [TEXTS[0], " ", None, 7, float("nan"), pd.NA, "\ud800", TEXTS[1]]

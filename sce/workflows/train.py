@@ -39,6 +39,7 @@ from sce.training.data import TrainingData
 from sce.training.episodes import EpisodeSampler
 from sce.training.fresh_model import FreshModel, build_model
 from sce.training.validation import VALIDATION_VIEWS, Validator
+from sce.workflows.cli import typed
 from sce.workflows.evaluate import measure, open_tracker
 from sce.workflows.experiment import Experiment
 from sce.workflows.model_card import write_model_card
@@ -296,7 +297,7 @@ def _say_what_is_next(experiment: Experiment, tracker: Tracker) -> None:
         f'  predictor = Predictor.from_pretrained("{_relative(experiment.model_dir)}")',
         '  predictor.predict(["The parcel never came."], ["late delivery", "billing", "praise"])',
         "How good is it on your data (JSONL or CSV with text and label):",
-        f"  {_relative(Path(sys.executable))} jobs/evaluate.py "
+        f"  {typed('evaluate', str(_relative(Path(sys.executable))))} "
         f"--config {_relative(experiment.home / CONFIG_FILE)} --evaluate.labelled FILE",
     ]
     if tracker.hint:

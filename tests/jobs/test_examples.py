@@ -43,7 +43,7 @@ def test_an_analyst_has_a_table_of_two_taxonomies(model, tmp_path, capsys):
 def test_a_researcher_has_two_methods_side_by_side(model, capsys):
     assert research.main(["--model", model, "--rows", "3"]) == 0
     head, *lines = capsys.readouterr().out.splitlines()
-    assert head.startswith("18 texts, 4 labels")
+    assert head.startswith("15 texts, 4 labels")
     assert [line.split()[:2] for line in lines] == [
         [method, carried] for carried in ("names", "descriptions") for method in ("cosine", "SCE")
     ]
