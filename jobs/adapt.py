@@ -1,4 +1,4 @@
-"""Fit a label set to the texts that it is for: let a corpus teach the labels.
+"""Let a corpus teach the labels: fit a label set to its texts.
 
     python jobs/adapt.py --input runs/tickets-embedded --labels-file labels.yaml \\
         --output runs/tickets-labels

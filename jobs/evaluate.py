@@ -1,4 +1,4 @@
-"""Measure how good a model is, on shipped label sets or on rows of your own.
+"""Measure a model on shipped label sets, or on rows of yours.
 
     python jobs/evaluate.py --config configs/quickstart/sce.yaml
     python jobs/evaluate.py --config configs/quickstart/inbox.yaml

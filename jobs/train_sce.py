@@ -1,11 +1,12 @@
-"""Train a model, from raw texts to the measured Soft Contextualized Encoder.
+"""Train a model, from raw texts to its measured accuracy.
 
     python jobs/train_sce.py --config configs/quickstart/sce.yaml
     ray job submit --working-dir . -- python jobs/train_sce.py --config configs/paper/sce.yaml \\
         --run-dir /shared/runs/paper
 
-Prepares the data and embeds it first where that is missing or out of date, then trains, fits
-the temperature, writes the model and measures it. Any setting can be given as a flag:
+Prepares the data and embeds it first where that is missing or out of date, then trains, fits the
+temperature, writes the Soft Contextualized Encoder and measures it. Any setting can be given as a
+flag:
 
     python jobs/train_sce.py --config configs/quickstart/sce.yaml --train.epochs 5 --seed 1
 

@@ -1,12 +1,12 @@
-"""Answer over HTTP: the endpoint on Ray Serve, and a page to try it.
+"""Answer over HTTP, with a page to try it.
 
     python -m serve.app --model runs/quickstart/model
     SCE_TOKENS=$(openssl rand -hex 32) python -m serve.app --model /shared/model --host 0.0.0.0
 
-`make serve` does the first; on a cluster it is `serve deploy configs/serve.yaml`.
-Then http://127.0.0.1:8000/ is a page to try it, /docs the interface. One model with one replica is
-in the gateway's process (`--no-one-process`: in its own). Ctrl+C ends it when the requests that it
-accepted are answered. Exit code 0: ended, 1: failed, 2: wrong settings.
+The endpoint is on Ray Serve. `make serve` does the first; on a cluster it is `serve deploy
+configs/serve.yaml`. Then http://127.0.0.1:8000/ is a page to try it, /docs the interface. One model
+with one replica is in the gateway's process (`--no-one-process`: in its own). Ctrl+C ends it when
+the requests that it accepted are answered. Exit code 0: ended, 1: failed, 2: wrong settings.
 """
 
 # No `from __future__ import annotations`: Ray reads the type of the builder's argument.

@@ -343,6 +343,8 @@ def test_texts_in_any_container_that_has_an_order(predictor):
     ):
         assert predictor.predict(texts, LABELS) == expected
     vectors = predictor.embedder.embed(TEXTS).vectors
+    column = pd.Series(TEXTS, index=range(7, 7 + len(TEXTS)))
+    np.testing.assert_array_equal(predictor.embedder.embed(column).vectors, vectors)
     expected = predictor.predict(embeddings=vectors, labels=LABELS)
     for embeddings in (
         vectors.tolist(),

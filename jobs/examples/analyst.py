@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     table = pd.read_json(str(INBOX / "messages.jsonl"), lines=True).head(asked.rows)
     predictor = Predictor.from_pretrained(asked.model)
-    vectors = predictor.embedder.embed(table["text"].tolist()).vectors  # the slow part, once
+    vectors = predictor.embedder.embed(table["text"]).vectors  # the slow part, once
 
     # A label may carry a description and synonyms: what you tell of it beats training.
     for column, file in (("topic", "labels.yaml"), ("department", "departments.yaml")):

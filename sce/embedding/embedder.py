@@ -27,7 +27,7 @@ from transformers.utils import logging as transformers_logging
 
 from sce.embedding.checkpoint import Checkpoint, resolve_checkpoint
 from sce.embedding.files import read_json
-from sce.embedding.row_checks import check_texts
+from sce.embedding.row_checks import as_texts, check_texts
 from sce.embedding.settings import EmbedderConfig
 from sce.embedding.tokenising import (
     CHARS_A_TOKEN,
@@ -100,13 +100,15 @@ class TextEmbedder:
         return self._model.config
 
     def embed(self, texts: Sequence[str]) -> Embedded:
-        """Embed texts; batches are formed by length, the order of the answer is the input's.
+        """Embed texts, a list or a column; batches are formed by length, the order of the answer is
+        the input's.
 
         A vector does not depend on its neighbours beyond 1e-5 (float32; in bfloat16 beyond a cosine
         of 0.9999). While a piece of the
         texts goes through the model, a thread tokenises the next. Raises `DataError` with the
         position of a text that is empty, not a text or not Unicode.
         """
+        texts = as_texts(texts)
         check_texts(texts)
         vectors_ND = np.empty((len(texts), self.dimension), np.float32)
         truncated_N = np.zeros(len(texts), bool)

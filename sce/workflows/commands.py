@@ -37,9 +37,10 @@ COMMANDS = {
 }
 """What `sce NAME` runs: a file of `jobs/`, or the server's module."""
 _EPILOGUE = """\
-sce COMMAND --help lists the settings of one; each is a flag, a YAML key of --config and a variable.
---config takes a file, or the name of a recipe that ships: quickstart, quickstart/inbox, base, ...
-A command's last line is JSON; exit code 0 is done, 1 failed, 2 wrong input."""
+sce COMMAND --help lists the settings of one: each is a flag, a YAML key of
+--config, and a variable. --config takes a file, or the name of a recipe that
+ships, such as quickstart. A command's last line is JSON; exit code 0 is done, 1
+failed, 2 wrong input."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
