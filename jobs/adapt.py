@@ -1,4 +1,4 @@
-"""Let a corpus teach the labels: fit a label set to the texts that it is for, without training.
+"""Let a corpus teach the labels: fit a label set to its texts.
 
     python jobs/adapt.py --input runs/tickets-embedded --labels-file labels.yaml \\
         --output runs/tickets-labels
@@ -7,11 +7,12 @@
     ray job submit --working-dir . -- python jobs/adapt.py --input s3://bucket/tickets-embedded \\
         --labels-file labels.yaml --output s3://bucket/tickets-labels
 
-Reads an embedding store (texts are embedded into one first), and writes a folder that stands for
-the labels from then on: jobs/classify.py --labels-file FOLDER, the endpoint's `label_sets`, and
-`Predictor.predict(labels=AdaptedLabels.load(FOLDER))`. Its report.html says what has changed, which
-labels seem to have no text, and what to do next; to_label.jsonl is a file to fill in: with 30 to 50
-labelled rows (--labelled) it is measured, and chosen, how far to trust the fit.
+Nothing is trained, and no row needs a label. Reads an embedding store (texts are embedded into one
+first), and writes a folder that stands for the labels from then on: jobs/classify.py --labels-file
+FOLDER, the endpoint's `label_sets`, and `Predictor.predict(labels=AdaptedLabels.load(FOLDER))`. Its
+report.html says what has changed, which labels seem to have no text, and what to do next;
+to_label.jsonl is a file to fill in: with 30 to 50 labelled rows (--labelled) it is measured, and
+chosen, how far to trust the fit.
 
 Killed, the same command goes on after its last round. The same store and labels give the same
 result, byte for byte.

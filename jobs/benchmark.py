@@ -48,8 +48,10 @@ SECTIONS = (
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else list(argv)
     if not arguments or arguments[0] not in SECTIONS:
-        print(f"usage: benchmark.py {{{','.join(SECTIONS)}}} [settings]", file=sys.stderr)
-        return 0 if arguments[:1] in (["-h"], ["--help"]) else 2
+        asked = arguments[:1] in (["-h"], ["--help"])
+        usage = f"usage: benchmark.py {{{','.join(SECTIONS)}}} [settings]"
+        print(f"{usage}\n\n{__doc__}" if asked else usage, file=sys.stdout if asked else sys.stderr)
+        return 0 if asked else 2
     _find_checkout()
     from jobs.benchmarks.records import run_benchmark
 

@@ -1,4 +1,4 @@
-"""Classify any number of texts with any labels; embed them once for the next label set.
+"""Classify any number of texts with any labels, an answer a row.
 
     python jobs/classify.py --model runs/quickstart/model --input tickets/ \\
         --labels '["late delivery", "billing", "praise"]' --output runs/tickets \\

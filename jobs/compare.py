@@ -1,4 +1,4 @@
-"""Put everything that was measured side by side, beside the paper's figures.
+"""Put what was measured side by side, beside the paper's figures.
 
     python jobs/compare.py
     python jobs/compare.py --methods '["quickstart", "minilm-similarity"]' --output runs/compare
@@ -17,9 +17,12 @@ The last line of standard output is JSON. Exit code 0: done, 1: failed, 2: wrong
 """
 
 import sys
+from functools import partial
 
 from sce.workflows.cli import run_job
 from sce.workflows.experiment import CompareConfig
 
+main = partial(run_job, CompareConfig, "sce.workflows.compare:compare", __doc__)
+
 if __name__ == "__main__":
-    sys.exit(run_job(CompareConfig, "sce.workflows.compare:compare", __doc__))
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""Embed texts, once for every later use: any corpus, or the data of an experiment.
+"""Embed texts into a store, once for every label set to come.
 
     python jobs/embed.py --input tickets/ --store runs/tickets-embedded
     python jobs/embed.py --config configs/quickstart/sce.yaml

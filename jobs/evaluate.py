@@ -1,5 +1,4 @@
-"""Measure a trained model on seen, unseen and your own label sets, beside cosine similarity and
-adapted labels; or a method that needs no training, on the same rows.
+"""Measure a model on shipped label sets, or on rows of yours.
 
     python jobs/evaluate.py --config configs/quickstart/sce.yaml
     python jobs/evaluate.py --config configs/quickstart/inbox.yaml
@@ -9,15 +8,16 @@ adapted labels; or a method that needs no training, on the same rows.
     ray job submit --working-dir . -- python jobs/evaluate.py --config configs/paper/sce.yaml \\
         --run-dir /shared/runs/paper
 
-`--method similarity` measures cosine similarity of the embedder's vectors, `--method prompted` a
-language model that is asked (`--prompted.base`), with LoRA adapters or without; jobs/compare.py
-puts what was measured side by side. `--evaluate.labelled` takes JSONL, CSV or Parquet with the
-columns `text` and `label`: how good is it on your own data? Fifty rows are enough for a first
-answer. Adapted labels are fitted to the texts of your rows, of every test set with at least ten
-texts a label, or to those of the embedding store `--evaluate.corpus`, without the answers
-(`adapted`) and with n labelled rows a label (`adapted+n`, `--evaluate.adapted-examples`): each half
-of the rows is answered by a fit that had its examples from the other half. `--no-evaluate.adapted`
-leaves them out.
+A trained model is measured beside cosine similarity and adapted labels, on the label sets that it
+was trained on, on unseen ones and on yours. `--method similarity` measures cosine similarity of the
+embedder's vectors, `--method prompted` a language model that is asked (`--prompted.base`), with
+LoRA adapters or without; jobs/compare.py puts what was measured side by side. `--evaluate.labelled`
+takes JSONL, CSV or Parquet with the columns `text` and `label`: how good is it on your own data?
+Fifty rows are enough for a first answer. Adapted labels are fitted to the texts of your rows, of
+every test set with at least ten texts a label, or to those of the embedding store
+`--evaluate.corpus`, without the answers (`adapted`) and with n labelled rows a label (`adapted+n`,
+`--evaluate.adapted-examples`): each half of the rows is answered by a fit that had its examples
+from the other half. `--no-evaluate.adapted` leaves them out.
 
 `--embedders` measures several text embedders on the same rows: what each answers by cosine
 similarity, SCE and adapted labels, its texts a second, memory and hours for a million texts on this
@@ -30,9 +30,12 @@ The last line of standard output is JSON. Exit code 0: done, 1: failed, 2: wrong
 """
 
 import sys
+from functools import partial
 
 from sce.workflows.cli import run_job
 from sce.workflows.experiment import Evaluation
 
+main = partial(run_job, Evaluation, "sce.workflows.evaluate_embedders:evaluate_asked", __doc__)
+
 if __name__ == "__main__":
-    sys.exit(run_job(Evaluation, "sce.workflows.evaluate_embedders:evaluate_asked", __doc__))
+    sys.exit(main())

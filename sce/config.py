@@ -16,13 +16,14 @@ import json
 import logging
 import os
 import re
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar, get_args
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -32,23 +33,24 @@ from pydantic import (
     SecretStr,
     ValidationError,
 )
-from pydantic_settings import BaseSettings, InitSettingsSource, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    CliSettingsSource,
+    InitSettingsSource,
+    SettingsConfigDict,
+)
 from pydantic_settings.exceptions import SettingsError
 
-from sce.errors import HIDDEN, ConfigError, DataError, without_secrets
+from sce.errors import HIDDEN, ConfigError, without_secrets
 from sce.storage import Place, RemotePath, to_place
-from sce.storage.documents import parse_yaml, read_document
+from sce.storage.recipes import read_settings
 
 log = logging.getLogger(__name__)
 
 VERSION = "0.1.0"
 """The version of this software."""
 ENV_PREFIX = "SCE_"
-INCLUDE = "include"
-"""Top-level key of a YAML file: a list of files that lie beside it, whose settings it takes."""
 MAX_ERRORS_SHOWN = 20
-MAX_FILES = 100
-"""That one configuration is made of; a file that is included twice counts twice."""
 DASHBOARD = f"{ENV_PREFIX}DASHBOARD"
 """Of the environment: set where a job was asked for Ray's dashboard, however it was asked."""
 SECRETS = ("SCE_TOKENS", "SCE_TOKENS_FILE", "SCE_ENDPOINT_TOKEN")
@@ -211,27 +213,105 @@ def load_config(config_class: type[ConfigT], argv: Sequence[str], prog: str, doc
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--config", metavar="FILE")
     known, rest = parser.parse_known_args(argv)
-    files = {} if known.config is None else _read_yaml(known.config)
+    files = {} if known.config is None else read_settings(known.config)
     _check_environment(config_class)
     given, rest = _take_verbatim(config_class, rest)
     _check_spelling(rest)
 
     content = {
         "__module__": config_class.__module__,
-        "__doc__": f"{doc.strip()}\n\nAlso: --config FILE, a YAML file with these keys.",
-        "model_config": SettingsConfigDict(cli_prog_name=prog, cli_parse_args=rest),
+        "__doc__": f"{_as_typed(doc, prog).strip()}\n\n--config FILE: these settings as YAML keys.",
+        "model_config": SettingsConfigDict(cli_prog_name=prog),
         "from_files": files,
     }
     loaded = type(config_class.__name__, (config_class,), content)
+    helper = partial(_HelpFormatter, config_class)
     try:
         with _argparse_without_secrets():
-            return loaded(**given)
+            flags = CliSettingsSource[Any](loaded, cli_parse_args=rest, formatter_class=helper)
+            return loaded(_cli_settings_source=flags, **given)
     except ValidationError as error:
         raise ConfigError(_explain(error, known.config, _secret_fields(config_class))) from None
     except SettingsError as error:
         raise ConfigError(f"{prog}: {error}") from None
     except RecursionError:
         raise ConfigError(f"{prog}: a setting is JSON that is nested too deep.") from None
+
+
+def _as_typed(doc: str, prog: str) -> str:
+    """A job's docstring with its commands as those of `sce`, where it was that which was typed."""
+    if not prog.startswith("sce "):
+        return doc
+    doc = re.sub(r"^( +)python jobs/\w+\.py|python -m serve\.app", rf"\1{prog}", doc, flags=re.M)
+    return re.sub(r"--config configs/(\w+)(/sce|/\w+)\.yaml", _recipe_typed, doc)
+
+
+def _recipe_typed(found: re.Match[str]) -> str:
+    return f"--config {found[1]}{found[2].removesuffix('/sce')}"
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """A job's own settings first, then by the class that has them; the usage in a line."""
+
+    def __init__(self, config_class: type[BaseModel], prog: str) -> None:
+        super().__init__(prog, max_help_position=26, width=min(shutil.get_terminal_size()[0], 100))
+        self._class = config_class
+
+    def add_usage(self, usage: Any, actions: Any, groups: Any, prefix: Any = None) -> None:
+        super().add_usage("%(prog)s [--config FILE] [settings]", [], [], prefix)
+
+    def start_section(self, heading: str | None) -> None:
+        name = (heading or "").removesuffix(" options")
+        for kind in _classes(self._class, name):
+            heading = f"{name}: {_first_sentence(kind)}"
+        super().start_section(heading)
+        self._heading = heading
+
+    def add_text(self, text: str | None) -> None:
+        super().add_text(text and text.removeprefix("default: None (undefined)\n"))
+
+    def add_arguments(self, actions: Any) -> None:
+        if self._heading != "options":
+            super().add_arguments(actions)
+            return
+        left = list(actions)
+        for kind in self._class.__mro__:
+            own = [a for a in left if a.dest in vars(kind).get("__annotations__", {})]
+            if kind is JobConfig:
+                own, title = left, "every command"
+            else:
+                title = "settings" if kind is self._class else _first_sentence(kind)
+            left = [action for action in left if action not in own]
+            self.end_section()
+            self.start_section(title)
+            super().add_arguments(own)
+
+    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
+        shown = super()._format_args(action, default_metavar)
+        return _METAVARS.get(shown, shown)
+
+    def _expand_help(self, action: argparse.Action) -> str:
+        nothing = r" ?\(default( factory)?: (None|False|list|\[.*\]|\{\}|)\)$"
+        return re.sub(nothing, "", super()._expand_help(action))
+
+
+_METAVARS = {
+    "{Path,RemotePath}": "PATH", "str": "TEXT", "SecretStr": "TEXT", "int": "INT",
+    "float": "NUMBER", "Path": "PATH",
+    "list[str]": "LIST", "list[int]": "LIST", "list[JSON]": "JSON",
+    "{auto,bool}": "{auto,true,false}",
+}  # fmt: skip
+
+
+def _first_sentence(kind: type) -> str:
+    return re.split(r"\.(?=\s|$)", " ".join((kind.__doc__ or "").split()))[0]
+
+
+def _classes(settings: type[BaseModel], name: str) -> list[type[BaseModel]]:
+    """The classes of a section that is called so; none where it is no section."""
+    field = settings.model_fields.get(name)
+    kinds = [] if field is None else [field.annotation, *get_args(field.annotation)]
+    return [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
 
 
 @contextmanager
@@ -257,12 +337,10 @@ def _secret_fields(settings: Any) -> set[str]:
     """Names of the settings that hold a secret, those of sections too."""
     found: set[str] = set()
     for name, field in settings.model_fields.items():
-        kinds = [field.annotation, *get_args(field.annotation)]
-        if SecretStr in kinds:
+        if SecretStr in (field.annotation, *get_args(field.annotation)):
             found.add(name)
-        for kind in kinds:
-            if isinstance(kind, type) and issubclass(kind, BaseModel):
-                found |= _secret_fields(kind)
+        for kind in _classes(settings, name):
+            found |= _secret_fields(kind)
     return found
 
 
@@ -305,58 +383,6 @@ def resolve_output(path: str | Place) -> Place:
             "URI (s3://bucket/folder)."
         )
     return path.absolute()
-
-
-def _read_yaml(name: str) -> dict[str, Any]:
-    """What the file of that path or URI says, and those that it includes."""
-    count = 0
-
-    def read(place: Place, name: str, above: tuple[Place, ...]) -> dict[str, Any]:
-        nonlocal count
-        count += 1
-        if place.resolve() in above:
-            raise ConfigError(f"--config: {name!r} includes itself, by way of {above[-1]}.")
-        if count > MAX_FILES:
-            raise ConfigError(f"--config: {INCLUDE}: more than {MAX_FILES} files are read.")
-        own = _read_one(place, name)
-        merged: dict[str, Any] = {}
-        for item in own.pop(INCLUDE, []):
-            merged = _merged(merged, read(place.parent / item, item, (*above, place.resolve())))
-        return _merged(merged, own)
-
-    try:
-        place = to_place(name)
-    except DataError as error:
-        raise ConfigError(f"--config: {error}") from None
-    return read(place, name, ())
-
-
-def _read_one(place: Place, name: str) -> dict[str, Any]:
-    try:
-        content = parse_yaml(read_document(place).decode("utf-8"), repr(name))
-    except FileNotFoundError:
-        raise ConfigError(f"--config: no file {name!r}.") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"--config: cannot read {name!r}: {error}") from None
-    except DataError as error:
-        raise ConfigError(f"--config: {error}") from None
-    content = {} if content is None else content
-    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise ConfigError(f"--config: {name!r} must hold a mapping of settings.")
-    included = content.get(INCLUDE, [])
-    if not isinstance(included, list) or not all(isinstance(item, str) for item in included):
-        raise ConfigError(f"--config: {name!r}: {INCLUDE} must be a list of files beside it.")
-    return content
-
-
-def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """Settings key by key, those `above` winning; a list is taken whole."""
-    found = dict(below)
-    for key, value in above.items():
-        old = found.get(key)
-        both = isinstance(old, dict) and isinstance(value, dict)
-        found[key] = _merged(old, value) if both else value  # type: ignore[arg-type]
-    return found
 
 
 def _check_environment(config_class: type[JobConfig]) -> None:

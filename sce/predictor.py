@@ -10,6 +10,7 @@ Shapes: N rows, B rows of a batch, K labels, D the embedder's dimension, T best 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -40,6 +41,7 @@ from sce.model.label_vectors import TextLookup, TextVectors, token_means_of
 from sce.model.linear_labels import LinearLabels
 from sce.model.scoring import ScoredBatch, Scorer
 from sce.model.settings import SHORTLIST_ABOVE, SHORTLIST_SIZE
+from sce.model.sharing import save_model, upload_model
 from sce.storage import Place, absolute_model, fetch_model
 
 
@@ -99,6 +101,7 @@ class Predictor:
         )
         self._text_vectors = text_vectors or (lambda texts: embedder.embed(texts).vectors)
         self._loaded_by: dict[str, Any] | None = None
+        self._folder: Path | None = None  # that the model was loaded from
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled it is where it was loaded from; it is loaded again where it arrives. Raises
@@ -167,7 +170,51 @@ class Predictor:
             shortlist_size=shortlist_size,
         )
         predictor._loaded_by = asked if can_again else None
+        predictor._folder = Path(local) if Path(local).is_dir() else None
         return predictor
+
+    def save_pretrained(self, place: str | Place) -> None:
+        """Write the model to a folder or URI, as `from_pretrained`, `AutoModel` and `AutoConfig` of
+        transformers read it; with its card where it was loaded from a folder that has one. The
+        embedder is named in it, and stays where it is.
+
+        Raises:
+            InputError: the model was loaded in bfloat16, or `place` is a file.
+        """
+        save_model(self.model, self.tokenizer, place, self._folder)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        commit_message: str = "Upload a Soft Contextualized Encoder",
+    ) -> str:
+        """Upload what `save_pretrained` writes to a repository of the Hugging Face hub, which is
+        made where it is missing; returns the commit's URL. `from_pretrained(repo_id)` loads it.
+
+        Args:
+            repo_id: "name" of your own account, or "organisation/name".
+            private: of a repository that is made; None for the account's default.
+            token: None for the one of `hf auth login` or HF_TOKEN.
+            revision: a branch; None for the main one.
+
+        Raises:
+            InputError: the model was loaded in bfloat16.
+            huggingface_hub.errors.HfHubHTTPError: the hub refuses.
+        """
+        return upload_model(
+            self.model,
+            self.tokenizer,
+            repo_id,
+            self._folder,
+            private=private,
+            token=token,
+            revision=revision,
+            commit_message=commit_message,
+        )
 
     def __call__(
         self, sequences: str | Sequence[str], candidate_labels: Any

@@ -1,11 +1,12 @@
-"""The endpoint on Ray Serve: `make serve`, or on a cluster `serve deploy configs/serve.yaml`.
+"""Answer over HTTP, with a page to try it.
 
     python -m serve.app --model runs/quickstart/model
     SCE_TOKENS=$(openssl rand -hex 32) python -m serve.app --model /shared/model --host 0.0.0.0
 
-Then http://127.0.0.1:8000/ is a page to try it, /docs the interface. One model with one replica is
-in the gateway's process (`--no-one-process`: in its own). Ctrl+C ends it when the requests that it
-accepted are answered. Exit code 0: ended, 1: failed, 2: wrong settings.
+The endpoint is on Ray Serve. `make serve` does the first; on a cluster it is `serve deploy
+configs/serve.yaml`. Then http://127.0.0.1:8000/ is a page to try it, /docs the interface. One model
+with one replica is in the gateway's process (`--no-one-process`: in its own). Ctrl+C ends it when
+the requests that it accepted are answered. Exit code 0: ended, 1: failed, 2: wrong settings.
 """
 
 # No `from __future__ import annotations`: Ray reads the type of the builder's argument.
@@ -174,7 +175,8 @@ def check(config: ServeConfig) -> None:
         try:
             identify_model(settings.path)
         except InputError as error:
-            hint = " `make quickstart` trains it." if settings.path == default else ""
+            made = " `make quickstart` or `sce train --config quickstart` trains it."
+            hint = made if settings.path == default else ""
             raise InputError(f"{name}: {error}{hint}") from None
     match_label_sets(config.named_models(), config.named_label_sets())
     check_files_root(config.batches)
@@ -210,7 +212,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S"
     )
-    prog = "serve.app"
+    prog = sys.argv[0] if sys.argv[0].startswith("sce ") else "serve.app"
     arguments = sys.argv[1:] if argv is None else argv
     before = {number: signal.getsignal(number) for number in SIGNALS}
     stop = threading.Event()

@@ -31,11 +31,10 @@ from sce.client.wire import Batch, BatchRequest, RequestCounts
 from sce.distributed.session import dashboard_url
 from sce.errors import InputError, quoted
 from sce.storage import readable, rooted_place
+from sce.storage.recipes import PACKAGE, shipped_folder
 from serve.refusals import ApiError
 from serve.settings import BatchSettings, ModelSettings
 
-ROOT = Path(__file__).resolve().parents[1]
-CODE = ("sce", "jobs")
 PREFIX = "batch_"
 MOST_SAID = 1000
 """Characters of a reason."""
@@ -138,9 +137,9 @@ class BatchJobs:
             settings["embedder"] = model.embedder.model_dump(exclude_none=True)
         with tempfile.TemporaryDirectory() as scratch:
             home = Path(scratch)
-            for folder in CODE:
+            for folder in (PACKAGE, shipped_folder("jobs")):
                 skip = shutil.ignore_patterns("__pycache__")
-                shutil.copytree(ROOT / folder, home / folder, ignore=skip)
+                shutil.copytree(folder, home / folder.name, ignore=skip)
             if request.labels is not None:
                 (home / "labels.json").write_text(json.dumps(request.labels), encoding="utf-8")
                 settings["labels_file"] = "labels.json"

@@ -343,6 +343,8 @@ def test_texts_in_any_container_that_has_an_order(predictor):
     ):
         assert predictor.predict(texts, LABELS) == expected
     vectors = predictor.embedder.embed(TEXTS).vectors
+    column = pd.Series(TEXTS, index=range(7, 7 + len(TEXTS)))
+    np.testing.assert_array_equal(predictor.embedder.embed(column).vectors, vectors)
     expected = predictor.predict(embeddings=vectors, labels=LABELS)
     for embeddings in (
         vectors.tolist(),
@@ -356,6 +358,18 @@ def test_texts_in_any_container_that_has_an_order(predictor):
     assert predictor.predict(vectors, LABELS) == expected
     sets = [LABELS, ["x"], LABELS, ["y", "z"]][: len(TEXTS)]
     assert predictor.predict(TEXTS, pd.Series(sets)) == predictor.predict(TEXTS, sets)
+
+
+@pytest.mark.system
+def test_columns_of_polars(predictor):
+    polars = pytest.importorskip("polars", reason="pip install '.[readers]'")
+    vectors = predictor.embedder.embed(TEXTS).vectors
+    expected = predictor.predict(TEXTS, LABELS)
+    assert predictor.predict(polars.DataFrame({"text": TEXTS})["text"], LABELS) == expected
+    for column in (polars.Series(vectors), polars.Series(vectors.tolist())):
+        assert predictor.predict(embeddings=column, labels=LABELS) == expected
+    with pytest.raises(DataError, match="one column"):
+        predictor.predict(polars.DataFrame({"text": TEXTS}), LABELS)
 
 
 def test_a_bad_row_does_not_hinder_the_others(predictor):

@@ -27,7 +27,7 @@ from transformers import AutoModel, JinaEmbeddingsV3Model, PreTrainedConfig, Pre
 from sce.embedding.checkpoint import Checkpoint, resolve_checkpoint
 from sce.embedding.files import read_json
 from sce.embedding.packing import Pack, can_pack, is_packed, pack_attention, packs, padded_states
-from sce.embedding.row_checks import check_texts
+from sce.embedding.row_checks import as_texts, check_texts
 from sce.embedding.settings import EmbedderConfig
 from sce.embedding.tokenising import (
     CHARS_A_TOKEN,
@@ -105,7 +105,8 @@ class TextEmbedder:
         return self._model.config
 
     def embed(self, texts: Sequence[str]) -> Embedded:
-        """Embed texts; batches are formed by length, the order of the answer is the input's.
+        """Embed texts, a list or a column; batches are formed by length, the order of the answer is
+        the input's.
 
         A vector does not depend on its neighbours: on a CPU not by a bit for models that take texts
         without padding (`sce.embedding.packing`), elsewhere within 1e-5 in float32 and a cosine of
@@ -113,6 +114,7 @@ class TextEmbedder:
         the next. Raises `DataError` with the position of a text that is empty, not a text or not
         Unicode.
         """
+        texts = as_texts(texts)
         check_texts(texts)
         vectors_ND = np.empty((len(texts), self.dimension), np.float32)
         truncated_N = np.zeros(len(texts), bool)

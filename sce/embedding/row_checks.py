@@ -86,7 +86,8 @@ def as_vectors(embeddings: Any, dimension: int) -> np.ndarray:
     try:
         if hasattr(embeddings, "to_pylist"):  # of Arrow
             embeddings = embeddings.to_pylist()
-        elif str(getattr(embeddings, "dtype", "")) == "object":  # a column of vectors
+        elif str(getattr(embeddings, "dtype", "")).startswith(("object", "List")):
+            # A column of vectors, of pandas or Polars.
             embeddings = [np.asarray(vector_D, np.float32) for vector_D in embeddings]
         vectors_ND = np.asarray(embeddings, np.float32)
     except (TypeError, ValueError) as error:

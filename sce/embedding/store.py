@@ -127,6 +127,18 @@ class EmbeddingStore:
         `DataError`: a part is missing or unreadable, or lacks one of `columns`."""
         return pa.concat_tables([self.read_part(part, columns) for part in self.manifest.parts])
 
+    def to_numpy(self) -> tuple[np.ndarray, np.ndarray]:
+        """The ids, object array [N], and the vectors, float32 [N, D], of all rows in the order of
+        the input. A row that could not be embedded has a vector of zeros, which `Predictor.predict`
+        answers with an error. Raises `DataError` like `read`."""
+        table = self.read()
+        if "place" in table.column_names:
+            order_N = pc.sort_indices(table["place"]).to_numpy()
+            if (order_N != np.arange(len(order_N))).any():
+                table = table.take(order_N)
+        ids_N = table["row_id"].to_numpy(zero_copy_only=False)
+        return ids_N, embedding_matrix(table["embedding"])
+
     def read_part(self, part: str, columns: Sequence[str] | None = None) -> pa.Table:
         """The rows of one part. Raises `DataError` like `read`."""
         with self._open_part(part) as file:

@@ -55,6 +55,7 @@ from sce.workflows.adaptation_report import (
     write_report,
 )
 from sce.workflows.bulk_settings import AdaptConfig
+from sce.workflows.cli import typed
 from sce.workflows.mlflow_data import read_by
 from sce.workflows.mlflow_runs import log_settings
 from sce.workflows.tracking import Tracker
@@ -380,11 +381,11 @@ def _commands(config: AdaptConfig, output: Place, store: EmbeddingStore) -> Comm
     if config.model is not None:
         given.append(f"--model {shlex.quote(config.model)}")
     folder = shlex.quote(str(config.output))
-    adapt = f"python jobs/adapt.py {' '.join(given)} --output {folder}"
+    adapt = f"{typed('adapt')} {' '.join(given)} --output {folder}"
     if config.save_embeddings is not None:
         adapt += f" --save-embeddings {shlex.quote(str(config.save_embeddings))}"
     classify = (
-        f"python jobs/classify.py --input {shlex.quote(str(store.folder))} --labels-file {folder} "
+        f"{typed('classify')} --input {shlex.quote(str(store.folder))} --labels-file {folder} "
         f"--output {folder}-answers"
     )
     return Commands(str(config.output), adapt, classify)

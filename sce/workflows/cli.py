@@ -102,6 +102,11 @@ def _no_bars_where_nobody_watches() -> None:
             os.environ.setdefault(name, "1")
 
 
+def typed(job: str, python: str = "python") -> str:
+    """How a job is started, in the way that this one was: by its file, or as a command of `sce`."""
+    return f"sce {job}" if sys.argv[0].startswith("sce ") else f"{python} jobs/{job}.py"
+
+
 class _WithoutSecrets(logging.Formatter):
     """Of what libraries log too, with their tracebacks."""
 

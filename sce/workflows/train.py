@@ -38,6 +38,7 @@ from sce.training.data import TrainingData
 from sce.training.episodes import EpisodeSampler
 from sce.training.fresh_model import FreshModel, build_model
 from sce.training.validation import VALIDATION_VIEWS, Validator
+from sce.workflows.cli import typed
 from sce.workflows.evaluate import REPORT_FILE, measure, rows_to_measure
 from sce.workflows.experiment import Experiment
 from sce.workflows.mlflow_data import trained_on
@@ -308,7 +309,7 @@ def _say_what_is_next(experiment: Experiment, tracker: Tracker) -> None:
         f'  predictor = Predictor.from_pretrained("{relative(experiment.model_dir)}")',
         '  predictor.predict(["The parcel never came."], ["late delivery", "billing", "praise"])',
         "How good is it on your data (JSONL or CSV with text and label):",
-        f"  {relative(Path(sys.executable))} jobs/evaluate.py "
+        f"  {typed('evaluate', str(relative(Path(sys.executable))))} "
         f"--config {relative(experiment.home / CONFIG_FILE)} --evaluate.labelled FILE",
     ]
     if tracker.hint:

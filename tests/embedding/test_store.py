@@ -127,3 +127,18 @@ def test_what_the_manifest_does_not_name_is_discarded(tmp_path):
     discard_unnamed(tmp_path)
     assert {str(p.relative_to(tmp_path)) for p in tmp_path.glob("**/*.parquet")} == set(parts)
     assert not (tmp_path / "_staging").exists()
+
+
+def test_a_store_is_two_arrays_in_the_order_of_its_input(tmp_path):
+    texts = {"c": "x", "a": "yy", "b": "zzz"}
+    store = write(tmp_path, texts)
+    ids, vectors = store.to_numpy()
+    assert ids.tolist() == ["c", "a", "b"]
+    assert (vectors.shape, vectors.dtype) == ((3, 4), np.float32)
+    np.testing.assert_array_equal(vectors, store.vectors_for(["c", "a", "b"]))
+    for part, places in zip(store.manifest.parts, ([2, 0], [1]), strict=True):
+        table = pq.read_table(tmp_path / part)
+        pq.write_table(table.append_column("place", pa.array(places)), tmp_path / part)
+    ids, vectors = EmbeddingStore.open(tmp_path).to_numpy()
+    assert ids.tolist() == ["a", "b", "c"]
+    np.testing.assert_array_equal(vectors, store.vectors_for(["a", "b", "c"]))

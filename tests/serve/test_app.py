@@ -12,6 +12,7 @@ import pytest
 import requests
 
 from jobs.benchmarks.serve import serve_app
+from jobs.examples import application, operations
 from sce.adaptation.artefact import AdaptedLabels
 from sce.client import Client, RequestRefused
 from serve.app import main
@@ -30,6 +31,7 @@ pytestmark = pytest.mark.timeout(240)
 def url(models, tickets, tmp_path_factory):
     model = json.loads(settings_of(models).model_dump_json(exclude={"scaling"}))
     settings = {"models": {"tiny": model}, "label_sets": {"tickets": tickets}}
+    settings["cors_origins"] = ["http://127.0.0.1:9000"]
     with serve_app(tmp_path_factory.mktemp("served"), settings) as url:
         yield url
 
@@ -52,6 +54,31 @@ def test_the_curl_commands_of_the_readme(url, command):
 
 def test_the_readme_has_both_kinds_of_request():
     assert {"classify", "embeddings"} <= set(re.findall(r"/v1/(\w+)", "".join(CURLS)))
+
+
+def test_the_examples_that_ask_a_server(url, capsys, monkeypatch):
+    monkeypatch.delenv("SCE_ENDPOINT_TOKEN", raising=False)
+    assert application.main(["--url", url, "--threshold", "0"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(application.MESSAGES)
+    queues = {line.partition("<-")[0].strip() for line in lines}
+    assert queues <= {*application.QUEUES, application.A_PERSON}
+    assert f"{application.A_PERSON:12} <- ''" in lines, "nobody reads a blank message by itself"
+    assert operations.main(["--url", url, "--requests", "5", "--slowest", "60000"]) == 0
+    assert "5 requests: median" in capsys.readouterr().out
+    assert operations.main(["--url", url, "--requests", "2", "--slowest", "0"]) == 1
+
+
+def test_a_page_of_a_named_origin_may_ask_and_no_other(url):
+    """As the browser asks before it sends what jobs/examples/browser.html asks."""
+    page = (ROOT / "jobs" / "examples" / "browser.html").read_text(encoding="utf-8")
+    assert 'method: "POST"' in page
+    asked = {"Access-Control-Request-Method": "POST"}
+    asked["Access-Control-Request-Headers"] = "content-type"
+    for origin, allowed in (("http://127.0.0.1:9000", True), ("http://127.0.0.1:9001", False)):
+        headers = asked | {"Origin": origin}
+        answer = requests.options(f"{url}/v1/classify", headers=headers, timeout=30)
+        assert (answer.headers.get("Access-Control-Allow-Origin") == origin) == allowed
 
 
 def test_over_http_as_in_python(url, predictor):
