@@ -202,7 +202,7 @@ def _classify(
         tracker.log_inputs([read_by(plan.corpus)])
         if plan.store is not None:
             plan, embedded = _embed(plan, plan.store, workers)
-            tracker.log_metrics({"embed/texts_per_second": embedded["texts_per_second"]})
+            tracker.log_metrics({"embedded_texts_per_second": embedded["texts_per_second"]})
         summary = _answer(plan, run, workers)
         # How the texts were read, where they are answered from the store made of them.
         summary |= {key: embedded[key] for key in ("read_as", "passed_over") if key in embedded}

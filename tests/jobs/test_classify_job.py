@@ -108,7 +108,7 @@ def test_the_weekly_loop(run_well, home):
     assert moved == sum(old["label"] != row["label"] for old, row in zip(before, after))
     assert second["comparison"]["compare/labels_new"] == 1
     logged = MlflowClient(f"sqlite:///{home}/m.db").get_run(second["mlflow_run_id"])
-    assert logged.data.metrics["classify/rows_out"] == ROWS
+    assert logged.data.metrics["rows_out"] == ROWS
     assert logged.data.metrics["compare/rows_moved"] == moved
     assert logged.info.status == "FINISHED"
     report = (home / "week2" / "_comparison" / "report.md").read_text()
