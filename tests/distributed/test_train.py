@@ -98,7 +98,7 @@ class History:
 
     def log_metrics(self, metrics, step=0):
         with open(self.path, "a", encoding="utf-8") as file:
-            file.write(f"{step} {metrics.get('train/loss', 0.0)}\n")
+            file.write(f"{step} {metrics.get('loss/train', 0.0)}\n")
 
 
 def run(
