@@ -39,9 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         info = client.info()
         for name, model in info.models.items():
             print(f"{name}: {model.dimension} dimensions, label sets {model.label_sets or 'none'}")
-        print(
-            f"at most {info.limits.max_texts} texts and {info.limits.max_labels} labels a request"
-        )
+        most = info.limits
+        print(f"a request has at most {most.max_texts} texts, {most.max_body_bytes} bytes")
         seconds = []
         for i in range(asked.requests):
             started = time.perf_counter()
