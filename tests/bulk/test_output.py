@@ -20,6 +20,8 @@ from sce.bulk.output import (
     read_run,
     rows_done,
 )
+from sce.bulk.request import identify_embedder
+from sce.embedding.fingerprint import EmbedderFingerprint
 from sce.errors import ConfigError
 
 FILE = {"file": "/in/a.jsonl", "size": 10, "modified": 1}
@@ -55,6 +57,20 @@ def test_another_request_is_refused_and_the_difference_named(tmp_path, change, m
         OutputRun.open(uri, REQUEST | change)
     assert message in str(refused.value)
     assert "new folder" in str(refused.value)
+
+
+def test_an_output_that_bears_an_earlier_id_of_its_embedder_is_known(tmp_path):
+    """In which what it computed in was hashed too."""
+    uri = str(tmp_path / "out")
+    values = {"pooling": "mean", "normalised": True, "dimension": 4, "max_tokens": 64}
+    hashes = {"weights_sha256": "aa", "tokenizer_sha256": "bb"}
+    names = dict.fromkeys(("kind", "model", "revision", "adapter"))
+    embedder = EmbedderFingerprint(**names, **values, **hashes, dtype="bfloat16")
+    assert identify_embedder(embedder, uri) == embedder.id
+    earlier = embedder._hash("bfloat16")
+    for known, expected in ((earlier, earlier), ("0" * 16, embedder.id)):
+        OutputRun(uri, REQUEST | {"embedder": known}).save()
+        assert identify_embedder(embedder, uri) == expected
 
 
 def test_a_request_that_answered_no_row_may_be_corrected(tmp_path):

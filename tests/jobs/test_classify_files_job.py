@@ -43,6 +43,7 @@ def home(tmp_path) -> Path:
     return tmp_path
 
 
+@pytest.mark.system
 def test_an_analysts_weeks(run, home):
     asked = ["--input", str(home), "--id-column", "Ticket", "--keep-columns", "*"]
     asked += ["--output-format", "csv"]

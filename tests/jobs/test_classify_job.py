@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from mlflow import MlflowClient
 
-from sce.embedding.checkpoint import embedder_fingerprint
 from sce.embedding.store import EmbeddingStore
 from sce.errors import MAX_NAME_CHARS
 from tests.tiny_bulk import (
@@ -268,23 +267,3 @@ def test_a_store_of_another_embedder_is_refused(classify, tmp_path):
     assert code == 2
     assert "mean" in said
     assert "cls" in said
-
-
-def test_an_output_that_bears_an_earlier_id_of_the_embedder_is_known(classify, folder, tmp_path):
-    """In which what it computed in was hashed too."""
-    store = write_store(tmp_path / "store", embedder_of(folder), ["a text", "a dog"])
-    command = ["--input", store, "--labels", '["a", "b"]', "--output", str(tmp_path / "o")]
-    assert classify(*command)[0] == 0
-    file = tmp_path / "o" / "_run.json"
-    state = json.loads(file.read_text())
-    here = embedder_fingerprint(embedder_of(folder))
-    assert state["request"]["embedder"] == here.id
-    state["request"]["embedder"] = here._hash("bfloat16")
-    file.write_text(json.dumps(state))
-    code, summary, _ = classify(*command)
-    assert (code, summary["rows_out"]) == (0, 2)
-    state["request"]["embedder"] = "0" * 16
-    file.write_text(json.dumps(state))
-    code, _, said = classify(*command)
-    assert code == 2
-    assert "embedder" in said
