@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -49,8 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     median, slow = np.percentile(np.array(seconds) * 1000, [50, 95])
     print(f"{asked.requests} requests: median {median:.0f} ms, 95 % below {slow:.0f} ms")
     metrics = requests.get(f"{asked.url}/metrics", headers=headers, timeout=10)
-    counted = [line for line in metrics.text.splitlines() if "requests" in line and line[0] != "#"]
-    print(f"/metrics: {len(metrics.text.splitlines())} lines, such as", *counted[:2], sep="\n  ")
+    names = sorted(set(re.findall(r"^# TYPE (\w*sce_\w+)", metrics.text, re.M)))
+    print(f"/metrics: {len(names)} of ours, such as {', '.join(names[:3])}")
     return 0 if median <= asked.slowest else 1
 
 
