@@ -149,6 +149,7 @@ def hub(monkeypatch, tmp_path):
         "HUGGINGFACE_CO_URL_TEMPLATE",
         server.url + "/{repo_id}/resolve/{revision}/{filename}",
     )
+    monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", server.url)  # made at the import
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     threading.Thread(target=server.serve_forever, daemon=True).start()
