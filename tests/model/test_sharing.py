@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import huggingface_hub
 import pytest
 import torch
+import transformers.utils.hub
 from transformers import AutoConfig, AutoModel
 
 from sce.embedding.embedder import load_embedder
@@ -149,7 +150,7 @@ def hub(monkeypatch, tmp_path):
         "HUGGINGFACE_CO_URL_TEMPLATE",
         server.url + "/{repo_id}/resolve/{revision}/{filename}",
     )
-    monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", server.url)  # made at the import
+    monkeypatch.setattr(transformers.utils.hub, "_hf_api", None)  # an earlier one asks the real
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     threading.Thread(target=server.serve_forever, daemon=True).start()
