@@ -38,6 +38,7 @@ def rows_of(output: Path) -> bytes:
     return file.read_bytes()
 
 
+@pytest.mark.system  # block by block: tests/distributed/test_one_process.py
 def test_one_process_gives_what_actors_give(ray_session, folder, capsys, tmp_path):
     job = partial(run_classify, folder, capsys, "--id-column", "id", "--resources.use-gpu", "false")
     found = {}
