@@ -134,6 +134,9 @@ class TextEmbedder:
         order_N = np.argsort([-len(text) for text in texts], kind="stable")
         size = PIECE_TEXTS.get(self.device.type, PIECE_TEXTS["cuda"])
         pieces = [order_N[i : i + size] for i in range(0, len(texts), size)]
+        if len(pieces) == 1:  # a thread would take as long as the tokens of a short text
+            yield order_N, read(order_N)
+            return
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokenise") as thread:
             coming = thread.submit(read, order_N[:size])
             for piece_P, next_P in pairwise([*pieces, order_N[:0]]):
