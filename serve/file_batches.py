@@ -371,16 +371,18 @@ async def _answer_line(line: LineRequest, answer: Answer) -> _Outcome:
     return _Outcome(whole, status != 200)
 
 
-def _whole_lines(path: Path) -> list[bytes]:
+def _whole_lines(path: Path) -> Iterator[bytes]:
     """Of a file to which one process after another adds; half a line that one left is taken off."""
     if not path.exists():
-        return []
-    content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        with path.open("r+b") as file:
-            file.truncate(whole)
-    return content[:whole].splitlines()
+        return
+    with path.open("r+b") as file:
+        whole = 0
+        for line in file:
+            if not line.endswith(b"\n"):
+                file.truncate(whole)
+                return
+            whole += len(line)
+            yield line
 
 
 @contextmanager

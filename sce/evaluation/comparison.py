@@ -20,7 +20,7 @@ from sce.evaluation.runs import (
     groups_of,
     own_datasets,
 )
-from sce.evaluation.tables import Cell, Table, bounds, change, number, percent
+from sce.evaluation.tables import Cell, Table, bounds, change, number, one_line, percent
 
 SMALLEST_P = 1e-99
 SCREEN_ROWS, METHOD_CHARS = 30, 40
@@ -43,7 +43,7 @@ def brief_tables(methods: Sequence[MethodRuns]) -> list[Table]:
             rows += _group_rows(methods, reference, group, own)
     accuracy = Table(
         ["method", "accuracy", "difference"],
-        [[_cut(row[0], METHOD_CHARS), *row[1:]] for row in rows],
+        [[one_line(str(row[0]), METHOD_CHARS), *row[1:]] for row in rows],
         "What was measured",
         "Percent right, [low, high]: 95 % interval. difference: from "
         f"{reference.name}, on the rows that both answered.",
@@ -57,7 +57,7 @@ def brief_tables(methods: Sequence[MethodRuns]) -> list[Table]:
         flops = m.training_flops
         operations = "none" if flops is None else f"{flops:.2g}"
         memory = number(cost["peak_memory_bytes"] / 1e6, 0)
-        taken.append([_cut(m.name, METHOD_CHARS), *rates, memory, operations])
+        taken.append([one_line(m.name, METHOD_CHARS), *rates, memory, operations])
     cost_columns = ["method", "texts/s", "vectors/s", "MB", "training"]
     caption = "Answers a second from texts, and from vectors; training: operations in all."
     return [accuracy, Table(cost_columns, taken, "What it took", caption)]
@@ -103,11 +103,6 @@ def _difference_cell(found: Difference | None) -> str:
 def _reference(methods: Sequence[MethodRuns]) -> MethodRuns:
     """What the others are compared with: the first SCE, or the first method."""
     return next((m for m in methods if m.kind == "sce"), methods[0])
-
-
-def _cut(cell: Cell, chars: int) -> Cell:
-    text = str(cell)
-    return text if len(text) <= chars else text[: chars - 1] + "…"
 
 
 def build_tables(methods: Sequence[MethodRuns]) -> list[Table]:

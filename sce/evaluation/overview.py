@@ -28,8 +28,8 @@ from sce.evaluation.report import (
     verdict,
 )
 from sce.evaluation.summaries import Result, adapted_methods, is_own, others
-from sce.evaluation.svg import Bar, Mark, clipped
-from sce.evaluation.tables import Table, change, number, percent
+from sce.evaluation.svg import Bar, Mark
+from sce.evaluation.tables import Table, change, number, one_line, percent
 
 RELIABILITY_BINS = 10
 SHOWN_SETS = 3
@@ -102,7 +102,7 @@ class _Page:
         sets = self.scope
         rows = sum(one.result["rows"] for one in sets)
         if len(sets) == 1:
-            return f"{clipped(str(sets[0].result['name']), SET_CHARS)}, {rows:,} rows"
+            return f"{one_line(str(sets[0].result['name']), SET_CHARS)}, {rows:,} rows"
         whose = "own" if is_own(sets[0].result) else sets[0].result["group"]
         return f"{len(sets)} {whose} label sets, {rows:,} rows"
 
@@ -171,7 +171,7 @@ class _Page:
                     text += _gain(compared)
                 low, high = figures.get("accuracy_low"), figures.get("accuracy_high")
                 marks.append(Mark(self.colour(method), figures["accuracy"], low, high, text))
-            name = clipped(str(result["name"]), SET_CHARS)
+            name = one_line(str(result["name"]), SET_CHARS)
             about = f"{result['group']}, {result['labels']} labels, {result['rows']:,} rows"
             bars.append(Bar(name, about, marks))
         said = (
@@ -300,7 +300,7 @@ def _confusion(one: Evaluated, method: str, texts: int) -> str:
         rows = [n for n in range(len(mine)) if (targets[n], guesses[n]) == (names[i], names[j])]
         rows = sorted(rows, key=lambda n: -sure[n])[:texts]
         quotes = "".join(
-            f"<q>{escape(clipped(one.texts[n], TEXT_CHARS))} <small>{sure[n]:.0%} sure</small></q>"
+            f"<q>{escape(one_line(one.texts[n], TEXT_CHARS))} <small>{sure[n]:.0%} sure</small></q>"
             for n in rows
         )
         share = wrong_KK[i, j] / one.confusion_KK[i].sum()
@@ -317,7 +317,7 @@ def _confusion(one: Evaluated, method: str, texts: int) -> str:
             f'<p class="muted">{len(names)} labels: too many for a matrix that can be read.</p>'
         )
     found = f'<ol class="pairs">{"".join(items)}</ol>' if items else "<p>Nothing was wrong.</p>"
-    title = f"{clipped(str(result['name']), SET_CHARS)} ({result['group']})"
+    title = f"{one_line(str(result['name']), SET_CHARS)} ({result['group']})"
     return (
         f'<div class="set"><h3>{escape(title)}</h3><div class="mixed"><div>{matrix}{_sizes(one)}'
         f"</div><div>{found}</div></div></div>"
@@ -334,7 +334,7 @@ def _sizes(one: Evaluated) -> str:
         text = f"{right[i]:,} of {totals[i]:,} right ({share:.0%})" if totals[i] else "no rows"
         most = max(totals.max(), 1)
         marks = [Mark(0, totals[i] / most, text=text), Mark(0, right[i] / most)]
-        bars.append(Bar(clipped(one.label_names[i], svg.NAME_CHARS), "", marks))
+        bars.append(Bar(one_line(one.label_names[i], svg.NAME_CHARS), "", marks))
     rest = order[SIZED_LABELS:]
     more = f'<p class="muted">And {len(rest)} labels with {totals[rest].sum():,} rows.</p>'
     return svg.parts_of(bars) + (more if len(rest) else "")

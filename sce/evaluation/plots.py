@@ -21,6 +21,7 @@ from matplotlib.ft2font import FT2Font
 from numpy.typing import ArrayLike
 
 from sce.evaluation.runs import MethodRuns, common_sets, groups_of
+from sce.evaluation.tables import one_line
 from sce.evaluation.thresholds import Choice, Curve
 
 log = logging.getLogger(__name__)
@@ -240,5 +241,4 @@ def _drawable(name: str, place: int) -> str:
 
 
 def _plain(text: str, chars: int = _NAME_CHARS) -> str:
-    text = " ".join(str(text).split())
-    return text if len(text) <= chars else text[: chars - 1] + "…"
+    return one_line(str(text), chars)

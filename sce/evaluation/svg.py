@@ -14,6 +14,8 @@ from html import escape
 
 import numpy as np
 
+from sce.evaluation.tables import one_line
+
 MARK_PIXELS = 16
 """Height of a mark's line in `intervals`, that of a line of `.values`."""
 COUNTED_LABELS = 16
@@ -40,12 +42,6 @@ class Bar:
     name: str
     about: str
     marks: Sequence[Mark]
-
-
-def clipped(text: str, chars: int) -> str:
-    """On one line, at most so many characters."""
-    line = " ".join(text.split())
-    return line if len(line) <= chars else line[: chars - 1] + "…"
 
 
 def legend(names: Sequence[tuple[int, str]]) -> str:
@@ -136,7 +132,7 @@ def confusion(counts_KK: np.ndarray, names: Sequence[str]) -> str:
     drawn = []
     for i, name in enumerate(names):
         y = top + i * cell
-        short = escape(clipped(name, NAME_CHARS))
+        short = escape(one_line(name, NAME_CHARS))
         drawn.append(
             f'<text class="ink" x="{left - 8}" y="{y + 17}" text-anchor="end">{short} '
             f'<tspan fill="var(--muted)">{i + 1}</tspan><title>{escape(name)}</title></text>'

@@ -133,6 +133,12 @@ class Table:
         return len(row) == 1 < len(self.columns)
 
 
+def one_line(text: str, chars: int) -> str:
+    """What users wrote, on one line of at most so many characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= chars else line[: chars - 1] + "…"
+
+
 def percent(share: float | None, sign: str = "") -> str:
     return "–" if share is None else f"{100 * share:{sign}.1f}"
 

@@ -40,7 +40,7 @@ _EPILOGUE = """\
 sce COMMAND --help lists the settings of one: each is a flag, a YAML key of
 --config, and a variable. --config takes a file, or the name of a recipe that
 ships, such as quickstart. A command's last line is JSON; exit code 0 is done, 1
-failed, 2 wrong input."""
+failed, 2 wrong input, 130 Ctrl+C."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,6 +1,7 @@
 """A small model, served without Ray: the engine behind the interface."""
 
 import asyncio
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,6 +26,12 @@ from serve.settings import ModelSettings
 from tests.serve.load import LABELS, TEXTS
 from tests.tiny_models import build_roberta, build_sentence_transformer
 
+CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
+CHROMEDRIVER = os.environ.get("CHROMEDRIVER", "/usr/bin/chromedriver")
+CHROMIUM_FLAGS = (
+    "--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --disable-quic "
+    "--no-first-run --disable-background-networking --disable-component-update --disable-sync"
+)
 NAMES = ["zebra", "late delivery", "Billing", "praise", "ärger"]
 PAGE = "<!doctype html><title>Tickets</title>"
 
@@ -130,3 +137,21 @@ def make_engine(loaded, cache_bytes: int = 2**20, **more) -> Engine:
 def run(work):
     """A coroutine to its end, no longer than a test may take."""
     return asyncio.run(asyncio.wait_for(work, 60))
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory):
+    """A browser, for the tests of one file."""
+    for path in (CHROMIUM, CHROMEDRIVER):
+        if not Path(path).exists():
+            pytest.skip(f"{path} is missing: apt-get install chromium chromium-driver")
+    webdriver = pytest.importorskip("selenium.webdriver", reason="pip install selenium")
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    for flag in CHROMIUM_FLAGS.split():
+        options.add_argument(flag)
+    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('chromium')}")
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(CHROMEDRIVER))
+    yield driver
+    driver.quit()

@@ -14,8 +14,6 @@ from jobs.benchmarks.serve import serve_app
 from tests.serve.conftest import settings_of
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "jobs" / "examples"
-CHROMIUM, CHROMEDRIVER = "/usr/bin/chromium", "/usr/bin/chromedriver"
-FLAGS = "--headless=new --no-sandbox --disable-dev-shm-usage --disable-gpu"
 SECONDS = 60
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
@@ -34,21 +32,6 @@ def pages():
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server.server_port
         server.shutdown()
-
-
-@pytest.fixture
-def driver(tmp_path):
-    for path in (CHROMIUM, CHROMEDRIVER):
-        if not Path(path).exists():
-            pytest.skip(f"{path} is missing: apt-get install chromium chromium-driver")
-    webdriver = pytest.importorskip("selenium.webdriver", reason="pip install selenium")
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in (*FLAGS.split(), f"--user-data-dir={tmp_path / 'chromium'}"):
-        options.add_argument(flag)
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(CHROMEDRIVER))
-    yield driver
-    driver.quit()
 
 
 def asked(driver, page: str, url: str) -> str:

@@ -37,12 +37,6 @@ from sce.training.settings import ModelConfig
 from tests.serve.conftest import save_label_set
 
 ROOT = Path(__file__).resolve().parents[2]
-CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
-CHROMEDRIVER = os.environ.get("CHROMEDRIVER", "/usr/bin/chromedriver")
-FLAGS = (
-    "--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --disable-quic "
-    "--no-first-run --disable-background-networking --disable-component-update --disable-sync"
-)
 SET_NAMES = ["Lieferung", "<b>Geld</b>", "Donaudampfschifffahrtsgesellschaft" * 4]
 SET_PAGE = "<!doctype html><title>Tickets</title><p style='color: red'>How it was fitted"
 START_SECONDS, STOP_SECONDS, ANSWER_SECONDS = 120, 60, 30
@@ -115,23 +109,6 @@ def healthy(address: str) -> bool:
             return response.status == 200
     except (urllib.error.URLError, OSError):
         return False
-
-
-@pytest.fixture(scope="module")
-def driver(tmp_path_factory):
-    for path in (CHROMIUM, CHROMEDRIVER):
-        if not Path(path).exists():
-            pytest.skip(f"{path} is missing: apt-get install chromium chromium-driver")
-    webdriver = pytest.importorskip("selenium.webdriver", reason="pip install selenium")
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    for flag in FLAGS.split():
-        options.add_argument(flag)
-    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('chromium')}")
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(CHROMEDRIVER))
-    yield driver
-    driver.quit()
 
 
 def complaints(driver) -> list[dict[str, Any]]:
