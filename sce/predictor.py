@@ -24,7 +24,6 @@ from sce.embedding.row_checks import (
     as_texts,
     as_vectors,
     bad_vectors,
-    check_settings,
     is_numeric_array,
     refuse_rows,
     text_errors,
@@ -35,10 +34,12 @@ from sce.labels import LabelSet, RaggedLabels, parse_labels
 from sce.model.answers import Answers, Prediction
 from sce.model.arithmetic import choose_dtype
 from sce.model.calibration import Temperature
+from sce.model.decisions import predictions
 from sce.model.encoder import SCEModel
 from sce.model.grouping import GroupScorer
 from sce.model.label_vectors import TextLookup, TextVectors, token_means_of
 from sce.model.linear_labels import LinearLabels
+from sce.model.options import BEST_ALONE, AnswerOptions, Scoring
 from sce.model.scoring import ScoredBatch, Scorer
 from sce.model.settings import SHORTLIST_ABOVE, SHORTLIST_SIZE
 from sce.model.sharing import save_model, upload_model
@@ -234,7 +235,8 @@ class Predictor:
             candidate_labels = [n.strip() for n in candidate_labels.split(",") if n.strip()]
         label_set = LabelSet.parse(candidate_labels, "candidate_labels")
         texts = as_texts(sequences)
-        answers = self.answer(self.embedder.embed(texts).vectors, label_set, len(label_set))
+        vectors_ND = self.embedder.embed(texts).vectors
+        answers = self.answer(vectors_ND, label_set, Scoring(len(label_set)))
         names, found = label_set.names, []
         for text, top, scores in zip(texts, answers.top_NT.tolist(), answers.top_scores_NT):
             kept = [k for k in top if k >= 0]
@@ -290,7 +292,7 @@ class Predictor:
         labels = candidate_labels if labels is None else labels
         if (texts is None) == (embeddings is None):
             raise InputError("give either texts or embeddings.")
-        check_settings(threshold, top_k)
+        options = AnswerOptions(threshold, top_k, return_scores)
         labels = labels if isinstance(labels, LinearLabels) else parse_labels(labels)
         if is_numeric_array(texts):
             texts, embeddings = None, texts
@@ -311,10 +313,8 @@ class Predictor:
         good = [i for i in range(count) if i not in refused]
         if refused and isinstance(labels, RaggedLabels):
             labels = labels.take(np.array(good, np.int64))
-        answers = self.answer(queries_GD, labels, top_k or 1, return_scores)
-        found = iter(
-            answers.predictions([sets[i] for i in good], threshold, top_k is not None, truncated_G)
-        )
+        answers = self.answer(queries_GD, labels, options.scoring)
+        found = iter(predictions(answers, [sets[i] for i in good], options, truncated_G))
         return [
             Prediction.refused(refused[i]) if i in refused else next(found) for i in range(count)
         ]
@@ -323,8 +323,7 @@ class Predictor:
         self,
         queries_ND: np.ndarray,
         labels: Any,
-        top_k: int = 1,
-        return_scores: bool = False,
+        scoring: Scoring = BEST_ALONE,
         label_texts: Mapping[str, np.ndarray] | None = None,
     ) -> Answers:
         """Classify embeddings; the answers are arrays. What bulk work and servers call.
@@ -335,25 +334,21 @@ class Predictor:
             queries_ND: unit vectors of the model's embedder, float32 [N, D].
             labels: one label set for all rows, in any form that `LabelSet.parse` accepts,
                 `RaggedLabels` with one for each, or `LinearLabels`.
-            top_k: how many best labels.
-            return_scores: also every label's probability.
+            scoring: what the answers hold.
             label_texts: vectors of label texts that the caller has embedded; the others are
                 embedded here.
 
         Raises:
             LabelError, InputError: see there.
         """
-        check_settings(None, top_k)
         queries_ND = self._check_embeddings(queries_ND)
         if isinstance(labels, LinearLabels):
-            return self._require(labels).answer(queries_ND, top_k, return_scores)
+            return self._require(labels).answer(queries_ND, scoring)
         if not isinstance(labels, RaggedLabels):
             labels = LabelSet.parse(labels)
         counts_N = labels.counts_by_row(len(queries_ND))
         shortlisted = bool((counts_N > self.shortlist_above).any())
-        answers = Answers.empty(
-            counts_N, top_k, return_scores, self.shortlist_size if shortlisted else None
-        )
+        answers = Answers.empty(counts_N, scoring, self.shortlist_size if shortlisted else None)
         text_vectors = self._text_vectors
         if label_texts:
             text_vectors = TextLookup(label_texts, text_vectors)

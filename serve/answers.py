@@ -48,7 +48,7 @@ async def classified(ingress: Ingress, asked: ClassifyRequest, size: int) -> Ans
     work = await off_loop(size, classify_request, asked, limits, dimension, set_labels)
     answer = await ingress.models[name].answer(work)
     counts_N = work.label_counts
-    numbers = int(counts_N.sum()) if work.return_scores else 0
+    numbers = int(counts_N.sum()) if work.scoring.return_scores else 0
     # Bytes of the answer, a quarter: writing takes less time than parsing as many.
     size = (200 * len(counts_N) + 30 * numbers) // 4
     found = await off_loop(size, classify_response, asked, work, answer, name)

@@ -9,6 +9,7 @@ import json
 import time
 import uuid
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,8 @@ from sce.client.wire import (
 from sce.errors import ROW_ERRORS, LabelError, clipped, quoted
 from sce.labels import LabelSet, RaggedLabels, is_set_a_row, parse_labels
 from sce.model.answers import Prediction
+from sce.model.decisions import predictions
+from sce.model.options import AnswerOptions
 from sce.storage.documents import unique_keys
 from serve.refusals import ApiError
 from serve.settings import Limits
@@ -91,11 +94,12 @@ def classify_request(
         _check_rows(len(request.embeddings), "embeddings", limits)
         queries, errors = _vectors(request.embeddings, dimension)
     rows = len(queries)
+    scoring = answer_options(request).scoring
     labels: LabelSet | RaggedLabels | str
     if request.label_set is not None:
         labels, widest = request.label_set, set_labels
         # The encoder reads nothing, but what is sent back is bounded as for other labels.
-        numbers = widest if request.return_scores else min(request.top_k or 1, widest)
+        numbers = widest if scoring.return_scores else min(scoring.top_k, widest)
         label_tokens, what = rows * (numbers + 1), "numbers of the answer (labels + 1 a text)"
     else:
         labels = check_labels(getattr(request, param), rows, param, limits)
@@ -107,12 +111,16 @@ def classify_request(
     return ModelRequest(
         queries,
         labels,
-        min(request.top_k or 1, max(1, widest)),
-        bool(request.return_scores),
+        replace(scoring, top_k=min(scoring.top_k, max(1, widest))),
         bool(request.truncate),
         errors,
         set_labels,
     )
+
+
+def answer_options(request: ClassifyRequest) -> AnswerOptions:
+    """What a request asks of its answer."""
+    return AnswerOptions(request.threshold, request.top_k, bool(request.return_scores))
 
 
 def embeddings_request(request: EmbeddingsRequest, limits: Limits, dimension: int) -> ModelRequest:
@@ -139,13 +147,9 @@ def classify_response(
     truncated, good = answer.truncated_N.tolist(), np.flatnonzero(answer.good_N).tolist()
     found: dict[int, Prediction] = {}
     if answer.answers is not None:
-        predictions = answer.answers.predictions(
-            [names[row] for row in good],
-            request.threshold,
-            request.top_k is not None,
-            [truncated[row] for row in good],
-        )
-        found = dict(zip(good, predictions, strict=True))
+        sets, cut = [names[row] for row in good], [truncated[row] for row in good]
+        answered = predictions(answer.answers, sets, answer_options(request), cut)
+        found = dict(zip(good, answered, strict=True))
     return {
         "id": f"cls-{uuid.uuid4().hex}",
         "object": "list",

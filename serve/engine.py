@@ -15,6 +15,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -24,6 +25,7 @@ from sce.embedding.tokenising import TokenisedTexts
 from sce.labels import LabelSet, RaggedLabels
 from sce.model.answers import Answers
 from sce.model.linear_labels import LinearLabels
+from sce.model.options import Scoring
 from serve.batching import BatchReport, DeviceQueue, Lane
 from serve.cache import CachedText, VectorCache
 from serve.label_sets import ServedLabels
@@ -89,8 +91,7 @@ class _ClassifyItem:
     vectors_GD: np.ndarray
     labels: LabelSet | RaggedLabels
     label_texts: Mapping[str, np.ndarray]
-    top_k: int
-    return_scores: bool
+    scoring: Scoring
 
     @property
     def label_tokens(self) -> int:
@@ -171,9 +172,7 @@ class Engine:
         if isinstance(labels, LinearLabels):
             began = time.perf_counter()
             work = model.predictor.answer
-            answers = await self._off_loop(
-                work, vectors_GD, labels, request.top_k, request.return_scores
-            )
+            answers = await self._off_loop(work, vectors_GD, labels, request.scoring)
             seconds = {**found.seconds, "classify": time.perf_counter() - began}
             names = labels.names
             return replace(found, names=names, answers=answers, vectors_GD=None, seconds=seconds)
@@ -189,8 +188,7 @@ class Engine:
                 vectors_GD[start:end],
                 labels.take(np.arange(start, end)),
                 label_texts,
-                request.top_k,
-                request.return_scores,
+                request.scoring,
             )
             for start, end in _pieces(costs_G, self._classify.budget)
         ]
@@ -339,14 +337,13 @@ def _answer_together(
     answers = predictor.answer(
         vectors_GD,
         labels,
-        top_k=max(item.top_k for item in mine),
-        return_scores=any(item.return_scores for item in mine),
+        reduce(Scoring.joined, (item.scoring for item in mine)),
         label_texts={text: vector for item in mine for text, vector in item.label_texts.items()},
     )
     start = 0
     for i, item in zip(places, mine):
         end = start + len(item.vectors_GD)
-        found[i] = answers.part(start, end, item.top_k, item.return_scores)
+        found[i] = answers.part(start, end, item.scoring)
         start = end
 
 

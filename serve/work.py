@@ -12,6 +12,7 @@ import numpy as np
 
 from sce.labels import LabelSet, RaggedLabels
 from sce.model.answers import Answers
+from sce.model.options import BEST_ALONE, Scoring
 
 
 class NoSuchLabelSet(Exception):
@@ -26,8 +27,7 @@ class ModelRequest:
         queries: texts, or unit vectors float32 [N, D].
         labels: one set for all rows or one a row; the name of a label set that the model has;
             None to embed only.
-        top_k: how many best labels.
-        return_scores: also every label's probability.
+        scoring: what the answers hold.
         truncate: cut a text that is too long; else it gets the error `text_too_long`.
         errors: of rows that have one already, by position; their vectors are not looked at.
         set_labels: how many labels the set has that is named.
@@ -35,8 +35,7 @@ class ModelRequest:
 
     queries: list[str] | np.ndarray
     labels: LabelSet | RaggedLabels | str | None
-    top_k: int = 1
-    return_scores: bool = False
+    scoring: Scoring = BEST_ALONE
     truncate: bool = True
     errors: Mapping[int, str] = field(default_factory=dict)
     set_labels: int = 0

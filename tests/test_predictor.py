@@ -15,6 +15,7 @@ from sce.embedding.embedder import load_embedder
 from sce.embedding.settings import EmbedderConfig
 from sce.errors import ConfigError, DataError, FingerprintMismatch, InputError, LabelError
 from sce.labels import LabelSet, RaggedLabels, parse_labels
+from sce.model.options import Scoring
 from sce.model.settings import EXACT
 from sce.predictor import Predictor
 from sce.training.fresh_model import build_model
@@ -166,7 +167,7 @@ def test_many_sets_answer_as_each_alone(predictor, max_batch_tokens):
     not."""
     bulk = rebuilt(predictor, max_batch_tokens=max_batch_tokens)
     queries, sets = unit(60), some_sets(1)
-    answers = bulk.answer(queries, RaggedLabels.from_sets(sets), top_k=4, return_scores=True)
+    answers = bulk.answer(queries, RaggedLabels.from_sets(sets), Scoring(4, True))
     assert answers.top_NT.shape == answers.top_scores_NT.shape == (60, 4)
     assert answers.shortlist is None
     for row, (names, scores) in enumerate(zip(sets, row_scores(answers), strict=True)):
@@ -189,7 +190,7 @@ def test_every_order_of_ragged_sets_gives_the_same_answer_bit_for_bit(predictor,
     queries = unit(30)
     straight, other = (  # nothing that one keeps may reach the other
         rebuilt(predictor, max_batch_tokens=40).answer(
-            queries, RaggedLabels.from_sets(s), top_k=3, return_scores=True
+            queries, RaggedLabels.from_sets(s), Scoring(3, True)
         )
         for s in (sets, moved)
     )
@@ -210,14 +211,14 @@ def test_equal_scores_fall_to_the_canonical_first(predictor):
         model.token_embeddings.weight.data[:] = 0.5
     for names in (["b", "a", "c"], ["c", "b", "a"]):
         for labels in (names, RaggedLabels.from_sets([names] * 4)):
-            answers = tied.answer(unit(4), labels, top_k=3)
+            answers = tied.answer(unit(4), labels, Scoring(3))
             assert [[names[k] for k in row] for row in answers.top_NT] == [["a", "b", "c"]] * 4
 
 
 def test_what_is_known_of_a_label_may_differ_from_row_to_row(predictor):
     sets = [[{"name": "flood", "examples": ["water"]}, "cup"], ["flood", "cup"], ["cup", "flood"]]
     queries = np.repeat(unit(1), 3, axis=0)
-    scores = row_scores(predictor.answer(queries, RaggedLabels.from_sets(sets), return_scores=True))
+    scores = row_scores(predictor.answer(queries, RaggedLabels.from_sets(sets), Scoring(1, True)))
     np.testing.assert_allclose(scores[1], scores[2][::-1], atol=1e-6)
     for names, found in zip(sets, scores, strict=True):
         np.testing.assert_allclose(found, predictor.probabilities(unit(1), names)[0], atol=1e-5)
@@ -233,9 +234,11 @@ def test_vectors_of_label_texts_come_with_the_call(predictor, labels):
     assert "flood" not in texts, "a name of one word stands in templates alone"
     served._text_vectors = None  # would fail if it were asked
     vectors = predictor.embedder.embed(texts).vectors
-    found = served.answer(unit(4), parsed, 1, True, label_texts=dict(zip(texts, vectors)))
+    found = served.answer(unit(4), parsed, Scoring(1, True), label_texts=dict(zip(texts, vectors)))
     np.testing.assert_allclose(
-        found.scores_M, rebuilt(predictor).answer(unit(4), parsed, 1, True).scores_M, atol=1e-6
+        found.scores_M,
+        rebuilt(predictor).answer(unit(4), parsed, Scoring(1, True)).scores_M,
+        atol=1e-6,
     )
     assert served.new_label_texts(parsed) == []
 
@@ -248,7 +251,7 @@ def test_a_shortlist(predictor, ragged):
     order = np.random.default_rng(0).permutation(len(WORDS))
     moved = [[names[i] for i in order] for names in sets]
     labels = [RaggedLabels.from_sets(s) if ragged else s[0] for s in (sets, moved)]
-    straight, other = (short.answer(queries, s, top_k=7, return_scores=True) for s in labels)
+    straight, other = (short.answer(queries, s, Scoring(7, True)) for s in labels)
     assert straight.shortlist == 5
     for row, (a, b) in enumerate(zip(row_scores(straight), row_scores(other), strict=True)):
         assert (a[order] == b).all()
@@ -271,9 +274,9 @@ def test_a_shortlist(predictor, ragged):
 
 def test_up_to_the_switch_every_label_is_contextualised(predictor):
     labels = WORDS[:10]
-    exact = rebuilt(predictor, shortlist_above=EXACT).answer(unit(5), labels, return_scores=True)
+    exact = rebuilt(predictor, shortlist_above=EXACT).answer(unit(5), labels, Scoring(1, True))
     at = rebuilt(predictor, shortlist_above=10, shortlist_size=5).answer(
-        unit(5), labels, return_scores=True
+        unit(5), labels, Scoring(1, True)
     )
     assert at.shortlist is None
     np.testing.assert_array_equal(at.scores_M, exact.scores_M)
@@ -285,12 +288,12 @@ def test_up_to_the_switch_every_label_is_contextualised(predictor):
 
 def test_answers_of_no_rows_and_of_hundreds_of_labels(predictor):
     for labels in (WORDS, RaggedLabels.from_sets([])):
-        none = predictor.answer(unit(0), labels, top_k=2, return_scores=True)
+        none = predictor.answer(unit(0), labels, Scoring(2, True))
         assert len(none) == 0
         assert len(none.scores_M) == 0
     many = [f"label {i}" for i in range(300)]
     exact = rebuilt(predictor, shortlist_above=EXACT)
-    answers = exact.answer(unit(3), many, top_k=300, return_scores=True)
+    answers = exact.answer(unit(3), many, Scoring(300, True))
     assert sorted(answers.top_NT[0]) == list(range(300))
     assert answers.scores_M.reshape(3, 300).sum(1) == pytest.approx(np.ones(3), abs=1e-4)
     assert predictor.answer(unit(3), many).shortlist == 100

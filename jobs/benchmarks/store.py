@@ -33,7 +33,6 @@ from jobs.benchmarks.store_path import (
     share_of_matrix_rate,
 )
 from sce.adaptation.artefact import AdaptedLabels
-from sce.bulk.classifier import AnswerColumns
 from sce.bulk.corpus import Shard
 from sce.bulk.counts import ErrorLimit
 from sce.bulk.output import OutputRun
@@ -45,6 +44,7 @@ from sce.distributed.stage import ACTOR_CPUS, run_stage
 from sce.embedding.checkpoint import embedder_fingerprint
 from sce.embedding.settings import EmbedderConfig
 from sce.labels import LabelSet
+from sce.model.options import AnswerOptions
 from sce.predictor import Predictor
 
 
@@ -121,7 +121,7 @@ def _engine(config: StoreBenchmark, home: Path, folder: str, predictor: Predicto
     write_store(home / "few", predictor.embedder.fingerprint, 100)
     few, _ = plan_store(home / "few")
     shards, rows = plan_store(home / "store")
-    stage = Classification(model, labels, COLUMNS, AnswerColumns()).stage(plan, "parquet")
+    stage = Classification(model, labels, COLUMNS, AnswerOptions()).stage(plan, "parquet")
     bare = model.load(plan.device)
 
     def by_job(shards: list[Shard] = shards) -> float:

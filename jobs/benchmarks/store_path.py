@@ -19,7 +19,7 @@ import torch
 
 from jobs.benchmarks.inputs import label_names, unit_vectors
 from jobs.benchmarks.rounds import Figures, in_turn, seconds_of
-from sce.bulk.classifier import AnswerColumns, BlockClassifier
+from sce.bulk.classifier import BlockClassifier
 from sce.bulk.corpus import Columns, Shard, join_plans, open_corpus, plan_file
 from sce.bulk.local import LinearPredictor, LocalPredictor
 from sce.bulk.reading import read_shard
@@ -28,6 +28,7 @@ from sce.embedding.store import EmbeddingStore, embedding_matrix
 from sce.evaluation import flops
 from sce.labels import LabelSet
 from sce.model.linear_labels import LinearLabels, round_weights
+from sce.model.options import AnswerOptions
 from sce.predictor import Predictor
 
 COLUMNS = Columns(text=None, embedding="embedding", id="row_id")
@@ -123,7 +124,7 @@ def files_to_files(
             ways["SCE"] = LocalPredictor(predictor), adapted.label_set
         sides = {"Parquet alone": lambda: rows / seconds_of(lambda: copy_alone(store, output))}
         for name, (answering, asked) in ways.items():
-            classifier = BlockClassifier(answering, asked, COLUMNS, AnswerColumns())
+            classifier = BlockClassifier(answering, asked, COLUMNS, AnswerOptions())
             sides[name] = partial(classified, shards, classifier, output)
         turns = in_turn(sides, rounds)
         for name in sides:

@@ -14,6 +14,7 @@ from pydantic import SecretStr
 
 from sce.client import ServedModel
 from sce.model.answers import Answers
+from sce.model.options import Scoring
 
 
 @dataclass(frozen=True)
@@ -36,14 +37,10 @@ class BlockPredictor(Protocol):
     def warm_up(self, labels: Any) -> None:
         """Do ahead what the first answer with these labels would wait for."""
 
-    def answer_texts(
-        self, texts_G: pa.Array, labels: Any, top_k: int, return_scores: bool
-    ) -> BlockAnswers:
+    def answer_texts(self, texts_G: pa.Array, labels: Any, scoring: Scoring) -> BlockAnswers:
         """Answer texts that `check_texts` let pass."""
 
-    def answer_vectors(
-        self, vectors_GD: np.ndarray, labels: Any, top_k: int, return_scores: bool
-    ) -> BlockAnswers:
+    def answer_vectors(self, vectors_GD: np.ndarray, labels: Any, scoring: Scoring) -> BlockAnswers:
         """Answer unit vectors of the model's embedder, float32."""
 
 

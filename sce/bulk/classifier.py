@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from sce.bulk.answering import BlockPredictor
 from sce.bulk.corpus import Columns
@@ -15,25 +13,12 @@ from sce.bulk.reading import OWN_COLUMNS, kept_columns
 from sce.bulk.rows import Errors, check_ids, check_labels, check_texts, check_vectors, row_labels
 from sce.labels import LabelSet
 from sce.model.answers import Answers
+from sce.model.decisions import decide
 from sce.model.linear_labels import LinearLabels
+from sce.model.options import AnswerOptions
 
 TOP = pa.list_(pa.struct([("label", pa.string()), ("score", pa.float32())]))
 SCORES = pa.map_(pa.string(), pa.float32())
-
-
-@dataclass(frozen=True)
-class AnswerColumns:
-    """What the answers hold.
-
-    Attributes:
-        threshold: below this probability `label` is null.
-        top_k: a column `top` with this many labels and their probabilities; None for none.
-        return_scores: a column `scores` with every label's probability.
-    """
-
-    threshold: float | None = None
-    top_k: int | None = None
-    return_scores: bool = False
 
 
 class BlockClassifier:
@@ -45,17 +30,17 @@ class BlockClassifier:
         predictor: BlockPredictor,
         labels: LabelSet | LinearLabels | None,
         columns: Columns,
-        answer: AnswerColumns,
+        options: AnswerOptions,
     ) -> None:
         self._predictor = predictor
         self._labels: Any = labels
         self._known = {lb.key: lb for lb in labels.labels} if isinstance(labels, LabelSet) else {}
         self._names = pa.array(labels.names, pa.string()) if labels else None
         self._columns = columns
-        self._answer = answer
+        self._options = options
         self._types = {"label": pa.string(), "score": pa.float32()}
-        self._types |= {"top": TOP} if answer.top_k else {}
-        self._types |= {"scores": SCORES} if answer.return_scores else {}
+        self._types |= {"top": TOP} if options.top_k else {}
+        self._types |= {"scores": SCORES} if options.return_scores else {}
         if labels is not None and columns.labels is None:
             predictor.warm_up(labels)
 
@@ -72,7 +57,7 @@ class BlockClassifier:
             labels, names = self._labels, self._names
             if self._columns.labels is not None:
                 labels, names = row_labels(block["labels"], asked_N, self._known)
-            asked = labels, self._answer.top_k or 1, self._answer.return_scores
+            asked = labels, self._options.scoring
             if vectors_GD is not None:
                 found_G = self._predictor.answer_vectors(vectors_GD, *asked)
             else:
@@ -111,15 +96,14 @@ class BlockClassifier:
         one_set = self._columns.labels is None
         first_G = np.zeros(len(answers), np.int64) if one_set else answers.offsets[:-1]
         # A row that got an error has no best label; what stands there is not read.
-        best_G = names.take(pa.array(first_G + np.maximum(answers.top_NT[:, 0], 0)))
-        score_G = answers.top_scores_NT[:, 0]
-        if self._answer.threshold is not None:
-            sure_G = score_G >= np.float32(self._answer.threshold)
-            best_G = pc.if_else(pa.array(sure_G), best_G, pa.scalar(None, pa.string()))
-        found = {"label": best_G, "score": pa.array(score_G, pa.float32())}
-        if self._answer.top_k:
+        label_G = decide(answers, self._options).label_N
+        found = {
+            "label": names.take(pa.array(first_G + label_G, mask=label_G < 0)),
+            "score": pa.array(answers.top_scores_NT[:, 0], pa.float32()),
+        }
+        if self._options.top_k:
             found["top"] = _top(answers, names, first_G)
-        if self._answer.return_scores:
+        if self._options.return_scores:
             if one_set:
                 names = names.take(pa.array(np.tile(np.arange(len(names)), len(answers))))
             offsets, scores_M = pa.array(answers.offsets, pa.int32()), answers.scores_M

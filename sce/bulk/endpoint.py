@@ -15,6 +15,7 @@ from sce.client import Client, EndpointError
 from sce.errors import ROW_ERRORS, ConfigError
 from sce.labels import LabelSet, RaggedLabels
 from sce.model.answers import Answers
+from sce.model.options import Scoring
 
 
 class EndpointPredictor:
@@ -45,24 +46,21 @@ class EndpointPredictor:
     def warm_up(self, labels: Any) -> None:
         """Nothing: the server keeps what it has made of labels."""
 
-    def answer_texts(
-        self, texts_G: pa.Array, labels: Any, top_k: int, return_scores: bool
-    ) -> BlockAnswers:
-        return self._answer(texts_G.to_pylist(), labels, top_k, return_scores)
+    def answer_texts(self, texts_G: pa.Array, labels: Any, scoring: Scoring) -> BlockAnswers:
+        return self._answer(texts_G.to_pylist(), labels, scoring)
 
-    def answer_vectors(
-        self, vectors_GD: np.ndarray, labels: Any, top_k: int, return_scores: bool
-    ) -> BlockAnswers:
-        return self._answer(vectors_GD, labels, top_k, return_scores)
+    def answer_vectors(self, vectors_GD: np.ndarray, labels: Any, scoring: Scoring) -> BlockAnswers:
+        return self._answer(vectors_GD, labels, scoring)
 
     def _answer(
         self,
         queries: list[str] | np.ndarray,
         labels: LabelSet | RaggedLabels,
-        top_k: int,
-        return_scores: bool,
+        scoring: Scoring,
     ) -> BlockAnswers:
-        found = self._client.predict(queries, labels, top_k=top_k, return_scores=return_scores)
+        found = self._client.predict(
+            queries, labels, top_k=scoring.top_k, return_scores=scoring.return_scores
+        )
         self._check_served()
         rows = len(found)
         counts_G = labels.counts_by_row(rows)
@@ -73,7 +71,7 @@ class EndpointPredictor:
         above = self.served.shortlist_above
         shortlisted = above is not None and bool((counts_G > above).any())
         shortlist = self.served.shortlist_size if shortlisted else None
-        answers = Answers.empty(counts_G, top_k, return_scores, shortlist)
+        answers = Answers.empty(counts_G, scoring, shortlist)
         offsets, scores_M = answers.offsets, answers.scores_M
         truncated_G, errors_G = np.zeros(rows, bool), np.full(rows, "", object)
         for row, (item, places) in enumerate(zip(found, sets, strict=True)):

@@ -16,6 +16,7 @@ from sce.bulk.vectors import embed_distinct
 from sce.embedding.settings import EmbedderConfig
 from sce.model.answers import Answers
 from sce.model.linear_labels import LinearLabels
+from sce.model.options import Scoring
 
 
 class LocalPredictor:
@@ -31,17 +32,13 @@ class LocalPredictor:
     def warm_up(self, labels: Any) -> None:
         self._predictor.warm_up(labels)
 
-    def answer_texts(
-        self, texts_G: pa.Array, labels: Any, top_k: int, return_scores: bool
-    ) -> BlockAnswers:
+    def answer_texts(self, texts_G: pa.Array, labels: Any, scoring: Scoring) -> BlockAnswers:
         vectors_GD, truncated_G = embed_distinct(self._predictor.embedder, texts_G)
-        found = self.answer_vectors(vectors_GD, labels, top_k, return_scores)
+        found = self.answer_vectors(vectors_GD, labels, scoring)
         return replace(found, truncated_G=truncated_G)
 
-    def answer_vectors(
-        self, vectors_GD: np.ndarray, labels: Any, top_k: int, return_scores: bool
-    ) -> BlockAnswers:
-        return _without_errors(self._predictor.answer(vectors_GD, labels, top_k, return_scores))
+    def answer_vectors(self, vectors_GD: np.ndarray, labels: Any, scoring: Scoring) -> BlockAnswers:
+        return _without_errors(self._predictor.answer(vectors_GD, labels, scoring))
 
 
 class LinearPredictor:
@@ -64,20 +61,20 @@ class LinearPredictor:
         """There is nothing to do ahead."""
 
     def answer_texts(
-        self, texts_G: pa.Array, labels: LinearLabels, top_k: int, return_scores: bool
+        self, texts_G: pa.Array, labels: LinearLabels, scoring: Scoring
     ) -> BlockAnswers:
         if self._embedder is None:
             from sce.embedding.embedder import load_embedder
 
             self._embedder = load_embedder(self._config)
         vectors_GD, truncated_G = embed_distinct(self._embedder, texts_G)
-        found = self.answer_vectors(vectors_GD, labels, top_k, return_scores)
+        found = self.answer_vectors(vectors_GD, labels, scoring)
         return replace(found, truncated_G=truncated_G)
 
     def answer_vectors(
-        self, vectors_GD: np.ndarray, labels: LinearLabels, top_k: int, return_scores: bool
+        self, vectors_GD: np.ndarray, labels: LinearLabels, scoring: Scoring
     ) -> BlockAnswers:
-        return _without_errors(labels.answer(vectors_GD, top_k, return_scores))
+        return _without_errors(labels.answer(vectors_GD, scoring))
 
 
 def _without_errors(answers: Answers) -> BlockAnswers:

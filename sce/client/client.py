@@ -34,7 +34,6 @@ from sce.embedding.row_checks import (
     as_texts,
     as_vectors,
     bad_vectors,
-    check_settings,
     check_texts,
     is_numeric_array,
     refuse_rows,
@@ -43,6 +42,7 @@ from sce.embedding.row_checks import (
 )
 from sce.errors import ConfigError, InputError
 from sce.model.answers import Prediction
+from sce.model.options import AnswerOptions
 
 _CLASSIFIED = TypeAdapter(ClassifyResponse)
 _EMBEDDED = TypeAdapter(EmbeddingsResponse)
@@ -164,7 +164,7 @@ class Client:
             raise InputError("give either texts or embeddings.")
         if (labels is None) == (label_set is None):
             raise InputError("give either labels or label_set.")
-        check_settings(threshold, top_k)
+        options = AnswerOptions(threshold, top_k, return_scores)
         if is_numeric_array(texts):
             texts, embeddings = None, texts
         items: list[Any]
@@ -176,9 +176,7 @@ class Client:
             refused = bad_vectors(queries_ND)
             items = list(encode_vectors(queries_ND))
         refuse_rows(field, refused, errors)
-        settings: dict[str, Any] = {"return_scores": bool(return_scores)}
-        settings |= {} if threshold is None else {"threshold": float(threshold)}
-        settings |= {} if top_k is None else {"top_k": int(top_k)}
+        settings = {"return_scores": return_scores} | options.given()
         settings |= {} if label_set is None else {"label_set": label_set}
         # What is refused is not sent; its place is kept for labels that are given row by row.
         sent = ["" if i in refused else item for i, item in enumerate(items)]

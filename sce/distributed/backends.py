@@ -10,7 +10,7 @@ from typing import Any
 from sce.adaptation.artefact import AdaptedLabels
 from sce.bulk.answering import BlockPredictor, Endpoint, ServedModel
 from sce.bulk.blocks import EMBED_ROWS_PER_FILE, ROWS_PER_FILE, TEXT_BLOCK_BYTES, Stage
-from sce.bulk.classifier import OWN_COLUMNS, AnswerColumns, BlockClassifier
+from sce.bulk.classifier import OWN_COLUMNS, BlockClassifier
 from sce.bulk.corpus import Columns
 from sce.bulk.endpoint import EndpointPredictor
 from sce.bulk.local import LinearPredictor, LocalPredictor
@@ -24,6 +24,7 @@ from sce.distributed.stage import ACTOR_CPUS, Workers
 from sce.embedding.fingerprint import EmbedderFingerprint
 from sce.embedding.settings import EmbedderConfig
 from sce.labels import LabelSet
+from sce.model.options import AnswerOptions
 from sce.model.settings import EXACT, SHORTLIST_ABOVE, SHORTLIST_SIZE
 
 SCORES_PER_BATCH = 1_000_000
@@ -218,12 +219,12 @@ class Classification:
     labels: LabelSet | AdaptedLabels | None
     """The label set; with a column of labels, what is known of some, or None."""
     columns: Columns
-    answer: AnswerColumns
+    options: AnswerOptions
 
     def classifier(self, device: str) -> BlockClassifier:
         """Runs where the blocks are answered: loads the model, or connects to the endpoint."""
         predictor = self.backend.block_predictor(device)
-        return BlockClassifier(predictor, self.labels, self.columns, self.answer)
+        return BlockClassifier(predictor, self.labels, self.columns, self.options)
 
     def stage(
         self, workers: Workers, output_format: OutputFormat, rows_per_file: int | None = None
@@ -232,7 +233,7 @@ class Classification:
         `rows_per_file` is None for what suits the device."""
         from_text = self.columns.text is not None
         batch_rows = BLOCK_ROWS
-        if self.answer.return_scores and self.labels is not None:
+        if self.options.return_scores and self.labels is not None:
             # Every label's score is held for a batch: with many labels fewer rows at once.
             batch_rows = SCORES_PER_BATCH // len(self.labels)
             batch_rows = min(max(batch_rows, MIN_BATCH_ROWS), BLOCK_ROWS)

@@ -16,7 +16,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sce.bulk.blocks import BlockFunction
-from sce.bulk.classifier import AnswerColumns
 from sce.bulk.corpus import Columns, Corpus, Shard
 from sce.bulk.display import Preview, confused_pairs
 from sce.bulk.reading import read_shard
@@ -24,6 +23,7 @@ from sce.distributed.backends import Classification
 from sce.distributed.one_process import OneProcess
 from sce.distributed.resources import use_threads
 from sce.distributed.stage import Workers, plan_corpus
+from sce.model.options import AnswerOptions
 
 SAMPLE_ROWS = 1000
 """Of a dry run at most."""
@@ -65,7 +65,7 @@ def find_threshold(
         }
     )
     ((answered, _),) = _classified(
-        replace(asked, columns=Columns(), answer=AnswerColumns()), [block], workers
+        replace(asked, columns=Columns(), options=AnswerOptions()), [block], workers
     )
     found = answered["label"].to_pylist()
     right_N = np.array(found, object) == np.array(names, object)
@@ -83,20 +83,20 @@ def preview(
         columns = replace(columns, keep=(*columns.keep, text_column))
         shown = f"keep.{text_column}"
     block = _sample(shards, columns)
-    two_best = replace(asked.answer, top_k=max(2, asked.answer.top_k or 0))
+    two_best = replace(asked.options, top_k=max(2, asked.options.top_k or 0))
     order_N = np.random.default_rng(0).permutation(block.num_rows)  # any part is of the whole input
     pieces = [
         block.take(rows_P) for rows_P in np.split(order_N, range(32, len(order_N), PIECE_ROWS))
     ]
     found = _classified(
-        replace(asked, columns=columns, answer=two_best), pieces, workers, DRY_RUN_SECONDS
+        replace(asked, columns=columns, options=two_best), pieces, workers, DRY_RUN_SECONDS
     )
     answered = pa.concat_tables([piece for piece, _ in found])
     # The first piece waits for the labels' vectors as well.
     timed = found[1:] or found
     seconds = sum(taken for _, taken in timed) / sum(piece.num_rows for piece, _ in timed)
     file = io.BytesIO()
-    pq.write_table(answered if asked.answer.top_k else answered.drop_columns("top"), file)
+    pq.write_table(answered if asked.options.top_k else answered.drop_columns("top"), file)
     rows = sum(shard.rows for shard in shards)
     texts = pa.concat_tables(pieces)[shown].slice(0, answered.num_rows)
     return Preview(

@@ -130,11 +130,3 @@ def refuse_rows(what: str, found: Mapping[int, str], errors: str) -> None:
     if errors == "raise" and found:
         row = min(found)
         raise row_refused(what, row, found[row])
-
-
-def check_settings(threshold: float | None, top_k: int | None) -> None:
-    """Raises `InputError`: the threshold is no probability, or `top_k` less than 1."""
-    if threshold is not None and not 0 <= threshold <= 1:  # NaN is none either
-        raise InputError(f"threshold: {threshold}, but a probability from 0 to 1 is needed.")
-    if top_k is not None and (isinstance(top_k, bool) or top_k != int(top_k) or top_k < 1):
-        raise InputError(f"top_k: {top_k}, but a whole number from 1 is needed.")

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from sce.model.options import Scoring
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -62,28 +64,26 @@ class Answers:
         return len(self.top_NT)
 
     @classmethod
-    def empty(
-        cls, counts_N: np.ndarray, top_k: int, with_scores: bool, shortlist: int | None = None
-    ) -> Answers:
+    def empty(cls, counts_N: np.ndarray, scoring: Scoring, shortlist: int | None = None) -> Answers:
         """Arrays for rows of so many labels each, in which nothing has been scored yet."""
-        shape = len(counts_N), min(top_k, int(counts_N.max(initial=1)))
+        shape = len(counts_N), min(scoring.top_k, int(counts_N.max(initial=1)))
         return cls(
             np.full(shape, -1, np.int64),
             np.full(shape, np.nan, np.float32),
             np.concatenate([[0], np.cumsum(counts_N)]),
-            np.zeros(int(counts_N.sum()), np.float32) if with_scores else None,
+            np.zeros(int(counts_N.sum()), np.float32) if scoring.return_scores else None,
             shortlist,
         )
 
-    def part(self, start: int, end: int, top_k: int, return_scores: bool) -> Answers:
+    def part(self, start: int, end: int, scoring: Scoring) -> Answers:
         """The rows `start` to `end`, with no more than is asked for."""
         offsets, scores_M = self.offsets[start : end + 1], None
-        if return_scores:
+        if scoring.return_scores:
             assert self.scores_M is not None
             scores_M = self.scores_M[offsets[0] : offsets[-1]]
         return Answers(
-            self.top_NT[start:end, :top_k],
-            self.top_scores_NT[start:end, :top_k],
+            self.top_NT[start:end, : scoring.top_k],
+            self.top_scores_NT[start:end, : scoring.top_k],
             offsets - offsets[0],
             scores_M,
             self.shortlist,
@@ -98,40 +98,9 @@ class Answers:
         scores = [part.scores_M for part in parts if part.scores_M is not None]
         shortlist = next((part.shortlist for part in parts if part.shortlist is not None), None)
         width = max(part.top_NT.shape[1] for part in parts)
-        joined = cls.empty(counts_N, width, False, shortlist)
+        joined = cls.empty(counts_N, Scoring(width), shortlist)
         start = 0
         for part in parts:
             place = slice(start, start := start + len(part)), slice(part.top_NT.shape[1])
             joined.top_NT[place], joined.top_scores_NT[place] = part.top_NT, part.top_scores_NT
         return replace(joined, scores_M=np.concatenate(scores) if scores else None)
-
-    def predictions(
-        self,
-        sets: Sequence[Sequence[str]],
-        threshold: float | None,
-        with_top: bool,
-        truncated: Sequence[bool],
-    ) -> list[Prediction]:
-        """The answers as objects.
-
-        Args:
-            sets: names of each row's labels in the user's order.
-            threshold: a row whose best score is less has no label.
-        """
-        sure_N = [True] * len(self)
-        if threshold is not None:  # compared in float32, as a bulk job does
-            sure_N = (self.top_scores_NT[:, 0] >= np.float32(threshold)).tolist()
-        tops, top_scores = self.top_NT.tolist(), self.top_scores_NT.tolist()
-        bounds = self.offsets.tolist()
-        predictions = []
-        for row, names in enumerate(sets):
-            scores = top = None
-            if self.scores_M is not None:
-                scores_K = self.scores_M[bounds[row] : bounds[row + 1]]
-                scores = dict(zip(names, scores_K.tolist(), strict=True))
-            if with_top:
-                pairs = zip(tops[row], top_scores[row], strict=True)
-                top = [(names[k], p) for k, p in pairs if k >= 0]
-            label = names[tops[row][0]] if sure_N[row] else None
-            predictions.append(Prediction(label, top_scores[row][0], scores, top, truncated[row]))
-        return predictions

@@ -20,6 +20,7 @@ import numpy as np
 from sce.errors import InputError
 from sce.labels import LabelSet
 from sce.model.answers import Answers
+from sce.model.options import BEST_ALONE, Scoring
 
 VECTOR_BITS = 18
 """A vector's numbers are taken as multiples of 2^-18: of 384 numbers with unit norm, to 1e-4."""
@@ -134,12 +135,10 @@ class LinearLabels:
         found_NK[:, self._canonical[2]] = values_NK
         return found_NK
 
-    def answer(
-        self, queries_ND: np.ndarray, top_k: int = 1, return_scores: bool = False
-    ) -> Answers:
+    def answer(self, queries_ND: np.ndarray, scoring: Scoring = BEST_ALONE) -> Answers:
         """As `Predictor.answer`; equal scores come in canonical order."""
         rows, count, order_K = len(queries_ND), len(self), self._canonical[2]
-        answers = Answers.empty(self.counts_by_row(rows), top_k, return_scores)
+        answers = Answers.empty(self.counts_by_row(rows), scoring)
         width = answers.top_NT.shape[1]
         from scipy.special import softmax
 

@@ -16,7 +16,6 @@ from rich.console import Console
 from sce.adaptation.artefact import AdaptedLabels
 from sce.bulk.answering import Endpoint
 from sce.bulk.blocks import Stage
-from sce.bulk.classifier import AnswerColumns
 from sce.bulk.corpus import FILES_CHECKED, Columns, Corpus, open_corpus
 from sce.bulk.counts import ErrorLimit
 from sce.bulk.display import print_preview, print_summary
@@ -36,6 +35,7 @@ from sce.distributed.trial import FoundThreshold, find_threshold, preview
 from sce.embedding.fingerprint import check_fingerprint
 from sce.embedding.settings import EmbedderConfig
 from sce.errors import ConfigError, InputError
+from sce.model.options import AnswerOptions
 from sce.storage import Place, put, readable, to_place
 from sce.workflows.answer_changes import report_changes
 from sce.workflows.bulk_input import ROW_ID, read_input
@@ -95,8 +95,8 @@ def resolve(config: ClassifyConfig) -> ClassifyPlan:
     backend = _backend(config, labels if isinstance(labels, AdaptedLabels) else None, corpus)
     if corpus.store is not None:
         corpus.store.require(backend.embedder)
-    answer = AnswerColumns(config.threshold, config.top_k, config.return_scores)
-    asked = Classification(backend, labels, given.columns, answer)
+    options = AnswerOptions(config.threshold, config.top_k, config.return_scores)
+    asked = Classification(backend, labels, given.columns, options)
     run = None
     if config.output is not None and not config.dry_run:
         uri = str(resolve_output(config.output))
@@ -186,8 +186,8 @@ def _with_threshold(
 
     chosen = find_threshold(plan.asked, *plan.labelled, workers)
     thresholds.to_terminal(chosen.curve, chosen.choice, Console(stderr=True))
-    answer = replace(plan.asked.answer, threshold=chosen.choice.threshold)
-    return replace(plan, asked=replace(plan.asked, answer=answer)), chosen
+    options = replace(plan.asked.options, threshold=chosen.choice.threshold)
+    return replace(plan, asked=replace(plan.asked, options=options)), chosen
 
 
 def _classify(
@@ -367,7 +367,7 @@ def _answer(plan: ClassifyPlan, run: OutputRun, workers: Workers) -> dict[str, A
         "null_labels": counts.null_labels,
         "labels": counts.labels,
         "label_names": asked.label_names,
-        "threshold": asked.answer.threshold,
+        "threshold": asked.options.threshold,
         "scoring": asked.scoring,
         "engine": "process" if isinstance(workers, OneProcess) else "ray",
         "rows_this_run": found.new_rows,

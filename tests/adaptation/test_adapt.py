@@ -15,6 +15,7 @@ from sce.adaptation.settings import MIN_CHOICE_ROWS, MIN_GRAIN, AdaptSettings
 from sce.errors import DataError, LabelError
 from sce.labels import LabelSet
 from sce.model.linear_labels import VECTOR_BITS, vector_integers
+from sce.model.options import Scoring
 
 WIDTH = 24
 NAMES = ["sport", "money", "weather", "music"]
@@ -295,9 +296,9 @@ def test_a_folder_of_another_version_and_no_folder(tmp_path):
 def test_one_row_or_many_and_any_batch_have_the_same_answer_in_every_bit():
     world = World()
     found = world.adapt()
-    many = found.answer(world.x_ND, 3, True)
+    many = found.answer(world.x_ND, Scoring(3, True))
     for i in (0, 17, 799):
-        one = found.answer(world.x_ND[i : i + 1], 3, True)
+        one = found.answer(world.x_ND[i : i + 1], Scoring(3, True))
         assert (one.top_NT[0] == many.top_NT[i]).all()
         assert (one.top_scores_NT[0] == many.top_scores_NT[i]).all()
         assert (one.scores_M == many.scores_M[4 * i : 4 * i + 4]).all()

@@ -8,11 +8,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sce.bulk.classifier import AnswerColumns, BlockClassifier
+from sce.bulk.classifier import BlockClassifier
 from sce.bulk.corpus import Columns, join_plans, open_corpus, plan_file
 from sce.bulk.local import LocalPredictor
 from sce.bulk.reading import read_shard
 from sce.labels import LabelSet
+from sce.model.options import AnswerOptions
 from sce.predictor import Predictor
 from tests.tiny_bulk import LABELS, WORDS, build_models, load_predictor, text, write_jsonl
 
@@ -28,7 +29,7 @@ def classify(
     corpus = open_corpus([str(path)])
     shards = join_plans([plan_file(corpus.files[0], 0, columns)])
     known = None if labels is None else LabelSet.parse(labels)
-    classifier = BlockClassifier(LocalPredictor(predictor), known, columns, AnswerColumns(**answer))
+    classifier = BlockClassifier(LocalPredictor(predictor), known, columns, AnswerOptions(**answer))
     tables = [classifier(block) for shard in shards for block in read_shard(shard, columns)]
     return pa.concat_tables(tables).to_pylist()
 

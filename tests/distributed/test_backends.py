@@ -2,10 +2,10 @@
 
 import pytest
 
-from sce.bulk.classifier import AnswerColumns
 from sce.bulk.corpus import Columns
 from sce.distributed.backends import Classification, LocalModel
 from sce.labels import LabelSet
+from sce.model.options import AnswerOptions
 from tests.tiny_bulk import build_models, embedder_of
 
 
@@ -26,7 +26,7 @@ def folder(tmp_path_factory):
 def test_how_labels_are_scored_is_said(folder, exact, count, column, said):
     model = LocalModel.find(str(folder / "sce"), embedder_of(folder), "auto", exact)
     labels = None if count is None else LabelSet.parse([f"label {i}" for i in range(count)])
-    asked = Classification(model, labels, Columns(labels=column), AnswerColumns())
+    asked = Classification(model, labels, Columns(labels=column), AnswerOptions())
     assert asked.scoring == said
     assert asked.label_names == (None if labels is None else labels.names)
 

@@ -22,7 +22,7 @@ from jobs.benchmarks.store_path import (
     random_adapted,
     share_of_matrix_rate,
 )
-from sce.bulk.classifier import AnswerColumns, BlockClassifier
+from sce.bulk.classifier import BlockClassifier
 from sce.bulk.local import LinearPredictor
 from sce.config import load_config
 from sce.embedding.checkpoint import embedder_fingerprint
@@ -30,6 +30,7 @@ from sce.embedding.settings import EmbedderConfig
 from sce.embedding.store import EmbeddingStore
 from sce.evaluation import flops
 from sce.model.arithmetic import multiplies_bfloat16
+from sce.model.options import AnswerOptions
 from sce.training.fresh_model import build_model
 from sce.training.settings import ModelConfig
 from tests.tiny_models import build_sentence_transformer
@@ -114,7 +115,7 @@ def test_files_to_files_are_the_answers_of_every_row(tmp_path):
     assert rows == 30
     labels = random_adapted(3, 8, fingerprint.to_dict())
     classify = BlockClassifier(
-        LinearPredictor(EmbedderConfig(), 8), labels, COLUMNS, AnswerColumns()
+        LinearPredictor(EmbedderConfig(), 8), labels, COLUMNS, AnswerOptions()
     )
     output = tmp_path / "answers.parquet"
     assert classified(shards, classify, output) > 0

@@ -11,6 +11,7 @@ from sce.model.linear_labels import (
     round_weights,
     vector_integers,
 )
+from sce.model.options import Scoring
 
 
 def unit(rows: int, width: int = 384) -> np.ndarray:
@@ -47,9 +48,9 @@ def test_products_are_exact_and_an_answer_knows_no_batch():
     assert np.all(ratio == ratio[0, 0])
     assert np.log2(ratio[0, 0]).is_integer()
     labels = LinearLabels(LabelSet.parse(list("abcde")), weight_KD, random.random(5), 1.5, {})
-    whole = labels.answer(x_ND, 2, True)
+    whole = labels.answer(x_ND, Scoring(2, True))
     for start in (0, 1, 57):
-        part = labels.answer(x_ND[start : start + 7], 2, True)
+        part = labels.answer(x_ND[start : start + 7], Scoring(2, True))
         assert np.array_equal(part.top_NT, whole.top_NT[start : start + 7])
         assert np.array_equal(part.top_scores_NT, whole.top_scores_NT[start : start + 7])
 

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sce.labels import LabelSet, RaggedLabels
+from sce.model.options import Scoring
 from serve.batching import BatchReport, DeviceQueue, Lane
 from serve.cache import CachedText, VectorCache
 from serve.work import ModelAnswer, ModelRequest
@@ -27,15 +28,15 @@ SETS = [
 ]
 
 
-def ask(engine, texts, labels, **more) -> ModelAnswer:
-    return engine.answer(ModelRequest(texts, labels, **more))
+def ask(engine, texts, labels, top_k=1, return_scores=False, **more) -> ModelAnswer:
+    return engine.answer(ModelRequest(texts, labels, Scoring(top_k, return_scores), **more))
 
 
 def check(found: ModelAnswer, predictor, texts, labels) -> None:
     """The same labels as the predictor's alone, and the same scores but for rounding."""
     vectors = predictor.embedder.embed(texts).vectors
     top_k = len(labels) if isinstance(labels, LabelSet) else 2
-    alone = predictor.answer(vectors, labels, top_k, True)
+    alone = predictor.answer(vectors, labels, Scoring(top_k, True))
     assert found.answers is not None
     assert found.good_N.all()
     np.testing.assert_array_equal(found.answers.offsets, alone.offsets)
@@ -141,7 +142,7 @@ def test_a_row_with_its_own_labels_is_left_out_with_them(loaded, predictor):
     found = run(ask_it())
     kept = RaggedLabels.from_sets([["a", "b"], ["d", "e", "f"]])
     vectors = predictor.embedder.embed(["one", "three"]).vectors
-    alone = predictor.answer(vectors, kept, return_scores=True)
+    alone = predictor.answer(vectors, kept, Scoring(1, True))
     np.testing.assert_allclose(found.answers.scores_M, alone.scores_M, atol=2e-5)
 
 

@@ -18,6 +18,7 @@ from sce.config import load_config
 from sce.embedding.checkpoint import embedder_fingerprint
 from sce.embedding.settings import EmbedderConfig
 from sce.errors import ConfigError
+from sce.model.options import Scoring
 from sce.training.fresh_model import build_model
 from sce.training.settings import ModelConfig
 from serve.app import build
@@ -94,7 +95,7 @@ def test_the_encoder_has_no_part_in_it(with_sets):
 
     async def ask():
         engine = make_engine(with_sets, report=lambda batch: lanes.append(batch.lane))
-        found = await engine.answer(ModelRequest(TEXTS, "tickets", 9, True))
+        found = await engine.answer(ModelRequest(TEXTS, "tickets", Scoring(9, True)))
         with pytest.raises(NoSuchLabelSet):
             await engine.answer(ModelRequest(TEXTS, "none"))
         engine.close()
@@ -284,7 +285,7 @@ def test_others_load_while_the_model_answers(models, loaded, tickets, bare, tmp_
     other_config = settings_of(models, "other").model_dump(mode="json", exclude={"scaling"})
     fingerprint = loaded.predictor.embedder.fingerprint
     newer = save_label_set(tmp_path / "newer", fingerprint, NAMES, 5)
-    request = ModelRequest(TEXTS, "tickets", 1, True)
+    request = ModelRequest(TEXTS, "tickets", Scoring(1, True))
 
     async def change():
         replica = ModelReplica("tiny")

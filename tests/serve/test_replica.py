@@ -13,6 +13,7 @@ import serve.model
 from sce.distributed.resources import ClusterSize
 from sce.errors import ConfigError, InputError
 from sce.labels import LabelSet
+from sce.model.options import Scoring
 from serve import app, ray_settings
 from serve.app import build
 from serve.gateway import Gateway
@@ -21,7 +22,7 @@ from serve.settings import BatchSettings, ServeConfig, default_name
 from serve.work import ModelRequest
 from tests.serve.conftest import run, settings_of
 
-REQUEST = ModelRequest(["a text", "another"], LabelSet.parse(["a", "b", "c"]), 3, True)
+REQUEST = ModelRequest(["a text", "another"], LabelSet.parse(["a", "b", "c"]), Scoring(3, True))
 
 
 class NoMetrics:
