@@ -63,7 +63,8 @@ class AnswerOptions:
         """What differs from the default, as JSON: the fields of a request by the same names."""
         defaults = AnswerOptions()
         found = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {name: v for name, v in found.items() if v != getattr(defaults, name)}
+        found = {name: v for name, v in found.items() if v != getattr(defaults, name)}
+        return {name: v.item() if hasattr(v, "item") else v for name, v in found.items()}
 
     @property
     def scoring(self) -> Scoring:

@@ -43,6 +43,7 @@ from sce.client.wire import (
 from sce.errors import ConfigError, DataError, InputError, LabelError
 from sce.labels import LabelSet, RaggedLabels
 from sce.model.answers import Prediction
+from sce.model.options import Scoring
 
 ROOT = Path(__file__).resolve().parents[2]
 DIMENSION = 4
@@ -584,7 +585,7 @@ def test_blocks_of_a_bulk_job(server):
     predictor = EndpointPredictor(endpoint)
     assert predictor.dimension == DIMENSION
     texts = pa.array([*numbers(250), "bad", "1 long"])
-    found = predictor.answer_texts(texts, LabelSet.parse(LABELS), 2, True)
+    found = predictor.answer_texts(texts, LabelSet.parse(LABELS), Scoring(2, True))
     assert found.errors_G.tolist() == [""] * 250 + ["text_empty", ""]
     assert found.truncated_G.tolist() == [False] * 251 + [True]
     assert found.answers.top_NT[:250, 0].tolist() == [i % 3 for i in range(250)]
@@ -594,11 +595,11 @@ def test_blocks_of_a_bulk_job(server):
 
     ragged = RaggedLabels.from_sets([["a"], ["a", "b", "c"]])
     vectors = unit_vectors([1, 1])
-    found = predictor.answer_vectors(vectors, ragged, 2, True)
+    found = predictor.answer_vectors(vectors, ragged, Scoring(2, True))
     assert found.answers.top_NT.tolist() == [[0, -1], [1, 0]]
     assert found.answers.scores_M.tolist() == pytest.approx([0.5, 0.1, 0.5, 0.1])
     assert found.answers.offsets.tolist() == [0, 1, 4]
 
     server.model_fingerprint = "retrained"
     with pytest.raises(ConfigError, match="model: weights then, retrained now"):
-        predictor.answer_vectors(vectors, ragged, 1, False)
+        predictor.answer_vectors(vectors, ragged, Scoring())
