@@ -28,7 +28,7 @@ from ray.serve.schema import ApplicationStatus
 from sce.bulk.request import identify_model
 from sce.config import load_config
 from sce.distributed.resources import ClusterSize, check_fits, cluster_size
-from sce.distributed.session import ensure_ray, shared_session
+from sce.distributed.session import ensure_ray, shared_session, starts_own
 from sce.errors import ConfigError, InputError
 from serve import ray_settings
 from serve.auth import Guard, read_tokens, warn_of_readers
@@ -95,6 +95,8 @@ def build(args: ServeConfig) -> Application:
             **_options(settings.scaling, timeout, gpus[name]),
         )
         handles[name] = deployment.bind(name)
+    # Where it listens itself, nobody else would see that it is gone.
+    own_look = {"health_check_period_s": 2.0} if ray_settings.is_direct() else {}
     gateway = _deployment(serve.ingress()(Gateway)).options(
         name="gateway",
         user_config=args.model_dump(include={"limits", "log_texts", "batches"})
@@ -105,7 +107,7 @@ def build(args: ServeConfig) -> Application:
         max_ongoing_requests=4 * args.limits.max_concurrent_requests,
         max_queued_requests=4 * args.limits.max_concurrent_requests,
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
-        **_options(scaling, timeout, num_gpus),
+        **_options(scaling, timeout, num_gpus) | own_look,
     )
     return gateway.bind(handles, digests, args.cors_origins, name if held else None)
 
@@ -223,7 +225,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         check(config)
         if config.one_process is None:
             config = config.model_copy(update={"one_process": config.fits_one_process})
-        ray_settings.apply()
+        ray_settings.apply(config.port if config.one_process and starts_own() else None)
         ensure_ray(dashboard=config.dashboard or config.batches.allowed)
         _listen(stop)  # again: Ray has set handlers of its own
         application = build(config)
@@ -255,7 +257,9 @@ def _serve(config: ServeConfig, application: Application, stop: threading.Event)
     Raises:
         RuntimeError: a deployment cannot be started.
     """
-    options = HTTPOptions(host=config.host, port=config.port)
+    # Ray has a proxy also where the gateway listens itself: it refuses all (serve/proxy.py).
+    port = _free_port(config.host) if ray_settings.is_direct() else config.port
+    options = HTTPOptions(host=config.host, port=port)
     serve.start(http_options=options, logging_config=LOGGING)
     target = serve.RunTarget(application, APP_NAME, "/", LOGGING)
     serve.run_many([target], wait_for_applications_running=False)
@@ -270,6 +274,11 @@ def _serve(config: ServeConfig, application: Application, stop: threading.Event)
     print("Ending: accepted requests are answered first.", flush=True)
     serve.delete(APP_NAME)  # answers go through the proxies, which a shutdown kills at once
     serve.shutdown()
+
+
+def _free_port(host: str) -> int:
+    with socket.create_server((host, 0)) as probe:
+        return int(probe.getsockname()[1])
 
 
 def _started(stop: threading.Event) -> bool:

@@ -54,6 +54,7 @@ class Gateway:
         self._origins = origins
         self._memory = UnusedMemory()
         self._ingress = Ingress(asked, Guard(digests), metrics=metrics)
+        self._ingress.ready.clear()  # where it listens itself, Ray lets nobody wait for it
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return make_app(self._ingress, self._origins)
@@ -81,3 +82,4 @@ class Gateway:
             for name, settings in user_config["models"].items()
         }
         await go_on(self._ingress)
+        self._ingress.ready.set()

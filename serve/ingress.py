@@ -106,6 +106,7 @@ class Ingress:
         models: by name, the default first.
 
     Attributes:
+        ready: set, unless nothing can be answered yet.
         limits, log_texts, batches, files: may change at any time, for the requests that come after.
     """
 
@@ -124,6 +125,8 @@ class Ingress:
         self.files = FileStore()
         self.file_batches = FileBatches(self.files)
         self.log_texts = False
+        self.ready = asyncio.Event()
+        self.ready.set()
         self._requests = 0
         self._bytes = 0
         self._infos: dict[str, tuple[float, Mapping[str, Any]]] = {}
@@ -185,6 +188,15 @@ class Ingress:
             known = (time.monotonic(), await self.models[name].info())
             self._infos[name] = known
         return known[1]
+
+    async def see_ready(self, seconds: float) -> None:
+        """Wait until something can be answered. Raises `ApiError` 503 after so many seconds."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self.ready.wait()
+        except TimeoutError:
+            message = "the model is being loaded; try again."
+            raise ApiError(503, "starting", message, headers={"Retry-After": "2"}) from None
 
     async def see_alive(self, name: str) -> None:
         """See that a model answers, or did `ALIVE_SECONDS` ago: then it is asked again meanwhile,

@@ -23,6 +23,9 @@ OPEN_PATHS = ("/", "/health", "/docs", "/openapi.json", "/docs-assets")
 MAX_ADDRESS_CHARS = 8192
 """Of a path and its query: more than any of ours has, and what other servers take."""
 
+START_SECONDS = 10.0
+"""So long a request waits for a model that is being loaded."""
+
 log = logging.getLogger("ray.serve")
 
 
@@ -42,6 +45,8 @@ class Watched:
         method = scope["method"]
         try:
             self._check(scope)
+            if not self._ingress.ready.is_set():
+                await self._ingress.see_ready(0.0 if _path(scope) == "/health" else START_SECONDS)
             if method == "HEAD":
                 scope["method"] = "GET"
             await self._app(scope, receive, answer.send)

@@ -4,7 +4,8 @@ for a short body a way to the gateway as short as the head's, and giving memory 
 The proxy is a uvicorn in an actor of Ray's, which waits for ever for a connection that sends half a
 head or nothing: enough of them, and no file descriptors are left for others. Neither `HTTPOptions`
 nor uvicorn has a setting for it. What Ray does have is a function that each proxy calls before it
-starts, named by an environment variable of Ray's nodes (`NAME_VARIABLE`): here it is `prepare`.
+starts, named by an environment variable of Ray's nodes: here it is `prepare`. A gateway that
+listens itself calls it too (`ray_settings.apply`).
 `python -m serve.app` sets the variable for the Ray that it starts, cluster/'s image for its nodes
 (`serve/ray_settings.py`).
 
@@ -17,11 +18,15 @@ from __future__ import annotations
 
 import asyncio
 
+import ray
 import uvicorn.config
+from ray.serve._private.constants import SERVE_PROXY_NAME
 from starlette.middleware import Middleware
+from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from serve import ray_settings
 from serve.headers import NoSniff
 from serve.memory import UnusedMemory
 
@@ -34,10 +39,14 @@ _BODY = "sce.body"
 
 
 def prepare() -> list[Middleware]:
-    """Called by Ray in the process of a proxy, before its server starts. The middleware is for what
-    the proxy answers by itself."""
-    UnusedMemory().watch()  # bodies of hundreds of clients
+    """Called by Ray in each process that listens, before its server starts. The middleware is for
+    what Ray answers by itself."""
     uvicorn.config.HTTP_PROTOCOLS["auto"] = f"{__name__}:{BoundedHead.__name__}"
+    if ray_settings.is_direct():
+        name = ray.get_runtime_context().get_actor_name() or ""
+        elsewhere = [Middleware(Elsewhere)] if name.startswith(SERVE_PROXY_NAME) else []
+        return [Middleware(NoSniff), *elsewhere]
+    UnusedMemory().watch()  # bodies of hundreds of clients
     return [Middleware(NoSniff), Middleware(BodyAlong)]
 
 
@@ -45,6 +54,18 @@ def sent_along(scope: Scope) -> bytes | None:
     """The whole body of a request, where the proxy knew it; else it is to be received."""
     found: bytes | None = scope.get(_BODY)
     return found
+
+
+class Elsewhere:
+    """ASGI middleware of a proxy that nobody is to use: the gateway listens itself."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        """`app` is never called."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            answer = PlainTextResponse("The endpoint listens at another port.\n", 421)
+            await answer(scope, receive, send)
 
 
 class BodyAlong:

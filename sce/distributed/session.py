@@ -60,7 +60,7 @@ def ensure_ray(dashboard: bool | None = None) -> None:
         ray_logging._color = str  # type: ignore[assignment]
     if ray.is_initialized():
         return
-    address = os.environ.get("RAY_ADDRESS") or "local"
+    address = _address()
     options: dict[str, Any] = {}
     if address == "local":
         asked = os.environ.get(DASHBOARD) == "true" if dashboard is None else dashboard
@@ -77,6 +77,15 @@ def ensure_ray(dashboard: bool | None = None) -> None:
         where = "start on this machine" if address == "local" else f"be joined at {address}"
         raise ConfigError(f"Ray cannot {where}: {' '.join(str(error).split())[:500]}") from None
     ray.data.DataContext.get_current().print_on_execution_start = False
+
+
+def starts_own() -> bool:
+    """Whether `ensure_ray` would start a Ray, rather than join one."""
+    return not ray.is_initialized() and _address() == "local"
+
+
+def _address() -> str:
+    return os.environ.get("RAY_ADDRESS") or "local"
 
 
 def dashboard_url() -> str:
