@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+import os
 import pickle
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import boto3
 import numpy as np
@@ -292,3 +294,27 @@ def test_an_embedding_store(home):
     np.testing.assert_array_equal(store.vectors_for(["r2", "r0"]), vectors[[2, 0]])
     with pytest.raises(DataError, match="no embedding store"):
         EmbeddingStore.open(home / "none")
+
+
+def _thousand_bytes(folder: Path) -> None:
+    (folder / "x").write_bytes(bytes(1000))
+
+
+def test_the_cache_forgets_what_was_used_longest_ago_and_nobody_holds(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv(cache.MOST_BYTES, "2500")
+    held: dict[Path, Any] = {}
+    monkeypatch.setattr(cache, "_HELD", held)
+    made = {}
+    for age, name in enumerate("abc"):
+        made[name] = cache.cached_folder(name, _thousand_bytes)
+        lock = tmp_path / "sce" / f"{name}.lock"
+        os.utime(lock, (age, age))
+    assert {name for name, path in made.items() if path.exists()} == set("abc")  # all are held
+    held.pop(made["a"]).close()
+    held.pop(made["b"]).close()
+    assert cache.cached_folder("a", pytest.fail) == made["a"]  # used again: no longer the oldest
+    held.pop(made["a"]).close()
+    cache.cached_folder("d", _thousand_bytes)
+    # Of 4,000 bytes those two go that nobody holds and that are oldest: b, then a.
+    assert {name for name, path in made.items() if path.exists()} == {"c"}

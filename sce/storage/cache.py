@@ -5,19 +5,27 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import IO
 
-from sce.errors import DataError
+from sce.errors import ConfigError, DataError
 from sce.storage.places import Place, RemotePath, reached, to_place
 from sce.storage.writing import copy
 
+MOST_BYTES = "SCE_CACHE_BYTES"
+"""The variable that bounds the cache."""
 _ATTEMPTS = 3
 _MODEL_FILES = ("config.json", "modules.json", "adapter_config.json")
+_HELD: dict[Path, IO[str]] = {}
+"""Folders that this process uses, and the locks that say so."""
+
+log = logging.getLogger(__name__)
 
 
 def fetch(place: str | Place) -> Path:
@@ -44,20 +52,79 @@ def fetch(place: str | Place) -> Path:
 
 def cached_folder(key: str, fill: Callable[[Path], None]) -> Path:
     """The folder of that name in the cache of this machine, `fill`ed by the first process that asks
-    for it, while others wait; whole or not at all."""
+    for it, while others wait; whole or not at all.
+
+    It stays for as long as a process lives that asked for it. When another is made, those that were
+    not asked for longest go, until the rest is within `SCE_CACHE_BYTES` (50 GB).
+    """
     target = _cache() / key
-    with open(_cache() / f"{key}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not target.exists():
-            new = target.with_name(f".{key}.new")
-            shutil.rmtree(new, ignore_errors=True)  # of a process that was killed
-            new.mkdir()
-            try:
-                fill(new)
-                os.rename(new, target)
-            finally:
-                shutil.rmtree(new, ignore_errors=True)
-    return target
+    while True:
+        lock = _locked(target, fcntl.LOCK_SH)
+        if target.exists():
+            os.utime(lock.fileno())
+            _HELD.setdefault(target, lock)  # until this process ends
+            return target
+        with lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not target.exists():
+                _fill(target, fill)
+                _make_room(target)
+
+
+def _fill(target: Path, fill: Callable[[Path], None]) -> None:
+    new = target.with_name(f".{target.name}.new")
+    shutil.rmtree(new, ignore_errors=True)  # of a process that was killed
+    new.mkdir()
+    try:
+        fill(new)
+        os.rename(new, target)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def _make_room(made: Path) -> None:
+    """Remove folders that no process holds, the longest unused first, until the cache is within its
+    bound; `made` is never removed, though it alone may be larger."""
+    most = _most_bytes()
+    found = [path for path in made.parent.iterdir() if path.is_dir() and path.name[0] != "."]
+    sizes = {path: sum(f.stat().st_size for f in path.rglob("*") if f.is_file()) for path in found}
+    total = sum(sizes.values())
+    for path in sorted(set(found) - {made}, key=_last_use):
+        if total <= most:
+            break
+        with suppress(BlockingIOError), _locked(path, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            shutil.rmtree(path, ignore_errors=True)
+            total -= sizes[path]
+            log.info("%s: %d MB of remote files are forgotten", path, sizes[path] // 10**6)
+
+
+def _most_bytes() -> int:
+    given = os.environ.get(MOST_BYTES)
+    if given is None:
+        return 50 * 10**9
+    if not given.isdecimal():
+        raise ConfigError(f"{MOST_BYTES}: {given!r} is no number of bytes.")
+    return int(given)
+
+
+def _last_use(folder: Path) -> float:
+    with suppress(FileNotFoundError):
+        return _lock_file(folder).stat().st_mtime
+    return 0.0
+
+
+def _locked(folder: Path, how: int) -> IO[str]:
+    lock = open(_lock_file(folder), "a")  # noqa: SIM115 - it outlives this function
+    try:
+        fcntl.flock(lock, how)
+    except BlockingIOError:
+        lock.close()
+        raise
+    return lock
+
+
+def _lock_file(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.lock")
 
 
 def fetch_model(place: str | Place) -> str:
