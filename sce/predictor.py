@@ -10,6 +10,7 @@ Shapes: N rows, B rows of a batch, K labels, D the embedder's dimension, T best 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,7 +40,8 @@ from sce.model.encoder import SCEModel
 from sce.model.grouping import GroupScorer
 from sce.model.label_vectors import TextLookup, TextVectors, token_means_of
 from sce.model.linear_labels import LinearLabels
-from sce.model.options import BEST_ALONE, AnswerOptions, Scoring
+from sce.model.options import BEST_ALONE, AnswerOptions, LongText, Pooling, Scoring
+from sce.model.pooling import ChunkVectors, answer_chunks
 from sce.model.scoring import ScoredBatch, Scorer
 from sce.model.settings import SHORTLIST_ABOVE, SHORTLIST_SIZE
 from sce.model.sharing import save_model, upload_model
@@ -269,6 +271,8 @@ class Predictor:
         return_scores: bool = False,
         candidate_labels: Any = None,
         errors: Literal["keep", "raise"] = "keep",
+        long_text: LongText = "truncate",
+        pooling: Pooling | None = None,
     ) -> list[Prediction]:
         """Classify texts, or vectors of texts that were embedded before.
 
@@ -285,6 +289,7 @@ class Predictor:
             candidate_labels: another name of `labels`, as in the transformers pipeline.
             errors: a row that cannot be answered (a blank text, a vector whose norm is not 1) has
                 its `error` in its answer, or with "raise" is a `DataError`.
+            long_text, pooling: as in `sce.model.options.AnswerOptions`.
 
         Raises:
             LabelError, InputError: see there.
@@ -292,7 +297,7 @@ class Predictor:
         labels = candidate_labels if labels is None else labels
         if (texts is None) == (embeddings is None):
             raise InputError("give either texts or embeddings.")
-        options = AnswerOptions(threshold, top_k, return_scores)
+        options = AnswerOptions(threshold, top_k, return_scores, long_text, pooling)
         labels = labels if isinstance(labels, LinearLabels) else parse_labels(labels)
         if is_numeric_array(texts):
             texts, embeddings = None, texts
@@ -300,28 +305,34 @@ class Predictor:
             items = as_texts(texts)
             count, refused = len(items), text_errors(items)
             refuse_rows("texts", refused, errors)
-            embedded = self.embedder.embed([t for i, t in enumerate(items) if i not in refused])
-            queries_GD, truncated_G = embedded.vectors, embedded.truncated.tolist()
+            good_texts = [t for i, t in enumerate(items) if i not in refused]
+            queries: np.ndarray | ChunkVectors
+            if options.long_text == "chunk":
+                queries, truncated_G = self.embedder.embed_chunks(good_texts)
+            else:
+                embedded = self.embedder.embed(good_texts)
+                queries, truncated_G = embedded.vectors, embedded.truncated
         else:
+            options.refuse_long_text("embeddings are given")
             queries_ND = as_vectors(embeddings, self.model.config.embedding_dim)
             count = len(queries_ND)
             refused = bad_vectors(queries_ND)
             refuse_rows("embeddings", refused, errors)
-            queries_GD = np.delete(queries_ND, list(refused), axis=0) if refused else queries_ND
-            truncated_G = [False] * len(queries_GD)
+            queries = np.delete(queries_ND, list(refused), axis=0) if refused else queries_ND
+            truncated_G = np.zeros(len(queries), bool)
         sets = labels.names_by_row(count)
         good = [i for i in range(count) if i not in refused]
         if refused and isinstance(labels, RaggedLabels):
             labels = labels.take(np.array(good, np.int64))
-        answers = self.answer(queries_GD, labels, options.scoring)
-        found = iter(predictions(answers, [sets[i] for i in good], options, truncated_G))
+        answers = self.answer(queries, labels, options.scoring)
+        found = iter(predictions(answers, [sets[i] for i in good], options, truncated_G.tolist()))
         return [
             Prediction.refused(refused[i]) if i in refused else next(found) for i in range(count)
         ]
 
     def answer(
         self,
-        queries_ND: np.ndarray,
+        queries_ND: np.ndarray | ChunkVectors,
         labels: Any,
         scoring: Scoring = BEST_ALONE,
         label_texts: Mapping[str, np.ndarray] | None = None,
@@ -331,7 +342,7 @@ class Predictor:
         Memory beside the answer is that of one batch, however many rows there are.
 
         Args:
-            queries_ND: unit vectors of the model's embedder, float32 [N, D].
+            queries_ND: unit vectors of the model's embedder, float32 [N, D]; or those of chunks.
             labels: one label set for all rows, in any form that `LabelSet.parse` accepts,
                 `RaggedLabels` with one for each, or `LinearLabels`.
             scoring: what the answers hold.
@@ -341,11 +352,15 @@ class Predictor:
         Raises:
             LabelError, InputError: see there.
         """
+        if not isinstance(labels, (RaggedLabels, LinearLabels)):
+            labels = LabelSet.parse(labels)
+        if isinstance(queries_ND, ChunkVectors):
+            return answer_chunks(
+                partial(self.answer, label_texts=label_texts), queries_ND, labels, scoring
+            )
         queries_ND = self._check_embeddings(queries_ND)
         if isinstance(labels, LinearLabels):
             return self._require(labels).answer(queries_ND, scoring)
-        if not isinstance(labels, RaggedLabels):
-            labels = LabelSet.parse(labels)
         counts_N = labels.counts_by_row(len(queries_ND))
         shortlisted = bool((counts_N > self.shortlist_above).any())
         answers = Answers.empty(counts_N, scoring, self.shortlist_size if shortlisted else None)

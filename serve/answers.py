@@ -11,6 +11,7 @@ from pydantic_core import to_json
 
 from sce.client.wire import ClassifyRequest, EmbeddingsRequest
 from serve.convert import (
+    check_chunks,
     classify_request,
     classify_response,
     embeddings_request,
@@ -47,6 +48,7 @@ async def classified(ingress: Ingress, asked: ClassifyRequest, size: int) -> Ans
     limits = ingress.limits
     work = await off_loop(size, classify_request, asked, limits, dimension, set_labels)
     answer = await ingress.models[name].answer(work)
+    check_chunks(answer, limits)
     counts_N = work.label_counts
     numbers = int(counts_N.sum()) if work.scoring.return_scores else 0
     # Bytes of the answer, a quarter: writing takes less time than parsing as many.

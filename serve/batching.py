@@ -16,6 +16,8 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 log = logging.getLogger(__name__)
 
 
@@ -153,3 +155,16 @@ class DeviceQueue:
             if len(batch) == 1:
                 return [error]
         return [(await self._results(lane, [one]))[0] for one in batch]
+
+
+def pieces_within(costs_N: np.ndarray, budget: int) -> list[tuple[int, int]]:
+    """Ranges of rows that cost no more than the budget together, or one row that does."""
+    ends_N = np.cumsum(costs_N)
+    pieces = []
+    start = 0
+    while start < len(costs_N):
+        spent = int(ends_N[start - 1]) if start else 0
+        end = max(start + 1, int(np.searchsorted(ends_N, spent + budget, side="right")))
+        pieces.append((start, end))
+        start = end
+    return pieces

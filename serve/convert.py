@@ -115,12 +115,20 @@ def classify_request(
         bool(request.truncate),
         errors,
         set_labels,
+        limits.max_label_tokens,
+        limits.max_chunks,
     )
 
 
 def answer_options(request: ClassifyRequest) -> AnswerOptions:
     """What a request asks of its answer."""
-    return AnswerOptions(request.threshold, request.top_k, bool(request.return_scores))
+    return AnswerOptions(
+        request.threshold,
+        request.top_k,
+        bool(request.return_scores),
+        request.long_text or "truncate",
+        request.pooling,
+    )
 
 
 def embeddings_request(request: EmbeddingsRequest, limits: Limits, dimension: int) -> ModelRequest:
@@ -161,6 +169,13 @@ def classify_response(
         ],
         "usage": _usage(answer),
     }
+
+
+def check_chunks(answer: ModelAnswer, limits: Limits) -> None:
+    """Raises `ApiError` 413: the texts have too many chunks together for so many labels."""
+    if answer.too_many:
+        what = "label tokens (labels + 1 a chunk)"
+        raise _over("max_label_tokens", answer.too_many, limits, what)
 
 
 def embeddings_response(

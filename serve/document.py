@@ -53,6 +53,7 @@ TITLES = {
     "UploadedFile": ("File", "That was uploaded, or that a batch wrote."),
     "UploadedFileList": ("List of files", "Of the token that asks."),
     "Usage": ("Usage of a request", "What was read and computed for an answer."),
+    "Where": ("Part of a text", "In Unicode characters, from the first to before the end."),
 }
 """Of each schema: what it is called, and what it is."""
 

@@ -15,7 +15,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import reduce
+from functools import partial, reduce
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -26,7 +26,8 @@ from sce.labels import LabelSet, RaggedLabels
 from sce.model.answers import Answers
 from sce.model.linear_labels import LinearLabels
 from sce.model.options import Scoring
-from serve.batching import BatchReport, DeviceQueue, Lane
+from sce.model.pooling import ChunkVectors, PooledRows
+from serve.batching import BatchReport, DeviceQueue, Lane, pieces_within
 from serve.cache import CachedText, VectorCache
 from serve.label_sets import ServedLabels
 from serve.work import ModelAnswer, ModelRequest, NoSuchLabelSet
@@ -44,6 +45,7 @@ OWN_PASS = 512
 what the set's labels have in common is computed once."""
 
 T = TypeVar("T")
+AnyLabels = LabelSet | RaggedLabels | LinearLabels
 
 
 @dataclass(frozen=True)
@@ -159,8 +161,11 @@ class Engine:
             labels = model.label_set(request.labels).labels
         else:
             labels = request.labels
+        chunks: ChunkVectors | None = None
         if isinstance(request.queries, np.ndarray):
             found = _known_vectors(request.queries, request.errors)
+        elif request.scoring.pooling is not None:
+            found, chunks = await self._embed_chunks(model, request)
         else:
             found = await self._embed_texts(model, request.queries, request.truncate)
         if labels is None:
@@ -169,14 +174,45 @@ class Engine:
         assert vectors_GD is not None
         if not len(vectors_GD):
             return replace(found, vectors_GD=None)
+        labels, scoring = labels.take(np.flatnonzero(found.good_N)), request.scoring
+        if chunks is not None:
+            return await self._answer_chunks(model, request, labels, found, chunks)
+        return await self._answer_vectors(model, vectors_GD, labels, scoring, found)
+
+    async def _answer_chunks(
+        self,
+        model: LoadedModel,
+        request: ModelRequest,
+        labels: AnyLabels,
+        found: ModelAnswer,
+        chunks: ChunkVectors,
+    ) -> ModelAnswer:
+        """Texts by their chunks, which are rows as any other."""
+        asked = PooledRows.of(chunks, request.scoring)
+        rows = asked.labels(labels)
+        tokens = int((rows.counts_by_row(len(asked.vectors_RD)) + 1).sum())
+        if request.max_label_tokens is not None and tokens > request.max_label_tokens:
+            return replace(found, too_many=tokens, vectors_GD=None)
+        scored = await self._answer_vectors(model, asked.vectors_RD, rows, asked.scoring, found)
+        assert scored.answers is not None
+        return replace(scored, answers=asked.answers(scored.answers, labels))
+
+    async def _answer_vectors(
+        self,
+        model: LoadedModel,
+        vectors_GD: np.ndarray,
+        labels: AnyLabels,
+        scoring: Scoring,
+        found: ModelAnswer,
+    ) -> ModelAnswer:
+        """What was `found` so far, with the answers for vectors."""
         if isinstance(labels, LinearLabels):
             began = time.perf_counter()
             work = model.predictor.answer
-            answers = await self._off_loop(work, vectors_GD, labels, request.scoring)
+            answers = await self._off_loop(work, vectors_GD, labels, scoring)
             seconds = {**found.seconds, "classify": time.perf_counter() - began}
             names = labels.names
             return replace(found, names=names, answers=answers, vectors_GD=None, seconds=seconds)
-        labels = labels.take(np.flatnonzero(found.good_N))
         new_texts = await self._off_loop(model.predictor.new_label_texts, labels)
         known, new, _ = await self._look_up(model, new_texts, truncate=True)
         label_texts = {text: entry.vector for text, entry in known.items()}
@@ -188,9 +224,9 @@ class Engine:
                 vectors_GD[start:end],
                 labels.take(np.arange(start, end)),
                 label_texts,
-                request.scoring,
+                scoring,
             )
-            for start, end in _pieces(costs_G, self._classify.budget)
+            for start, end in pieces_within(costs_G, self._classify.budget)
         ]
         parts = await self._send("classify", pieces, [item.label_tokens for item in pieces])
         return replace(
@@ -230,6 +266,44 @@ class Engine:
             seconds=seconds,
         )
 
+    async def _embed_chunks(
+        self, model: LoadedModel, request: ModelRequest
+    ) -> tuple[ModelAnswer, ChunkVectors]:
+        """As `_embed_texts`, but each text in chunks, which are looked up as texts are; a text that
+        has too many is cut there, or has an error without `truncate`."""
+        texts = list(request.queries)
+        errors = await self._off_loop(text_errors, texts)
+        good = [row for row in range(len(texts)) if row not in errors]
+        asked = [texts[row] for row in good]
+        work = model.predictor.embedder.chunk
+        cut = await self._off_loop(partial(work, max_chunks=request.max_chunks), asked)
+        if not request.truncate and cut.truncated_N.any():
+            long = [good[i] for i in np.flatnonzero(cut.truncated_N)]
+            errors |= dict.fromkeys(long, "text_too_long")
+            kept = np.flatnonzero(~cut.truncated_N)
+            good, asked = [good[i] for i in kept], [asked[i] for i in kept]
+            cut = cut.take(kept)
+        pieces = list(cut.texts(asked))
+        distinct = list(dict.fromkeys(pieces))
+        known, embedded, seconds = await self._look_up(model, distinct, truncate=True)
+        found = [known[piece] for piece in pieces]
+        vectors_CD = np.array([one.vector for one in found], np.float32)
+        vectors_CD = vectors_CD.reshape(len(found), model.predictor.embedder.dimension)
+        chunks = ChunkVectors(vectors_CD, cut.counts_N, cut.spans_C2)
+        good_N, truncated_N = np.zeros((2, len(texts)), bool)
+        good_N[good], truncated_N[good] = True, cut.truncated_N
+        answer = ModelAnswer(
+            good_N,
+            errors,
+            truncated_N,
+            tokens=sum(one.tokens for one in found),
+            embedded=embedded,
+            cached=len(distinct) - embedded,
+            vectors_GD=chunks.mean_vectors(),
+            seconds=seconds,
+        )
+        return answer, chunks
+
     async def _look_up(
         self, model: LoadedModel, texts: list[str], truncate: bool
     ) -> tuple[dict[str, CachedText], int, dict[str, float]]:
@@ -267,7 +341,7 @@ class Engine:
         """Vectors float32 [W, D], embedded in pieces of texts of similar length."""
         order_W = np.argsort(-tokens.lengths, kind="stable")
         lengths_W = tokens.lengths[order_W]
-        places = [order_W[a:b] for a, b in _pieces(lengths_W, self._embed.budget)]
+        places = [order_W[a:b] for a, b in pieces_within(lengths_W, self._embed.budget)]
         items = [_EmbedItem(model, tokens.take(places_P)) for places_P in places]
         parts = await self._send("embed", items, [int(i.tokens.lengths.sum()) for i in items])
         vectors_WD = np.empty((len(tokens), model.predictor.embedder.dimension), np.float32)
@@ -370,16 +444,3 @@ def _known_vectors(vectors_ND: np.ndarray, known: Mapping[int, str]) -> ModelAns
     return ModelAnswer(
         good_N, errors, np.zeros(len(good_N), bool), 0, 0, 0, vectors_GD=vectors_ND[good_N]
     )
-
-
-def _pieces(costs_N: np.ndarray, budget: int) -> list[tuple[int, int]]:
-    """Ranges of rows that cost no more than the budget together, or one row that does."""
-    ends_N = np.cumsum(costs_N)
-    pieces = []
-    start = 0
-    while start < len(costs_N):
-        spent = int(ends_N[start - 1]) if start else 0
-        end = max(start + 1, int(np.searchsorted(ends_N, spent + budget, side="right")))
-        pieces.append((start, end))
-        start = end
-    return pieces

@@ -23,14 +23,8 @@ from pydantic import BaseModel
 from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 
-from sce.client.wire import (
-    ClassifyRequest,
-    ClassifyResponse,
-    EmbeddingsRequest,
-    EmbeddingsResponse,
-    LabelSetDetails,
-    LabelSetList,
-)
+from sce.client.served import LabelSetDetails, LabelSetList
+from sce.client.wire import ClassifyRequest, ClassifyResponse, EmbeddingsRequest, EmbeddingsResponse
 from sce.config import VERSION
 from sce.errors import clipped, quoted
 from serve.about import AboutModel, AboutModels, Health, ServerInfo

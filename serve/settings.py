@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, SecretStr, model_validator
 
 from sce.config import Gpus, JobConfig, Section
-from sce.embedding.settings import EmbedderConfig
+from sce.embedding.settings import MAX_CHUNKS, EmbedderConfig
 
 
 class Limits(Section):
@@ -29,6 +29,9 @@ class Limits(Section):
     """Names, synonyms, descriptions and examples of all labels of a request, 413 above."""
     max_label_tokens: int = Field(default=400_000, ge=2)
     """Tokens that the encoder reads for a request, labels + 1 for each text, 413 above."""
+    max_chunks: int = Field(default=1024, ge=1, le=MAX_CHUNKS)
+    """Chunks of one text (`long_text: chunk`), each with a row's label tokens: a text that has more
+    is cut there, and says so in `truncated`. At 128 tokens a chunk, 80,000 words."""
     max_concurrent_requests: int = Field(default=256, ge=1)
     """Requests that are worked on at a time by a replica of the gateway, 429 above."""
     max_concurrent_bytes: int = Field(default=256 * 2**20, ge=1024)

@@ -31,6 +31,8 @@ class ModelRequest:
         truncate: cut a text that is too long; else it gets the error `text_too_long`.
         errors: of rows that have one already, by position; their vectors are not looked at.
         set_labels: how many labels the set has that is named.
+        max_label_tokens: that texts in chunks may take; None for any number.
+        max_chunks: of a text; what is behind is not read.
     """
 
     queries: list[str] | np.ndarray
@@ -39,6 +41,8 @@ class ModelRequest:
     truncate: bool = True
     errors: Mapping[int, str] = field(default_factory=dict)
     set_labels: int = 0
+    max_label_tokens: int | None = None
+    max_chunks: int = 0
 
     @property
     def label_counts(self) -> np.ndarray:
@@ -64,6 +68,8 @@ class ModelAnswer:
         names: of the labels, where their set was asked for by name.
         answers: of the G good rows; None where none was asked for or no row is good.
         vectors_GD: of the good rows, where only these were asked for.
+        too_many: label tokens that the texts' chunks would take, where they are more than allowed
+            and nothing was answered.
         seconds: by step: tokenise, embed and classify (both with their waiting), model (in all).
     """
 
@@ -77,4 +83,5 @@ class ModelAnswer:
     names: list[str] | None = None
     answers: Answers | None = None
     vectors_GD: np.ndarray | None = None
+    too_many: int = 0
     seconds: Mapping[str, float] = field(default_factory=dict)

@@ -15,6 +15,10 @@ from pydantic import SecretStr
 from sce.client import ServedModel
 from sce.model.answers import Answers
 from sce.model.options import Scoring
+from sce.model.pooling import ChunkVectors
+
+Vectors = np.ndarray | ChunkVectors
+"""One a row, float32 [G, D], or as many as its text has chunks."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +44,8 @@ class BlockPredictor(Protocol):
     def answer_texts(self, texts_G: pa.Array, labels: Any, scoring: Scoring) -> BlockAnswers:
         """Answer texts that `check_texts` let pass."""
 
-    def answer_vectors(self, vectors_GD: np.ndarray, labels: Any, scoring: Scoring) -> BlockAnswers:
-        """Answer unit vectors of the model's embedder, float32."""
+    def answer_vectors(self, vectors_GD: Vectors, labels: Any, scoring: Scoring) -> BlockAnswers:
+        """Answer unit vectors of the model's embedder, float32, or those of texts' chunks."""
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from sce.model.linear_labels import LinearLabels
 from sce.model.options import AnswerOptions
 
 TOP = pa.list_(pa.struct([("label", pa.string()), ("score", pa.float32())]))
+WHERE = pa.struct([("start", pa.int32()), ("end", pa.int32())])
 SCORES = pa.map_(pa.string(), pa.float32())
 
 
@@ -41,13 +42,14 @@ class BlockClassifier:
         self._types = {"label": pa.string(), "score": pa.float32()}
         self._types |= {"top": TOP} if options.top_k else {}
         self._types |= {"scores": SCORES} if options.return_scores else {}
+        self._types |= {"where": WHERE} if options.long_text == "chunk" else {}
         if labels is not None and columns.labels is None:
             predictor.warm_up(labels)
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Rows in = rows out, in the same order: id (by its own name), the columns kept (one
-        that is called as ours are is `input_<name>`), label, score, top and scores where asked for,
-        truncated, error, place."""
+        that is called as ours are is `input_<name>`), label, score, top, scores and where as far
+        as asked for, truncated, error, place."""
         errors = Errors.of(block["error"])
         vectors_GD = self._check(block, errors)
         asked_N = errors.good()
@@ -108,7 +110,15 @@ class BlockClassifier:
                 names = names.take(pa.array(np.tile(np.arange(len(names)), len(answers))))
             offsets, scores_M = pa.array(answers.offsets, pa.int32()), answers.scores_M
             found["scores"] = pa.MapArray.from_arrays(offsets, names, pa.array(scores_M))
+        if answers.where_N2 is not None:
+            found["where"] = _where(answers.where_N2)
         return found
+
+
+def _where(where_N2: np.ndarray) -> pa.Array:
+    none_N = pa.array(where_N2[:, 0] < 0)
+    ends = [pa.array(one_N, pa.int32()) for one_N in where_N2.T]
+    return pa.StructArray.from_arrays(ends, fields=list(WHERE), mask=none_N)
 
 
 def _top(answers: Answers, names: pa.Array, first_G: np.ndarray) -> pa.Array:

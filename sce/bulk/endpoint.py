@@ -5,17 +5,19 @@ Shapes: G rows of a block, D the embedder's dimension, T best labels of a row.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from sce.bulk.answering import BlockAnswers, Endpoint
+from sce.bulk.answering import BlockAnswers, Endpoint, Vectors
 from sce.client import Client, EndpointError
 from sce.errors import ROW_ERRORS, ConfigError
 from sce.labels import LabelSet, RaggedLabels
 from sce.model.answers import Answers
 from sce.model.options import Scoring
+from sce.model.pooling import ChunkVectors
 
 
 class EndpointPredictor:
@@ -49,7 +51,8 @@ class EndpointPredictor:
     def answer_texts(self, texts_G: pa.Array, labels: Any, scoring: Scoring) -> BlockAnswers:
         return self._answer(texts_G.to_pylist(), labels, scoring)
 
-    def answer_vectors(self, vectors_GD: np.ndarray, labels: Any, scoring: Scoring) -> BlockAnswers:
+    def answer_vectors(self, vectors_GD: Vectors, labels: Any, scoring: Scoring) -> BlockAnswers:
+        assert not isinstance(vectors_GD, ChunkVectors), "an endpoint takes texts to chunk"
         return self._answer(vectors_GD, labels, scoring)
 
     def _answer(
@@ -59,7 +62,12 @@ class EndpointPredictor:
         scoring: Scoring,
     ) -> BlockAnswers:
         found = self._client.predict(
-            queries, labels, top_k=scoring.top_k, return_scores=scoring.return_scores
+            queries,
+            labels,
+            top_k=scoring.top_k,
+            return_scores=scoring.return_scores,
+            long_text="truncate" if scoring.pooling is None else "chunk",
+            pooling=scoring.pooling,
         )
         self._check_served()
         rows = len(found)
@@ -73,6 +81,7 @@ class EndpointPredictor:
         shortlist = self.served.shortlist_size if shortlisted else None
         answers = Answers.empty(counts_G, scoring, shortlist)
         offsets, scores_M = answers.offsets, answers.scores_M
+        where_N2 = np.full((rows, 2), -1, np.int64)
         truncated_G, errors_G = np.zeros(rows, bool), np.full(rows, "", object)
         for row, (item, places) in enumerate(zip(found, sets, strict=True)):
             if item.error is not None:
@@ -81,10 +90,14 @@ class EndpointPredictor:
                 errors_G[row] = item.error
                 continue
             truncated_G[row] = item.truncated
+            if item.where is not None:
+                where_N2[row] = item.where
             for t, (name, score) in enumerate(item.top or []):
                 answers.top_NT[row, t], answers.top_scores_NT[row, t] = places[name], score
             if scores_M is not None and item.scores is not None:
                 scores_M[offsets[row] : offsets[row + 1]] = [item.scores[name] for name in places]
+        if scoring.pooling is not None:
+            answers = replace(answers, where_N2=where_N2)
         return BlockAnswers(answers, truncated_G, errors_G)
 
     def _check_served(self) -> None:

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from sce.bulk.answering import BlockAnswers
-from sce.bulk.vectors import embed_distinct
+from sce.bulk.answering import BlockAnswers, Vectors
+from sce.bulk.vectors import embed_for
 from sce.embedding.settings import EmbedderConfig
 from sce.model.answers import Answers
 from sce.model.linear_labels import LinearLabels
 from sce.model.options import Scoring
+from sce.model.pooling import ChunkVectors, answer_chunks
 
 
 class LocalPredictor:
@@ -33,11 +34,11 @@ class LocalPredictor:
         self._predictor.warm_up(labels)
 
     def answer_texts(self, texts_G: pa.Array, labels: Any, scoring: Scoring) -> BlockAnswers:
-        vectors_GD, truncated_G = embed_distinct(self._predictor.embedder, texts_G)
+        vectors_GD, truncated_G = embed_for(self._predictor.embedder, texts_G, scoring)
         found = self.answer_vectors(vectors_GD, labels, scoring)
         return replace(found, truncated_G=truncated_G)
 
-    def answer_vectors(self, vectors_GD: np.ndarray, labels: Any, scoring: Scoring) -> BlockAnswers:
+    def answer_vectors(self, vectors_GD: Vectors, labels: Any, scoring: Scoring) -> BlockAnswers:
         return _without_errors(self._predictor.answer(vectors_GD, labels, scoring))
 
 
@@ -67,13 +68,19 @@ class LinearPredictor:
             from sce.embedding.embedder import load_embedder
 
             self._embedder = load_embedder(self._config)
-        vectors_GD, truncated_G = embed_distinct(self._embedder, texts_G)
+        vectors_GD, truncated_G = embed_for(self._embedder, texts_G, scoring)
         found = self.answer_vectors(vectors_GD, labels, scoring)
         return replace(found, truncated_G=truncated_G)
 
     def answer_vectors(
-        self, vectors_GD: np.ndarray, labels: LinearLabels, scoring: Scoring
+        self, vectors_GD: Vectors, labels: LinearLabels, scoring: Scoring
     ) -> BlockAnswers:
+        if isinstance(vectors_GD, ChunkVectors):
+
+            def answer(vectors_RD: np.ndarray, labels: LinearLabels, asked: Scoring) -> Answers:
+                return labels.answer(vectors_RD, asked)
+
+            return _without_errors(answer_chunks(answer, vectors_GD, labels, scoring))
         return _without_errors(labels.answer(vectors_GD, scoring))
 
 

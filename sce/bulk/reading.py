@@ -23,7 +23,7 @@ from sce.errors import DataError
 
 PLACE_BITS = 40
 KEEP = "keep."
-OWN_COLUMNS = ("label", "score", "top", "scores", "truncated", "error", "place")
+OWN_COLUMNS = ("label", "score", "top", "scores", "where", "truncated", "error", "place")
 """Of an output beside the ids, whose column may have any name."""
 BLOCK_ROWS = 8192
 READ_ROWS = 512

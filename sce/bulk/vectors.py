@@ -9,11 +9,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from sce.bulk.answering import Vectors
 from sce.bulk.corpus import Columns
 from sce.bulk.pending import RowFacts
 from sce.bulk.reading import BLOCK_ROWS, kept_columns
 from sce.embedding.settings import EmbedderConfig
 from sce.embedding.store import STORE_COLUMNS, computed_in, embedding_column
+from sce.model.options import Scoring
 
 PIECE_ROWS = {"cpu": 512}
 """A vector's last bits depend on the batch it was in. The pieces of a corpus of one block are those
@@ -79,3 +81,11 @@ def embed_distinct(embedder: Any, texts_G: pa.Array) -> tuple[np.ndarray, np.nda
     embedded = embedder.embed(encoded.dictionary.to_pylist())
     code_G = encoded.indices.to_numpy()
     return embedded.vectors[code_G], embedded.truncated[code_G]
+
+
+def embed_for(embedder: Any, texts_G: pa.Array, scoring: Scoring) -> tuple[Vectors, np.ndarray]:
+    """As `embed_distinct`; the vectors of chunks where the scoring pools them."""
+    if scoring.pooling is None:
+        return embed_distinct(embedder, texts_G)
+    found: tuple[Vectors, np.ndarray] = embedder.embed_chunks(texts_G.to_pylist())
+    return found

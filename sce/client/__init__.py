@@ -14,7 +14,7 @@ from sce.client.connection import (
     NotAuthorised,
     RequestRefused,
 )
-from sce.client.wire import EndpointInfo, RequestLimits, ServedLabelSet, ServedModel
+from sce.client.served import EndpointInfo, RequestLimits, ServedLabelSet, ServedModel
 
 __all__ = [
     "Client",

@@ -18,14 +18,10 @@ from pydantic import TypeAdapter
 from sce.client.connection import Connection
 from sce.client.packing import PackedRow, Rows, to_json
 from sce.client.sending import Sender
+from sce.client.served import EndpointInfo, LabelSetList, RequestLimits, ServedLabelSet, ServedModel
 from sce.client.wire import (
     ClassifyResponse,
     EmbeddingsResponse,
-    EndpointInfo,
-    LabelSetList,
-    RequestLimits,
-    ServedLabelSet,
-    ServedModel,
     decode_vector,
     encode_vectors,
     to_prediction,
@@ -42,7 +38,7 @@ from sce.embedding.row_checks import (
 )
 from sce.errors import ConfigError, InputError
 from sce.model.answers import Prediction
-from sce.model.options import AnswerOptions
+from sce.model.options import AnswerOptions, LongText, Pooling
 
 _CLASSIFIED = TypeAdapter(ClassifyResponse)
 _EMBEDDED = TypeAdapter(EmbeddingsResponse)
@@ -148,6 +144,8 @@ class Client:
         return_scores: bool = False,
         candidate_labels: Any = None,
         errors: Literal["keep", "raise"] = "keep",
+        long_text: LongText = "truncate",
+        pooling: Pooling | None = None,
     ) -> list[Prediction]:
         """`Predictor.predict`, with the same arguments and the same answers.
 
@@ -164,7 +162,7 @@ class Client:
             raise InputError("give either texts or embeddings.")
         if (labels is None) == (label_set is None):
             raise InputError("give either labels or label_set.")
-        options = AnswerOptions(threshold, top_k, return_scores)
+        options = AnswerOptions(threshold, top_k, return_scores, long_text, pooling)
         if is_numeric_array(texts):
             texts, embeddings = None, texts
         items: list[Any]
@@ -172,6 +170,7 @@ class Client:
             field, items = "texts", as_texts(texts)
             refused = text_errors(items)
         else:
+            options.refuse_long_text("embeddings are given")
             field, queries_ND = "embeddings", as_vectors(embeddings, self._dimension(label_set))
             refused = bad_vectors(queries_ND)
             items = list(encode_vectors(queries_ND))

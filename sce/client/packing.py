@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
-from sce.client.wire import RequestLimits
+from sce.client.served import RequestLimits
 from sce.errors import InputError
 from sce.labels import Label, LabelSet, RaggedLabels, is_set_a_row
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from sce.client.connection import Connection, LimitExceeded, TimedOut
 from sce.client.packing import Rows
-from sce.client.wire import RequestLimits
+from sce.client.served import RequestLimits
 
 REQUEST_ROWS = 256
 """Rows of a request at most: the answer comes within the server's timeout also from few cores."""

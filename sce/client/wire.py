@@ -10,14 +10,13 @@ Shapes: D the embedder's dimension.
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, NotRequired
 
 import numpy as np
 from pydantic import (
     AfterValidator,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     StrictBool,
@@ -27,8 +26,8 @@ from pydantic import (
 )
 from typing_extensions import TypedDict
 
-from sce.embedding.fingerprint import EmbedderFingerprint
 from sce.model.answers import Prediction
+from sce.model.options import LongText, Pooling
 
 Text = StrictStr
 Texts = Annotated[list[Text], Field(fail_fast=True)]
@@ -133,6 +132,14 @@ class ClassifyRequest(Wire):
         description="Cut a text that is longer than the embedder reads (`truncated` says so); "
         "false: such a text gets the error `text_too_long`.",
     )
+    long_text: Annotated[LongText | None, _or("truncate")] = Field(
+        "truncate",
+        description="`chunk`: read every text whole, in chunks of sentences; `where` says in which "
+        "the label was found.",
+    )
+    pooling: Pooling | None = Field(
+        None, description="How a text of several chunks is answered; default: `vector`."
+    )
 
     @model_validator(mode="after")
     def _one_of_each(self) -> ClassifyRequest:
@@ -141,6 +148,10 @@ class ClassifyRequest(Wire):
         given = [self.labels, self.candidate_labels, self.label_set]
         if sum(one is not None for one in given) != 1:
             raise ValueError("give exactly one of labels, candidate_labels and label_set")
+        if self.pooling is not None and self.long_text != "chunk":
+            raise ValueError("pooling is of chunks: it goes with long_text 'chunk'")
+        if self.long_text == "chunk" and self.texts is None:
+            raise ValueError("long_text is of texts, and embeddings are given")
         return self
 
 
@@ -167,6 +178,14 @@ class TopLabel(TypedDict):
 
 
 @with_config(_CLOSED)
+class Where(TypedDict):
+    """A part of a text, in Unicode characters."""
+
+    start: int
+    end: int
+
+
+@with_config(_CLOSED)
 class Classification(TypedDict):
     """The answer for one text."""
 
@@ -177,6 +196,12 @@ class Classification(TypedDict):
     scores: Annotated[dict[str, float] | None, Field(description="In the order of the labels.")]
     top: Annotated[list[TopLabel] | None, Field(description="Best first.")]
     truncated: bool
+    where: NotRequired[
+        Annotated[
+            Where | None,
+            _default(None, "With `long_text: chunk`: the part in which the label was found."),
+        ]
+    ]
     error: Annotated[
         str | None,
         Field(
@@ -236,6 +261,7 @@ def from_prediction(index: int, found: Prediction) -> Classification:
         "scores": found.scores,
         "top": None if top is None else [{"label": name, "score": p} for name, p in top],
         "truncated": found.truncated,
+        "where": None if found.where is None else {"start": found.where[0], "end": found.where[1]},
         "error": found.error,
     }
 
@@ -244,7 +270,7 @@ def to_prediction(row: Classification) -> Prediction:
     """Inverse of `from_prediction`. Raises `ValueError` where neither score nor error is given."""
     if row["error"] is None and row["score"] is None:
         raise ValueError("a row without a score and without an error")
-    top = row["top"]
+    top, where = row["top"], row.get("where")
     return Prediction(
         label=row["label"],
         score=row["score"],
@@ -252,6 +278,7 @@ def to_prediction(row: Classification) -> Prediction:
         top=None if top is None else [(best["label"], best["score"]) for best in top],
         truncated=row["truncated"],
         error=row["error"],
+        where=None if where is None else (where["start"], where["end"]),
     )
 
 
@@ -305,6 +332,8 @@ class BatchRequest(Wire):
     threshold: float | None = Field(None, ge=0, le=1)
     top_k: int | None = Field(None, ge=1, strict=True)
     return_scores: Annotated[StrictBool | None, _or(False)] = False
+    long_text: Annotated[LongText | None, _or("truncate")] = "truncate"
+    pooling: Pooling | None = None
     output_format: Annotated[Literal["parquet", "jsonl", "csv"] | None, _or("parquet")] = "parquet"
     encoding: StrictStr | None = Field(None, description="Of text files; found out by default.")
     delimiter: StrictStr | None = Field(None, description="Of a CSV; found out by default.")
@@ -355,90 +384,3 @@ class ErrorBody(Wire):
 
 class ErrorResponse(Wire):
     error: ErrorBody
-
-
-class _Open(BaseModel):
-    """Fields that another version of the server adds are of no account."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
-
-
-class ServedModel(_Open):
-    """What an endpoint says of one of its models.
-
-    Attributes:
-        embedder: the embedder whose vectors it reads.
-        model_fingerprint: identifies its weights.
-        shortlist_above: sets of more labels are scored by a shortlist; None: none is.
-        label_sets: that it has, by name.
-    """
-
-    name: str = Field(validation_alias="id")
-    embedder: EmbedderFingerprint
-    model_fingerprint: str
-    dtype: str
-    shortlist_above: int | None
-    shortlist_size: int | None
-    label_sets: Mapping[str, Any] = {}
-
-    @property
-    def dimension(self) -> int:
-        """D, the embedder's dimension."""
-        return self.embedder.dimension
-
-    def identity(self) -> dict[str, Any]:
-        """All that decides an answer: equal for a server that was moved or started again."""
-        return {
-            "model": self.model_fingerprint,
-            "embedder": self.embedder.id,
-            "dtype": self.dtype,
-            "shortlist_above": self.shortlist_above,
-            "shortlist_size": self.shortlist_size,
-        }
-
-
-class ServedLabelSet(_Open):
-    """Labels that were fitted to a corpus (jobs/adapt.py), as an endpoint has them."""
-
-    object: Literal["label_set"] = "label_set"
-    name: str = Field(alias="id", description="What requests choose it by.")
-    labels: list[str] = Field(description="Names, in the order of the file that they stood in.")
-    fingerprint: str = Field(description="Equal for equal answers.")
-    rows: int = Field(description="Texts of the corpus that it was fitted to.")
-    trust: str = Field(description="How far the corpus was believed.")
-    temperature: float
-    embedder: str = Field(description="Id of the embedder whose vectors it reads.")
-    versions: dict[str, Any] = Field(description="Of the software that fitted it.")
-    models: list[str] = Field(description="The models that have it.")
-    report_page: bool = Field(description="Whether `/v1/label_sets/{name}/report` is there.")
-
-
-class LabelSetDetails(ServedLabelSet):
-    report: dict[str, Any] = Field(description="Figures of the fit, of the set and each label.")
-
-
-class LabelSetList(_Open):
-    object: Literal["list"] = "list"
-    data: list[ServedLabelSet]
-
-
-class RequestLimits(_Open):
-    """How much the server takes in one request."""
-
-    max_body_bytes: int = 2**20
-    max_texts: int = 128
-    max_label_texts: int = 1000
-    max_label_tokens: int = 2**16
-
-
-def _by_name(models: Any) -> dict[str, Any]:
-    return {model["id"]: model for model in models}
-
-
-class EndpointInfo(_Open):
-    """What `/info` says, as far as a client goes by it."""
-
-    models: Annotated[Mapping[str, ServedModel], BeforeValidator(_by_name)]
-    default_model: str
-    limits: RequestLimits
-    version: str

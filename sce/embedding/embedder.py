@@ -15,20 +15,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import chain, pairwise
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer, processors
+from tokenizers import Encoding, Tokenizer, processors
 from torch import nn
 from transformers import AutoModel, JinaEmbeddingsV3Model, PreTrainedConfig, PreTrainedModel
 
 from sce.embedding.checkpoint import Checkpoint, resolve_checkpoint
+from sce.embedding.chunking import Chunks, cut
 from sce.embedding.files import read_json
 from sce.embedding.packing import Pack, can_pack, is_packed, pack_attention, packs, padded_states
 from sce.embedding.row_checks import as_texts, check_texts
-from sce.embedding.settings import EmbedderConfig
+from sce.embedding.settings import CHUNK_TOKENS, MAX_CHUNKS, EmbedderConfig
 from sce.embedding.tokenising import (
     CHARS_A_TOKEN,
     MAX_CHARS,
@@ -39,6 +41,7 @@ from sce.embedding.tokenising import (
 )
 from sce.errors import EmbedderError
 from sce.model.arithmetic import choose_dtype
+from sce.model.pooling import ChunkVectors
 from sce.model.weights import load_weights, without_bars
 
 BATCH_TOKENS = {"cpu": 4096, "cuda": 65536}
@@ -166,6 +169,50 @@ class TextEmbedder:
         truncated_N |= np.fromiter((len(text) > MAX_CHARS for text in given), bool, len(given))
         flat = np.fromiter(chain.from_iterable(ids), np.int64, int(lengths_N.sum()))
         return TokenisedTexts(flat, lengths_N, truncated_N)
+
+    def chunk(
+        self, texts: Sequence[str], max_tokens: int = CHUNK_TOKENS, max_chunks: int = MAX_CHUNKS
+    ) -> Chunks:
+        """Where to cut texts into chunks that `embed` reads whole (`sce.embedding.chunking`).
+
+        Args:
+            max_tokens: of a chunk, special ones included; at most those that the embedder reads.
+            max_chunks: of a text.
+        """
+        check_texts(texts)
+        most = min(max_tokens, self.fingerprint.max_tokens)
+        return cut(texts, self._encode_whole, max(1, most - self._special_tokens), max_chunks)
+
+    def embed_chunks(
+        self, texts: Sequence[str], max_chunks: int = MAX_CHUNKS
+    ) -> tuple[ChunkVectors, np.ndarray]:
+        """The vectors of the chunks of texts, and which of the texts have more than `max_chunks`,
+        bool [N]; raises as `embed`. Equal chunks are embedded once."""
+        texts = as_texts(texts)
+        chunks = self.chunk(texts, max_chunks=max_chunks)
+        places: dict[str, int] = {}
+        place_C = [places.setdefault(text, len(places)) for text in chunks.texts(texts)]
+        embedded = self.embed(list(places))
+        vectors = ChunkVectors(embedded.vectors[place_C], chunks.counts_N, chunks.spans_C2)
+        truncated_N = chunks.truncated_N.copy()
+        np.logical_or.at(truncated_N, chunks.owners, embedded.truncated[place_C])
+        return vectors, truncated_N
+
+    def _encode_whole(self, texts: list[str]) -> list[Encoding]:
+        return self._whole_tokenizer.encode_batch(texts, add_special_tokens=False)
+
+    @cached_property
+    def _whole_tokenizer(self) -> Tokenizer:
+        """The tokenizer without truncation."""
+        tokenizer = Tokenizer.from_str(self._tokenizer.to_str())
+        tokenizer.no_truncation()
+        return tokenizer
+
+    @cached_property
+    def _special_tokens(self) -> int:
+        """That stand in every text beside its own, the prefix's among them."""
+        (alone,) = self._encode_whole(["a"])
+        return len(self._tokenizer.encode((self.fingerprint.prefix or "") + "a")) - len(alone)
 
     def embed_tokens(self, tokens: TokenisedTexts, padded: bool = False) -> np.ndarray:
         """Second step of `embed`: float32 [N, D] for texts that are tokenised; `padded` as if this

@@ -15,6 +15,11 @@ MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 MPNET = "sentence-transformers/all-mpnet-base-v2"
 JINA = "jinaai/jina-embeddings-v3-hf"
 JINA_ADAPTER = "classification"
+CHUNK_TOKENS = 128
+"""Of a chunk, special tokens included; fewer where the embedder reads fewer."""
+MAX_CHUNKS = 4096
+"""Of a text: half a million tokens, some forty hours of speech. What is behind is not read, and the
+text counts as truncated."""
 
 
 class EmbedderConfig(Section):

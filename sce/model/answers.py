@@ -22,6 +22,8 @@ class Prediction:
         top: the best labels with their probabilities, best first, where asked for.
         truncated: the text was longer than the embedder reads and was cut.
         error: why there is no answer, a word of `sce.errors.ROW_ERRORS`; None where there is one.
+        where: of a text that was read in chunks, the first character and the one behind the last
+            of the chunk in which the best label is likeliest.
     """
 
     label: str | None
@@ -30,6 +32,7 @@ class Prediction:
     top: list[tuple[str, float]] | None = None
     truncated: bool = False
     error: str | None = None
+    where: tuple[int, int] | None = None
 
     @classmethod
     def refused(cls, error: str) -> Prediction:
@@ -52,6 +55,7 @@ class Answers:
             0 for a label that was not shortlisted.
         shortlist: how many labels were contextualised where a shortlist was used for any row;
             None if every label of every row was.
+        where_N2: int64 [N, 2], of texts that were read in chunks: `Prediction.where`; -1 for none.
     """
 
     top_NT: np.ndarray
@@ -59,6 +63,7 @@ class Answers:
     offsets: np.ndarray
     scores_M: np.ndarray | None = None
     shortlist: int | None = None
+    where_N2: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.top_NT)
@@ -87,6 +92,7 @@ class Answers:
             offsets - offsets[0],
             scores_M,
             self.shortlist,
+            None if self.where_N2 is None else self.where_N2[start:end],
         )
 
     @classmethod
@@ -103,4 +109,9 @@ class Answers:
         for part in parts:
             place = slice(start, start := start + len(part)), slice(part.top_NT.shape[1])
             joined.top_NT[place], joined.top_scores_NT[place] = part.top_NT, part.top_scores_NT
-        return replace(joined, scores_M=np.concatenate(scores) if scores else None)
+        where = [part.where_N2 for part in parts if part.where_N2 is not None]
+        return replace(
+            joined,
+            scores_M=np.concatenate(scores) if scores else None,
+            where_N2=np.concatenate(where) if where else None,
+        )

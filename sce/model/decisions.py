@@ -52,14 +52,18 @@ def predictions(
     tops, top_scores = answers.top_NT.tolist(), answers.top_scores_NT.tolist()
     bounds = answers.offsets.tolist()
     found = []
+    places = None if answers.where_N2 is None else answers.where_N2.tolist()
     for row, names in enumerate(sets):
-        scores = top = None
+        scores = top = where = None
         if answers.scores_M is not None:
             scores_K = answers.scores_M[bounds[row] : bounds[row + 1]]
             scores = dict(zip(names, scores_K.tolist(), strict=True))
         if options.top_k is not None:
             pairs = zip(tops[row], top_scores[row], strict=True)
             top = [(names[k], p) for k, p in pairs if k >= 0]
+        if places is not None and places[row][0] >= 0:
+            where = (places[row][0], places[row][1])
         label = names[labels[row]] if labels[row] >= 0 else None
-        found.append(Prediction(label, top_scores[row][0], scores, top, truncated[row]))
+        score = top_scores[row][0]
+        found.append(Prediction(label, score, scores, top, truncated[row], where=where))
     return found

@@ -14,6 +14,7 @@ from sce.datasets.text_form import Delimiter, Encoding
 from sce.distributed.settings import Engine, ResourcesConfig
 from sce.embedding.settings import EmbedderConfig
 from sce.errors import ConfigError, DataError
+from sce.model.options import AnswerOptions, LongText, Pooling
 from sce.storage import Place, rooted_place, to_place
 from sce.workflows.tracking import TrackingConfig
 
@@ -105,6 +106,14 @@ class ClassifyConfig(BulkSettings, JobConfig):  # type: ignore[misc]
     """Also the best labels with their scores, in a column `top`."""
     return_scores: bool = False
     """Also every label's score, in a column `scores`."""
+    long_text: LongText = "truncate"
+    """`truncate`: of a text that is longer than the embedder reads, the beginning is read. `chunk`:
+    every text is read whole, in chunks of sentences; a column `where` says which chunk, in
+    characters of the text, the label was found in."""
+    pooling: Pooling | None = None
+    """How a text of several chunks is answered: by the mean of their vectors (`vector`, the
+    default), by their probabilities (`mean`, `max`), or by these with more weight on the chunks
+    that a label is likely in (`attention`)."""
     save_embeddings: Place | None = None
     """Embed the texts into this store (a folder or URI) first and classify from it; the next
     labels need only the store."""
@@ -214,6 +223,13 @@ def check_together(config: ClassifyConfig) -> None:
         raise ConfigError("save_embeddings: the input has embeddings already.")
     if config.renamed and config.compare_to is None:
         raise ConfigError("renamed: it goes with compare_to.")
+
+
+def answer_options(config: ClassifyConfig) -> AnswerOptions:
+    """What is asked of each row. Raises `InputError`."""
+    return AnswerOptions(
+        config.threshold, config.top_k, config.return_scores, config.long_text, config.pooling
+    )
 
 
 def renamed_labels(config: ClassifyConfig) -> dict[str, str]:

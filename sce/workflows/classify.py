@@ -35,11 +35,10 @@ from sce.distributed.trial import FoundThreshold, find_threshold, preview
 from sce.embedding.fingerprint import check_fingerprint
 from sce.embedding.settings import EmbedderConfig
 from sce.errors import ConfigError, InputError
-from sce.model.options import AnswerOptions
 from sce.storage import Place, put, readable, to_place
 from sce.workflows.answer_changes import report_changes
 from sce.workflows.bulk_input import ROW_ID, read_input
-from sce.workflows.bulk_settings import AdaptConfig, ClassifyConfig, within_roots
+from sce.workflows.bulk_settings import AdaptConfig, ClassifyConfig, answer_options, within_roots
 from sce.workflows.mlflow_data import read_by
 from sce.workflows.tracking import Tracker, TrackingConfig
 
@@ -95,8 +94,7 @@ def resolve(config: ClassifyConfig) -> ClassifyPlan:
     backend = _backend(config, labels if isinstance(labels, AdaptedLabels) else None, corpus)
     if corpus.store is not None:
         corpus.store.require(backend.embedder)
-    options = AnswerOptions(config.threshold, config.top_k, config.return_scores)
-    asked = Classification(backend, labels, given.columns, options)
+    asked = Classification(backend, labels, given.columns, answer_options(config))
     run = None
     if config.output is not None and not config.dry_run:
         uri = str(resolve_output(config.output))
@@ -311,6 +309,7 @@ def _request(
         "top_k": config.top_k,
         "return_scores": config.return_scores,
         "output_format": config.output_format,
+        **({"pooling": pooling} if (pooling := asked.options.scoring.pooling) else {}),
         **asked.backend.identity,
         "embedder": identify_embedder(asked.backend.embedder, uri),
     }

@@ -100,3 +100,21 @@ def test_sets_a_row_are_answered_in_the_words_of_the_row(predictor, tmp_path):
         )
         assert row["top"][0] == {"label": row["label"], "score": row["score"]}
         assert [pair["label"] for pair in row["top"]] == [name for name, _ in wanted.top]
+
+
+def test_long_texts_in_chunks_are_answered_as_by_the_predictor(predictor, tmp_path):
+    texts = [" ".join(f"{text(i)}." for i in range(first, 60)) for first in (0, 20, 50)]
+    texts = [texts[0], "short", texts[1], " ", texts[2], texts[0]]
+    source = write_jsonl(tmp_path / "in.jsonl", [{"text": one, "where": "here"} for one in texts])
+    for pooling in (None, "max"):
+        asked = {"long_text": "chunk", "pooling": pooling, "return_scores": True}
+        rows = classify(predictor, source, LABELS, Columns(keep=("where",)), **asked)
+        expected = predictor.predict(texts, LABELS, **asked)
+        for row, wanted in zip(rows, expected, strict=True):
+            assert (row["label"], row["error"] or None) == (wanted.label, wanted.error)
+            where = None if wanted.where is None else dict(zip(("start", "end"), wanted.where))
+            assert row["where"] == where
+            assert row["input_where"] == "here"
+            assert not row["truncated"]
+        assert rows[0]["where"]["end"] - rows[0]["where"]["start"] < len(texts[0]) / 2
+    assert "where" not in classify(predictor, source, LABELS, Columns())[0]

@@ -236,3 +236,43 @@ def test_the_cache_keeps_to_its_bytes_and_forgets_what_was_used_longest_ago():
     assert held == [0, 6, 7, 8, 9, 10, 11, 12, 13, 14]
     assert cache._entries.currsize <= 10 * (400 + 4 * 8)
     assert VectorCache.key("f", "x") != VectorCache.key("g", "x")
+
+
+LONG = "the river rose overnight. it was the engine that failed? " * 30
+
+
+@pytest.mark.parametrize("pooling", ["vector", "mean"])
+def test_long_texts_are_read_whole_in_chunks(loaded, predictor, pooling):
+    texts = [LONG, "a short text", " ", LONG[5:]]
+    scoring = Scoring(3, True, pooling)
+
+    async def ask_twice():
+        engine = make_engine(loaded, embed_tokens=64, classify_tokens=64)
+        try:
+            request = ModelRequest(texts, SETS[0], scoring, max_chunks=99)
+            few = ModelRequest(texts, SETS[0], scoring, max_label_tokens=40, max_chunks=99)
+            whole = ModelRequest(texts, SETS[0], scoring, truncate=False, max_chunks=2)
+            one_a_row = ModelRequest(
+                texts, SETS[0].by_row(len(texts)), scoring, truncate=True, max_chunks=99
+            )
+            asked = (request, few, whole, one_a_row)
+            return await asyncio.gather(*(engine.answer(one) for one in asked))
+        finally:
+            engine.close()
+
+    found, refused, whole, one_a_row = run(ask_twice())
+    alone = predictor.predict(
+        texts, SETS[0], top_k=3, return_scores=True, long_text="chunk", pooling=pooling
+    )
+    assert found.errors == {2: "text_empty"}
+    assert not found.truncated_N.any()
+    good = [one for one in alone if one.error is None]
+    assert [tuple(where) for where in found.answers.where_N2.tolist()] == [g.where for g in good]
+    assert good[0].where[1] - good[0].where[0] < len(LONG) / 2
+    expected = np.concatenate([list(one.scores.values()) for one in good])
+    for answered in (found, one_a_row):
+        np.testing.assert_allclose(answered.answers.scores_M, expected, atol=2e-5)
+    assert refused.answers is None
+    assert refused.too_many > 40
+    assert whole.errors == {0: "text_too_long", 2: "text_empty", 3: "text_too_long"}
+    assert len(whole.answers) == 1
