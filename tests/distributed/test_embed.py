@@ -123,6 +123,7 @@ def test_incremental(model, tmp_path, monkeypatch):
         fill(rows, store, other)
 
 
+@pytest.mark.system
 def test_a_new_week_in_the_folder_of_a_user(model, tmp_path):
     """Rows with errors stay rows with errors, and a file that comes first moves no other."""
     rows, store = tmp_path / "rows", tmp_path / "store"

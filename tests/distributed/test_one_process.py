@@ -55,10 +55,8 @@ def process():
         yield process
 
 
-@pytest.mark.parametrize(
-    "kind",
-    ["parquet", *(pytest.param(kind, marks=pytest.mark.system) for kind in ("jsonl", "csv"))],
-)
+@pytest.mark.system
+@pytest.mark.parametrize("kind", ["parquet", "jsonl", "csv"])
 def test_the_files_are_those_of_actors(tmp_path, ray_session, process, kind):
     folder = write(tmp_path / "in", ["one", "", "three", "fünf"] * 300)
     options = {"use_dictionary": ["error"], "row_group_size": 500} if kind == "parquet" else None

@@ -207,7 +207,8 @@ BAD_FILES = {
 }
 
 
-@pytest.mark.parametrize("name", ["wide.csv", pytest.param("array.json", marks=pytest.mark.system)])
+@pytest.mark.system
+@pytest.mark.parametrize("name", list(BAD_FILES))
 def test_a_job_that_answered_nothing_did_not_succeed(classify, tmp_path, name):
     content, cause = BAD_FILES[name]
     (tmp_path / name).write_text(content)
