@@ -1,6 +1,7 @@
 """Places by URI, on a real S3 server (moto's): what is whole, what is refused, what is fetched."""
 
 import dataclasses
+import fcntl
 import json
 import os
 import pickle
@@ -318,3 +319,20 @@ def test_the_cache_forgets_what_was_used_longest_ago_and_nobody_holds(monkeypatc
     cache.cached_folder("d", _thousand_bytes)
     # Of 4,000 bytes those two go that nobody holds and that are oldest: b, then a.
     assert {name for name, path in made.items() if path.exists()} == {"c"}
+
+
+def test_what_a_killed_process_left_is_cleared_up_and_lost_nothing(tmp_path):
+    target = tmp_path / "model"
+    left, alive = tmp_path / ".model.new-killed", tmp_path / ".model.new-alive"
+    for folder in (left, alive):
+        (folder / "new").mkdir(parents=True)
+        (folder / "lock").touch()
+    (left / "old").mkdir()  # killed after the first renaming: the model is here alone
+    (left / "old" / "config.json").write_text("old")
+    with open(alive / "lock") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with replace_folder(target, "config.json") as new:
+            assert (target / "config.json").read_text() == "old"
+            (new / "config.json").write_text("new")
+    assert (target / "config.json").read_text() == "new"
+    assert {path.name for path in tmp_path.iterdir()} == {"model", alive.name}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import tempfile
@@ -12,6 +13,9 @@ from pathlib import Path
 import pyarrow.fs as pafs
 
 from sce.storage.places import Place, RemotePath, filesystem_of, reached
+
+_LOCK = "lock"
+"""Held by the process that fills a folder which is to take another's place."""
 
 
 def write_text(place: Place, text: str) -> None:
@@ -57,7 +61,10 @@ def replace_folder(target: Place, last: str) -> Iterator[Path]:
                 put(folder / name, target / name)
         return
     target.parent.mkdir(parents=True, exist_ok=True)
-    with _scratch(target.parent, f".{target.name}.new-") as scratch:
+    prefix = f".{target.name}.new-"
+    _clear_up(target, prefix)
+    with _scratch(target.parent, prefix) as scratch, open(scratch / _LOCK, "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         new, old = scratch / "new", scratch / "old"
         new.mkdir()
         yield new
@@ -69,6 +76,20 @@ def replace_folder(target: Place, last: str) -> Iterator[Path]:
             if old.exists():
                 os.rename(old, target)
             raise
+
+
+def _clear_up(target: Path, prefix: str) -> None:
+    """Remove what processes left that were killed while they replaced this folder; one that was
+    killed between its two renamings had the folder's old content, which is put back."""
+    for left in target.parent.iterdir():
+        if not left.name.startswith(prefix):
+            continue
+        # Without a lock it was made a moment ago, or by an earlier version.
+        with suppress(OSError), open(left / _LOCK) as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if (left / "old").exists() and not target.exists():
+                os.rename(left / "old", target)
+            shutil.rmtree(left, ignore_errors=True)
 
 
 @contextmanager
