@@ -36,6 +36,8 @@ from serve.refusals import ApiError
 from serve.settings import BatchSettings, ModelSettings
 
 PREFIX = "batch_"
+ENTRYPOINT_CPUS = 0.01
+"""Of a batch's own process, which waits for its actors."""
 MOST_SAID = 1000
 """Characters of a reason."""
 _RUNNING = (JobStatus.PENDING, JobStatus.RUNNING)
@@ -148,6 +150,8 @@ class BatchJobs:
                 entrypoint=f"{sys.executable} jobs/classify.py --config batch.yaml",
                 submission_id=name,
                 runtime_env={"working_dir": scratch},
+                # With none Ray would run it on the head, which has no CPUs for work as a rule.
+                entrypoint_num_cpus=ENTRYPOINT_CPUS,
                 metadata={"batch": json.dumps(about), "created": str(int(time.time()))},
             )
         log.info("%s: %s -> %s", name, about["input"], about["output"])
