@@ -19,6 +19,10 @@ EMBED_ROWS_PER_FILE = {"cpu": BLOCK_ROWS, "cuda": 65_536}
 """Where texts are embedded, which takes longer."""
 TEXT_BLOCK_BYTES = 2**20
 
+CHUNKED_ROWS = 256
+"""Of texts in chunks at once, and in a row group of their store: 2,000 vectors as a rule, and a
+million where each has as many chunks as it may."""
+
 BlockFunction = Callable[[pa.Table], pa.Table]
 
 

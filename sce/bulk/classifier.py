@@ -7,10 +7,18 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from sce.bulk.answering import BlockPredictor
+from sce.bulk.answering import BlockPredictor, Vectors
 from sce.bulk.corpus import Columns
 from sce.bulk.reading import OWN_COLUMNS, kept_columns
-from sce.bulk.rows import Errors, check_ids, check_labels, check_texts, check_vectors, row_labels
+from sce.bulk.rows import (
+    Errors,
+    check_chunks,
+    check_ids,
+    check_labels,
+    check_texts,
+    check_vectors,
+    row_labels,
+)
 from sce.labels import LabelSet
 from sce.model.answers import Answers
 from sce.model.decisions import decide
@@ -80,7 +88,7 @@ class BlockClassifier:
         kept = kept_columns(block, (id_name, *OWN_COLUMNS))
         return pa.table({id_name: block["id"]} | kept | answers | rest)
 
-    def _check(self, block: pa.Table, errors: Errors) -> np.ndarray | None:
+    def _check(self, block: pa.Table, errors: Errors) -> Vectors | None:
         """Mark what can be seen of a row before it is answered; the vectors of the good rows, or
         None where they are texts."""
         if self._columns.id is not None:
@@ -88,7 +96,8 @@ class BlockClassifier:
         if self._columns.labels is not None:
             check_labels(block["labels"], errors)
         if self._columns.embedding is not None:
-            return check_vectors(block["embedding"], self._predictor.dimension, errors)
+            vectors_GD = check_vectors(block["embedding"], self._predictor.dimension, errors)
+            return check_chunks(block, errors) if self._columns.chunks else vectors_GD
         check_texts(block["text"], errors)
         return None
 

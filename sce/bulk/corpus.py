@@ -19,7 +19,7 @@ from sce.bulk.output import RUN_FILE, read_run
 from sce.datasets.limits import LongLine, bounded_lines, check_packed
 from sce.datasets.readers import refuse_repeated_columns
 from sce.datasets.text_form import DAMAGED, FOUND_OUT, TextForm
-from sce.embedding.store import EmbeddingStore, manifest_of
+from sce.embedding.store import CHUNK_SPANS, CHUNK_VECTORS, EmbeddingStore, manifest_of
 from sce.errors import DataError
 from sce.storage import readable, to_place
 
@@ -99,6 +99,7 @@ class Columns:
         text, embedding: one of them is None.
         id: None makes ids from places: `tickets.jsonl:17`.
         labels: a column with one label set a row.
+        chunks: whether each row has the vectors of its chunks, in a store's columns for them.
         keep: columns to be carried into the output.
         some_lack: whether a file may lack columns that are kept; its rows have null there.
         id_name: what the column of ids is called in the output.
@@ -109,6 +110,7 @@ class Columns:
     embedding: str | None = None
     id: str | None = None
     labels: str | None = None
+    chunks: bool = False
     keep: tuple[str, ...] = ()
     some_lack: bool = False
     raw_json: bool = False
@@ -123,6 +125,7 @@ class Columns:
     def needed(self) -> list[str]:
         """The columns that every file has to have."""
         found = [self.text, self.embedding, self.id, self.labels]
+        found += [CHUNK_VECTORS, CHUNK_SPANS] if self.chunks else []
         found += [] if self.some_lack else self.keep
         return list(dict.fromkeys(name for name in found if name is not None))
 

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from sce.bulk.corpus import Columns, Shard, is_text
 from sce.datasets.readers import LONG_LINE
 from sce.embedding.row_checks import is_unicode
+from sce.embedding.store import CHUNK_SPANS, CHUNK_VECTORS
 from sce.errors import DataError
 
 PLACE_BITS = 40
@@ -143,6 +144,8 @@ def _from_parquet(shard: Shard, first: int, table: pa.Table, columns: Columns) -
         found["text"] = _valid_text(table[columns.text].cast(pa.string()), errors)
     if columns.embedding is not None:
         found["embedding"] = table[columns.embedding]
+    if columns.chunks:
+        found |= {name: table[name] for name in (CHUNK_VECTORS, CHUNK_SPANS)}
     if columns.labels is not None:
         labels = table[columns.labels]
         found["labels"] = (

@@ -12,8 +12,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sce.embedding.row_checks import text_is_empty, vector_errors
+from sce.embedding.store import CHUNK_SPANS, CHUNK_VECTORS, chunks_of
 from sce.errors import MAX_ID_CHARS, MAX_TEXT_BYTES, ROW_ERRORS
 from sce.labels import Label, RaggedLabels, name_error, normalise_name
+from sce.model.pooling import ChunkVectors
 
 
 @dataclass
@@ -66,6 +68,23 @@ def check_vectors(column: pa.ChunkedArray, dimension: int, errors: Errors) -> np
         return vectors_GD
     errors.mark_found(errors.good(), codes_G)
     return np.ascontiguousarray(vectors_GD[good_G])
+
+
+def check_chunks(block: pa.Table, errors: Errors) -> ChunkVectors:
+    """The vectors of the chunks of the good rows. One that is none of the embedder's makes a bad
+    row of its text's."""
+    columns = block[CHUNK_VECTORS], block[CHUNK_SPANS]
+    counts_N = pc.fill_null(pc.list_value_length(columns[0]), 0).to_numpy()
+    errors.mark(counts_N == 0, "embedding_missing")
+    found = chunks_of(*(column.filter(pa.array(errors.good())) for column in columns))
+    codes_C = vector_errors(found.vectors_CD)
+    if (codes_C == "").all():
+        return found
+    codes_G = np.full(len(found), "", object)
+    bad_C = np.flatnonzero(codes_C != "")[::-1]  # the first of a text stays
+    codes_G[found.owners[bad_C]] = codes_C[bad_C]
+    errors.mark_found(errors.good(), codes_G)
+    return chunks_of(*(column.filter(pa.array(errors.good())) for column in columns))
 
 
 def check_labels(column: pa.ChunkedArray, errors: Errors) -> None:

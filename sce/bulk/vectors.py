@@ -14,7 +14,7 @@ from sce.bulk.corpus import Columns
 from sce.bulk.pending import RowFacts
 from sce.bulk.reading import BLOCK_ROWS, kept_columns
 from sce.embedding.settings import EmbedderConfig
-from sce.embedding.store import STORE_COLUMNS, computed_in, embedding_column
+from sce.embedding.store import STORE_COLUMNS, chunk_columns, computed_in, embedding_column
 from sce.model.options import Scoring
 
 PIECE_ROWS = {"cpu": 512}
@@ -26,17 +26,24 @@ class BlockEmbedder:
     """Turns blocks that `read_shard` made into rows of an embedding store. A row with an error is
     kept with it, and with a vector of zeros: who classifies from the store gets every row."""
 
-    def __init__(self, embedder: EmbedderConfig, columns: Columns) -> None:
+    def __init__(self, embedder: EmbedderConfig, columns: Columns, chunks: bool = False) -> None:
         from sce.embedding.embedder import load_embedder
 
         self._embedder = load_embedder(embedder)
-        self._columns = columns
+        self._columns, self._chunks = columns, chunks
 
     def __call__(self, block: pa.Table) -> pa.Table:
         facts = RowFacts.of(block, self._columns)
         vectors_ND = np.zeros((block.num_rows, self._embedder.dimension), np.float32)
         truncated_N = np.zeros(block.num_rows, bool)
-        for rows_P in self._pieces(block["text"], facts):
+        chunks: dict[str, pa.Array] = {}
+        if self._chunks:
+            good_N = facts.errors.good()
+            texts_G = block["text"].filter(pa.array(good_N)).to_pylist()
+            found, truncated_N[good_N] = self._embedder.embed_chunks(texts_G)
+            vectors_ND[good_N] = found.mean_vectors()
+            chunks = chunk_columns(found, good_N)
+        for rows_P in () if self._chunks else self._pieces(block["text"], facts):
             texts_P = block["text"].take(pa.array(rows_P)).combine_chunks()
             vectors_ND[rows_P], truncated_N[rows_P] = embed_distinct(self._embedder, texts_P)
         found = pa.table(
@@ -48,6 +55,7 @@ class BlockEmbedder:
                 "error": pa.array(facts.errors.codes_N, pa.string()),
                 "place": block["place"],
             }
+            | chunks
             | kept_columns(block, STORE_COLUMNS)
         )
         return computed_in(found, self._embedder.fingerprint.dtype)

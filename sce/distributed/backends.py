@@ -9,7 +9,13 @@ from typing import Any
 
 from sce.adaptation.artefact import AdaptedLabels
 from sce.bulk.answering import BlockPredictor, Endpoint, ServedModel
-from sce.bulk.blocks import EMBED_ROWS_PER_FILE, ROWS_PER_FILE, TEXT_BLOCK_BYTES, Stage
+from sce.bulk.blocks import (
+    CHUNKED_ROWS,
+    EMBED_ROWS_PER_FILE,
+    ROWS_PER_FILE,
+    TEXT_BLOCK_BYTES,
+    Stage,
+)
 from sce.bulk.classifier import OWN_COLUMNS, BlockClassifier
 from sce.bulk.corpus import Columns
 from sce.bulk.endpoint import EndpointPredictor
@@ -232,11 +238,11 @@ class Classification:
         """What the engine does to every block, and how large blocks, batches and files are;
         `rows_per_file` is None for what suits the device."""
         from_text = self.columns.text is not None
-        batch_rows = BLOCK_ROWS
+        batch_rows = CHUNKED_ROWS if self.options.long_text == "chunk" else BLOCK_ROWS
         if self.options.return_scores and self.labels is not None:
             # Every label's score is held for a batch: with many labels fewer rows at once.
-            batch_rows = SCORES_PER_BATCH // len(self.labels)
-            batch_rows = min(max(batch_rows, MIN_BATCH_ROWS), BLOCK_ROWS)
+            few = max(SCORES_PER_BATCH // len(self.labels), MIN_BATCH_ROWS)
+            batch_rows = min(few, batch_rows)
         by_device = EMBED_ROWS_PER_FILE[workers.device] if from_text else ROWS_PER_FILE
         json_text = self.columns.keep if self.columns.raw_json else ()
         return Stage(

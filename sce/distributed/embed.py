@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from sce.bulk.blocks import EMBED_ROWS_PER_FILE, TEXT_BLOCK_BYTES, Stage
+from sce.bulk.blocks import CHUNKED_ROWS, EMBED_ROWS_PER_FILE, TEXT_BLOCK_BYTES, Stage
 from sce.bulk.corpus import Columns, Corpus, Shard, open_corpus
 from sce.bulk.counts import ActorCounts, ErrorLimit
 from sce.bulk.output import COMMIT_ROWS, RUN_FILE, FolderLock, OutputRun, PartCounts, read_run
@@ -39,6 +39,7 @@ from sce.distributed.settings import ResourcesConfig
 from sce.distributed.stage import ACTOR_CPUS, Workers, in_tasks, plan_corpus, run_stage
 from sce.distributed.store_diff import Change, compare
 from sce.embedding.checkpoint import embedder_fingerprint
+from sce.embedding.chunking import chunking
 from sce.embedding.fingerprint import EmbedderFingerprint, check_fingerprint
 from sce.embedding.settings import EmbedderConfig
 from sce.embedding.store import (
@@ -51,6 +52,8 @@ from sce.embedding.store import (
     text_hash,
     write_manifest,
 )
+from sce.errors import DataError
+from sce.model.options import LongText
 from sce.storage import Place, RemotePath, absolute_model, to_place, write_text
 
 MIN_BATCH_ROWS = 512
@@ -68,6 +71,7 @@ def embed_corpus(
     limit: ErrorLimit,
     commit_rows: int = COMMIT_ROWS,
     prepared: bool = False,
+    long_text: LongText = "truncate",
 ) -> tuple[EmbeddingStore, dict[str, Any]]:
     """Make `store` hold one vector for each row of `corpus`, and no other.
 
@@ -82,6 +86,8 @@ def embed_corpus(
         limit: of rows with errors among those that are embedded.
         prepared: rows with errors, and ids that stand twice, are refused; and an unfinished store
             of other rows is begun anew rather than refused.
+        long_text: "chunk" to read every text whole, in chunks: each row has their vectors and
+            places beside `embedding`, which is their mean.
 
     Returns:
         The store, and the summary: store, embedder, dtype, rows_in, rows_out, embedded, reused,
@@ -90,16 +96,17 @@ def embed_corpus(
 
     Raises:
         FingerprintMismatch: the store was made by another embedder; give a new folder.
-        InputError: the store has other columns; too many rows with errors; the input.
+        InputError: the store has other columns or chunks; too many rows with errors; the input.
     """
     folder = resolve_output(store)
     if isinstance(folder, RemotePath):
         folder.check("store")
     fingerprint = embedder_fingerprint(embedder)
     old = EmbeddingStore.open(folder) if manifest_of(folder) else None
-    request = _request(folder, fingerprint, corpus, columns)
+    chunks = chunking(fingerprint.max_tokens) if long_text == "chunk" else None
+    request = _request(folder, fingerprint, corpus, columns, chunks)
     if old is not None:
-        old.require(fingerprint)
+        _require_chunks(old.require(fingerprint), chunks)
     elif prepared:
         with FolderLock(str(folder)):
             _clear(folder, request)
@@ -120,10 +127,10 @@ def embed_corpus(
             run.first_part = _next_number(old)
         if change.pending:
             found = workers() if callable(workers) else workers
-            stage = _stage(embedder, columns, change.pending, found)
+            stage = _stage(embedder, columns, change.pending, found, chunks is not None)
             done = run_stage(run, change.pending, stage, found, limit, "embedding", commit_rows)
             work = done.work
-        new, counts = _commit(run, old, fingerprint, shards, change, work)
+        new, counts = _commit(run, old, fingerprint, shards, change, work, chunks)
         summary = _summary(run, new, change, counts, work) | corpus.reading(shards)
         run.finish(summary)
     log.info(
@@ -136,15 +143,32 @@ def embed_corpus(
 
 
 def _request(
-    folder: Place, fingerprint: EmbedderFingerprint, corpus: Corpus, columns: Columns
+    folder: Place,
+    fingerprint: EmbedderFingerprint,
+    corpus: Corpus,
+    columns: Columns,
+    chunks: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """All that decides a store."""
-    return {
+    return ({} if chunks is None else {"chunks": chunks}) | {
         "job": "embed",
         "embedder": identify_embedder(fingerprint, str(folder)),
         "input": identify_input(corpus),
         "columns": {"text": columns.text, "id": columns.id, "keep": list(columns.keep)},
     }
+
+
+def _require_chunks(store: EmbeddingStore, chunks: dict[str, Any] | None) -> None:
+    """Raises `DataError` where texts are cut otherwise than in a store."""
+    if store.manifest.chunks != chunks:
+        there, here = (
+            "the beginning of each text" if one is None else f"chunks of {one['tokens']} tokens"
+            for one in (store.manifest.chunks, chunks)
+        )
+        raise DataError(
+            f"long_text: the store {str(store.folder)!r} holds the vectors of {there}, and those "
+            f"of {here} are asked for. Embed into a new folder."
+        )
 
 
 def embed_prepared(
@@ -225,22 +249,26 @@ def _local_model(settings: EmbedderConfig) -> EmbedderConfig:
 
 
 def _stage(
-    embedder: EmbedderConfig, columns: Columns, shards: Sequence[Shard], workers: Workers
+    embedder: EmbedderConfig,
+    columns: Columns,
+    shards: Sequence[Shard],
+    workers: Workers,
+    chunks: bool,
 ) -> Stage:
     settings = _local_model(embedder).model_copy(update={"device": workers.device})
     rows_each = -(-sum(shard.rows for shard in shards) // workers.actors)
     return Stage(
-        make=partial(BlockEmbedder, settings, columns),
+        make=partial(BlockEmbedder, settings, columns, chunks),
         columns=columns,
         output_format="parquet",
-        rows_per_file=EMBED_ROWS_PER_FILE[workers.device],
+        rows_per_file=4 * CHUNKED_ROWS if chunks else EMBED_ROWS_PER_FILE[workers.device],
         block_bytes=TEXT_BLOCK_BYTES,
-        batch_rows=int(np.clip(rows_each, MIN_BATCH_ROWS, BLOCK_ROWS)),
+        batch_rows=CHUNKED_ROWS if chunks else int(np.clip(rows_each, MIN_BATCH_ROWS, BLOCK_ROWS)),
         classified=False,
         write_options={
             "compression": "none",
             "use_dictionary": ["error", *columns.keep],
-            "row_group_size": 8192,
+            "row_group_size": CHUNKED_ROWS if chunks else 8192,
         },
     )
 
@@ -267,6 +295,7 @@ def _commit(
     shards: Sequence[Shard],
     change: Change,
     work: ActorCounts,
+    chunks: dict[str, Any] | None,
 ) -> tuple[EmbeddingStore, PartCounts]:
     """Put the parts together, old, compacted and new; then write the manifest, and clear up. Raises
     `RuntimeError`: rows would be missing; the store stays as it was."""
@@ -301,6 +330,7 @@ def _commit(
         texts_per_second=last.texts_per_second if last else round(work.rows_per_second, 1),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         parts=sorted([*old_parts, *new_parts]),
+        chunks=chunks,
     )
     write_manifest(folder, manifest)
     discard_unnamed(folder)

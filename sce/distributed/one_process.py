@@ -189,13 +189,14 @@ class _StageHere:
 
     def __init__(self, process: OneProcess, limit: ErrorLimit, load_seconds: float) -> None:
         self._process, self._limit, self.load_seconds = process, limit, load_seconds
-        self._rows = 0
+        self._rows = self._at_work = 0
         self._errors: Counter[str] = Counter()
         self._started = self._finished = 0.0
         self._written: tuple[str, ...] = ()
 
     def totals(self, timeout: float | None = None) -> ActorCounts:
-        ahead, now = self._process.embedded, self._finished or time.time()
+        ahead = min(self._process.embedded, self._at_work)  # a text may be several, in chunks
+        now = self._finished or time.time()
         return ActorCounts(
             self._rows + ahead, dict(self._errors), self._started, now, self.load_seconds
         )
@@ -205,6 +206,7 @@ class _StageHere:
         self._started = self._started or time.time()
         answered: list[pa.Table] = []
         for block in _batches(shards, stage):
+            self._at_work = block.num_rows
             answered.append(self._counted(self._process.apply(block)))
         self._finished = time.time()
         self._written = tuple(_write(run, number, answered, stage))

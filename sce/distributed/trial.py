@@ -64,8 +64,9 @@ def find_threshold(
             "error": pa.repeat(pa.scalar(""), rows),
         }
     )
+    options = AnswerOptions(long_text=asked.options.long_text, pooling=asked.options.pooling)
     ((answered, _),) = _classified(
-        replace(asked, columns=Columns(), options=AnswerOptions()), [block], workers
+        replace(asked, columns=Columns(), options=options), [block], workers
     )
     found = answered["label"].to_pylist()
     right_N = np.array(found, object) == np.array(names, object)

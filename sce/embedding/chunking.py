@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from tokenizers import Encoding
 
-from sce.embedding.settings import MAX_CHUNKS
+from sce.embedding.settings import CHUNK_TOKENS, MAX_CHUNKS
 from sce.embedding.tokenising import MAX_CHARS
 
 OVERLAP = 1 / 8
@@ -31,6 +31,13 @@ PIECE_TEXTS = 256
 
 _SENTENCE_END = re.compile(r"""[.!?…]["'”’»)\]]*\s+|[。！？][」』”’）]*\s*|\s*\n\s*""")
 _INSIDE, _WORD, _SENTENCE = 0, 1, 2
+
+
+def chunking(max_tokens: int) -> dict[str, int | float]:
+    """All that decides where an embedder that reads so many tokens has its texts cut."""
+    tokens = min(CHUNK_TOKENS, max_tokens)
+    return {"version": 1, "tokens": tokens, "overlap": OVERLAP, "most": MAX_CHUNKS}
+
 
 Encode = Callable[[list[str]], Sequence[Encoding]]
 """Texts to tokens with their offsets in characters, none cut, without special tokens."""

@@ -25,6 +25,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from sce.embedding.fingerprint import EmbedderFingerprint, check_fingerprint
 from sce.errors import DataError
+from sce.model.pooling import ChunkVectors
 from sce.storage import Place, RemotePath, parquet_source, remove, to_place, write_text
 
 FORMAT_VERSION = 1
@@ -32,7 +33,10 @@ MANIFEST = "_manifest.json"
 """Readers of folders of Parquet leave names with "_" out."""
 OLD_MANIFEST = "manifest.json"
 """What earlier versions called it."""
+CHUNK_VECTORS, CHUNK_SPANS = "chunk_vectors", "chunk_spans"
+"""Of a store of texts in chunks: a list of vectors a row, and their places in the text."""
 STORE_COLUMNS = ("row_id", "text_hash", "embedding", "truncated", "error", "place")
+STORE_COLUMNS += (CHUNK_VECTORS, CHUNK_SPANS)
 """Columns that are a store's own; those that the user keeps follow them."""
 
 
@@ -47,6 +51,8 @@ class Manifest:
         embed_seconds, texts_per_second: of the last run that embedded anything, start-up left out.
         created: UTC, ISO 8601.
         parts: Parquet files, relative to the folder.
+        chunks: how texts were cut into chunks (`chunking`), of which a row's `embedding` is the
+            mean then; None where it is of the text's beginning.
     """
 
     embedder: dict[str, Any]
@@ -58,6 +64,7 @@ class Manifest:
     created: str
     parts: list[str]
     format_version: int = FORMAT_VERSION
+    chunks: dict[str, Any] | None = None
 
 
 _MANIFEST = TypeAdapter(Manifest)
@@ -120,6 +127,15 @@ class EmbeddingStore:
         """Return self if `fingerprint`'s embedder made the store. Raises `FingerprintMismatch`:
         names both embedders."""
         check_fingerprint(self.manifest.embedder, fingerprint, f"the store {str(self.folder)!r}")
+        return self
+
+    def require_chunks(self) -> EmbeddingStore:
+        """Return self if it holds the vectors of chunks. Raises `DataError`."""
+        if self.manifest.chunks is None:
+            raise DataError(
+                f"the store {str(self.folder)!r} has one vector a text, of its beginning. Embed "
+                "the texts into a new folder with --long-text chunk."
+            )
         return self
 
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
@@ -190,6 +206,29 @@ def embedding_matrix(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
     return column.flatten().to_numpy(zero_copy_only=True).reshape(len(column), -1)
 
 
+def chunk_columns(chunks: ChunkVectors, good_N: np.ndarray) -> dict[str, pa.Array]:
+    """The columns `CHUNK_VECTORS` and `CHUNK_SPANS` of N rows, of which the good ones have chunks,
+    and the others none."""
+    counts_N = np.zeros(len(good_N), np.int64)
+    counts_N[good_N] = chunks.counts_N
+    offsets = pa.array(np.concatenate([[0], np.cumsum(counts_N)]), pa.int32())
+    ends = [pa.array(ends_C, pa.int32()) for ends_C in chunks.spans_C2.T]
+    spans = pa.StructArray.from_arrays(ends, ["start", "end"])
+    return {
+        CHUNK_VECTORS: pa.ListArray.from_arrays(offsets, embedding_column(chunks.vectors_CD)),
+        CHUNK_SPANS: pa.ListArray.from_arrays(offsets, spans),
+    }
+
+
+def chunks_of(vectors: pa.ChunkedArray, spans: pa.ChunkedArray) -> ChunkVectors:
+    """Inverse of `chunk_columns` for rows that all have chunks."""
+    lists, places = vectors.combine_chunks(), spans.combine_chunks().flatten()
+    matrix_CD = embedding_matrix(lists.flatten())
+    ends = [places.field(name).to_numpy(zero_copy_only=False) for name in ("start", "end")]
+    counts_N = lists.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
+    return ChunkVectors(matrix_CD, counts_N, np.stack(ends, axis=1).astype(np.int64))
+
+
 def computed_in(table: pa.Table, dtype: str) -> pa.Table:
     """The table of a store's part that says what its vectors were computed in."""
     return table.replace_schema_metadata({_DTYPE: dtype})
@@ -213,7 +252,7 @@ def text_hash(text: str) -> str:
 
 def part_options(columns: Sequence[str]) -> dict[str, Any]:
     """How a part is written: vectors do not compress, so only the others have dictionaries."""
-    others = [name for name in columns if name != "embedding"]
+    others = [name for name in columns if name not in ("embedding", CHUNK_VECTORS, CHUNK_SPANS)]
     return {"use_dictionary": others, "write_statistics": others, "compression": "none"}
 
 

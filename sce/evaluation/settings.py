@@ -47,6 +47,9 @@ class EvaluateConfig(Section):
     adapted_examples: list[Annotated[int, Field(ge=1)]] = [1, 8]
     """Also with so many labelled rows a label as examples. Each half of the set's rows is answered
     by a fit with examples from the other half."""
+    long_texts: bool = False
+    """Also measure `labelled` by the beginnings of its texts (128 tokens, what the embedder reads,
+    what it has positions for) beside the whole texts in chunks, by each way of pooling them."""
     corpus: Place | None = None
     """An embedding store, such as jobs/embed.py writes: the texts that the labels are fitted to.
     By default all texts of the set itself."""

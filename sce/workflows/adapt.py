@@ -238,6 +238,7 @@ def _embed(plan: AdaptPlan, config: AdaptConfig) -> EmbeddingStore:
             plan.embedder,
             lambda: choose_workers(config.engine, process, plan.corpus, columns, begun, actors),
             ErrorLimit.parse(config.max_errors),
+            long_text=config.long_text,
         )
     return store
 

@@ -146,6 +146,12 @@ def _previous_output(
 def _columns(config: ClassifyConfig, corpus: Corpus) -> Columns:
     store = corpus.store
     embedding = config.embedding_column if store is None else "embedding"
+    chunked = config.long_text == "chunk"
+    if chunked and store is not None:
+        store.require_chunks()
+    if chunked and (config.embedding_column or (config.endpoint and store is not None)):
+        what = "embedding_column" if config.embedding_column else "endpoint"
+        raise ConfigError(f"long_text: with {what}, chunks are made of texts. Give texts.")
     keep, all_kept = list(config.keep_columns), config.keep_columns == ["*"]
     if all_kept:  # named, so that a resumed run knows what it kept
         left_out = {config.embedding_column, *(() if store is None else STORE_COLUMNS)}
@@ -158,6 +164,7 @@ def _columns(config: ClassifyConfig, corpus: Corpus) -> Columns:
         embedding=embedding,
         id=config.id_column if store is None else _store_id(config.id_column, store),
         labels=config.labels_column,
+        chunks=chunked and store is not None,
         keep=tuple(name for name in dict.fromkeys(keep) if name != config.id_column),
         some_lack=all_kept,
         raw_json=config.output_format == "jsonl" and corpus.kind == ".jsonl",

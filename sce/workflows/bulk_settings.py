@@ -28,6 +28,11 @@ class BulkSettings(Section):
     delimiter: Delimiter | None = None
     """Between the fields of a CSV: a character or `tab`. Default: found out, of `,`, `;`, tab and
     `|`; or what a first line `sep=;` names."""
+    long_text: LongText = "truncate"
+    """`truncate`: of a text that is longer than the embedder reads, the beginning is read. `chunk`:
+    every text is read whole, in chunks of sentences. Answers have a column `where` then: in which
+    chunk the label was found, in characters. A store has the chunks' vectors (1.5 kB each of
+    all-MiniLM-L6-v2, one for 110 tokens of text) beside `embedding`, which is their mean."""
     max_errors: MaxErrors = "50%"
     """Fail when more rows than this have errors: a count (`100`) or a share (`1%`), which counts
     from 1,000 rows on while the job runs and in the end whatever their number."""
@@ -106,10 +111,6 @@ class ClassifyConfig(BulkSettings, JobConfig):  # type: ignore[misc]
     """Also the best labels with their scores, in a column `top`."""
     return_scores: bool = False
     """Also every label's score, in a column `scores`."""
-    long_text: LongText = "truncate"
-    """`truncate`: of a text that is longer than the embedder reads, the beginning is read. `chunk`:
-    every text is read whole, in chunks of sentences; a column `where` says which chunk, in
-    characters of the text, the label was found in."""
     pooling: Pooling | None = None
     """How a text of several chunks is answered: by the mean of their vectors (`vector`, the
     default), by their probabilities (`mean`, `max`), or by these with more weight on the chunks

@@ -243,7 +243,7 @@ def adapt_first(config: ClassifyConfig) -> ClassifyConfig:
             raise ConfigError(f"{name}: {missing} with --adapt. Run jobs/adapt.py by itself.")
     same = [
         *("model", "embedder", "input", "labels", "labels_file", "text_column", "id_column"),
-        *("encoding", "delimiter", "keep_columns", "max_errors"),
+        *("encoding", "delimiter", "keep_columns", "max_errors", "long_text"),
         *("save_embeddings", "engine", "resources", "tracking"),
     ]
     from sce.workflows.adapt import adapt
@@ -331,9 +331,13 @@ def _embed(
         workers,
         plan.error_limit,
         plan.commit_rows,
+        long_text=plan.asked.options.long_text,
     )
+    chunks = plan.asked.options.long_text == "chunk"
     ids = columns.id if columns.id in keep else ROW_ID
-    columns = replace(columns, text=None, embedding="embedding", id=ids, raw_json=False)
+    columns = replace(
+        columns, text=None, embedding="embedding", id=ids, raw_json=False, chunks=chunks
+    )
     asked = replace(plan.asked, columns=columns)
     return replace(plan, asked=asked, corpus=open_corpus([str(stored.folder)])), summary
 

@@ -46,5 +46,6 @@ def embed(config: EmbedJob) -> dict[str, Any]:
             lambda: choose_workers(engine, process, corpus, columns, begun, actors),
             ErrorLimit.parse(config.max_errors),
             config.commit_rows,
+            long_text=config.long_text,
         )
     return summary

@@ -36,6 +36,7 @@ from sce.model.label_vectors import TextLookup
 from sce.predictor import Predictor
 from sce.storage import Place, fetch, relative, replace_folder, write_text
 from sce.training.random_keys import some_places
+from sce.workflows.evaluate_long_texts import measure_long_texts
 from sce.workflows.experiment import Experiment, RunSettings
 from sce.workflows.methods import AdaptedMethod, PromptedMethod, SceMethod, SimilarityMethod
 from sce.workflows.mlflow_model import find_model
@@ -80,7 +81,9 @@ def evaluate(experiment: Experiment) -> dict[str, Any]:
         results = measure_sets(
             experiment, sets, methods, tracker, folder, adapted, model_id=model_id
         )
-    summary = {"model": str(model)} if trained else {"method": experiment.method}
+    summary: dict[str, Any] = {"model": str(model)} if trained else {"method": experiment.method}
+    if experiment.evaluate.long_texts:
+        summary["long_texts"] = measure_long_texts(experiment, folder)
     return summary | {
         "results": str(folder),
         "report": str(folder / REPORT_FILE),

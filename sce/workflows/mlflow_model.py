@@ -149,12 +149,14 @@ def signature() -> ModelSignature:
         ColSpec(DataType.double, "score", required=False),
         ColSpec(AnyType(), "scores", required=False),
         ColSpec(DataType.boolean, "truncated"),
+        ColSpec(AnyType(), "where", required=False),
         ColSpec(DataType.string, "error", required=False),
     ]
     params = [
         ParamSpec("labels", DataType.string, [], (-1,)),
         ParamSpec("threshold", DataType.double, 0.0),
         ParamSpec("return_scores", DataType.boolean, False),
+        ParamSpec("long_text", DataType.string, "truncate"),
     ]
     return ModelSignature(Schema(inputs), Schema(outputs), ParamSchema(params))
 
@@ -166,8 +168,8 @@ class ServedModel:
         self._predictor = predictor
 
     def predict(self, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> Any:
-        """A row of `label, score, truncated, error` for each of the input, and `scores` where they
-        are asked for.
+        """A row of `label, score, truncated, error` for each of the input, and `scores` and `where`
+        as far as they are asked for.
 
         Raises:
             MlflowException: a bad request, for what `Predictor.predict` refuses.
@@ -183,6 +185,8 @@ class ServedModel:
         columns = ["label", "score", "truncated", "error"]
         if params.get("return_scores"):
             columns.insert(2, "scores")
+        if params.get("long_text") == "chunk":
+            columns.append("where")
         rows = [{name: getattr(one, name) for name in columns} for one in found]
         return pd.DataFrame(rows, columns=columns, dtype=object)
 
@@ -206,6 +210,7 @@ class ServedModel:
                 asked[places[0]],
                 threshold=params.get("threshold") or None,
                 return_scores=bool(params.get("return_scores")),
+                long_text=params.get("long_text") or "truncate",
             )
             for i, answer in zip(places, answers, strict=True):
                 found[i] = answer

@@ -12,15 +12,29 @@ from sce.bulk.classifier import BlockClassifier
 from sce.bulk.corpus import Columns, join_plans, open_corpus, plan_file
 from sce.bulk.local import LocalPredictor
 from sce.bulk.reading import read_shard
+from sce.bulk.vectors import BlockEmbedder
 from sce.labels import LabelSet
 from sce.model.options import AnswerOptions
 from sce.predictor import Predictor
-from tests.tiny_bulk import LABELS, WORDS, build_models, load_predictor, text, write_jsonl
+from tests.tiny_bulk import (
+    LABELS,
+    WORDS,
+    build_models,
+    embedder_of,
+    load_predictor,
+    text,
+    write_jsonl,
+)
 
 
 @pytest.fixture(scope="module")
-def predictor(tmp_path_factory) -> Predictor:
-    return load_predictor(build_models(tmp_path_factory.mktemp("model"), "sce"))
+def folder(tmp_path_factory) -> Path:
+    return build_models(tmp_path_factory.mktemp("model"), "sce")
+
+
+@pytest.fixture(scope="module")
+def predictor(folder) -> Predictor:
+    return load_predictor(folder)
 
 
 def classify(
@@ -118,3 +132,40 @@ def test_long_texts_in_chunks_are_answered_as_by_the_predictor(predictor, tmp_pa
             assert not row["truncated"]
         assert rows[0]["where"]["end"] - rows[0]["where"]["start"] < len(texts[0]) / 2
     assert "where" not in classify(predictor, source, LABELS, Columns())[0]
+
+
+def test_a_store_of_chunks_answers_as_the_texts_do(folder, predictor, tmp_path):
+    texts = [" ".join(f"{text(i)}." for i in range(first, 40)) for first in (0, 30)]
+    texts = [texts[0], " ", "short", texts[1]]
+    source = write_jsonl(tmp_path / "in.jsonl", [{"text": one} for one in texts])
+    corpus, columns = open_corpus([source]), Columns()
+    (shard,) = join_plans([plan_file(corpus.files[0], 0, columns)])
+    embed = BlockEmbedder(embedder_of(folder), columns, chunks=True)
+    rows = pa.concat_tables([embed(block) for block in read_shard(shard, columns)])
+    assert [len(row) > 1 for row in rows["chunk_vectors"].to_pylist()] == [True, False, False, True]
+    assert [one["end"] for one in rows["chunk_spans"][2].as_py()] == [len("short")]
+    assert not any(rows["truncated"].to_pylist())
+    pq.write_table(rows, tmp_path / "store.parquet")
+    kept = Columns(text=None, embedding="embedding", id="row_id", chunks=True)
+    for pooling in ("vector", "attention"):
+        asked = {"long_text": "chunk", "pooling": pooling}
+        found = classify(predictor, tmp_path / "store.parquet", LABELS, kept, **asked)
+        expected = classify(predictor, source, LABELS, columns, **asked)
+        for one, other in zip(found, expected, strict=True):
+            assert one["label"] == other["label"]
+            assert one["where"] == other["where"]
+            assert one["error"] == other["error"]
+    # Without chunks asked for, the answer is by `embedding`, their mean.
+    plain = Columns(text=None, embedding="embedding", id="row_id")
+    by_mean = classify(predictor, tmp_path / "store.parquet", LABELS, plain)
+    by_vector = predictor.predict(texts, LABELS, long_text="chunk")
+    assert [row["label"] for row in by_mean] == [one.label for one in by_vector]
+    assert "where" not in by_mean[0]
+
+    broken = rows["chunk_vectors"].to_pylist()
+    broken[0][1] = [2 * x for x in broken[0][1]]
+    place = rows.column_names.index("chunk_vectors")
+    changed = pa.array(broken, rows["chunk_vectors"].type)
+    pq.write_table(rows.set_column(place, "chunk_vectors", changed), tmp_path / "broken.parquet")
+    found = classify(predictor, tmp_path / "broken.parquet", LABELS, kept, long_text="chunk")
+    assert [row["error"] for row in found] == ["embedding_not_unit", "text_empty", "", ""]

@@ -1077,3 +1077,23 @@ def test_label_sets_are_offered_by_the_models_that_have_them(blank, play):
     blank.until(lambda: set(blank.column("label")) == {"-"}, "no answers with own labels")
     assert not blank.find("#label-set").is_displayed()
     assert blank.find("#labels").is_displayed()
+
+
+def test_long_texts_are_read_whole_and_the_part_is_marked(page):
+    dull = "The committee met again on Tuesday and agreed on the minutes. " * 25
+    said = "The goalkeeper saved two penalties and the football team won the cup. " * 8
+    texts = [f"😀 {dull}{said}{dull}".strip(), "A short text about football"]
+    page.fill("#texts", "\n".join(texts))
+    page.set_labels("football match", "cooking recipe")
+    page.answered(texts, {"football match", "cooking recipe"})
+    page.until(lambda: "only its beginning counts" in page.text("#rows"), "nothing is cut")
+    page.click("#whole")
+    page.until(lambda: page.all("#rows mark"), "no part is marked")
+    assert "only its beginning counts" not in page.text("#rows")
+    assert page.column("text") == texts
+    assert page.column("label")[0] == "football match"
+    (marked,) = [part.get_attribute("textContent") for part in page.all("#rows mark")]
+    assert "goalkeeper" in marked
+    assert len(marked) < len(texts[0]) / 3
+    assert '"long_text": "chunk"' in page.code("curl")
+    assert 'long_text="chunk"' in page.code("python")
