@@ -26,6 +26,7 @@ from sce.datasets.text_form import TextForm
 from sce.embedding.store import STORE_COLUMNS, EmbeddingStore
 from sce.errors import ConfigError, InputError
 from sce.labels import LabelSet
+from sce.model.label_tree import LabelTree
 from sce.storage import Place, to_place
 from sce.workflows.bulk_settings import (
     ClassifyConfig,
@@ -102,7 +103,10 @@ def _read_labels(config: ClassifyConfig) -> LabelSet | AdaptedLabels | None:
             raise ConfigError("give labels: --labels, --labels-file or --labels-column.")
         return None
     if not config.labels_file.is_dir():
-        return read_label_set(config.labels_file)[0]
+        found = read_label_set(config.labels_file)[0]
+        if isinstance(found, LabelTree) and config.labels_column is not None:
+            raise ConfigError("labels_column: a tree is one set for all rows.")
+        return found
     adapted = AdaptedLabels.load(config.labels_file)
     if config.labels_column is not None:
         raise ConfigError("labels_column: adapted labels are one set for all rows.")
