@@ -74,7 +74,7 @@ class LabelObject(TypedDict):
 
 LabelListForm = Annotated[list[StrictStr | LabelObject], Field(fail_fast=True)]
 TreeForm = dict[str, Any]
-"""Or a list of objects with `children` or `parent`; `LabelTree.parse` says what is wrong with it."""
+"""Or a list of objects with `children` or `parent`. `LabelTree.parse` says what is wrong in it."""
 LabelSetForm = LabelListForm | dict[str, StrictStr | None] | TreeForm
 LabelSetsForm = LabelSetForm | Annotated[list[LabelListForm], Field(fail_fast=True)]
 """Lists end at their first bad item (fail_fast): the errors of a million would fill the memory."""
@@ -125,8 +125,8 @@ class ClassifyRequest(Wire):
     )
     labels: LabelSetsForm | None = Field(
         None,
-        description="Names, `{name: description}`, objects; one such list a text; or a tree, nested "
-        'or as `{"tree": ["billing/refund", ...]}`.',
+        description="Names, `{name: description}`, objects; one such list a text; or a tree, nested"
+        ' or as `{"tree": ["billing/refund", ...]}`.',
     )
     candidate_labels: LabelSetsForm | None = Field(None, description="Another name of `labels`.")
     label_set: StrictStr | None = Field(

@@ -80,9 +80,7 @@ def _spreadsheet(path: Path, where: str) -> list[dict[str, Any]]:
             continue
         fields = {str(k).strip().lower(): str(v).strip() for k, v in record.fields.items()}
         name = next((key for key in ("name", "label") if key in fields), None)
-        if name is None or (
-            unknown := sorted(fields.keys() - {name, _PARENT, *_OF_A_LABEL, ""})
-        ):
+        if name is None or (unknown := sorted(fields.keys() - {name, _PARENT, *_OF_A_LABEL, ""})):
             wrong = f"no column {unknown[0]!r} is known" if name else "no column `name`"
             raise DataError(
                 f"{where}: {wrong}. A spreadsheet of labels has a header with name, and may have "

@@ -101,7 +101,8 @@ class Answers:
 
     def fill_path(self, rows: Any, path_BH: Any, scores_BH: Any) -> None:
         """Write `path_NH` and `path_scores_NH` of some rows."""
-        assert self.path_NH is not None and self.path_scores_NH is not None
+        assert self.path_NH is not None
+        assert self.path_scores_NH is not None
         self.path_NH[rows], self.path_scores_NH[rows] = path_BH, scores_BH
 
     def part(self, start: int, end: int, scoring: Scoring) -> Answers:

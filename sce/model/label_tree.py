@@ -69,7 +69,7 @@ class LabelTree(LabelSet):
         paths: of the leaves, as the user wrote their parts.
         inner: the other nodes, each after its parent and siblings by name; also named by path.
         inner_paths: of these.
-        separator: what joins a path.
+        separator: what joins a path; one that is read may have other white space around it.
     """
 
     paths: tuple[Path, ...] = ()
@@ -96,7 +96,7 @@ class LabelTree(LabelSet):
             if not isinstance(separator, str) or not separator.strip():
                 raise LabelError(f"{where}.separator: a text such as '/' or '>' is needed.")
             value, where = value[_TREE], f"{where}.tree"
-            nodes = _Reader(separator).read(value, where)
+            nodes = _Reader(separator.strip()).read(value, where)
         else:
             nodes = _Reader(None).read(value, where)
         return _assemble(nodes, separator, where)
@@ -328,9 +328,7 @@ class _Reader:
             for i, item in enumerate(value):
                 self._item(item, above, f"{where}[{i}]")
         else:
-            raise LabelError(
-                f"{where}: a {type(value).__name__} is no tree. Give {FORMS}."
-            )
+            raise LabelError(f"{where}: a {type(value).__name__} is no tree. Give {FORMS}.")
         if not value and above:
             raise LabelError(f"{where}: an empty list of children. Leave it out for a leaf.")
         self._open.discard(id(value))
@@ -344,7 +342,9 @@ class _Reader:
             item = item.to_dict()
         if isinstance(item, Mapping):
             if "name" in item:
-                self._node(item["name"], {k: v for k, v in item.items() if k != "name"}, above, where)
+                self._node(
+                    item["name"], {k: v for k, v in item.items() if k != "name"}, above, where
+                )
             elif fields := _fields_of(item):
                 raise LabelError(f"{where}: a node with {quoted(fields[0])} needs a name.")
             else:
@@ -493,4 +493,3 @@ def _label(node: _Node, separator: str) -> Label:
     """With the path as its name, which may be longer than a label's own."""
     (label,) = LabelSet.parse([{**node.info, "name": node.path[-1]}], node.where).labels
     return replace(label, name=separator.join(part.strip() for part in node.path))
-
