@@ -365,7 +365,7 @@ def _answer(plan: ClassifyPlan, run: OutputRun, workers: Workers) -> dict[str, A
         "truncated": counts.truncated,
         "null_labels": counts.null_labels,
         "labels": counts.labels,
-        "label_names": asked.label_names,
+        **asked.answered,
         "threshold": asked.options.threshold,
         "scoring": asked.scoring,
         "engine": "process" if isinstance(workers, OneProcess) else "ray",
