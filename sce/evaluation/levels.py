@@ -8,13 +8,22 @@ Shapes: N rows, K leaves, V nodes of a level.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from sce.evaluation import metrics
+from sce.labels import Label, LabelSet, only_names
+from sce.model.answers import Answers
+from sce.model.decisions import decide
+from sce.model.label_tree import LabelTree
+from sce.model.options import AnswerOptions, Scoring
+
+STOP_BELOW = 0.5
+"""Threshold of the answers that may stop at a node: those that are more likely right than not."""
 
 Path = tuple[str, ...]
 NO_ANSWER: Path = ()
@@ -138,6 +147,63 @@ def figures_by_level(
             }
         )
     return found
+
+
+def tree_figures(tree: LabelTree, probabilities: ArrayLike, targets: ArrayLike) -> dict[str, Any]:
+    """What a result says of a method's answers in a tree, as JSON.
+
+    Args:
+        probabilities: of the leaves in the user's order, [N, K].
+        targets: each row's right leaf, a place, [N].
+
+    Returns:
+        levels, as `figures_by_level`; leaf, precision, recall and f1 (`Hierarchical`) of the best
+        leaves; and stopped, the same of answers with the threshold `STOP_BELOW`, with what
+        `accuracy_by_level` says of them.
+    """
+    p_NK, targets_N = np.asarray(probabilities, np.float64), np.asarray(targets, np.int64)
+    right = [tree.paths[k] for k in targets_N.tolist()]
+    nodes: list[Path] = [*tree.paths, *tree.inner_paths]
+    best = [tree.paths[k] for k in metrics.predicted(p_NK).tolist()]
+    answers = Answers.empty(tree.counts_by_row(len(p_NK)), Scoring(), levels=len(tree.levels))
+    order_K = tree.canonical_order
+    best_N = np.array(order_K)[p_NK[:, order_K].argmax(1)]
+    answers.top_NT[:, 0] = best_N
+    answers.top_scores_NT[:, 0] = p_NK[np.arange(len(p_NK)), best_N]
+    answers.fill_path(np.arange(len(p_NK)), *tree.best_path(p_NK[:, order_K]))
+    label_N = decide(answers, AnswerOptions(STOP_BELOW)).label_N
+    stopped = [nodes[k] if k >= 0 else NO_ANSWER for k in label_N.tolist()]
+    levels = [_known(vars(level)) for level in accuracy_by_level(stopped, right)]
+    return {
+        "levels": figures_by_level(p_NK, tree.paths, targets_N),
+        "leaf": _hierarchical(best, right),
+        "stopped": _hierarchical(stopped, right) | {"threshold": STOP_BELOW, "levels": levels},
+    }
+
+
+def _hierarchical(answered: Sequence[Path], right: Sequence[Path]) -> dict[str, Any]:
+    found = hierarchical(answered, right)
+    return _known(vars(found) | {"f1": found.f1})
+
+
+def _known(figures: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: None if np.isnan(value) else value for name, value in figures.items()}
+
+
+def without_information(label_set: LabelSet) -> LabelSet:
+    """The same labels, or the same tree, with nothing but names."""
+    if not isinstance(label_set, LabelTree):
+        return only_names(label_set)
+    inner = tuple(Label(node.name) for node in label_set.inner)
+    return replace(label_set, labels=only_names(label_set).labels, inner=inner)
+
+
+def reordered(label_set: LabelSet, order: Sequence[int]) -> LabelSet:
+    """The same labels, or the same tree, in another order."""
+    labels = tuple(label_set.labels[i] for i in order)
+    if not isinstance(label_set, LabelTree):
+        return LabelSet(labels)
+    return replace(label_set, labels=labels, paths=tuple(label_set.paths[i] for i in order))
 
 
 def _shared(one: Path, other: Path) -> int:
