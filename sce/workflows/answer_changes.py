@@ -12,7 +12,7 @@ from rich.console import Console
 
 from sce.bulk.changes import Comparison, MatchedOutputs, likely_renames
 from sce.bulk.display import comparison_markdown, print_comparison
-from sce.bulk.subtrees import moved_subtrees
+from sce.bulk.subtrees import moved_subtrees, renamed_below
 from sce.evaluation.tables import escape_markdown
 from sce.storage import to_place, write_text
 
@@ -37,13 +37,15 @@ def report_changes(
         previous: folder, labels where they are known, and which of them were renamed to what.
         current: folder, and labels where they are known.
         vectors_of: names of labels, to find renames; None finds those of case alone.
-        separator: of the labels' paths, where both runs had trees: a subtree that moved is
-            followed, its labels are those of before. None where they had none.
+        separator: of the labels' paths, where the current ones are a tree: a subtree that moved is
+            followed, and a renamed node renames what is below it. None where they are no tree.
 
     Returns:
         The comparison, its report, and what the job's summary says of it.
     """
     (folder, old, renamed), (uri, new) = previous, current
+    if separator is not None and old and new:
+        renamed = renamed_below(renamed, old, new, separator)
     matched = MatchedOutputs.read(folder, uri, renamed)
     label_sets = (old, new) if old and new else None
     if separator is None:

@@ -26,7 +26,7 @@ from sce.datasets.text_form import TextForm
 from sce.embedding.store import STORE_COLUMNS, EmbeddingStore
 from sce.errors import ConfigError, InputError
 from sce.labels import LabelSet
-from sce.model.label_tree import LabelTree
+from sce.model.label_tree import LabelTree, tree_of
 from sce.storage import Place, to_place
 from sce.workflows.bulk_settings import (
     ClassifyConfig,
@@ -68,7 +68,9 @@ def read_input(config: ClassifyConfig) -> BulkInput:
     labels = _read_labels(config)
     check_model(config, isinstance(labels, AdaptedLabels))
     check_together(config)
-    previous = None if config.compare_to is None else _previous_output(config, config.compare_to)
+    previous = None
+    if config.compare_to is not None:
+        previous = _previous_output(config, config.compare_to, tree_of(labels))
     for name in ("output", "save_embeddings"):
         if (place := getattr(config, name)) is not None:
             check_writable(resolve_output(place), name)
@@ -132,7 +134,7 @@ def check_not_changed(adapted: AdaptedLabels, accept: bool) -> None:
 
 
 def _previous_output(
-    config: ClassifyConfig, place: Place
+    config: ClassifyConfig, place: Place, tree: LabelTree | None
 ) -> tuple[str, list[str] | None, dict[str, str]]:
     if not place.is_dir():
         raise ConfigError(f"compare_to: there is no folder {place}.")
@@ -142,7 +144,10 @@ def _previous_output(
     labels = run.summary["label_names"] if run and run.summary else None
     renamed = renamed_labels(config)
     for name in renamed:
-        if labels is not None and name not in labels:
+        # In a tree also a node: all that is below it has its new path.
+        node = None if tree is None else name + tree.separator
+        is_node = node is not None and any(label.startswith(node) for label in labels or ())
+        if labels is not None and name not in labels and not is_node:
             raise ConfigError(f"renamed: {name!r} is none of the labels of {place}.")
     return str(place), labels, renamed
 

@@ -387,7 +387,8 @@ def _compare(
     if not isinstance(backend, ServedByEndpoint):
         vectors_of = partial(_vectors_of, backend.embedder_config, workers)
     texts_of = partial(_texts_of, plan)
-    found, report, said = report_changes(plan.previous, current, texts_of, vectors_of)
+    separator = summary.get("separator")
+    found, report, said = report_changes(plan.previous, current, texts_of, vectors_of, separator)
     with _tracker(plan, run, summary.get("mlflow_run_id")) as tracker:
         tracker.log_metrics(found.to_metrics())
         tracker.log_text(report, "comparison.md")
