@@ -198,7 +198,7 @@ def without_information(label_set: LabelSet) -> LabelSet:
     return replace(label_set, labels=only_names(label_set).labels, inner=inner)
 
 
-def reordered(label_set: LabelSet, order: Sequence[int]) -> LabelSet:
+def reordered(label_set: LabelSet, order: Sequence[int] | np.ndarray) -> LabelSet:
     """The same labels, or the same tree, in another order."""
     labels = tuple(label_set.labels[i] for i in order)
     if not isinstance(label_set, LabelTree):

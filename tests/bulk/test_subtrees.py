@@ -1,14 +1,19 @@
 """Two outputs of trees: what moved with its node is the same label as before."""
 
+import json
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from sce.bulk.changes import compare_outputs
 from sce.bulk.display import comparison_markdown
+from sce.bulk.output import RUN_FILE
 from sce.bulk.subtrees import moved_subtrees, renamed_below
-from sce.errors import DataError
+from sce.errors import ConfigError, DataError
 from sce.workflows.answer_changes import report_changes
+from sce.workflows.bulk_input import read_input
+from sce.workflows.bulk_settings import ClassifyConfig
 
 
 def write(folder, labels):
@@ -126,3 +131,34 @@ def test_a_rename_to_nothing_is_refused(tmp_path):
     renamed = renamed_below({"a": "c"}, ["a/p"], ["b/p"], "/")
     with pytest.raises(DataError, match="'a' to 'c', which the current labels have not"):
         compare_outputs(old, new, (["a/p"], ["b/p"]), renamed=renamed)
+
+
+@pytest.mark.parametrize(
+    ("labels", "renamed", "said"),
+    [
+        ("shipping: [late]\nbilling: [refund]\n", "delivery=shipping", None),
+        ("shipping: [late]\nbilling: [refund]\n", "delivery/late=shipping/late", None),
+        ("shipping: [late]\nbilling: [refund]\n", "deliver=shipping", "'deliver' is none of the"),
+        ("- shipping/late\n- billing/refund\n", "delivery=shipping", "'delivery' is none of the"),
+    ],
+)
+def test_a_node_may_be_renamed_where_the_labels_are_a_tree(tmp_path, labels, renamed, said):
+    old = write(tmp_path / "old", ["delivery/late"])
+    summary = {"label_names": ["delivery/late", "billing/refund"]}
+    run = {"request": {}, "parts": {}, "summary": summary, "seconds": 1.0}
+    (old / RUN_FILE).write_text(json.dumps(run))
+    (tmp_path / "labels.yaml").write_text(labels)
+    (tmp_path / "in.jsonl").write_text('{"text": "hello"}\n')
+    config = ClassifyConfig(
+        model="m",
+        input=[str(tmp_path / "in.jsonl")],
+        labels_file=tmp_path / "labels.yaml",
+        compare_to=old,
+        renamed=[renamed],
+        output=tmp_path / "new",
+    )
+    if said is None:
+        assert read_input(config).previous[2] == dict([renamed.split("=")])
+    else:
+        with pytest.raises(ConfigError, match=said):
+            read_input(config)
