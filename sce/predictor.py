@@ -31,13 +31,14 @@ from sce.embedding.row_checks import (
 )
 from sce.embedding.settings import EmbedderConfig
 from sce.errors import ConfigError, InputError
-from sce.labels import LabelSet, RaggedLabels, parse_labels
+from sce.labels import LabelSet, RaggedLabels
 from sce.model.answers import Answers, Prediction
 from sce.model.arithmetic import choose_dtype
 from sce.model.calibration import Temperature
 from sce.model.decisions import predictions
 from sce.model.encoder import SCEModel
 from sce.model.grouping import GroupScorer
+from sce.model.label_tree import answer_names, parse_set, parse_sets, tree_of
 from sce.model.label_vectors import TextLookup, TextVectors, token_means_of
 from sce.model.linear_labels import LinearLabels
 from sce.model.options import BEST_ALONE, AnswerOptions, LongText, Pooling, Scoring
@@ -235,7 +236,7 @@ class Predictor:
         """
         if isinstance(candidate_labels, str):
             candidate_labels = [n.strip() for n in candidate_labels.split(",") if n.strip()]
-        label_set = LabelSet.parse(candidate_labels, "candidate_labels")
+        label_set = parse_set(candidate_labels, "candidate_labels")
         texts = as_texts(sequences)
         vectors_ND = self.embedder.embed(texts).vectors
         answers = self.answer(vectors_ND, label_set, Scoring(len(label_set)))
@@ -251,7 +252,7 @@ class Predictor:
     def warm_up(self, labels: Any) -> None:
         """Do ahead what the first answer would wait for: the vectors of one label set, and the
         kernels and memory of a whole forward pass."""
-        label_set = labels if isinstance(labels, LinearLabels) else LabelSet.parse(labels)
+        label_set = labels if isinstance(labels, LinearLabels) else parse_set(labels)
         rows = max(1, self._scorer.max_batch_tokens // (len(label_set) + 1))
         self.answer(np.zeros((rows, self.model.config.embedding_dim), np.float32), label_set)
 
@@ -279,11 +280,13 @@ class Predictor:
         Args:
             texts: a text, or several in a list, an array, a column of pandas or Arrow; or their
                 embeddings (an array of numbers), or None with `embeddings`.
-            labels: one label set in any form that `LabelSet.parse` accepts. To give each text
-                a set of its own, a list of lists of names as long as the texts, or
-                `RaggedLabels`. Or labels that were fitted to a corpus (`AdaptedLabels.load`).
+            labels: one label set in any form that `LabelSet.parse` accepts, or a tree in any that
+                `LabelTree.parse` does. To give each text a set of its own, a list of lists of names
+                as long as the texts, or `RaggedLabels`. Or labels that were fitted to a corpus
+                (`AdaptedLabels.load`).
             embeddings: unit vectors of the model's embedder, float32 [N, D].
-            threshold: below this probability a prediction's label is None.
+            threshold: below this probability a prediction's label is None; in a tree it is the
+                deepest node on the way down that is not below.
             top_k: also return this many best labels.
             return_scores: also return every label's probability.
             candidate_labels: another name of `labels`, as in the transformers pipeline.
@@ -298,7 +301,7 @@ class Predictor:
         if (texts is None) == (embeddings is None):
             raise InputError("give either texts or embeddings.")
         options = AnswerOptions(threshold, top_k, return_scores, long_text, pooling)
-        labels = labels if isinstance(labels, LinearLabels) else parse_labels(labels)
+        labels = labels if isinstance(labels, LinearLabels) else parse_sets(labels)
         if is_numeric_array(texts):
             texts, embeddings = None, texts
         if texts is not None:
@@ -325,7 +328,9 @@ class Predictor:
         if refused and isinstance(labels, RaggedLabels):
             labels = labels.take(np.array(good, np.int64))
         answers = self.answer(queries, labels, options.scoring)
-        found = iter(predictions(answers, [sets[i] for i in good], options, truncated_G.tolist()))
+        nodes = () if answers.path_NH is None else answer_names(labels)
+        asked, cut = [sets[i] for i in good], truncated_G.tolist()
+        found = iter(predictions(answers, asked, options, cut, nodes))
         return [
             Prediction.refused(refused[i]) if i in refused else next(found) for i in range(count)
         ]
@@ -343,8 +348,8 @@ class Predictor:
 
         Args:
             queries_ND: unit vectors of the model's embedder, float32 [N, D]; or those of chunks.
-            labels: one label set for all rows, in any form that `LabelSet.parse` accepts,
-                `RaggedLabels` with one for each, or `LinearLabels`.
+            labels: one label set or tree for all rows, in any form that `LabelSet.parse` or
+                `LabelTree.parse` accepts, `RaggedLabels` with one for each, or `LinearLabels`.
             scoring: what the answers hold.
             label_texts: vectors of label texts that the caller has embedded; the others are
                 embedded here.
@@ -353,7 +358,7 @@ class Predictor:
             LabelError, InputError: see there.
         """
         if not isinstance(labels, (RaggedLabels, LinearLabels)):
-            labels = LabelSet.parse(labels)
+            labels = parse_set(labels)
         if isinstance(queries_ND, ChunkVectors):
             return answer_chunks(
                 partial(self.answer, label_texts=label_texts), queries_ND, labels, scoring
@@ -361,9 +366,15 @@ class Predictor:
         queries_ND = self._check_embeddings(queries_ND)
         if isinstance(labels, LinearLabels):
             return self._require(labels).answer(queries_ND, scoring)
+        tree = tree_of(labels)
         counts_N = labels.counts_by_row(len(queries_ND))
         shortlisted = bool((counts_N > self.shortlist_above).any())
-        answers = Answers.empty(counts_N, scoring, self.shortlist_size if shortlisted else None)
+        answers = Answers.empty(
+            counts_N,
+            scoring,
+            self.shortlist_size if shortlisted else None,
+            None if tree is None else len(tree.levels),
+        )
         text_vectors = self._text_vectors
         if label_texts:
             text_vectors = TextLookup(label_texts, text_vectors)
@@ -376,6 +387,9 @@ class Predictor:
             if answers.scores_M is not None:
                 places_BK = answers.offsets[rows_B][:, None] + group.to_user(batch)
                 answers.scores_M[places_BK] = p_BK.float().cpu().numpy()
+            if tree is not None:
+                kept_BM = None if batch.kept_BM is None else batch.kept_BM.cpu().numpy()
+                answers.fill_path(rows_B, *tree.best_path(p_BK.cpu().numpy(), kept_BM))
         return answers
 
     def probabilities(
@@ -388,7 +402,7 @@ class Predictor:
             if calibrated:
                 return labels.probabilities(queries_ND)
             return softmax(labels.scores(queries_ND), axis=1)
-        label_set = LabelSet.parse(labels)
+        label_set = parse_set(labels)
         p_NK = np.zeros((len(queries_ND), len(label_set)))
         for group, batch in self._groups.batches(queries_ND, label_set, self._text_vectors):
             logits_BK = batch.logits_BK.cpu().numpy().astype(np.float64)
@@ -403,7 +417,7 @@ class Predictor:
         contextualised, however many there are."""
         if isinstance(labels, LinearLabels):
             return self._require(labels).scores(queries_ND).astype(np.float32)
-        label_set = LabelSet.parse(labels)
+        label_set = parse_set(labels)
         scores_NK = np.empty((len(queries_ND), len(label_set)), np.float32)
         batches = self._groups.batches(queries_ND, label_set, self._text_vectors, exact=True)
         for group, batch in batches:

@@ -29,9 +29,11 @@ from sce.client.wire import (
     from_prediction,
 )
 from sce.errors import ROW_ERRORS, LabelError, clipped, quoted
-from sce.labels import LabelSet, RaggedLabels, is_set_a_row, parse_labels
+from sce.labels import LabelSet, RaggedLabels, is_set_a_row
 from sce.model.answers import Prediction
 from sce.model.decisions import predictions
+from sce.model.label_tree import FORMS as TREE_FORMS
+from sce.model.label_tree import LabelTree, answer_names, is_tree, parse_sets
 from sce.model.options import AnswerOptions
 from sce.storage.documents import unique_keys
 from serve.refusals import ApiError
@@ -40,7 +42,7 @@ from serve.work import ModelAnswer, ModelRequest
 
 LABELS_FORM = (
     "a list of names, a list of objects {name, description, synonyms, examples}, a mapping "
-    "{name: description}, or one such list for each text"
+    "{name: description}, one such list for each text, or a tree: " + TREE_FORMS
 )
 TOO_LONG = "the text is longer than the embedder reads, and truncate is false"
 FORMS = {
@@ -148,15 +150,17 @@ def classify_response(
     """The body of an answer to `work`, which `request` asked for."""
     rows = len(work.queries)
     if isinstance(work.labels, str):
-        names = [answer.names or []] * rows
+        nodes = answer.names or []
+        names = [nodes[: work.set_labels]] * rows
     else:
         assert work.labels is not None
+        nodes = [] if isinstance(work.labels, RaggedLabels) else answer_names(work.labels)
         names = work.labels.names_by_row(rows)
     truncated, good = answer.truncated_N.tolist(), np.flatnonzero(answer.good_N).tolist()
     found: dict[int, Prediction] = {}
     if answer.answers is not None:
         sets, cut = [names[row] for row in good], [truncated[row] for row in good]
-        answered = predictions(answer.answers, sets, answer_options(request), cut)
+        answered = predictions(answer.answers, sets, answer_options(request), cut, nodes)
         found = dict(zip(good, answered, strict=True))
     return {
         "id": f"cls-{uuid.uuid4().hex}",
@@ -223,13 +227,15 @@ def check_labels(form: Any, rows: int, param: str, limits: Limits) -> LabelSet |
         message = f"{param}: {len(form)} label sets for {rows} rows; give one set, or one a row."
         raise ApiError(422, "label_sets_mismatch", message, param)
     widest = max((len(labels) for labels in form if isinstance(labels, list)), default=0)
-    widest = widest if ragged else len(form)
+    widest = widest if ragged else 0 if is_tree(form) else len(form)
     if widest > limits.max_labels:
         raise _over("max_labels", widest, limits, "labels in one set")
     try:
-        labels = parse_labels(form, param)
+        labels = parse_sets(form, param)
     except LabelError as error:
         raise ApiError(422, "invalid_labels", str(error), param) from None
+    if isinstance(labels, LabelTree) and len(labels.answer_names) > limits.max_labels:
+        raise _over("max_labels", len(labels.answer_names), limits, "nodes in a tree")
     texts = 0
     for i, label in enumerate(labels.labels):
         more = [label.description, *label.synonyms, *label.examples]

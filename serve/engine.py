@@ -24,6 +24,7 @@ from sce.embedding.row_checks import text_errors, vector_errors
 from sce.embedding.tokenising import TokenisedTexts
 from sce.labels import LabelSet, RaggedLabels
 from sce.model.answers import Answers
+from sce.model.label_tree import answer_names, tree_of
 from sce.model.linear_labels import LinearLabels
 from sce.model.options import Scoring
 from sce.model.pooling import ChunkVectors, PooledRows
@@ -211,7 +212,7 @@ class Engine:
             work = model.predictor.answer
             answers = await self._off_loop(work, vectors_GD, labels, scoring)
             seconds = {**found.seconds, "classify": time.perf_counter() - began}
-            names = labels.names
+            names = answer_names(labels)
             return replace(found, names=names, answers=answers, vectors_GD=None, seconds=seconds)
         new_texts = await self._off_loop(model.predictor.new_label_texts, labels)
         known, new, _ = await self._look_up(model, new_texts, truncate=True)
@@ -391,7 +392,7 @@ def _classify_batch(items: list[_ClassifyItem]) -> list[Answers]:
         mixed: list[int] = []
         for places in groups:
             cost = sum(items[i].label_tokens for i in places)
-            if len(groups) == 1 or cost >= OWN_PASS:
+            if len(groups) == 1 or cost >= OWN_PASS or tree_of(items[places[0]].labels):
                 _answer_together(predictor, items, places, found)
             else:
                 mixed += places

@@ -65,7 +65,7 @@ class ModelAnswer:
         embedded, cached: distinct texts (labels' among the first) that were embedded anew, and
             texts of rows whose vectors were known.
         label_tokens: that the encoder read.
-        names: of the labels, where their set was asked for by name.
+        names: of the labels, where their set was asked for by name; of a tree then the inner nodes.
         answers: of the G good rows; None where none was asked for or no row is good.
         vectors_GD: of the good rows, where only these were asked for.
         too_many: label tokens that the texts' chunks would take, where they are more than allowed

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -48,6 +48,24 @@ class Move:
 
 
 @dataclass(frozen=True)
+class Subtree:
+    """A node of a tree of labels with another path than before, and what is below it.
+
+    Attributes:
+        before, after: its paths.
+        labels: of the labels at and below it, the name before and now.
+        rows: of those labels before, among the rows that are compared.
+        rows_followed: those of them that have the same label now.
+    """
+
+    before: str
+    after: str
+    labels: Mapping[str, str]
+    rows: int
+    rows_followed: int
+
+
+@dataclass(frozen=True)
 class Side:
     """How many rows one of the two outputs has.
 
@@ -80,6 +98,7 @@ class Comparison:
         from_to: the compared rows by answer before and after, those that stayed included; the
             most rows first.
         renamed: labels of the previous run that count as one of the current run.
+        subtrees: where those labels stand that were found to have moved with their tree's node.
         exact_labels: whether both label sets were given. If not, a label without rows is not
             seen: `gone` may hold labels that are only empty, `new` some that were.
     """
@@ -91,6 +110,7 @@ class Comparison:
     from_to: tuple[Move, ...]
     exact_labels: bool
     renamed: Mapping[str, str] = field(default_factory=dict)
+    subtrees: tuple[Subtree, ...] = ()
 
     @cached_property
     def new(self) -> tuple[str, ...]:
@@ -180,6 +200,7 @@ class Comparison:
             "labels_new": len(self.new),
             "labels_gone": len(self.gone),
             "labels_now_empty": len(self.now_empty),
+            "subtrees_moved": len(self.subtrees),
         }
         return {f"compare/{k}": float(v) for k, v in figures.items() if not np.isnan(v)}
 
@@ -216,6 +237,20 @@ class MatchedOutputs:
         at_before_G, at_after_G = at_before_P[good_P], at_after_P[good_P]
         failed = len(good_P) - int(good_P.sum())
         return cls(before, after, labels, renamed or {}, at_before_G, at_after_G, failed)
+
+    def with_renamed(self, more: Mapping[str, str]) -> MatchedOutputs:
+        """The same rows with further labels of the previous run by the name that they have now."""
+        labels = dict(self.labels)
+        for name in more.values():
+            labels.setdefault(name, len(labels))
+        number_L = np.arange(len(labels), dtype=np.int32)
+        for old, new in more.items():
+            if old in labels:
+                number_L[labels[old]] = labels[new]
+        code_N = self.before.code_N
+        code_N = np.where(code_N >= 0, number_L[code_N], code_N)  # `NULL` and `ERROR` stay
+        before = replace(self.before, code_N=code_N)
+        return replace(self, before=before, labels=labels, renamed={**self.renamed, **more})
 
     def compared(
         self,

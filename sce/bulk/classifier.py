@@ -22,6 +22,7 @@ from sce.bulk.rows import (
 from sce.labels import LabelSet
 from sce.model.answers import Answers
 from sce.model.decisions import decide
+from sce.model.label_tree import answer_names
 from sce.model.linear_labels import LinearLabels
 from sce.model.options import AnswerOptions
 
@@ -45,6 +46,7 @@ class BlockClassifier:
         self._labels: Any = labels
         self._known = {lb.key: lb for lb in labels.labels} if isinstance(labels, LabelSet) else {}
         self._names = pa.array(labels.names, pa.string()) if labels else None
+        self._nodes = pa.array(answer_names(labels), pa.string()) if labels else None
         self._columns = columns
         self._options = options
         self._types = {"label": pa.string(), "score": pa.float32()}
@@ -107,10 +109,11 @@ class BlockClassifier:
         one_set = self._columns.labels is None
         first_G = np.zeros(len(answers), np.int64) if one_set else answers.offsets[:-1]
         # A row that got an error has no best label; what stands there is not read.
-        label_G = decide(answers, self._options).label_N
+        decided = decide(answers, self._options)
+        label_G, nodes = decided.label_N, self._nodes if one_set else names
         found = {
-            "label": names.take(pa.array(first_G + label_G, mask=label_G < 0)),
-            "score": pa.array(answers.top_scores_NT[:, 0], pa.float32()),
+            "label": nodes.take(pa.array(first_G + label_G, mask=label_G < 0)),
+            "score": pa.array(decided.score_N, pa.float32()),
         }
         if self._options.top_k:
             found["top"] = _top(answers, names, first_G)

@@ -232,9 +232,19 @@ def _figures(found: Comparison) -> Table:
 def _label_changes(found: Comparison) -> list[str]:
     """A line for each kind of change that there is, with the names."""
     gone = "Gone" if found.exact_labels else "Gone or empty"
+    with_node = {old for one in found.subtrees for old in one.labels}
     lines = [
-        f'Renamed: "{one_line(old)}" to "{one_line(new)}"' for old, new in found.renamed.items()
+        f'Renamed: "{one_line(old)}" to "{one_line(new)}"'
+        for old, new in found.renamed.items()
+        if old not in with_node
     ]
+    lines += [
+        f'Moved: "{one_line(one.before)}" to "{one_line(one.after)}" ({len(one.labels)} label(s), '
+        f"{one.rows_followed:,} of {one.rows:,} rows as before)"
+        for one in found.subtrees[:MAX_SHOWN_LABELS]
+    ]
+    if (left := len(found.subtrees) - MAX_SHOWN_LABELS) > 0:
+        lines.append(f"Moved: {left} more subtrees")
     for title, names in (("New", found.new), (gone, found.gone), ("Now empty", found.now_empty)):
         if names:
             quoted = [f'"{one_line(name)}"' for name in names[:MAX_SHOWN_LABELS]]

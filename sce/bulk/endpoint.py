@@ -16,6 +16,7 @@ from sce.client import Client, EndpointError
 from sce.errors import ROW_ERRORS, ConfigError
 from sce.labels import LabelSet, RaggedLabels
 from sce.model.answers import Answers
+from sce.model.label_tree import tree_of
 from sce.model.options import Scoring
 from sce.model.pooling import ChunkVectors
 
@@ -79,7 +80,10 @@ class EndpointPredictor:
         above = self.served.shortlist_above
         shortlisted = above is not None and bool((counts_G > above).any())
         shortlist = self.served.shortlist_size if shortlisted else None
-        answers = Answers.empty(counts_G, scoring, shortlist)
+        tree = tree_of(labels)
+        nodes = {} if tree is None else {name: k for k, name in enumerate(tree.answer_names)}
+        levels = None if tree is None else len(tree.levels)
+        answers = Answers.empty(counts_G, scoring, shortlist, levels)
         offsets, scores_M = answers.offsets, answers.scores_M
         where_N2 = np.full((rows, 2), -1, np.int64)
         truncated_G, errors_G = np.zeros(rows, bool), np.full(rows, "", object)
@@ -94,6 +98,8 @@ class EndpointPredictor:
                 where_N2[row] = item.where
             for t, (name, score) in enumerate(item.top or []):
                 answers.top_NT[row, t], answers.top_scores_NT[row, t] = places[name], score
+            for level, (name, score) in enumerate(item.path or []):
+                answers.fill_path((row, level), nodes[name], score)
             if scores_M is not None and item.scores is not None:
                 scores_M[offsets[row] : offsets[row + 1]] = [item.scores[name] for name in places]
         if scoring.pooling is not None:

@@ -15,6 +15,7 @@ from sce.bulk.output import read_run
 from sce.embedding.fingerprint import EmbedderFingerprint
 from sce.errors import InputError
 from sce.labels import LabelSet
+from sce.model.label_tree import tree_of
 from sce.model.settings import SCEFields, check_fields
 from sce.model.weights import refuse_pickles
 from sce.storage import fetch_model, open_input, readable
@@ -73,10 +74,12 @@ def identify_embedder(embedder: EmbedderFingerprint, uri: str) -> str:
 
 def identify_labels(labels: LabelSet | AdaptedLabels | None, column: str | None) -> dict[str, Any]:
     """Each label with a hash of what is known of it; the order is of no account. Of adapted labels
-    their id."""
+    their id; of a tree also a hash of the whole."""
     if isinstance(labels, AdaptedLabels):
         return {"adapted": labels.id}
     found = {} if labels is None else {lb.key: _hash(lb.to_dict()) for lb in labels.labels}
+    if (tree := tree_of(labels)) is not None:
+        return {"tree": tree.fingerprint, "leaves": found}
     return {"column": column, "known": found} if column is not None else found
 
 

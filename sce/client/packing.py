@@ -10,7 +10,8 @@ from typing import Any
 
 from sce.client.served import RequestLimits
 from sce.errors import InputError
-from sce.labels import Label, LabelSet, RaggedLabels, is_set_a_row
+from sce.labels import Label, RaggedLabels, is_set_a_row
+from sce.model.label_tree import LabelTree, parse_set
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,11 @@ class Rows:
             LabelError, InputError: as `Predictor.predict`.
         """
         if not isinstance(labels, RaggedLabels) and not is_set_a_row(labels):
-            label_set = LabelSet.parse(labels)
-            one = to_json([_wire_label(label) for label in label_set.labels])
+            label_set = parse_set(labels)
+            if isinstance(label_set, LabelTree):
+                one = to_json(label_set.nested())
+            else:
+                one = to_json([_wire_label(label) for label in label_set.labels])
             return replace(self, labels=PackedLabels(one, len(label_set)))
         if len(labels) != len(self):
             raise InputError(f"labels: {len(labels)} label sets for {len(self)} texts; one a text.")

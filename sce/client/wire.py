@@ -64,10 +64,18 @@ class LabelObject(TypedDict):
     description: NotRequired[Annotated[StrictStr | None, _default(None)]]
     synonyms: NotRequired[Annotated[Texts | None, _default(None)]]
     examples: NotRequired[Annotated[Texts | None, _default(None, "Texts that carry this label.")]]
+    children: NotRequired[
+        Annotated[list[Any] | dict[str, Any] | None, _default(None, "Makes it a tree.")]
+    ]
+    parent: NotRequired[
+        Annotated[StrictStr | None, _default(None, "Makes it a tree: the label above, by name.")]
+    ]
 
 
 LabelListForm = Annotated[list[StrictStr | LabelObject], Field(fail_fast=True)]
-LabelSetForm = LabelListForm | dict[str, StrictStr | None]
+TreeForm = dict[str, Any]
+"""Or a list of objects with `children` or `parent`. `LabelTree.parse` says what is wrong in it."""
+LabelSetForm = LabelListForm | dict[str, StrictStr | None] | TreeForm
 LabelSetsForm = LabelSetForm | Annotated[list[LabelListForm], Field(fail_fast=True)]
 """Lists end at their first bad item (fail_fast): the errors of a million would fill the memory."""
 
@@ -97,6 +105,11 @@ CLASSIFY_EXAMPLES: list[Any] = [
         "labels": [["late delivery", "billing"], ["praise", "complaint"]],
         "top_k": 2,
     },
+    {
+        "texts": ["I was charged twice."],
+        "labels": {"billing": ["refund", "double charge"], "delivery": ["late", "lost"]},
+        "threshold": 0.5,
+    },
 ]
 
 
@@ -112,7 +125,8 @@ class ClassifyRequest(Wire):
     )
     labels: LabelSetsForm | None = Field(
         None,
-        description="Names, `{name: description}`, objects; or one such list a text.",
+        description="Names, `{name: description}`, objects; one such list a text; or a tree, nested"
+        ' or as `{"tree": ["billing/refund", ...]}`.',
     )
     candidate_labels: LabelSetsForm | None = Field(None, description="Another name of `labels`.")
     label_set: StrictStr | None = Field(
@@ -191,10 +205,22 @@ class Classification(TypedDict):
 
     object: NotRequired[Annotated[Literal["classification"], _default("classification")]]
     index: int
-    label: Annotated[str | None, Field(description="Null below the threshold, or with an error.")]
+    label: Annotated[
+        str | None,
+        Field(
+            description="Null below the threshold, or with an error. In a tree the deepest node "
+            "that is not below, as its path."
+        ),
+    ]
     score: Annotated[float | None, Field(description="Calibrated probability of the best label.")]
     scores: Annotated[dict[str, float] | None, Field(description="In the order of the labels.")]
     top: Annotated[list[TopLabel] | None, Field(description="Best first.")]
+    path: NotRequired[
+        Annotated[
+            list[TopLabel] | None,
+            _default(None, "In a tree: the most probable child at each level, from the top."),
+        ]
+    ]
     truncated: bool
     where: NotRequired[
         Annotated[
@@ -252,7 +278,7 @@ class EmbeddingsResponse(TypedDict):
 
 def from_prediction(index: int, found: Prediction) -> Classification:
     """A row as it is sent."""
-    top = found.top
+    top, path = found.top, found.path
     return {
         "object": "classification",
         "index": index,
@@ -260,6 +286,7 @@ def from_prediction(index: int, found: Prediction) -> Classification:
         "score": found.score,
         "scores": found.scores,
         "top": None if top is None else [{"label": name, "score": p} for name, p in top],
+        "path": None if path is None else [{"label": name, "score": p} for name, p in path],
         "truncated": found.truncated,
         "where": None if found.where is None else {"start": found.where[0], "end": found.where[1]},
         "error": found.error,
@@ -270,7 +297,7 @@ def to_prediction(row: Classification) -> Prediction:
     """Inverse of `from_prediction`. Raises `ValueError` where neither score nor error is given."""
     if row["error"] is None and row["score"] is None:
         raise ValueError("a row without a score and without an error")
-    top, where = row["top"], row.get("where")
+    top, where, path = row["top"], row.get("where"), row.get("path")
     return Prediction(
         label=row["label"],
         score=row["score"],
@@ -279,6 +306,7 @@ def to_prediction(row: Classification) -> Prediction:
         truncated=row["truncated"],
         error=row["error"],
         where=None if where is None else (where["start"], where["end"]),
+        path=None if path is None else [(node["label"], node["score"]) for node in path],
     )
 
 

@@ -16,6 +16,7 @@ from sce.datasets.readers import BadRow, read_records
 from sce.datasets.text_form import FOUND_OUT
 from sce.errors import DataError, LabelError
 from sce.labels import MAX_LABELS, LabelSet
+from sce.model.label_tree import parse_set
 from sce.storage import Place, fetch, to_place
 from sce.storage.documents import (
     RepeatedKey,
@@ -29,6 +30,7 @@ from sce.storage.documents import (
 SPREADSHEETS = (".csv", ".tsv", ".xlsx")
 _PARSERS = {".json": parse_json, ".jsonl": parse_json_lines, ".ndjson": parse_json_lines}
 _OF_A_LABEL = ("description", "synonyms", "examples")
+_PARENT = "parent"
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +71,8 @@ def _decoded(raw: bytes, where: str) -> str:
 
 
 def _spreadsheet(path: Path, where: str) -> list[dict[str, Any]]:
-    """A label a row; synonyms and examples stand in their field with "|" between them."""
+    """A label a row; synonyms and examples stand in their field with "|" between them. With a
+    column `parent` they are a tree."""
     labels = []
     for record in read_records(path):
         if isinstance(record, BadRow):
@@ -77,13 +80,15 @@ def _spreadsheet(path: Path, where: str) -> list[dict[str, Any]]:
             continue
         fields = {str(k).strip().lower(): str(v).strip() for k, v in record.fields.items()}
         name = next((key for key in ("name", "label") if key in fields), None)
-        if name is None or (unknown := sorted(fields.keys() - {name, *_OF_A_LABEL, ""})):
+        if name is None or (unknown := sorted(fields.keys() - {name, _PARENT, *_OF_A_LABEL, ""})):
             wrong = f"no column {unknown[0]!r} is known" if name else "no column `name`"
             raise DataError(
                 f"{where}: {wrong}. A spreadsheet of labels has a header with name, and may have "
-                f"{', '.join(_OF_A_LABEL)}."
+                f"{', '.join(_OF_A_LABEL)}; in a tree {_PARENT}, the name of the label above."
             )
         label: dict[str, Any] = {"name": fields[name]}
+        if _PARENT in fields:
+            label[_PARENT] = fields[_PARENT] or None
         if fields.get("description"):
             label["description"] = fields["description"]
         for key in ("synonyms", "examples"):
@@ -104,10 +109,10 @@ def _names(text: str, where: str) -> list[str]:
 
 
 def read_label_set(path: Place) -> tuple[LabelSet, dict[str, float]]:
-    """The label set of a file, and what it says of how large the classes are.
+    """The label set or tree of a file, and what it says of how large the classes are.
 
-    The file holds labels in any form that `LabelSet.parse` reads, or a mapping with `labels` and
-    `shares`, the latter from names to shares of the corpus.
+    The file holds labels in any form that `LabelSet.parse` or `LabelTree.parse` reads, or a mapping
+    with `labels` and `shares`, the latter from names to shares of the corpus.
 
     Raises:
         DataError: it cannot be read, or the shares are no mapping to numbers.
@@ -119,7 +124,7 @@ def read_label_set(path: Place) -> tuple[LabelSet, dict[str, float]]:
         if unknown := sorted(set(map(str, content)) - {"labels", "shares"}):
             raise LabelError(f"{path}: unknown key {unknown[0]!r} beside labels and shares.")
         content, shares = content["labels"], content.get("shares") or {}
-    labels = LabelSet.parse(content, str(path))
+    labels = parse_set(content, str(path))
     if not isinstance(shares, Mapping):
         raise DataError(f"{path}: shares is a mapping from the names of labels to numbers.")
     for name, share in shares.items():
@@ -186,11 +191,11 @@ class CustomLabels:
                     on_bad(BadRow(raw.line, "unknown label set", message))
                     return None
                 where = f"{self._where}: {raw.label_set}"
-                self._sets[label_set] = LabelSet.parse(self._given[raw.label_set], where)
+                self._sets[label_set] = parse_set(self._given[raw.label_set], where)
         else:
             label_set = self._name
             if self._given is not None and label_set not in self._sets:
-                self._sets[label_set] = LabelSet.parse(self._given, self._where)
+                self._sets[label_set] = parse_set(self._given, self._where)
         known_set = self._sets.get(label_set)
         if known_set is None:
             self._found.setdefault(label_set, set()).add(raw.label)

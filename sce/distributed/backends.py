@@ -30,6 +30,7 @@ from sce.distributed.stage import ACTOR_CPUS, Workers
 from sce.embedding.fingerprint import EmbedderFingerprint
 from sce.embedding.settings import EmbedderConfig
 from sce.labels import LabelSet
+from sce.model.label_tree import answer_names, tree_of
 from sce.model.options import AnswerOptions
 from sce.model.settings import EXACT, SHORTLIST_ABOVE, SHORTLIST_SIZE
 
@@ -262,6 +263,15 @@ class Classification:
     def label_names(self) -> list[str] | None:
         """The names of the one set for all rows; None where each row brings its own."""
         return self.labels.names if self.labels and self.columns.labels is None else None
+
+    @property
+    def answered(self) -> dict[str, Any]:
+        """What the rows' labels may be, for the summary; of a tree also what joins its paths."""
+        if self.label_names is None:
+            return {"label_names": None}
+        tree = tree_of(self.labels)
+        found = {"label_names": answer_names(self.labels)}
+        return found if tree is None else found | {"separator": tree.separator}
 
     @property
     def scoring(self) -> str:

@@ -15,9 +15,11 @@ import pyarrow as pa
 from scipy.special import softmax
 
 from sce.evaluation import metrics
+from sce.evaluation.levels import reordered, tree_figures, without_information
 from sce.evaluation.settings import EvaluateConfig, Information
-from sce.labels import LabelSet, only_names
+from sce.labels import LabelSet
 from sce.model.calibration import Temperature
+from sce.model.label_tree import LabelTree
 
 log = logging.getLogger(__name__)
 
@@ -164,8 +166,7 @@ class _Task:
         texts, vectors_ND = self.rows.texts[: config.flip_rows], self.rows.vectors_ND
         vectors_ND = None if vectors_ND is None else vectors_ND[: config.flip_rows]
         for order in self.orders if method.reorders else ():
-            moved = LabelSet(tuple(self.label_set.labels[i] for i in order))
-            yield Request(texts, vectors_ND, moved)
+            yield Request(texts, vectors_ND, reordered(self.label_set, order))
 
 
 def evaluate_sets(
@@ -210,7 +211,7 @@ def _answers(
 def _tasks(
     rows: EvaluationSet, kinds: Sequence[Information], shuffles: int, seed: int
 ) -> Iterator[_Task]:
-    bare = only_names(rows.label_set)
+    bare = without_information(rows.label_set)
     richer = bare != rows.label_set
     for kind in kinds if richer else ("all",):
         by_name = richer and kind == "name"
@@ -261,6 +262,9 @@ def _evaluated(
             reference = names[scores_NK[: config.flip_rows].argmax(1)]
             figures["flip_rate"] = metrics.flip_rate(reference, shuffled)
         result[method.name] = figures | method.remarks(task.request)
+        if isinstance(label_set, LabelTree):
+            trees = result.setdefault("tree", {})
+            trees[method.name] = tree_figures(label_set, calibrated_NK, targets_N)
         probabilities.append(calibrated_NK)
         tables.append(_predictions(method.name, task, names, targets_N, calibrated_NK))
     right = [metrics.correct(p_NK, targets_N) for p_NK in probabilities]

@@ -25,6 +25,7 @@ from sce.evaluation.report import (
     beside_cosine,
     headline,
     lines,
+    tree_tables,
     verdict,
 )
 from sce.evaluation.summaries import Result, adapted_methods, is_own, others
@@ -257,6 +258,7 @@ class _Page:
         found = [beside_cosine(results, show_all=True)]
         if any(map(adapted_methods, results)):
             found.append(beside_adapted(results, show_all=True))
+        found += tree_tables(results)
         return [_table(table) for table in found]
 
     def footer(self) -> str:

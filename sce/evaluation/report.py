@@ -17,6 +17,8 @@ A result is a dict for one label set:
                                     some a label: the same figures; the difference and its like,
                                     against cosine; trust and fitted_rows of the fit; short_labels,
                                     how many labels have fewer examples than that
+    tree                            of a tree of labels, for each method what
+                                    `sce.evaluation.levels.tree_figures` gives
 
 Every figure may be None or absent. More than eight sets of one dataset are one row, the mean
 over sets, unless all are asked for; beside rows of the user's it is one for seen and unseen sets.
@@ -45,6 +47,20 @@ WIDE_CHARS = 150
 VERDICTS = {1: "SCE better", -1: "cosine better", 0: "no clear difference"}
 _COLOURS = {1: "green", -1: "red", 0: "yellow"}
 _GROUPS = ("own", "seen", "unseen")
+_TREE_LEVELS = (
+    "method", "level", "nodes", "accuracy", "of best leaf", "ECE", "answered", "of these right"
+)  # fmt: skip
+_TREE_PATHS = ("method", "answers", "precision", "recall", "F1")
+_TREE_ANSWERS = {"leaf": "best leaf", "stopped": "deepest sure node"}
+_LEVELS_CAPTION = (
+    "Percent. accuracy: of the likeliest node of a level, a node having the probability of its "
+    "leaves; of best leaf: of the node above the likeliest leaf. answered: rows that are answered "
+    "as deep if an answer stops where its probability falls below 0.5."
+)
+_PATHS_CAPTION = (
+    "Percent. Precision and recall of the nodes on the answered paths, over those on the right "
+    "ones (hierarchical F1). deepest sure node: answers that stop below 0.5."
+)
 _DIFFERENCE = ("difference", "difference_low", "difference_high")
 
 
@@ -219,7 +235,37 @@ def to_markdown(results: Sequence[Result], show_all: bool = False) -> str:
         beside = beside_adapted(results, show_all)
         parts += [adapted_headline(results), beside.to_markdown(), beside.caption]
         parts += ["ECE before → after calibration:", _calibration(results, show_all).to_markdown()]
+    for table in tree_tables(results):
+        parts += [table.title, table.to_markdown(), table.caption]
     return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def tree_tables(results: Sequence[Result]) -> list[Table]:
+    """Of each set whose labels are a tree: how right every method is level by level, and by the
+    nodes on the paths."""
+    tables = []
+    for result in results:
+        trees: Mapping[str, Any] = result.get("tree") or {}
+        by_level: list[list[Cell]] = []
+        by_path: list[list[Cell]] = []
+        for method, found in trees.items():
+            stopped = {level["level"]: level for level in found["stopped"]["levels"]}
+            for level in found["levels"]:
+                at = stopped.get(level["level"]) or {}
+                cells = [str(level["level"]), f"{level['nodes']:,}", percent(level["accuracy"])]
+                cells += [percent(level["accuracy_of_best_leaf"]), number(level["ece"], 3)]
+                cells += [percent(at.get("answered")), percent(at.get("precision"))]
+                by_level.append([_heading(method), *cells])
+            for name, said in _TREE_ANSWERS.items():
+                parts = [percent(found[name][part]) for part in ("precision", "recall", "f1")]
+                by_path.append([_heading(method), said, *parts])
+        if trees:
+            title = f"{result['name']} ({result['group']}), a tree"
+            tables.append(Table(_TREE_LEVELS, by_level, title, _LEVELS_CAPTION, wrap=False))
+            left = ("method", "answers")
+            paths = Table(_TREE_PATHS, by_path, f"{title}, by path", _PATHS_CAPTION, left, False)
+            tables.append(paths)
+    return tables
 
 
 def _calibration(results: Sequence[Result], show_all: bool) -> Table:

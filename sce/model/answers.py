@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +21,8 @@ class Prediction:
             error.
         scores: every label's probability in the user's order, where asked for.
         top: the best labels with their probabilities, best first, where asked for.
+        path: in a tree, the way down to the most probable child at each level, as paths with their
+            probabilities; None for other labels.
         truncated: the text was longer than the embedder reads and was cut.
         error: why there is no answer, a word of `sce.errors.ROW_ERRORS`; None where there is one.
         where: of a text that was read in chunks, the first character and the one behind the last
@@ -33,6 +36,7 @@ class Prediction:
     truncated: bool = False
     error: str | None = None
     where: tuple[int, int] | None = None
+    path: list[tuple[str, float]] | None = None
 
     @classmethod
     def refused(cls, error: str) -> Prediction:
@@ -56,6 +60,9 @@ class Answers:
         shortlist: how many labels were contextualised where a shortlist was used for any row;
             None if every label of every row was.
         where_N2: int64 [N, 2], of texts that were read in chunks: `Prediction.where`; -1 for none.
+        path_NH, path_scores_NH: in a tree of H levels, the most probable child at each from the
+            top, as places in `LabelTree.answer_names`, int64, -1 below a leaf; and their
+            probabilities, float32. None for other labels.
     """
 
     top_NT: np.ndarray
@@ -64,13 +71,23 @@ class Answers:
     scores_M: np.ndarray | None = None
     shortlist: int | None = None
     where_N2: np.ndarray | None = None
+    path_NH: np.ndarray | None = None
+    path_scores_NH: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.top_NT)
 
     @classmethod
-    def empty(cls, counts_N: np.ndarray, scoring: Scoring, shortlist: int | None = None) -> Answers:
-        """Arrays for rows of so many labels each, in which nothing has been scored yet."""
+    def empty(
+        cls,
+        counts_N: np.ndarray,
+        scoring: Scoring,
+        shortlist: int | None = None,
+        levels: int | None = None,
+    ) -> Answers:
+        """Arrays for rows of so many labels each, in which nothing has been scored yet; of a tree
+        of so many levels."""
+        path = None if levels is None else (len(counts_N), levels)
         shape = len(counts_N), min(scoring.top_k, int(counts_N.max(initial=1)))
         return cls(
             np.full(shape, -1, np.int64),
@@ -78,7 +95,15 @@ class Answers:
             np.concatenate([[0], np.cumsum(counts_N)]),
             np.zeros(int(counts_N.sum()), np.float32) if scoring.return_scores else None,
             shortlist,
+            path_NH=None if path is None else np.full(path, -1, np.int64),
+            path_scores_NH=None if path is None else np.full(path, np.nan, np.float32),
         )
+
+    def fill_path(self, rows: Any, path_BH: Any, scores_BH: Any) -> None:
+        """Write `path_NH` and `path_scores_NH` of some rows."""
+        assert self.path_NH is not None
+        assert self.path_scores_NH is not None
+        self.path_NH[rows], self.path_scores_NH[rows] = path_BH, scores_BH
 
     def part(self, start: int, end: int, scoring: Scoring) -> Answers:
         """The rows `start` to `end`, with no more than is asked for."""
@@ -93,6 +118,8 @@ class Answers:
             scores_M,
             self.shortlist,
             None if self.where_N2 is None else self.where_N2[start:end],
+            None if self.path_NH is None else self.path_NH[start:end],
+            None if self.path_scores_NH is None else self.path_scores_NH[start:end],
         )
 
     @classmethod
@@ -104,11 +131,14 @@ class Answers:
         scores = [part.scores_M for part in parts if part.scores_M is not None]
         shortlist = next((part.shortlist for part in parts if part.shortlist is not None), None)
         width = max(part.top_NT.shape[1] for part in parts)
-        joined = cls.empty(counts_N, Scoring(width), shortlist)
+        levels = None if parts[0].path_NH is None else parts[0].path_NH.shape[1]
+        joined = cls.empty(counts_N, Scoring(width), shortlist, levels)
         start = 0
         for part in parts:
             place = slice(start, start := start + len(part)), slice(part.top_NT.shape[1])
             joined.top_NT[place], joined.top_scores_NT[place] = part.top_NT, part.top_scores_NT
+            if part.path_NH is not None and part.path_scores_NH is not None:
+                joined.fill_path(place[0], part.path_NH, part.path_scores_NH)
         where = [part.where_N2 for part in parts if part.where_N2 is not None]
         return replace(
             joined,

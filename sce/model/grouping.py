@@ -108,7 +108,7 @@ class GroupScorer:
         else:
             with_text = self._needs_text(len(labels))
             known = self._set_key(labels, exact=False) in self._prepared_sets
-            new = [] if known else list(labels.labels)
+            new = [] if known else list(labels.canonical().labels)
         texts = (text for label in new for text in label_texts(label, self._version))
         return list(dict.fromkeys(texts)) if with_text else []
 

@@ -20,6 +20,7 @@ import numpy as np
 from sce.errors import InputError
 from sce.labels import LabelSet
 from sce.model.answers import Answers
+from sce.model.label_tree import tree_of
 from sce.model.options import BEST_ALONE, Scoring
 
 VECTOR_BITS = 18
@@ -138,7 +139,9 @@ class LinearLabels:
     def answer(self, queries_ND: np.ndarray, scoring: Scoring = BEST_ALONE) -> Answers:
         """As `Predictor.answer`; equal scores come in canonical order."""
         rows, count, order_K = len(queries_ND), len(self), self._canonical[2]
-        answers = Answers.empty(self.counts_by_row(rows), scoring)
+        tree = tree_of(self)
+        levels = None if tree is None else len(tree.levels)
+        answers = Answers.empty(self.counts_by_row(rows), scoring, levels=levels)
         width = answers.top_NT.shape[1]
         from scipy.special import softmax
 
@@ -155,4 +158,6 @@ class LinearLabels:
             if answers.scores_M is not None:
                 flat = slice(start * count, block.stop * count)
                 answers.scores_M[flat] = self._in_user_order(p_BK).reshape(-1)
+            if tree is not None:
+                answers.fill_path(block, *tree.best_path(p_BK))
         return answers

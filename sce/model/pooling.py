@@ -18,6 +18,7 @@ import numpy as np
 
 from sce.labels import LabelSet, RaggedLabels
 from sce.model.answers import Answers
+from sce.model.label_tree import tree_of
 from sce.model.linear_labels import LinearLabels
 from sce.model.options import Scoring
 
@@ -169,7 +170,9 @@ def _pooled_answers(
     assert scoring.pooling is not None
     sizes_N = labels.counts_by_row(len(chunks))
     canonical_M = _canonical_places(labels, len(chunks))
-    answers = Answers.empty(sizes_N, scoring, found.shortlist)
+    tree = tree_of(labels)
+    levels = None if tree is None else len(tree.levels)
+    answers = Answers.empty(sizes_N, scoring, found.shortlist, levels)
     for size in np.unique(sizes_N).tolist():
         rows_R = np.flatnonzero(sizes_N == size)
         counts_R = chunks.counts_N[rows_R]
@@ -188,6 +191,8 @@ def _pooled_answers(
         answers.top_scores_NT[rows_R, :width] = np.where(scored_RT, p_RT, np.nan)
         if answers.scores_M is not None:
             answers.scores_M[first_R1 + order_RK] = p_RK
+        if tree is not None:
+            answers.fill_path(rows_R, *tree.best_path(p_RK))
     return answers
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from rich.console import Console
 
 from sce.bulk.changes import Comparison, MatchedOutputs, likely_renames
 from sce.bulk.display import comparison_markdown, print_comparison
+from sce.bulk.subtrees import moved_subtrees, renamed_below
 from sce.evaluation.tables import escape_markdown
 from sce.storage import to_place, write_text
 
@@ -26,6 +28,7 @@ def report_changes(
     current: tuple[str, list[str] | None],
     texts_of: Callable[[list[str]], Mapping[str, str]],
     vectors_of: Callable[[list[str]], np.ndarray] | None,
+    separator: str | None = None,
 ) -> tuple[Comparison, str, dict[str, Any]]:
     """Compare two outputs; print it, and write `REPORT` and `MOVED` into `FOLDER` of the current
     one.
@@ -34,13 +37,24 @@ def report_changes(
         previous: folder, labels where they are known, and which of them were renamed to what.
         current: folder, and labels where they are known.
         vectors_of: names of labels, to find renames; None finds those of case alone.
+        separator: of the labels' paths, where the current ones are a tree: a subtree that moved is
+            followed, and a renamed node renames what is below it. None where they are no tree.
 
     Returns:
         The comparison, its report, and what the job's summary says of it.
     """
     (folder, old, renamed), (uri, new) = previous, current
+    if separator is not None and old and new:
+        renamed = renamed_below(renamed, old, new, separator)
     matched = MatchedOutputs.read(folder, uri, renamed)
-    found = matched.compared((old, new) if old and new else None, texts_of)
+    label_sets = (old, new) if old and new else None
+    if separator is None:
+        found = matched.compared(label_sets, texts_of)
+    else:
+        subtrees = moved_subtrees(matched.compared(label_sets), separator)
+        same = {name: now for one in subtrees for name, now in one.labels.items()}
+        matched = matched.with_renamed(same)
+        found = replace(matched.compared(label_sets, texts_of), subtrees=tuple(subtrees))
     print_comparison(found, Console(stderr=True))
     report = comparison_markdown(found)
     if likely := likely_renames(found, lambda *names: _similarity(vectors_of, *names)):
@@ -51,6 +65,8 @@ def report_changes(
     write_text(place / REPORT, report)
     matched.write_moved(place / MOVED)
     said = {"moved": str(place / MOVED), "likely_renamed": dict(likely)}
+    if separator is not None:
+        said["moved_subtrees"] = {one.before: one.after for one in found.subtrees}
     return found, report, found.to_metrics() | said
 
 

@@ -26,6 +26,7 @@ from sce.datasets.text_form import TextForm
 from sce.embedding.store import STORE_COLUMNS, EmbeddingStore
 from sce.errors import ConfigError, InputError
 from sce.labels import LabelSet
+from sce.model.label_tree import LabelTree, tree_of
 from sce.storage import Place, to_place
 from sce.workflows.bulk_settings import (
     ClassifyConfig,
@@ -67,7 +68,9 @@ def read_input(config: ClassifyConfig) -> BulkInput:
     labels = _read_labels(config)
     check_model(config, isinstance(labels, AdaptedLabels))
     check_together(config)
-    previous = None if config.compare_to is None else _previous_output(config, config.compare_to)
+    previous = None
+    if config.compare_to is not None:
+        previous = _previous_output(config, config.compare_to, tree_of(labels))
     for name in ("output", "save_embeddings"):
         if (place := getattr(config, name)) is not None:
             check_writable(resolve_output(place), name)
@@ -102,7 +105,10 @@ def _read_labels(config: ClassifyConfig) -> LabelSet | AdaptedLabels | None:
             raise ConfigError("give labels: --labels, --labels-file or --labels-column.")
         return None
     if not config.labels_file.is_dir():
-        return read_label_set(config.labels_file)[0]
+        found = read_label_set(config.labels_file)[0]
+        if isinstance(found, LabelTree) and config.labels_column is not None:
+            raise ConfigError("labels_column: a tree is one set for all rows.")
+        return found
     adapted = AdaptedLabels.load(config.labels_file)
     if config.labels_column is not None:
         raise ConfigError("labels_column: adapted labels are one set for all rows.")
@@ -128,7 +134,7 @@ def check_not_changed(adapted: AdaptedLabels, accept: bool) -> None:
 
 
 def _previous_output(
-    config: ClassifyConfig, place: Place
+    config: ClassifyConfig, place: Place, tree: LabelTree | None
 ) -> tuple[str, list[str] | None, dict[str, str]]:
     if not place.is_dir():
         raise ConfigError(f"compare_to: there is no folder {place}.")
@@ -138,7 +144,10 @@ def _previous_output(
     labels = run.summary["label_names"] if run and run.summary else None
     renamed = renamed_labels(config)
     for name in renamed:
-        if labels is not None and name not in labels:
+        # In a tree also a node: all that is below it has its new path.
+        node = None if tree is None else name + tree.separator
+        is_node = node is not None and any(label.startswith(node) for label in labels or ())
+        if labels is not None and name not in labels and not is_node:
             raise ConfigError(f"renamed: {name!r} is none of the labels of {place}.")
     return str(place), labels, renamed
 

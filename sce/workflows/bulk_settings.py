@@ -122,7 +122,8 @@ class ClassifyConfig(BulkSettings, JobConfig):  # type: ignore[misc]
     """An earlier output, a folder or URI: report what has changed since, in `_comparison/` of the
     output; each row that moved stands in its `moved.parquet`."""
     renamed: Verbatim = []
-    """Labels of `compare_to` that have another name now, each as `--renamed OLD=NEW`."""
+    """Labels of `compare_to` that have another name now, each as `--renamed OLD=NEW`; in a tree
+    also nodes, with all that is below them. Subtrees that moved whole are found without."""
     dry_run: bool = False
     """Read a sample; show predictions, confused labels, expected time and size; write nothing."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"

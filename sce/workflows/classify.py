@@ -369,7 +369,7 @@ def _answer(plan: ClassifyPlan, run: OutputRun, workers: Workers) -> dict[str, A
         "truncated": counts.truncated,
         "null_labels": counts.null_labels,
         "labels": counts.labels,
-        "label_names": asked.label_names,
+        **asked.answered,
         "threshold": asked.options.threshold,
         "scoring": asked.scoring,
         "engine": "process" if isinstance(workers, OneProcess) else "ray",
@@ -391,7 +391,8 @@ def _compare(
     if not isinstance(backend, ServedByEndpoint):
         vectors_of = partial(_vectors_of, backend.embedder_config, workers)
     texts_of = partial(_texts_of, plan)
-    found, report, said = report_changes(plan.previous, current, texts_of, vectors_of)
+    separator = summary.get("separator")
+    found, report, said = report_changes(plan.previous, current, texts_of, vectors_of, separator)
     with _tracker(plan, run, summary.get("mlflow_run_id")) as tracker:
         tracker.log_metrics(found.to_metrics())
         tracker.log_text(report, "comparison.md")

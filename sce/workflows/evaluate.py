@@ -28,7 +28,7 @@ from sce.errors import ConfigError, InputError
 from sce.evaluation import plots
 from sce.evaluation.evaluate import Evaluated, EvaluationSet, Method, evaluate_sets
 from sce.evaluation.overview import overview
-from sce.evaluation.report import WIDE_CHARS, to_markdown, to_table
+from sce.evaluation.report import WIDE_CHARS, to_markdown, to_table, tree_tables
 from sce.evaluation.settings import EvaluateConfig
 from sce.evaluation.summaries import Result, dataset_metrics, rounded_metrics
 from sce.model.calibration import Temperature
@@ -235,6 +235,8 @@ def measure_sets(
     if show:
         wide = console.width >= WIDE_CHARS
         console.print(to_table(results, wide=wide, caption=config.caption))
+        for table in tree_tables(results):
+            console.print(table)
         for what, file in (("Every set", ALL_FILE), ("To look at", REPORT_FILE)):
             console.print(Text(f"{what}: {relative(folder / file)}"), soft_wrap=True)
     main = described[methods[0].name]

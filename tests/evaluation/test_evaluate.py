@@ -1,5 +1,7 @@
 """One evaluation for all methods, with methods whose answers are known."""
 
+import json
+import re
 import string
 from dataclasses import replace
 
@@ -9,10 +11,13 @@ from pydantic import ValidationError
 from scipy.special import softmax
 
 from sce.evaluation.evaluate import PREDICTIONS, EvaluationSet, Method, VectorMethod, evaluate_sets
+from sce.evaluation.levels import reordered, without_information
+from sce.evaluation.report import to_markdown
 from sce.evaluation.settings import EvaluateConfig
 from sce.evaluation.summaries import comparison_metrics, dataset_metrics, named_results
 from sce.labels import LabelSet
 from sce.model.calibration import Temperature
+from sce.model.label_tree import LabelTree
 
 LABELS = [{"name": "red", "description": "the colour"}, "green", "blue"]
 CONFIG = EvaluateConfig(flip_shuffles=3, flip_rows=4)
@@ -225,3 +230,58 @@ def test_settings_that_contradict_each_other_are_refused():
         EvaluateConfig(adapted=False, corpus="store")
     with pytest.raises(ValidationError, match="greater than or equal to 1"):
         EvaluateConfig(adapted_examples=[0])
+
+
+TREE = LabelTree.parse({"warm": ["red", {"yellow": ["gold", "lemon"]}], "cold": ["blue"]})
+
+
+def test_a_tree_is_measured_by_level_and_keeps_its_form_in_every_order():
+    asked = []
+
+    def score(queries_ND, labels):
+        asked.append(labels)
+        # The likeliest leaf is blue, the likelier half warm.
+        known = {"cold/blue": 2.0, "warm/red": 1.9, "warm/yellow/gold": 1.8}
+        return np.array([[known.get(name, 0.0) for name in labels.names]] * len(queries_ND))
+
+    class Fixed(VectorMethod):
+        name = "sce"
+
+        def describe(self, sets):
+            return {}
+
+    names = ["warm/red", "cold/blue", "warm/yellow/gold"]
+    one = EvaluationSet(
+        "own", "own", "own", TREE, list("abc"), list("abc"), names, np.eye(3, 4, dtype=np.float32)
+    )
+    config = EvaluateConfig(flip_shuffles=2)
+    (found,) = evaluate_sets([one], [Fixed(score, Temperature())], config)
+    assert all(isinstance(labels, LabelTree) and labels.inner == TREE.inner for labels in asked)
+    assert len({tuple(labels.names) for labels in asked}) > 1
+    assert found.result["sce"]["flip_rate"] == 0
+    tree = found.result["tree"]["sce"]
+    figures = ("nodes", "accuracy", "accuracy_of_best_leaf")
+    assert [tuple(level[name] for name in figures) for level in tree["levels"]] == [
+        (2, 2 / 3, 1 / 3), (3, 1 / 3, 1 / 3), (4, 1 / 3, 1 / 3),
+    ]  # fmt: skip
+    # The best leaf is below 0.5 everywhere; warm is not.
+    assert tree["leaf"] == {"precision": 2 / 6, "recall": 2 / 7, "f1": pytest.approx(4 / 13)}
+    stopped = tree["stopped"]
+    assert (stopped["precision"], stopped["recall"]) == (2 / 3, 2 / 7)
+    assert [lv["answered"] for lv in stopped["levels"]] == [1.0, 0.0, 0.0]
+    assert stopped["levels"][1]["precision"] is None
+    text = to_markdown([found.result])
+    assert "| SCE | 1 | 2 | 66.7 | 33.3 |" in re.sub(" +", " ", text)
+    assert "| SCE | deepest sure node | 66.7 | 28.6 | 40.0 |" in re.sub(" +", " ", text)
+    json.dumps(found.result, allow_nan=False)
+
+
+def test_a_tree_with_descriptions_is_also_measured_by_name_as_a_tree():
+    tree = LabelTree.parse({"a": {"description": "all a", "children": ["x", "y"]}, "b": "bees"})
+    bare = without_information(tree)
+    assert isinstance(bare, LabelTree)
+    assert (bare.names, bare.paths, bare.inner_paths) == (tree.names, tree.paths, tree.inner_paths)
+    assert not any(label.description for label in (*bare.labels, *bare.inner))
+    assert bare != tree
+    assert without_information(bare) == bare
+    assert reordered(tree, [2, 0, 1]).fingerprint == tree.fingerprint
