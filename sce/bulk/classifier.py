@@ -110,7 +110,8 @@ class BlockClassifier:
         first_G = np.zeros(len(answers), np.int64) if one_set else answers.offsets[:-1]
         # A row that got an error has no best label; what stands there is not read.
         decided = decide(answers, self._options)
-        label_G, nodes = decided.label_N, self._nodes if one_set else names
+        label_G = decided.label_N
+        nodes = self._nodes if one_set and self._nodes is not None else names
         found = {
             "label": nodes.take(pa.array(first_G + label_G, mask=label_G < 0)),
             "score": pa.array(decided.score_N, pa.float32()),

@@ -420,8 +420,8 @@ def _from_parents(items: Sequence[Any], where: str) -> Iterator[_Node]:
         parent = known.get("parent")
         if parent is not None and not isinstance(parent, str):
             raise LabelError(f"{place}.parent: a name is needed, not {quoted(parent)}.")
-        info = {field: known[field] for field in _INFO if field in known}
-        rows.append((name, normalise_name(parent or "") or None, info, place))
+        about = {field: known[field] for field in _INFO if field in known}
+        rows.append((name, normalise_name(parent or "") or None, about, place))
         by_name.setdefault(normalise_name(name), []).append(i)
     for start, (_, _, info, place) in enumerate(rows):
         path: list[str] = []
