@@ -19,6 +19,11 @@ every test set with at least ten texts a label, or to those of the embedding sto
 `--evaluate.adapted-examples`): each half of the rows is answered by a fit that had its examples
 from the other half. `--no-evaluate.adapted` leaves them out.
 
+`--evaluate.labelled-labels taxonomy.yaml` measures a tree of labels (billing: [refund, invoice]);
+the rows' labels are paths, billing/refund. Beside the leaves' accuracy it says how right each level
+is, and precision, recall and F1 over the nodes on the paths, of the best leaf and of answers that
+stop where their probability falls below 0.5.
+
 `--embedders` measures several text embedders on the same rows: what each answers by cosine
 similarity, SCE and adapted labels, its texts a second, memory and hours for a million texts on this
 machine; and recommends one. It writes to RUN_DIR/results-embedders.
