@@ -34,6 +34,7 @@ from sce.errors import ConfigError, InputError
 from sce.labels import LabelSet, RaggedLabels, parse_labels
 from sce.model.answers import Answers, Prediction
 from sce.model.arithmetic import choose_dtype
+from sce.model.background import Background
 from sce.model.calibration import Temperature
 from sce.model.decisions import predictions
 from sce.model.encoder import SCEModel
@@ -44,7 +45,7 @@ from sce.model.options import BEST_ALONE, AnswerOptions, LongText, Pooling, Scor
 from sce.model.pooling import ChunkVectors, answer_chunks
 from sce.model.scoring import ScoredBatch, Scorer
 from sce.model.settings import SHORTLIST_ABOVE, SHORTLIST_SIZE
-from sce.model.sharing import save_model, upload_model
+from sce.model.sharing import load_background, save_model, upload_model
 from sce.storage import Place, absolute_model, fetch_model
 
 
@@ -62,6 +63,7 @@ class Predictor:
             get probability 0. None for `SHORTLIST_ABOVE`; `sce.model.scoring.EXACT` never uses
             one.
         shortlist_size: None for `SHORTLIST_SIZE`.
+        background: what texts are like in general; None for `Background.isotropic`.
 
     Raises:
         FingerprintMismatch: `embedder` is not the one that the model was trained with.
@@ -77,6 +79,7 @@ class Predictor:
         text_vectors: TextVectors | None = None,
         shortlist_above: int | None = None,
         shortlist_size: int | None = None,
+        background: Background | None = None,
     ) -> None:
         if model.config.embedder is not None:
             check_fingerprint(model.config.embedder, embedder.fingerprint, "the model")
@@ -84,6 +87,7 @@ class Predictor:
         self.embedder = embedder
         self.tokenizer = tokenizer
         self.temperature = Temperature(*model.config.calibration)
+        self.background = background or Background.isotropic(model.config.embedding_dim)
         self.shortlist_above = SHORTLIST_ABOVE if shortlist_above is None else shortlist_above
         if shortlist_size is None:
             shortlist_size = min(SHORTLIST_SIZE, self.shortlist_above)
@@ -159,6 +163,7 @@ class Predictor:
             tokenizer = None
             if model.config.label_source == "tokens":
                 tokenizer = AutoTokenizer.from_pretrained(local, trust_remote_code=False)
+            background = load_background(local, model.config.embedding_dim)
         except (OSError, ValueError) as error:
             raise InputError(f"no SCE model at {str(path)!r}: {error}") from error
         if not isinstance(embedder, TextEmbedder):
@@ -171,6 +176,7 @@ class Predictor:
             text_vectors=text_vectors,
             shortlist_above=shortlist_above,
             shortlist_size=shortlist_size,
+            background=background,
         )
         predictor._loaded_by = asked if can_again else None
         predictor._folder = Path(local) if Path(local).is_dir() else None

@@ -21,7 +21,7 @@ from sce.config import VERSION
 from sce.errors import DataError
 from sce.labels import LabelSet
 from sce.model.label_vectors import LABEL_VECTORS, TextVectors
-from sce.model.linear_labels import VECTOR_BITS
+from sce.model.products import VECTOR_BITS
 
 ABSENT = 0.2
 """A label whose share of the sharp posterior is below this part of an even share seems to have no

@@ -1,9 +1,8 @@
 """Labels as a linear classifier on the text embedder's vectors: scores x.w_k + b_k.
 
 What a label set becomes once it was fitted to a corpus (`sce.adaptation`); the predictor takes it
-in place of labels. Vectors and weights are integers times a power of two, small enough that a
-float64 product of them is exact. So an answer is the same bit for bit whichever rows share a
-batch, and however a library orders its sums.
+in place of labels. Products are exact (`sce.model.products`), so an answer is the same bit for bit
+whichever rows share a batch.
 
 Shapes: N rows, K labels, D the embedder's dimension, T best labels of a row.
 """
@@ -21,49 +20,10 @@ from sce.errors import InputError
 from sce.labels import LabelSet
 from sce.model.answers import Answers
 from sce.model.options import BEST_ALONE, Scoring
+from sce.model.products import exact_products, vector_integers
 
-VECTOR_BITS = 18
-"""A vector's numbers are taken as multiples of 2^-18: of 384 numbers with unit norm, to 1e-4."""
-WEIGHT_BITS = 24
-"""A weight has as many bits, the largest of a set all of them: float32 holds it."""
 BLOCK_ROWS = 8192
 """Rows that are answered at a time."""
-
-
-def vector_integers(vectors_ND: np.ndarray) -> np.ndarray:
-    """Vectors times 2^18, rounded: integers in float64 [N, D]."""
-    given_ND = np.asarray(vectors_ND)
-    if given_ND.dtype != np.float32:
-        return np.rint(given_ND.astype(np.float64) * 2.0**VECTOR_BITS)
-    # A power of two rounds nothing in float32 either, where this takes a quarter of the time.
-    scaled_ND = given_ND * np.float32(2.0**VECTOR_BITS)
-    return np.rint(scaled_ND, out=scaled_ND).astype(np.float64)
-
-
-def weight_exponent(weight_KD: np.ndarray) -> int:
-    """e, so that the weights times 2^e are integers of at most `WEIGHT_BITS` bits."""
-    largest = float(np.abs(weight_KD).max(initial=0.0))
-    return WEIGHT_BITS - int(np.ceil(np.log2(largest))) if largest > 0 else WEIGHT_BITS
-
-
-def round_weights(weight_KD: np.ndarray) -> np.ndarray:
-    """Weights rounded to multiples of one power of two, float32 [K, D]; rounding twice changes
-    nothing."""
-    scale = 2.0 ** weight_exponent(weight_KD)
-    return (np.rint(np.asarray(weight_KD, np.float64) * scale) / scale).astype(np.float32)
-
-
-def exact_products(vectors_ND: np.ndarray, weight_KD: np.ndarray) -> np.ndarray:
-    """x.w_k without a rounding error, float64 [N, K].
-
-    Args:
-        vectors_ND: what `vector_integers` gave; of norm at most 2^19.
-        weight_KD: what `round_weights` gave. By Cauchy and Schwarz no partial sum exceeds
-            2^19 2^24 sqrt(D), which is below 2^53 for D up to 2^20.
-    """
-    exponent = weight_exponent(weight_KD)
-    products_NK = vectors_ND @ (weight_KD.astype(np.float64) * 2.0**exponent).T
-    return products_NK * 2.0 ** -(VECTOR_BITS + exponent)
 
 
 @dataclass(frozen=True, eq=False)
