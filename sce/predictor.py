@@ -39,11 +39,12 @@ from sce.model.calibration import Temperature
 from sce.model.decisions import predictions
 from sce.model.encoder import SCEModel
 from sce.model.grouping import GroupScorer
+from sce.model.independent import IndependentScorer
 from sce.model.label_vectors import TextLookup, TextVectors, token_means_of
 from sce.model.linear_labels import LinearLabels
-from sce.model.options import BEST_ALONE, AnswerOptions, LongText, Pooling, Scoring
+from sce.model.options import BEST_ALONE, AnswerOptions, LongText, Mode, Pooling, Scoring
 from sce.model.pooling import ChunkVectors, answer_chunks
-from sce.model.scoring import ScoredBatch, Scorer
+from sce.model.scoring import Scorer, best_labels
 from sce.model.settings import SHORTLIST_ABOVE, SHORTLIST_SIZE
 from sce.model.sharing import load_background, save_model, upload_model
 from sce.storage import Place, absolute_model, fetch_model
@@ -106,6 +107,7 @@ class Predictor:
             self.shortlist_above,
             self.shortlist_size,
         )
+        self._independent = IndependentScorer(model, self.background)
         self._text_vectors = text_vectors or (lambda texts: embedder.embed(texts).vectors)
         self._loaded_by: dict[str, Any] | None = None
         self._folder: Path | None = None  # that the model was loaded from
@@ -192,38 +194,12 @@ class Predictor:
         """
         save_model(self.model, self.tokenizer, place, self._folder)
 
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        private: bool | None = None,
-        token: str | bool | None = None,
-        revision: str | None = None,
-        commit_message: str = "Upload a Soft Contextualized Encoder",
-    ) -> str:
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
         """Upload what `save_pretrained` writes to a repository of the Hugging Face hub, which is
-        made where it is missing; returns the commit's URL. `from_pretrained(repo_id)` loads it.
-
-        Args:
-            repo_id: "name" of your own account, or "organisation/name".
-            private: of a repository that is made; None for the account's default.
-            token: None for the one of `hf auth login` or HF_TOKEN.
-            revision: a branch; None for the main one.
-
-        Raises:
-            InputError: the model was loaded in bfloat16.
-            huggingface_hub.errors.HfHubHTTPError: the hub refuses.
-        """
-        return upload_model(
-            self.model,
-            self.tokenizer,
-            repo_id,
-            self._folder,
-            private=private,
-            token=token,
-            revision=revision,
-            commit_message=commit_message,
-        )
+        made where it is missing; returns the commit's URL. `from_pretrained(repo_id)` loads it. The
+        options (`private`, `token`, `revision`, `commit_message`) are those of
+        `sce.model.sharing.upload_model`, and so are the errors."""
+        return upload_model(self.model, self.tokenizer, repo_id, self._folder, **options)
 
     def __call__(
         self, sequences: str | Sequence[str], candidate_labels: Any
@@ -261,10 +237,16 @@ class Predictor:
         rows = max(1, self._scorer.max_batch_tokens // (len(label_set) + 1))
         self.answer(np.zeros((rows, self.model.config.embedding_dim), np.float32), label_set)
 
-    def new_label_texts(self, labels: LabelSet | RaggedLabels | LinearLabels) -> list[str]:
+    def new_label_texts(
+        self, labels: LabelSet | RaggedLabels | LinearLabels, scoring: Scoring = BEST_ALONE
+    ) -> list[str]:
         """Distinct label texts that `answer` would embed for these labels. A server embeds them
         among its other texts and gives `answer` their vectors."""
-        return [] if isinstance(labels, LinearLabels) else self._groups.new_texts(labels)
+        if isinstance(labels, LinearLabels):
+            return []
+        if scoring.mode == "multi":
+            return self._independent.new_texts(labels, scoring.contrast)
+        return self._groups.new_texts(labels)
 
     def predict(
         self,
@@ -272,9 +254,13 @@ class Predictor:
         labels: Any = None,
         *,
         embeddings: np.ndarray | None = None,
-        threshold: float | None = None,
+        threshold: float | Mapping[str, float] | None = None,
         top_k: int | None = None,
         return_scores: bool = False,
+        mode: Mode = "single",
+        at_least: int = 0,
+        at_most: int | None = None,
+        contrast_labels: Sequence[str] = (),
         candidate_labels: Any = None,
         errors: Literal["keep", "raise"] = "keep",
         long_text: LongText = "truncate",
@@ -289,7 +275,8 @@ class Predictor:
                 a set of its own, a list of lists of names as long as the texts, or
                 `RaggedLabels`. Or labels that were fitted to a corpus (`AdaptedLabels.load`).
             embeddings: unit vectors of the model's embedder, float32 [N, D].
-            threshold: below this probability a prediction's label is None.
+            threshold: below this probability a prediction's label is None; or one a label.
+            mode, at_least, at_most, contrast_labels: several labels a text, see `AnswerOptions`.
             top_k: also return this many best labels.
             return_scores: also return every label's probability.
             candidate_labels: another name of `labels`, as in the transformers pipeline.
@@ -303,30 +290,24 @@ class Predictor:
         labels = candidate_labels if labels is None else labels
         if (texts is None) == (embeddings is None):
             raise InputError("give either texts or embeddings.")
-        options = AnswerOptions(threshold, top_k, return_scores, long_text, pooling)
+        options = AnswerOptions(
+            threshold,
+            top_k,
+            return_scores,
+            long_text,
+            pooling,
+            mode=mode,
+            at_least=at_least,
+            at_most=at_most,
+            contrast_labels=contrast_labels,
+        )
         labels = labels if isinstance(labels, LinearLabels) else parse_labels(labels)
         if is_numeric_array(texts):
             texts, embeddings = None, texts
-        if texts is not None:
-            items = as_texts(texts)
-            count, refused = len(items), text_errors(items)
-            refuse_rows("texts", refused, errors)
-            good_texts = [t for i, t in enumerate(items) if i not in refused]
-            queries: np.ndarray | ChunkVectors
-            if options.long_text == "chunk":
-                queries, truncated_G = self.embedder.embed_chunks(good_texts)
-            else:
-                embedded = self.embedder.embed(good_texts)
-                queries, truncated_G = embedded.vectors, embedded.truncated
-        else:
-            options.refuse_long_text("embeddings are given")
-            queries_ND = as_vectors(embeddings, self.model.config.embedding_dim)
-            count = len(queries_ND)
-            refused = bad_vectors(queries_ND)
-            refuse_rows("embeddings", refused, errors)
-            queries = np.delete(queries_ND, list(refused), axis=0) if refused else queries_ND
-            truncated_G = np.zeros(len(queries), bool)
+        queries, truncated_G, refused = self._queries(texts, embeddings, options, errors)
+        count = len(queries) + len(refused)
         sets = labels.names_by_row(count)
+        options.check_labels(sets)
         good = [i for i in range(count) if i not in refused]
         if refused and isinstance(labels, RaggedLabels):
             labels = labels.take(np.array(good, np.int64))
@@ -335,6 +316,32 @@ class Predictor:
         return [
             Prediction.refused(refused[i]) if i in refused else next(found) for i in range(count)
         ]
+
+    def _queries(
+        self,
+        texts: Any,
+        embeddings: Any,
+        options: AnswerOptions,
+        errors: Literal["keep", "raise"],
+    ) -> tuple[np.ndarray | ChunkVectors, np.ndarray, dict[int, str]]:
+        """Vectors of the rows that can be answered, whether each one's text was cut, and the errors
+        of the others by position."""
+        if texts is not None:
+            items = as_texts(texts)
+            refused = text_errors(items)
+            refuse_rows("texts", refused, errors)
+            good_texts = [t for i, t in enumerate(items) if i not in refused]
+            if options.long_text == "chunk":
+                chunks, cut_G = self.embedder.embed_chunks(good_texts)
+                return chunks, cut_G, refused
+            embedded = self.embedder.embed(good_texts)
+            return embedded.vectors, embedded.truncated, refused
+        options.refuse_long_text("embeddings are given")
+        queries_ND = as_vectors(embeddings, self.model.config.embedding_dim)
+        refused = bad_vectors(queries_ND)
+        refuse_rows("embeddings", refused, errors)
+        queries_GD = np.delete(queries_ND, list(refused), axis=0) if refused else queries_ND
+        return queries_GD, np.zeros(len(queries_GD), bool), refused
 
     def answer(
         self,
@@ -368,14 +375,18 @@ class Predictor:
         if isinstance(labels, LinearLabels):
             return self._require(labels).answer(queries_ND, scoring)
         counts_N = labels.counts_by_row(len(queries_ND))
-        shortlisted = bool((counts_N > self.shortlist_above).any())
+        shortlisted = scoring.mode == "single" and bool((counts_N > self.shortlist_above).any())
         answers = Answers.empty(counts_N, scoring, self.shortlist_size if shortlisted else None)
         text_vectors = self._text_vectors
         if label_texts:
             text_vectors = TextLookup(label_texts, text_vectors)
+        if scoring.mode == "multi":
+            self._independent.fill(answers, queries_ND, labels, scoring, text_vectors)
+            return answers
         for group, batch in self._groups.batches(queries_ND, labels, text_vectors):
             rows_B = group.rows_R[batch.rows]
-            top_BT, p_BT, p_BK = self._best(batch, group.width, answers.top_NT.shape[1])
+            scaled_BK = self.temperature.scale(batch.logits_BK.double(), group.width)
+            top_BT, p_BT, p_BK = best_labels(scaled_BK, answers.top_NT.shape[1])
             kept = slice(top_BT.shape[1])  # the others have no more labels, or a shortlist
             answers.top_NT[rows_B, kept] = group.to_user(batch, top_BT)
             answers.top_scores_NT[rows_B, kept] = p_BT
@@ -416,25 +427,6 @@ class Predictor:
             logits_BK = batch.logits_BK.cpu().numpy()
             np.put_along_axis(scores_NK[batch.rows], group.to_user(batch), logits_BK, 1)
         return scores_NK
-
-    def _best(
-        self, batch: ScoredBatch, label_count: int, width: int
-    ) -> tuple[np.ndarray, np.ndarray, torch.Tensor]:
-        """The best places of each row's scores, their probabilities, and all probabilities.
-
-        Equal scores come in canonical order. With a shortlist the temperature is that of the
-        whole set: it holds the labels that are hard to tell apart, so its scores are as sharp as
-        those of the whole (on clinc150 the best T is 0.98 for 150 labels and for the nearest 64
-        of them, 0.95 for 64 random ones).
-        """
-        logits_BK = batch.logits_BK.double()
-        p_BK = torch.softmax(self.temperature.scale(logits_BK, label_count), dim=1)
-        if width == 1:
-            top_BT = logits_BK.argmax(1, keepdim=True)
-        else:
-            top_BT = logits_BK.sort(dim=1, descending=True, stable=True).indices[:, :width]
-        p_BT = p_BK.gather(1, top_BT).float().cpu().numpy()
-        return top_BT.cpu().numpy(), p_BT, p_BK
 
     def _require(self, labels: LinearLabels) -> LinearLabels:
         """These labels, if they read the vectors of this embedder."""

@@ -10,7 +10,7 @@ Shapes: N rows, K labels, D the embedder's dimension, T best labels of a row.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -19,6 +19,7 @@ import numpy as np
 from sce.errors import InputError
 from sce.labels import LabelSet
 from sce.model.answers import Answers
+from sce.model.logistic import OF_CORPUS, fill_answers
 from sce.model.options import BEST_ALONE, Scoring
 from sce.model.products import exact_products, vector_integers
 
@@ -36,6 +37,8 @@ class LinearLabels:
         bias_K: float64 [K].
         temperature: what scores are divided by before the softmax.
         embedder: fingerprint of the embedder whose vectors it reads.
+        usual_2K: mean and standard deviation of each label's score over its corpus, float64 [2, K];
+            None where they are not known. Mode "multi" needs them.
     """
 
     label_set: LabelSet
@@ -43,6 +46,7 @@ class LinearLabels:
     bias_K: np.ndarray
     temperature: float
     embedder: Mapping[str, Any]
+    usual_2K: np.ndarray | None = field(default=None, kw_only=True)
 
     def __len__(self) -> int:
         return len(self.label_set)
@@ -95,10 +99,40 @@ class LinearLabels:
         found_NK[:, self._canonical[2]] = values_NK
         return found_NK
 
+    def check_scoring(self, scoring: Scoring) -> None:
+        """Raises `InputError`: these labels have no such probabilities."""
+        if scoring.mode != "multi":
+            return
+        if self.usual_2K is None:
+            raise InputError(
+                "mode: these adapted labels were fitted by an earlier version, which kept nothing "
+                "that tells several labels of a text from one. Run jobs/adapt.py again."
+            )
+        if scoring.contrast:
+            raise InputError(
+                "contrast_labels: adapted labels are held against their corpus and each other, "
+                "not against further labels."
+            )
+
+    def _z_scores(self, queries_ND: np.ndarray) -> np.ndarray:
+        """How many standard deviations each score stands above that label's mean over the corpus,
+        float64 [N, K], in canonical order."""
+        assert self.usual_2K is not None
+        mean_K, deviation_K = self.usual_2K[:, self._canonical[2]]
+        return (self._scores(queries_ND) - mean_K) / deviation_K
+
     def answer(self, queries_ND: np.ndarray, scoring: Scoring = BEST_ALONE) -> Answers:
-        """As `Predictor.answer`; equal scores come in canonical order."""
+        """As `Predictor.answer`; equal scores come in canonical order. Raises `InputError`: see
+        `check_scoring`."""
+        self.check_scoring(scoring)
         rows, count, order_K = len(queries_ND), len(self), self._canonical[2]
         answers = Answers.empty(self.counts_by_row(rows), scoring)
+        if scoring.mode == "multi":
+            for start in range(0, rows, BLOCK_ROWS):
+                rows_B = np.arange(start, min(start + BLOCK_ROWS, rows))
+                p_BK = OF_CORPUS(self._z_scores(queries_ND[rows_B]))
+                fill_answers(answers, rows_B, p_BK, order_K)
+            return answers
         width = answers.top_NT.shape[1]
         from scipy.special import softmax
 

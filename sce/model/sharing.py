@@ -66,13 +66,19 @@ def upload_model(
     repo_id: str,
     beside: Path | None,
     *,
-    private: bool | None,
-    token: str | bool | None,
-    revision: str | None,
-    commit_message: str,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    commit_message: str = "Upload a Soft Contextualized Encoder",
 ) -> str:
     """Make the repository where it is missing, upload the folder in one commit, and return the
-    commit's URL. The hub is that of HF_ENDPOINT, the token by default that of `hf auth login`.
+    commit's URL. The hub is that of HF_ENDPOINT.
+
+    Args:
+        repo_id: "name" of your own account, or "organisation/name".
+        private: of a repository that is made; None for the account's default.
+        token: None for the one of `hf auth login` or HF_TOKEN.
+        revision: a branch; None for the main one.
 
     Raises:
         InputError: the model is not in float32.

@@ -118,3 +118,34 @@ def test_long_texts_in_chunks_are_answered_as_by_the_predictor(predictor, tmp_pa
             assert not row["truncated"]
         assert rows[0]["where"]["end"] - rows[0]["where"]["start"] < len(texts[0]) / 2
     assert "where" not in classify(predictor, source, LABELS, Columns())[0]
+
+
+def test_several_labels_a_row_are_those_of_the_predictor(predictor, tmp_path):
+    records = [{"text": text(i), "labels": "kept"} for i in range(12)] + [{"text": " "}]
+    source = write_jsonl(tmp_path / "in.jsonl", records)
+    asked = {"mode": "multi", "threshold": {LABELS[0]: 0.1}, "at_least": 1, "at_most": 2}
+    rows = classify(predictor, source, LABELS, Columns(keep=("labels",)), top_k=1, **asked)
+    texts = [record["text"] for record in records[:12]]
+    expected = predictor.predict(texts, LABELS, top_k=1, **asked)
+    for row, wanted in zip(rows, expected):
+        found = [(one["label"], pytest.approx(one["score"], abs=1e-5)) for one in row["labels"]]
+        assert wanted.labels == found
+        assert 1 <= len(found) <= 2
+        assert (row["label"], row["input_labels"]) == (wanted.label, "kept")
+        assert row["top"][0]["label"] == wanted.top[0][0]
+    assert (rows[12]["labels"], rows[12]["label"], rows[12]["error"]) == (None, None, "text_empty")
+
+
+def test_several_labels_of_rows_with_sets_of_their_own(predictor, tmp_path):
+    records = [{"text": text(i), "own": LABELS[: 1 + i % 3]} for i in range(9)]
+    source = write_jsonl(tmp_path / "in.jsonl", records)
+    columns = Columns(labels="own")
+    rows = classify(predictor, source, None, columns, mode="multi", at_least=2, return_scores=True)
+    expected = predictor.predict(
+        [record["text"] for record in records],
+        [record["own"] for record in records],
+        mode="multi",
+        at_least=2,
+    )
+    for row, wanted in zip(rows, expected):
+        assert [one["label"] for one in row["labels"]] == [name for name, _ in wanted.labels]
