@@ -34,18 +34,20 @@ from sce.errors import ConfigError, InputError
 from sce.labels import LabelSet, RaggedLabels
 from sce.model.answers import Answers, Prediction
 from sce.model.arithmetic import choose_dtype
+from sce.model.background import Background
 from sce.model.calibration import Temperature
 from sce.model.decisions import predictions
 from sce.model.encoder import SCEModel
 from sce.model.grouping import GroupScorer
+from sce.model.independent import IndependentScorer
 from sce.model.label_tree import answer_names, parse_set, parse_sets, tree_of
 from sce.model.label_vectors import TextLookup, TextVectors, token_means_of
 from sce.model.linear_labels import LinearLabels
-from sce.model.options import BEST_ALONE, AnswerOptions, LongText, Pooling, Scoring
+from sce.model.options import BEST_ALONE, AnswerOptions, LongText, Mode, Pooling, Scoring
 from sce.model.pooling import ChunkVectors, answer_chunks
-from sce.model.scoring import ScoredBatch, Scorer
+from sce.model.scoring import Scorer, best_labels
 from sce.model.settings import SHORTLIST_ABOVE, SHORTLIST_SIZE
-from sce.model.sharing import save_model, upload_model
+from sce.model.sharing import load_background, save_model, upload_model
 from sce.storage import Place, absolute_model, fetch_model
 
 
@@ -63,6 +65,7 @@ class Predictor:
             get probability 0. None for `SHORTLIST_ABOVE`; `sce.model.scoring.EXACT` never uses
             one.
         shortlist_size: None for `SHORTLIST_SIZE`.
+        background: what texts are like in general; None for `Background.isotropic`.
 
     Raises:
         FingerprintMismatch: `embedder` is not the one that the model was trained with.
@@ -78,6 +81,7 @@ class Predictor:
         text_vectors: TextVectors | None = None,
         shortlist_above: int | None = None,
         shortlist_size: int | None = None,
+        background: Background | None = None,
     ) -> None:
         if model.config.embedder is not None:
             check_fingerprint(model.config.embedder, embedder.fingerprint, "the model")
@@ -85,6 +89,7 @@ class Predictor:
         self.embedder = embedder
         self.tokenizer = tokenizer
         self.temperature = Temperature(*model.config.calibration)
+        self.background = background or Background.isotropic(model.config.embedding_dim)
         self.shortlist_above = SHORTLIST_ABOVE if shortlist_above is None else shortlist_above
         if shortlist_size is None:
             shortlist_size = min(SHORTLIST_SIZE, self.shortlist_above)
@@ -103,6 +108,7 @@ class Predictor:
             self.shortlist_above,
             self.shortlist_size,
         )
+        self._independent = IndependentScorer(model, self.background)
         self._text_vectors = text_vectors or (lambda texts: embedder.embed(texts).vectors)
         self._loaded_by: dict[str, Any] | None = None
         self._folder: Path | None = None  # that the model was loaded from
@@ -160,6 +166,7 @@ class Predictor:
             tokenizer = None
             if model.config.label_source == "tokens":
                 tokenizer = AutoTokenizer.from_pretrained(local, trust_remote_code=False)
+            background = load_background(local, model.config.embedding_dim)
         except (OSError, ValueError) as error:
             raise InputError(f"no SCE model at {str(path)!r}: {error}") from error
         if not isinstance(embedder, TextEmbedder):
@@ -172,6 +179,7 @@ class Predictor:
             text_vectors=text_vectors,
             shortlist_above=shortlist_above,
             shortlist_size=shortlist_size,
+            background=background,
         )
         predictor._loaded_by = asked if can_again else None
         predictor._folder = Path(local) if Path(local).is_dir() else None
@@ -187,38 +195,12 @@ class Predictor:
         """
         save_model(self.model, self.tokenizer, place, self._folder)
 
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        private: bool | None = None,
-        token: str | bool | None = None,
-        revision: str | None = None,
-        commit_message: str = "Upload a Soft Contextualized Encoder",
-    ) -> str:
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
         """Upload what `save_pretrained` writes to a repository of the Hugging Face hub, which is
-        made where it is missing; returns the commit's URL. `from_pretrained(repo_id)` loads it.
-
-        Args:
-            repo_id: "name" of your own account, or "organisation/name".
-            private: of a repository that is made; None for the account's default.
-            token: None for the one of `hf auth login` or HF_TOKEN.
-            revision: a branch; None for the main one.
-
-        Raises:
-            InputError: the model was loaded in bfloat16.
-            huggingface_hub.errors.HfHubHTTPError: the hub refuses.
-        """
-        return upload_model(
-            self.model,
-            self.tokenizer,
-            repo_id,
-            self._folder,
-            private=private,
-            token=token,
-            revision=revision,
-            commit_message=commit_message,
-        )
+        made where it is missing; returns the commit's URL. `from_pretrained(repo_id)` loads it. The
+        options (`private`, `token`, `revision`, `commit_message`) are those of
+        `sce.model.sharing.upload_model`, and so are the errors."""
+        return upload_model(self.model, self.tokenizer, repo_id, self._folder, **options)
 
     def __call__(
         self, sequences: str | Sequence[str], candidate_labels: Any
@@ -256,10 +238,16 @@ class Predictor:
         rows = max(1, self._scorer.max_batch_tokens // (len(label_set) + 1))
         self.answer(np.zeros((rows, self.model.config.embedding_dim), np.float32), label_set)
 
-    def new_label_texts(self, labels: LabelSet | RaggedLabels | LinearLabels) -> list[str]:
+    def new_label_texts(
+        self, labels: LabelSet | RaggedLabels | LinearLabels, scoring: Scoring = BEST_ALONE
+    ) -> list[str]:
         """Distinct label texts that `answer` would embed for these labels. A server embeds them
         among its other texts and gives `answer` their vectors."""
-        return [] if isinstance(labels, LinearLabels) else self._groups.new_texts(labels)
+        if isinstance(labels, LinearLabels):
+            return []
+        if scoring.mode == "multi":
+            return self._independent.new_texts(labels, scoring.contrast)
+        return self._groups.new_texts(labels)
 
     def predict(
         self,
@@ -267,9 +255,13 @@ class Predictor:
         labels: Any = None,
         *,
         embeddings: np.ndarray | None = None,
-        threshold: float | None = None,
+        threshold: float | Mapping[str, float] | None = None,
         top_k: int | None = None,
         return_scores: bool = False,
+        mode: Mode = "single",
+        at_least: int = 0,
+        at_most: int | None = None,
+        contrast_labels: Sequence[str] = (),
         candidate_labels: Any = None,
         errors: Literal["keep", "raise"] = "keep",
         long_text: LongText = "truncate",
@@ -285,8 +277,9 @@ class Predictor:
                 as long as the texts, or `RaggedLabels`. Or labels that were fitted to a corpus
                 (`AdaptedLabels.load`).
             embeddings: unit vectors of the model's embedder, float32 [N, D].
-            threshold: below this probability a prediction's label is None; in a tree it is the
-                deepest node on the way down that is not below.
+            threshold: below this probability a prediction's label is None, or one a label; in a
+                tree it is the deepest node on the way down that is not below.
+            mode, at_least, at_most, contrast_labels: several labels a text, see `AnswerOptions`.
             top_k: also return this many best labels.
             return_scores: also return every label's probability.
             candidate_labels: another name of `labels`, as in the transformers pipeline.
@@ -300,30 +293,24 @@ class Predictor:
         labels = candidate_labels if labels is None else labels
         if (texts is None) == (embeddings is None):
             raise InputError("give either texts or embeddings.")
-        options = AnswerOptions(threshold, top_k, return_scores, long_text, pooling)
+        options = AnswerOptions(
+            threshold,
+            top_k,
+            return_scores,
+            long_text,
+            pooling,
+            mode=mode,
+            at_least=at_least,
+            at_most=at_most,
+            contrast_labels=contrast_labels,
+        )
         labels = labels if isinstance(labels, LinearLabels) else parse_sets(labels)
         if is_numeric_array(texts):
             texts, embeddings = None, texts
-        if texts is not None:
-            items = as_texts(texts)
-            count, refused = len(items), text_errors(items)
-            refuse_rows("texts", refused, errors)
-            good_texts = [t for i, t in enumerate(items) if i not in refused]
-            queries: np.ndarray | ChunkVectors
-            if options.long_text == "chunk":
-                queries, truncated_G = self.embedder.embed_chunks(good_texts)
-            else:
-                embedded = self.embedder.embed(good_texts)
-                queries, truncated_G = embedded.vectors, embedded.truncated
-        else:
-            options.refuse_long_text("embeddings are given")
-            queries_ND = as_vectors(embeddings, self.model.config.embedding_dim)
-            count = len(queries_ND)
-            refused = bad_vectors(queries_ND)
-            refuse_rows("embeddings", refused, errors)
-            queries = np.delete(queries_ND, list(refused), axis=0) if refused else queries_ND
-            truncated_G = np.zeros(len(queries), bool)
+        queries, truncated_G, refused = self._queries(texts, embeddings, options, errors)
+        count = len(queries) + len(refused)
         sets = labels.names_by_row(count)
+        options.check_labels(sets if tree_of(labels) is None else [answer_names(labels)])
         good = [i for i in range(count) if i not in refused]
         if refused and isinstance(labels, RaggedLabels):
             labels = labels.take(np.array(good, np.int64))
@@ -334,6 +321,32 @@ class Predictor:
         return [
             Prediction.refused(refused[i]) if i in refused else next(found) for i in range(count)
         ]
+
+    def _queries(
+        self,
+        texts: Any,
+        embeddings: Any,
+        options: AnswerOptions,
+        errors: Literal["keep", "raise"],
+    ) -> tuple[np.ndarray | ChunkVectors, np.ndarray, dict[int, str]]:
+        """Vectors of the rows that can be answered, whether each one's text was cut, and the errors
+        of the others by position."""
+        if texts is not None:
+            items = as_texts(texts)
+            refused = text_errors(items)
+            refuse_rows("texts", refused, errors)
+            good_texts = [t for i, t in enumerate(items) if i not in refused]
+            if options.long_text == "chunk":
+                chunks, cut_G = self.embedder.embed_chunks(good_texts)
+                return chunks, cut_G, refused
+            embedded = self.embedder.embed(good_texts)
+            return embedded.vectors, embedded.truncated, refused
+        options.refuse_long_text("embeddings are given")
+        queries_ND = as_vectors(embeddings, self.model.config.embedding_dim)
+        refused = bad_vectors(queries_ND)
+        refuse_rows("embeddings", refused, errors)
+        queries_GD = np.delete(queries_ND, list(refused), axis=0) if refused else queries_ND
+        return queries_GD, np.zeros(len(queries_GD), bool), refused
 
     def answer(
         self,
@@ -368,7 +381,7 @@ class Predictor:
             return self._require(labels).answer(queries_ND, scoring)
         tree = tree_of(labels)
         counts_N = labels.counts_by_row(len(queries_ND))
-        shortlisted = bool((counts_N > self.shortlist_above).any())
+        shortlisted = scoring.mode == "single" and bool((counts_N > self.shortlist_above).any())
         answers = Answers.empty(
             counts_N,
             scoring,
@@ -378,9 +391,13 @@ class Predictor:
         text_vectors = self._text_vectors
         if label_texts:
             text_vectors = TextLookup(label_texts, text_vectors)
+        if scoring.mode == "multi":
+            self._independent.fill(answers, queries_ND, labels, scoring, text_vectors)
+            return answers
         for group, batch in self._groups.batches(queries_ND, labels, text_vectors):
             rows_B = group.rows_R[batch.rows]
-            top_BT, p_BT, p_BK = self._best(batch, group.width, answers.top_NT.shape[1])
+            scaled_BK = self.temperature.scale(batch.logits_BK.double(), group.width)
+            top_BT, p_BT, p_BK = best_labels(scaled_BK, answers.top_NT.shape[1])
             kept = slice(top_BT.shape[1])  # the others have no more labels, or a shortlist
             answers.top_NT[rows_B, kept] = group.to_user(batch, top_BT)
             answers.top_scores_NT[rows_B, kept] = p_BT
@@ -424,25 +441,6 @@ class Predictor:
             logits_BK = batch.logits_BK.cpu().numpy()
             np.put_along_axis(scores_NK[batch.rows], group.to_user(batch), logits_BK, 1)
         return scores_NK
-
-    def _best(
-        self, batch: ScoredBatch, label_count: int, width: int
-    ) -> tuple[np.ndarray, np.ndarray, torch.Tensor]:
-        """The best places of each row's scores, their probabilities, and all probabilities.
-
-        Equal scores come in canonical order. With a shortlist the temperature is that of the
-        whole set: it holds the labels that are hard to tell apart, so its scores are as sharp as
-        those of the whole (on clinc150 the best T is 0.98 for 150 labels and for the nearest 64
-        of them, 0.95 for 64 random ones).
-        """
-        logits_BK = batch.logits_BK.double()
-        p_BK = torch.softmax(self.temperature.scale(logits_BK, label_count), dim=1)
-        if width == 1:
-            top_BT = logits_BK.argmax(1, keepdim=True)
-        else:
-            top_BT = logits_BK.sort(dim=1, descending=True, stable=True).indices[:, :width]
-        p_BT = p_BK.gather(1, top_BT).float().cpu().numpy()
-        return top_BT.cpu().numpy(), p_BT, p_BK
 
     def _require(self, labels: LinearLabels) -> LinearLabels:
         """These labels, if they read the vectors of this embedder."""

@@ -28,12 +28,12 @@ from sce.client.wire import (
     encode_vectors,
     from_prediction,
 )
-from sce.errors import ROW_ERRORS, LabelError, clipped, quoted
+from sce.errors import ROW_ERRORS, InputError, LabelError, clipped, quoted
 from sce.labels import LabelSet, RaggedLabels, is_set_a_row
 from sce.model.answers import Prediction
 from sce.model.decisions import predictions
 from sce.model.label_tree import FORMS as TREE_FORMS
-from sce.model.label_tree import LabelTree, answer_names, is_tree, parse_sets
+from sce.model.label_tree import LabelTree, answer_names, is_tree, parse_sets, tree_of
 from sce.model.options import AnswerOptions
 from sce.storage.documents import unique_keys
 from serve.refusals import ApiError
@@ -52,6 +52,7 @@ FORMS = {
     "labels": LABELS_FORM,
     "candidate_labels": LABELS_FORM,
     "metadata": METADATA_FORM,
+    "threshold": "a probability from 0 to 1, or one for each label: {label: probability}",
 }
 TOO_LONG_FORMS = ("too_long", "string_too_long")
 
@@ -96,15 +97,21 @@ def classify_request(
         _check_rows(len(request.embeddings), "embeddings", limits)
         queries, errors = _vectors(request.embeddings, dimension)
     rows = len(queries)
-    scoring = answer_options(request).scoring
+    options = answer_options(request)
+    scoring = options.scoring
     labels: LabelSet | RaggedLabels | str
     if request.label_set is not None:
         labels, widest = request.label_set, set_labels
         # The encoder reads nothing, but what is sent back is bounded as for other labels.
-        numbers = widest if scoring.return_scores else min(scoring.top_k, widest)
+        numbers = widest if scoring.every_score else min(scoring.top_k, widest)
         label_tokens, what = rows * (numbers + 1), "numbers of the answer (labels + 1 a text)"
     else:
         labels = check_labels(getattr(request, param), rows, param, limits)
+        try:
+            is_one = tree_of(labels) is not None
+            options.check_labels([answer_names(labels)] if is_one else labels.names_by_row(rows))
+        except InputError as error:
+            raise refused_option(error) from None
         counts_N = labels.counts_by_row(rows)
         widest, label_tokens = int(counts_N.max(initial=0)), int(counts_N.sum()) + rows
         what = "label tokens (labels + 1 a text)"
@@ -123,14 +130,27 @@ def classify_request(
 
 
 def answer_options(request: ClassifyRequest) -> AnswerOptions:
-    """What a request asks of its answer."""
-    return AnswerOptions(
-        request.threshold,
-        request.top_k,
-        bool(request.return_scores),
-        request.long_text or "truncate",
-        request.pooling,
-    )
+    """What a request asks of its answer. Raises `ApiError`: 422, it cannot be had."""
+    try:
+        return AnswerOptions(
+            request.threshold,
+            request.top_k,
+            bool(request.return_scores),
+            request.long_text or "truncate",
+            request.pooling,
+            mode=request.mode or "single",
+            at_least=request.at_least or 0,
+            at_most=request.at_most,
+            contrast_labels=tuple(request.contrast_labels or ()),
+        )
+    except InputError as error:
+        raise refused_option(error) from None
+
+
+def refused_option(error: InputError) -> ApiError:
+    """What `AnswerOptions` does not allow; its message begins with the field."""
+    field = str(error).partition(":")[0].partition(" ")[0].partition("[")[0]
+    return ApiError(422, "invalid_value", str(error), field)
 
 
 def embeddings_request(request: EmbeddingsRequest, limits: Limits, dimension: int) -> ModelRequest:

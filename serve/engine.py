@@ -214,7 +214,7 @@ class Engine:
             seconds = {**found.seconds, "classify": time.perf_counter() - began}
             names = answer_names(labels)
             return replace(found, names=names, answers=answers, vectors_GD=None, seconds=seconds)
-        new_texts = await self._off_loop(model.predictor.new_label_texts, labels)
+        new_texts = await self._off_loop(model.predictor.new_label_texts, labels, scoring)
         known, new, _ = await self._look_up(model, new_texts, truncate=True)
         label_texts = {text: entry.vector for text, entry in known.items()}
         costs_G = labels.counts_by_row(len(vectors_GD)) + 1  # the text is a token too
@@ -386,7 +386,9 @@ def _embed_batch(items: list[_EmbedItem]) -> list[np.ndarray]:
 def _classify_batch(items: list[_ClassifyItem]) -> list[Answers]:
     """Rows with the same label set together where they are many, all others in mixed batches."""
     found: list[Any] = [None] * len(items)
-    for of_model in _grouped(range(len(items)), lambda i: id(items[i].model)):
+    for of_model in _grouped(
+        range(len(items)), lambda i: (id(items[i].model), items[i].scoring.kind)
+    ):
         predictor = items[of_model[0]].model.predictor
         groups = _grouped(of_model, lambda i: _set_key(items[i].labels))
         mixed: list[int] = []

@@ -16,9 +16,10 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from sce.errors import quoted
+from sce.errors import InputError, quoted
 from serve.auth import Guard
 from serve.batches import BatchJobs
+from serve.convert import refused_option
 from serve.file_batches import FileBatches
 from serve.files import FileStore
 from serve.metrics import GatewayMetrics
@@ -60,6 +61,8 @@ class Replicas:
             response = self._handle.answer.remote(request)
             try:
                 return await response
+            except InputError as error:  # what the label set that was named cannot do
+                raise refused_option(error) from None
             except asyncio.CancelledError:  # a timeout, or the caller has gone
                 response.cancel()
                 raise

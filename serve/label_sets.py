@@ -22,7 +22,7 @@ class ServedLabels:
     """A label set as a replica has it.
 
     Attributes:
-        about: what `sce.client.wire.ServedLabelSet` says of it, but for its models.
+        about: what `sce.client.served.ServedLabelSet` says of it, but for its models.
         page: its report, HTML; None where its folder has none.
     """
 
@@ -31,7 +31,7 @@ class ServedLabels:
     page: bytes | None
 
     def details(self) -> dict[str, Any]:
-        """What `sce.client.wire.LabelSetDetails` says, but for its models."""
+        """What `sce.client.served.LabelSetDetails` says, but for its models."""
         return {**self.about, "report": self.labels.report}
 
 

@@ -4,7 +4,7 @@ import numpy as np
 
 from sce.adaptation.artefact import AdaptedLabels
 from sce.labels import LabelSet
-from sce.model.linear_labels import round_weights
+from sce.model.products import round_weights
 
 WIDTH = 16
 

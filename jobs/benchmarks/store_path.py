@@ -27,8 +27,9 @@ from sce.embedding.settings import EmbedderConfig
 from sce.embedding.store import EmbeddingStore, embedding_matrix
 from sce.evaluation import flops
 from sce.labels import LabelSet
-from sce.model.linear_labels import LinearLabels, round_weights
+from sce.model.linear_labels import LinearLabels
 from sce.model.options import AnswerOptions
+from sce.model.products import round_weights
 from sce.predictor import Predictor
 
 COLUMNS = Columns(text=None, embedding="embedding", id="row_id")

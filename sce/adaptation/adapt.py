@@ -14,15 +14,17 @@ import numpy as np
 from sce.adaptation.artefact import AdaptedLabels
 from sce.adaptation.choice import Chosen, calibrate, choose
 from sce.adaptation.fit import OWN_SCALE, Fitter, Start, grain
-from sce.adaptation.mixture import POSTERIOR_BITS, Sums, start_scores
+from sce.adaptation.mixture import POSTERIOR_BITS, Scores, Sums, start_scores
 from sce.adaptation.passes import WHOLE, AddUp, Block, LastPass, Totals, in_memory
 from sce.adaptation.settings import FITS, MIN_CHOICE_ROWS, AdaptSettings
 from sce.config import VERSION
 from sce.errors import DataError
 from sce.labels import LabelSet
 from sce.model.label_vectors import LABEL_VECTORS, TextVectors
-from sce.model.linear_labels import VECTOR_BITS
+from sce.model.products import VECTOR_BITS
 
+MIN_VARIANCE = 1e-6
+"""Of a label's scores over a corpus, in which all texts may be alike."""
 ABSENT = 0.2
 """A label whose share of the sharp posterior is below this part of an even share seems to have no
 text in the corpus."""
@@ -116,7 +118,20 @@ def finish(
         embedder,
         facts,
         labels_file or {},
+        usual_2K=_usual(fitter, scores)[:, order_K],
     )
+
+
+def _usual(fitter: Fitter, scores: Scores) -> np.ndarray:
+    """Mean and standard deviation of each label's score over the corpus, float64 [2, K]."""
+    moments = fitter.moments(WHOLE)
+    rows, weight_KD = max(1, moments.rows), scores.weight_KD.astype(np.float64)
+    mean_D = moments.sum_D * 2.0**-VECTOR_BITS / rows
+    product_DD = moments.product_DD * 2.0 ** -(2 * VECTOR_BITS) / rows
+    covariance_DD = product_DD - np.outer(mean_D, mean_D)
+    mean_K = (weight_KD * mean_D).sum(axis=1) + scores.bias_K
+    variance_K = np.array([w_D @ covariance_DD @ w_D for w_D in weight_KD])
+    return np.stack([mean_K, np.sqrt(np.maximum(variance_K, MIN_VARIANCE))])
 
 
 def _report(

@@ -1,6 +1,7 @@
 """Adapted labels as a folder: a label set, what a corpus taught it, and how it came about.
 
-    adapted.safetensors   weight [K, D] float32, bias [K] float64, in canonical order
+    adapted.safetensors   weight [K, D] float32, bias [K] float64, in canonical order; usual [2, K],
+                          mean and deviation of each score over the corpus
     adapted.json          temperature, fingerprints, settings, versions, figures of the fit; written
                           last, with the SHA-256 of the weights
     labels.json           the labels as the user wrote them, in the user's order, and their file
@@ -63,9 +64,10 @@ class AdaptedLabels(LinearLabels):
 
     def _tensors(self) -> bytes:
         weight_KD, bias_K, _ = self._canonical
-        return save_tensors(
-            {"weight": np.ascontiguousarray(weight_KD), "bias": np.ascontiguousarray(bias_K)}
-        )
+        tensors = {"weight": weight_KD, "bias": bias_K}
+        if self.usual_2K is not None:
+            tensors["usual"] = self.usual_2K[:, self._canonical[2]]
+        return save_tensors({name: np.ascontiguousarray(x) for name, x in tensors.items()})
 
     def save(self, folder: str | Place, write_more: Callable[[Path], None] | None = None) -> None:
         """Write the folder, whole or not at all; `write_more` adds its files to it first."""
@@ -123,6 +125,7 @@ class AdaptedLabels(LinearLabels):
                 facts.pop("embedder"),
                 facts,
                 given["file"],
+                usual_2K=arrays["usual"][:, order_K] if "usual" in arrays else None,
             )
         except (KeyError, TypeError, IndexError) as error:
             raise _damaged(folder, f"{error!r} is missing or wrong") from None

@@ -22,7 +22,7 @@ from sce.adaptation.mixture import Scores, start_scores
 from sce.adaptation.passes import FIRST, SECOND, SUBSETS, WHOLE
 from sce.adaptation.settings import MIN_CHOICE_ROWS, Trust
 from sce.model.calibration import expected_calibration_error, fit_temperature
-from sce.model.linear_labels import vector_integers
+from sce.model.products import vector_integers
 
 MIN_LABEL_ROWS = 10
 """Labelled rows of a label from which on it is left alone where that answers more of them."""

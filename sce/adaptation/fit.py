@@ -57,7 +57,7 @@ from sce.errors import DataError
 from sce.labels import LabelSet
 from sce.model.encoder import pool_labels
 from sce.model.label_vectors import TextVectors, example_weights, label_vectors
-from sce.model.linear_labels import VECTOR_BITS, vector_integers
+from sce.model.products import VECTOR_BITS, vector_integers
 
 GRAIN_DIRECTIONS = 384
 """Texts vary along as many directions in wide vectors as in narrow ones: those of the inbox along

@@ -21,7 +21,8 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.pipeline import make_pipeline
 
 from sce.errors import InputError
-from sce.model.linear_labels import LinearLabels, exact_products, round_weights, vector_integers
+from sce.model.linear_labels import LinearLabels
+from sce.model.products import exact_products, round_weights, vector_integers
 
 MAX_SAMPLE_ROWS = 5000
 """Time and memory grow with the square of the rows (a distance for each two)."""

@@ -35,7 +35,7 @@ from scipy.special import softmax
 from threadpoolctl import ThreadpoolController
 
 from sce.adaptation.settings import MixtureSettings
-from sce.model.linear_labels import VECTOR_BITS, exact_products, round_weights
+from sce.model.products import VECTOR_BITS, exact_products, round_weights
 
 POSTERIOR_BITS = 22
 SUM_ROWS = 4096

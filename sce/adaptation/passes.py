@@ -17,7 +17,7 @@ import numpy as np
 
 from sce.adaptation.mixture import SUM_ROWS, Scores, moments_of, sums_of
 from sce.errors import DataError
-from sce.model.linear_labels import vector_integers
+from sce.model.products import vector_integers
 
 WHOLE, FIRST, SECOND = "whole", "first", "second"
 SUBSETS = (WHOLE, FIRST, SECOND)

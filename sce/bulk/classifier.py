@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from sce.bulk.answering import BlockPredictor, Vectors
 from sce.bulk.corpus import Columns
-from sce.bulk.reading import OWN_COLUMNS, kept_columns
+from sce.bulk.reading import OWN_COLUMNS, SEVERAL_COLUMN, kept_columns
 from sce.bulk.rows import (
     Errors,
     check_chunks,
@@ -21,7 +21,7 @@ from sce.bulk.rows import (
 )
 from sce.labels import LabelSet
 from sce.model.answers import Answers
-from sce.model.decisions import decide
+from sce.model.decisions import LabelLists, decide
 from sce.model.label_tree import answer_names
 from sce.model.linear_labels import LinearLabels
 from sce.model.options import AnswerOptions
@@ -46,20 +46,23 @@ class BlockClassifier:
         self._labels: Any = labels
         self._known = {lb.key: lb for lb in labels.labels} if isinstance(labels, LabelSet) else {}
         self._names = pa.array(labels.names, pa.string()) if labels else None
-        self._nodes = pa.array(answer_names(labels), pa.string()) if labels else None
+        self._node_names = answer_names(labels) if labels else []
+        self._nodes = pa.array(self._node_names, pa.string()) if labels else None
         self._columns = columns
         self._options = options
         self._types = {"label": pa.string(), "score": pa.float32()}
+        self._types |= {SEVERAL_COLUMN: TOP} if options.several else {}
         self._types |= {"top": TOP} if options.top_k else {}
         self._types |= {"scores": SCORES} if options.return_scores else {}
         self._types |= {"where": WHERE} if options.long_text == "chunk" else {}
+        self._reads_names = options.several or options.threshold is not None
         if labels is not None and columns.labels is None:
             predictor.warm_up(labels)
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Rows in = rows out, in the same order: id (by its own name), the columns kept (one
-        that is called as ours are is `input_<name>`), label, score, top, scores and where as far
-        as asked for, truncated, error, place."""
+        that is called as ours are is `input_<name>`), label, score, labels in a mode in which they
+        may be several, top, scores and where as far as asked for, truncated, error, place."""
         errors = Errors.of(block["error"])
         vectors_GD = self._check(block, errors)
         asked_N = errors.good()
@@ -87,7 +90,7 @@ class BlockClassifier:
             "place": block["place"],
         }
         id_name = self._columns.id_name
-        kept = kept_columns(block, (id_name, *OWN_COLUMNS))
+        kept = kept_columns(block, (id_name, *own_columns(self._options)))
         return pa.table({id_name: block["id"]} | kept | answers | rest)
 
     def _check(self, block: pa.Table, errors: Errors) -> Vectors | None:
@@ -109,13 +112,16 @@ class BlockClassifier:
         one_set = self._columns.labels is None
         first_G = np.zeros(len(answers), np.int64) if one_set else answers.offsets[:-1]
         # A row that got an error has no best label; what stands there is not read.
-        decided = decide(answers, self._options)
+        asked = names.to_pylist() if self._reads_names else ()
+        decided = decide(answers, self._options, asked, self._node_names)
         label_G = decided.label_N
         nodes = self._nodes if one_set and self._nodes is not None else names
         found = {
             "label": nodes.take(pa.array(first_G + label_G, mask=label_G < 0)),
             "score": pa.array(decided.score_N, pa.float32()),
         }
+        if decided.lists is not None:
+            found[SEVERAL_COLUMN] = _several(decided.lists, names, first_G)
         if self._options.top_k:
             found["top"] = _top(answers, names, first_G)
         if self._options.return_scores:
@@ -132,6 +138,18 @@ def _where(where_N2: np.ndarray) -> pa.Array:
     none_N = pa.array(where_N2[:, 0] < 0)
     ends = [pa.array(one_N, pa.int32()) for one_N in where_N2.T]
     return pa.StructArray.from_arrays(ends, fields=list(WHERE), mask=none_N)
+
+
+def own_columns(options: AnswerOptions) -> tuple[str, ...]:
+    """Of an output with such answers, beside the ids."""
+    return (*OWN_COLUMNS, SEVERAL_COLUMN) if options.several else OWN_COLUMNS
+
+
+def _several(lists: LabelLists, names: pa.Array, first_G: np.ndarray) -> pa.Array:
+    counts_G = np.diff(lists.offsets)
+    labels = names.take(pa.array(np.repeat(first_G, counts_G) + lists.labels_S))
+    pairs = pa.StructArray.from_arrays([labels, pa.array(lists.scores_S)], ["label", "score"])
+    return pa.ListArray.from_arrays(pa.array(lists.offsets, pa.int32()), pairs)
 
 
 def _top(answers: Answers, names: pa.Array, first_G: np.ndarray) -> pa.Array:

@@ -66,9 +66,11 @@ class EndpointPredictor:
             queries,
             labels,
             top_k=scoring.top_k,
-            return_scores=scoring.return_scores,
             long_text="truncate" if scoring.pooling is None else "chunk",
             pooling=scoring.pooling,
+            return_scores=scoring.every_score,
+            mode=scoring.mode,
+            contrast_labels=scoring.contrast,
         )
         self._check_served()
         rows = len(found)
@@ -79,6 +81,7 @@ class EndpointPredictor:
             sets = [{name: k for k, name in enumerate(x)} for x in labels.names_by_row(rows)]
         above = self.served.shortlist_above
         shortlisted = above is not None and bool((counts_G > above).any())
+        shortlisted = shortlisted and scoring.mode == "single"
         shortlist = self.served.shortlist_size if shortlisted else None
         tree = tree_of(labels)
         nodes = {} if tree is None else {name: k for k, name in enumerate(tree.answer_names)}

@@ -8,7 +8,7 @@ Shapes: N rows, D the embedder's dimension.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -38,7 +38,7 @@ from sce.embedding.row_checks import (
 )
 from sce.errors import ConfigError, InputError
 from sce.model.answers import Prediction
-from sce.model.options import AnswerOptions, LongText, Pooling
+from sce.model.options import AnswerOptions, LongText, Mode, Pooling
 
 _CLASSIFIED = TypeAdapter(ClassifyResponse)
 _EMBEDDED = TypeAdapter(EmbeddingsResponse)
@@ -139,9 +139,13 @@ class Client:
         *,
         label_set: str | None = None,
         embeddings: np.ndarray | None = None,
-        threshold: float | None = None,
+        threshold: float | Mapping[str, float] | None = None,
         top_k: int | None = None,
         return_scores: bool = False,
+        mode: Mode = "single",
+        at_least: int = 0,
+        at_most: int | None = None,
+        contrast_labels: Sequence[str] = (),
         candidate_labels: Any = None,
         errors: Literal["keep", "raise"] = "keep",
         long_text: LongText = "truncate",
@@ -162,7 +166,17 @@ class Client:
             raise InputError("give either texts or embeddings.")
         if (labels is None) == (label_set is None):
             raise InputError("give either labels or label_set.")
-        options = AnswerOptions(threshold, top_k, return_scores, long_text, pooling)
+        options = AnswerOptions(
+            threshold,
+            top_k,
+            return_scores,
+            long_text,
+            pooling,
+            mode=mode,
+            at_least=at_least,
+            at_most=at_most,
+            contrast_labels=contrast_labels,
+        )
         if is_numeric_array(texts):
             texts, embeddings = None, texts
         items: list[Any]

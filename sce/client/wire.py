@@ -27,7 +27,7 @@ from pydantic import (
 from typing_extensions import TypedDict
 
 from sce.model.answers import Prediction
-from sce.model.options import LongText, Pooling
+from sce.model.options import LongText, Mode, Pooling, Threshold
 
 Text = StrictStr
 Texts = Annotated[list[Text], Field(fail_fast=True)]
@@ -134,8 +134,24 @@ class ClassifyRequest(Wire):
         description="Instead of labels: one of `/v1/label_sets`. Without `model`, the first model "
         "that has it answers.",
     )
-    threshold: float | None = Field(
-        None, ge=0, le=1, description="Below this probability `label` is null; the score stays."
+    threshold: Threshold | None = Field(
+        None,
+        description="Below this probability a label is not answered; the score stays. One for all "
+        "labels, or `{label: threshold}`; by default 0.5 in mode multi, else none.",
+    )
+    mode: Annotated[Mode | None, _or("single")] = Field(
+        "single", description="multi: any number of labels may be right, see `labels`."
+    )
+    at_least: Annotated[int, Field(ge=0, strict=True)] | None = Field(
+        None, description="In mode multi: labels to answer even below their thresholds."
+    )
+    at_most: Annotated[int, Field(ge=1, strict=True)] | None = Field(
+        None, description="In mode multi: no more labels than this, the best ones."
+    )
+    contrast_labels: Annotated[list[StrictStr], Field(max_length=256)] | None = Field(
+        None,
+        description="In mode multi: names that each label is held against in place of the others, "
+        "so that its probability does not depend on which others are given.",
     )
     top_k: int | None = Field(None, ge=1, strict=True, description="Also the best labels.")
     return_scores: Annotated[StrictBool | None, _or(False)] = Field(
@@ -212,7 +228,19 @@ class Classification(TypedDict):
             "that is not below, as its path."
         ),
     ]
-    score: Annotated[float | None, Field(description="Calibrated probability of the best label.")]
+    score: Annotated[
+        float | None,
+        Field(
+            description="Calibrated probability of the best label: that it is the one right label "
+            "among those given; in mode multi that it is right, whatever the others are."
+        ),
+    ]
+    labels: NotRequired[
+        Annotated[
+            list[TopLabel] | None,
+            _default(None, "In mode multi: all labels that are answered, best first."),
+        ]
+    ]
     scores: Annotated[dict[str, float] | None, Field(description="In the order of the labels.")]
     top: Annotated[list[TopLabel] | None, Field(description="Best first.")]
     path: NotRequired[
@@ -278,35 +306,43 @@ class EmbeddingsResponse(TypedDict):
 
 def from_prediction(index: int, found: Prediction) -> Classification:
     """A row as it is sent."""
-    top, path = found.top, found.path
     return {
         "object": "classification",
         "index": index,
         "label": found.label,
         "score": found.score,
         "scores": found.scores,
-        "top": None if top is None else [{"label": name, "score": p} for name, p in top],
-        "path": None if path is None else [{"label": name, "score": p} for name, p in path],
+        "top": _pairs(found.top),
+        "path": _pairs(found.path),
         "truncated": found.truncated,
         "where": None if found.where is None else {"start": found.where[0], "end": found.where[1]},
         "error": found.error,
-    }
+    } | ({} if found.labels is None else {"labels": _pairs(found.labels)})  # type: ignore[return-value]
+
+
+def _pairs(found: list[tuple[str, float]] | None) -> list[TopLabel] | None:
+    return None if found is None else [{"label": name, "score": p} for name, p in found]
+
+
+def _from_pairs(sent: list[TopLabel] | None) -> list[tuple[str, float]] | None:
+    return None if sent is None else [(one["label"], one["score"]) for one in sent]
 
 
 def to_prediction(row: Classification) -> Prediction:
     """Inverse of `from_prediction`. Raises `ValueError` where neither score nor error is given."""
     if row["error"] is None and row["score"] is None:
         raise ValueError("a row without a score and without an error")
-    top, where, path = row["top"], row.get("where"), row.get("path")
+    where = row.get("where")
     return Prediction(
         label=row["label"],
         score=row["score"],
         scores=row["scores"],
-        top=None if top is None else [(best["label"], best["score"]) for best in top],
+        top=_from_pairs(row["top"]),
         truncated=row["truncated"],
         error=row["error"],
         where=None if where is None else (where["start"], where["end"]),
-        path=None if path is None else [(node["label"], node["score"]) for node in path],
+        path=_from_pairs(row.get("path")),
+        labels=_from_pairs(row.get("labels")),
     )
 
 
@@ -357,7 +393,11 @@ class BatchRequest(Wire):
     text_column: Annotated[StrictStr | None, _or("text")] = "text"
     id_column: StrictStr | None = None
     keep_columns: Annotated[list[StrictStr] | None, _or([])] = []
-    threshold: float | None = Field(None, ge=0, le=1)
+    threshold: Threshold | None = None
+    mode: Annotated[Mode | None, _or("single")] = "single"
+    at_least: Annotated[int, Field(ge=0, strict=True)] | None = None
+    at_most: Annotated[int, Field(ge=1, strict=True)] | None = None
+    contrast_labels: Annotated[list[StrictStr], Field(max_length=256)] | None = None
     top_k: int | None = Field(None, ge=1, strict=True)
     return_scores: Annotated[StrictBool | None, _or(False)] = False
     long_text: Annotated[LongText | None, _or("truncate")] = "truncate"

@@ -16,7 +16,7 @@ from sce.bulk.blocks import (
     TEXT_BLOCK_BYTES,
     Stage,
 )
-from sce.bulk.classifier import OWN_COLUMNS, BlockClassifier
+from sce.bulk.classifier import BlockClassifier, own_columns
 from sce.bulk.corpus import Columns
 from sce.bulk.endpoint import EndpointPredictor
 from sce.bulk.local import LinearPredictor, LocalPredictor
@@ -30,7 +30,9 @@ from sce.distributed.stage import ACTOR_CPUS, Workers
 from sce.embedding.fingerprint import EmbedderFingerprint
 from sce.embedding.settings import EmbedderConfig
 from sce.labels import LabelSet
+from sce.model.background import BACKGROUND_FILE
 from sce.model.label_tree import answer_names, tree_of
+from sce.model.logistic import OF_CORPUS, OF_NO_CORPUS, OF_OWN_CORPUS
 from sce.model.options import AnswerOptions
 from sce.model.settings import EXACT, SHORTLIST_ABOVE, SHORTLIST_SIZE
 
@@ -117,6 +119,12 @@ class LocalModel:
             shortlist_above=EXACT if self.exact else None,
         )
 
+    @property
+    def rests_on(self) -> str:
+        """What probabilities of mode "multi" rest on, in words."""
+        measured = not Path(self.path).is_dir() or (Path(self.path) / BACKGROUND_FILE).is_file()
+        return (OF_CORPUS if measured else OF_NO_CORPUS).rests_on
+
     def block_predictor(self, device: str) -> BlockPredictor:
         return _loaded(self, device)
 
@@ -158,6 +166,10 @@ class AdaptedAlone:
     @property
     def named(self) -> dict[str, Any]:
         return {"model": None, "adapted_labels": self.adapted_id}
+
+    @property
+    def rests_on(self) -> str:
+        return OF_OWN_CORPUS
 
     @property
     def shortlist(self) -> tuple[int | None, int | None]:
@@ -204,6 +216,10 @@ class ServedByEndpoint:
         return {"model": self.served.name, "endpoint": self.endpoint.url}
 
     @property
+    def rests_on(self) -> str:
+        return "what the endpoint's model has; its folder or its own jobs say it"
+
+    @property
     def shortlist(self) -> tuple[int | None, int | None]:
         above = self.served.shortlist_above
         return None if above == EXACT else above, self.served.shortlist_size
@@ -240,7 +256,7 @@ class Classification:
         `rows_per_file` is None for what suits the device."""
         from_text = self.columns.text is not None
         batch_rows = CHUNKED_ROWS if self.options.long_text == "chunk" else BLOCK_ROWS
-        if self.options.return_scores and self.labels is not None:
+        if self.options.scoring.every_score and self.labels is not None:
             # Every label's score is held for a batch: with many labels fewer rows at once.
             few = max(SCORES_PER_BATCH // len(self.labels), MIN_BATCH_ROWS)
             batch_rows = min(few, batch_rows)
@@ -254,10 +270,18 @@ class Classification:
             block_bytes=TEXT_BLOCK_BYTES if from_text else VECTOR_BLOCK_BYTES,
             batch_rows=batch_rows,
             json_columns=tuple(
-                kept_name(name, (self.columns.id_name, *OWN_COLUMNS)) for name in json_text
+                kept_name(name, (self.columns.id_name, *own_columns(self.options)))
+                for name in json_text
             ),
             labels=None if self.label_names is None else tuple(self.label_names),
         )
+
+    @property
+    def about_mode(self) -> dict[str, Any]:
+        """What a summary says of a mode that is not the usual one."""
+        if self.options.mode == "single":
+            return {}
+        return {"mode": self.options.mode, "probabilities": self.backend.rests_on}
 
     @property
     def label_names(self) -> list[str] | None:
@@ -276,6 +300,8 @@ class Classification:
     @property
     def scoring(self) -> str:
         """How the labels are scored, in words."""
+        if self.options.mode == "multi":
+            return "each label for itself"
         if isinstance(self.labels, AdaptedLabels):
             return "adapted labels"
         above, size = self.backend.shortlist

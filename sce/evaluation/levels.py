@@ -171,7 +171,7 @@ def tree_figures(tree: LabelTree, probabilities: ArrayLike, targets: ArrayLike) 
     answers.top_NT[:, 0] = best_N
     answers.top_scores_NT[:, 0] = p_NK[np.arange(len(p_NK)), best_N]
     answers.fill_path(np.arange(len(p_NK)), *tree.best_path(p_NK[:, order_K]))
-    label_N = decide(answers, AnswerOptions(STOP_BELOW)).label_N
+    label_N = decide(answers, AnswerOptions(STOP_BELOW), tree.names, tree.answer_names).label_N
     stopped = [nodes[k] if k >= 0 else NO_ANSWER for k in label_N.tolist()]
     levels = [_known(vars(level)) for level in accuracy_by_level(stopped, right)]
     return {

@@ -18,7 +18,8 @@ class Prediction:
     Attributes:
         label: the best label as the user wrote it; None below the threshold, or with an error.
         score: calibrated probability of the best label, also below the threshold; None with an
-            error.
+            error. In mode "single" that it is the one right label among those given, in mode
+            "multi" that it is right, whatever the others are.
         scores: every label's probability in the user's order, where asked for.
         top: the best labels with their probabilities, best first, where asked for.
         path: in a tree, the way down to the most probable child at each level, as paths with their
@@ -27,6 +28,8 @@ class Prediction:
         error: why there is no answer, a word of `sce.errors.ROW_ERRORS`; None where there is one.
         where: of a text that was read in chunks, the first character and the one behind the last
             of the chunk in which the best label is likeliest.
+        labels: all labels that are answered with their probabilities, best first, in the modes in
+            which that may be several; there `label` is the first of them.
     """
 
     label: str | None
@@ -37,6 +40,7 @@ class Prediction:
     error: str | None = None
     where: tuple[int, int] | None = None
     path: list[tuple[str, float]] | None = None
+    labels: list[tuple[str, float]] | None = None
 
     @classmethod
     def refused(cls, error: str) -> Prediction:
@@ -56,7 +60,7 @@ class Answers:
         offsets: int64 [N + 1], where each row's scores begin in `scores_M`.
         scores_M: float32 [M], every label's calibrated probability, row after row in the user's
             order (N * K for one set; aligned with `RaggedLabels.ids_M`); None if not asked for.
-            0 for a label that was not shortlisted.
+            0 for a label that was not shortlisted. There in mode "multi" too, asked for or not.
         shortlist: how many labels were contextualised where a shortlist was used for any row;
             None if every label of every row was.
         where_N2: int64 [N, 2], of texts that were read in chunks: `Prediction.where`; -1 for none.
@@ -93,7 +97,7 @@ class Answers:
             np.full(shape, -1, np.int64),
             np.full(shape, np.nan, np.float32),
             np.concatenate([[0], np.cumsum(counts_N)]),
-            np.zeros(int(counts_N.sum()), np.float32) if scoring.return_scores else None,
+            np.zeros(int(counts_N.sum()), np.float32) if scoring.every_score else None,
             shortlist,
             path_NH=None if path is None else np.full(path, -1, np.int64),
             path_scores_NH=None if path is None else np.full(path, np.nan, np.float32),
@@ -108,7 +112,7 @@ class Answers:
     def part(self, start: int, end: int, scoring: Scoring) -> Answers:
         """The rows `start` to `end`, with no more than is asked for."""
         offsets, scores_M = self.offsets[start : end + 1], None
-        if scoring.return_scores:
+        if scoring.every_score:
             assert self.scores_M is not None
             scores_M = self.scores_M[offsets[0] : offsets[-1]]
         return Answers(

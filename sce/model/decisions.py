@@ -1,17 +1,35 @@
 """From probabilities to labels: the one place where a threshold is compared.
 
-Bulk jobs make columns of a decision, all others objects. Shapes: N rows.
+Bulk jobs make columns of a decision, all others objects. Shapes: N rows, K labels of a row, M
+labels of all rows one after another, S labels that are answered to all rows one after another.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
+from sce.labels import normalise_name
 from sce.model.answers import Answers, Prediction
 from sce.model.options import AnswerOptions
+
+
+@dataclass(frozen=True)
+class LabelLists:
+    """Several labels a row, best first; row i's stand at `offsets[i]` to `offsets[i + 1]`.
+
+    Attributes:
+        offsets: int64 [N + 1].
+        labels_S: int64, positions in the row's own set in the user's order.
+        scores_S: float32, their probabilities.
+    """
+
+    offsets: np.ndarray
+    labels_S: np.ndarray
+    scores_S: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -21,34 +39,104 @@ class Decisions:
     Attributes:
         label_N: int64 [N], position of the label in the row's own set in the user's order; -1 for
             none. Of a tree a place in `LabelTree.answer_names`.
-        score_N: float32 [N], probability of the best label, or in a tree of the node answered.
+        score_N: float32 [N], its probability; of the best label where none is answered.
+        lists: all labels that are answered, in the modes in which that may be several.
     """
 
     label_N: np.ndarray
     score_N: np.ndarray
+    lists: LabelLists | None = None
 
 
-def decide(answers: Answers, options: AnswerOptions) -> Decisions:
-    """The label of each row: its best one, or none below the threshold. Probabilities are compared
-    in float32, as an output holds them.
+def decide(
+    answers: Answers, options: AnswerOptions, names: Sequence[str], nodes: Sequence[str] = ()
+) -> Decisions:
+    """The label of each row: its best one, or none below the threshold; in mode "multi" all that
+    reach theirs. Probabilities are compared in float32, as an output holds them.
 
-    In a tree: the best leaf, or where it is below the threshold the deepest node on the way down
+    In a tree: the best leaf, or where it is below its threshold the deepest node on the way down
     from the top that is not; the score of no node is that of the most probable at the top.
+
+    Args:
+        names: of the labels, of the one set of all rows or row after row.
+        nodes: of a tree, `LabelTree.answer_names`.
     """
-    label_N, score_N = answers.top_NT[:, 0], answers.top_scores_NT[:, 0]
+    best_N, score_N = answers.top_NT[:, 0], answers.top_scores_NT[:, 0]
+    if options.mode == "multi":
+        lists = _over_threshold(answers, options, names)
+        first_N, some_N = lists.offsets[:-1], np.diff(lists.offsets) > 0
+        label_N, score_N = np.full(len(answers), -1), score_N.copy()
+        label_N[some_N] = lists.labels_S[first_N[some_N]]
+        score_N[some_N] = lists.scores_S[first_N[some_N]]
+        return Decisions(label_N, score_N, lists)
     if options.threshold is None:
-        return Decisions(label_N, score_N)
-    sure_N = score_N >= np.float32(options.threshold)
-    if answers.path_NH is None or answers.path_scores_NH is None:
-        return Decisions(np.where(sure_N, label_N, -1), score_N)
-    # Probabilities only fall on the way down, so the sure nodes are its first ones.
-    depth_N = (answers.path_scores_NH >= np.float32(options.threshold)).sum(axis=1)
+        return Decisions(best_N, score_N)
+    if answers.path_NH is not None and answers.path_scores_NH is not None:
+        return _deepest(answers, options, nodes)
+    least = options.thresholds_of(names)
+    assert least is not None
+    shared = _is_shared(answers, names)
+    place_N = best_N if shared else answers.offsets[:-1] + best_N
+    sure_N = score_N >= least[np.where(best_N < 0, 0, place_N)]
+    return Decisions(np.where(sure_N, best_N, -1), score_N)
+
+
+def _deepest(answers: Answers, options: AnswerOptions, nodes: Sequence[str]) -> Decisions:
+    """The best leaf of a tree where it is sure, else the deepest node on the way down that is."""
+    path_NH, scores_NH = answers.path_NH, answers.path_scores_NH
+    assert path_NH is not None
+    assert scores_NH is not None
+    best_N, score_N = answers.top_NT[:, 0], answers.top_scores_NT[:, 0]
+    least = options.thresholds_of(nodes)
+    assert least is not None
+    reached_NH = scores_NH >= least[np.maximum(path_NH, 0)]
+    depth_N = np.where(reached_NH, np.arange(1, path_NH.shape[1] + 1), 0).max(axis=1, initial=0)
     place_N = np.arange(len(answers)), np.maximum(depth_N - 1, 0)
-    node_N = np.where(depth_N > 0, answers.path_NH[place_N], -1)
+    sure_N = score_N >= least[np.maximum(best_N, 0)]
+    node_N = np.where(depth_N > 0, path_NH[place_N], -1)
     return Decisions(
-        np.where(sure_N, label_N, node_N),
-        np.where(sure_N, score_N, answers.path_scores_NH[place_N]),
+        np.where(sure_N, best_N, node_N), np.where(sure_N, score_N, scores_NH[place_N])
     )
+
+
+def _is_shared(answers: Answers, names: Sequence[str]) -> bool:
+    """Whether the names are those of one set for all rows."""
+    return len(answers) == 1 or len(names) != answers.offsets[-1]
+
+
+def _over_threshold(answers: Answers, options: AnswerOptions, names: Sequence[str]) -> LabelLists:
+    """The labels that reach their thresholds, but no fewer than `at_least` and no more than
+    `at_most`; equal probabilities in the order of the names, whatever the user's."""
+    assert answers.scores_M is not None
+    counts_N, scores_M = np.diff(answers.offsets), answers.scores_M
+    least = options.thresholds_of(names)
+    assert least is not None
+    rank = np.unique([normalise_name(name) for name in names], return_inverse=True)[1]
+    if _is_shared(answers, names):
+        least, rank = np.tile(least, len(answers)), np.tile(rank, len(answers))
+    kept_M = scores_M >= least
+    row_M = np.repeat(np.arange(len(answers)), counts_N)
+    if options.at_least:
+        kept_M |= _place_in_row(answers, scores_M, rank, row_M) < options.at_least
+    chosen = np.flatnonzero(kept_M)
+    chosen = chosen[np.lexsort((rank[chosen], -scores_M[chosen], row_M[chosen]))]
+    kept_N = np.bincount(row_M[chosen], minlength=len(answers))
+    if options.at_most is not None:
+        first_S = np.repeat(np.cumsum(kept_N) - kept_N, kept_N)
+        chosen = chosen[np.arange(len(chosen)) - first_S < options.at_most]
+        kept_N = np.minimum(kept_N, options.at_most)
+    offsets = np.concatenate([[0], np.cumsum(kept_N)])
+    return LabelLists(offsets, chosen - answers.offsets[row_M[chosen]], scores_M[chosen])
+
+
+def _place_in_row(
+    answers: Answers, scores_M: np.ndarray, rank_M: np.ndarray, row_M: np.ndarray
+) -> np.ndarray:
+    """0 for a row's best label, 1 for the next, int64 [M]."""
+    place_M = np.empty(len(scores_M), np.int64)
+    order_M = np.lexsort((rank_M, -scores_M, row_M))
+    place_M[order_M] = np.arange(len(scores_M)) - answers.offsets[row_M]
+    return place_M
 
 
 def predictions(
@@ -65,15 +153,17 @@ def predictions(
         truncated: of each row's text.
         nodes: of a tree, `LabelTree.answer_names`.
     """
-    decided = decide(answers, options)
-    labels, label_scores = decided.label_N.tolist(), decided.score_N.tolist()
+    if not len(answers):
+        return []
+    decided = decide(answers, options, list(chain.from_iterable(sets)), nodes)
+    labels, best = decided.label_N.tolist(), decided.score_N.tolist()
     tops, top_scores = answers.top_NT.tolist(), answers.top_scores_NT.tolist()
     bounds = answers.offsets.tolist()
     found = []
     places = None if answers.where_N2 is None else answers.where_N2.tolist()
     for row, names in enumerate(sets):
-        scores = top = where = path = None
-        if answers.scores_M is not None:
+        scores = top = where = several = path = None
+        if options.return_scores and answers.scores_M is not None:
             scores_K = answers.scores_M[bounds[row] : bounds[row + 1]]
             scores = dict(zip(names, scores_K.tolist(), strict=True))
         if options.top_k is not None:
@@ -84,7 +174,20 @@ def predictions(
         if answers.path_NH is not None and answers.path_scores_NH is not None:
             steps = zip(answers.path_NH[row].tolist(), answers.path_scores_NH[row].tolist())
             path = [(nodes[k], p) for k, p in steps if k >= 0]
-        label = (nodes or names)[labels[row]] if labels[row] >= 0 else None
-        score, cut = label_scores[row], truncated[row]
-        found.append(Prediction(label, score, scores, top, cut, where=where, path=path))
+        if decided.lists is not None:
+            one = slice(*decided.lists.offsets[row : row + 2].tolist())
+            pairs = zip(decided.lists.labels_S[one].tolist(), decided.lists.scores_S[one].tolist())
+            several = [(names[k], p) for k, p in pairs]
+        found.append(
+            Prediction(
+                label=(nodes or names)[labels[row]] if labels[row] >= 0 else None,
+                score=best[row],
+                scores=scores,
+                top=top,
+                truncated=truncated[row],
+                where=where,
+                path=path,
+                labels=several,
+            )
+        )
     return found

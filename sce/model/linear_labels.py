@@ -1,9 +1,8 @@
 """Labels as a linear classifier on the text embedder's vectors: scores x.w_k + b_k.
 
 What a label set becomes once it was fitted to a corpus (`sce.adaptation`); the predictor takes it
-in place of labels. Vectors and weights are integers times a power of two, small enough that a
-float64 product of them is exact. So an answer is the same bit for bit whichever rows share a
-batch, and however a library orders its sums.
+in place of labels. Products are exact (`sce.model.products`), so an answer is the same bit for bit
+whichever rows share a batch.
 
 Shapes: N rows, K labels, D the embedder's dimension, T best labels of a row.
 """
@@ -11,7 +10,7 @@ Shapes: N rows, K labels, D the embedder's dimension, T best labels of a row.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -21,50 +20,12 @@ from sce.errors import InputError
 from sce.labels import LabelSet
 from sce.model.answers import Answers
 from sce.model.label_tree import tree_of
+from sce.model.logistic import OF_CORPUS, fill_answers
 from sce.model.options import BEST_ALONE, Scoring
+from sce.model.products import exact_products, vector_integers
 
-VECTOR_BITS = 18
-"""A vector's numbers are taken as multiples of 2^-18: of 384 numbers with unit norm, to 1e-4."""
-WEIGHT_BITS = 24
-"""A weight has as many bits, the largest of a set all of them: float32 holds it."""
 BLOCK_ROWS = 8192
 """Rows that are answered at a time."""
-
-
-def vector_integers(vectors_ND: np.ndarray) -> np.ndarray:
-    """Vectors times 2^18, rounded: integers in float64 [N, D]."""
-    given_ND = np.asarray(vectors_ND)
-    if given_ND.dtype != np.float32:
-        return np.rint(given_ND.astype(np.float64) * 2.0**VECTOR_BITS)
-    # A power of two rounds nothing in float32 either, where this takes a quarter of the time.
-    scaled_ND = given_ND * np.float32(2.0**VECTOR_BITS)
-    return np.rint(scaled_ND, out=scaled_ND).astype(np.float64)
-
-
-def weight_exponent(weight_KD: np.ndarray) -> int:
-    """e, so that the weights times 2^e are integers of at most `WEIGHT_BITS` bits."""
-    largest = float(np.abs(weight_KD).max(initial=0.0))
-    return WEIGHT_BITS - int(np.ceil(np.log2(largest))) if largest > 0 else WEIGHT_BITS
-
-
-def round_weights(weight_KD: np.ndarray) -> np.ndarray:
-    """Weights rounded to multiples of one power of two, float32 [K, D]; rounding twice changes
-    nothing."""
-    scale = 2.0 ** weight_exponent(weight_KD)
-    return (np.rint(np.asarray(weight_KD, np.float64) * scale) / scale).astype(np.float32)
-
-
-def exact_products(vectors_ND: np.ndarray, weight_KD: np.ndarray) -> np.ndarray:
-    """x.w_k without a rounding error, float64 [N, K].
-
-    Args:
-        vectors_ND: what `vector_integers` gave; of norm at most 2^19.
-        weight_KD: what `round_weights` gave. By Cauchy and Schwarz no partial sum exceeds
-            2^19 2^24 sqrt(D), which is below 2^53 for D up to 2^20.
-    """
-    exponent = weight_exponent(weight_KD)
-    products_NK = vectors_ND @ (weight_KD.astype(np.float64) * 2.0**exponent).T
-    return products_NK * 2.0 ** -(VECTOR_BITS + exponent)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +38,8 @@ class LinearLabels:
         bias_K: float64 [K].
         temperature: what scores are divided by before the softmax.
         embedder: fingerprint of the embedder whose vectors it reads.
+        usual_2K: mean and standard deviation of each label's score over its corpus, float64 [2, K];
+            None where they are not known. Mode "multi" needs them.
     """
 
     label_set: LabelSet
@@ -84,6 +47,7 @@ class LinearLabels:
     bias_K: np.ndarray
     temperature: float
     embedder: Mapping[str, Any]
+    usual_2K: np.ndarray | None = field(default=None, kw_only=True)
 
     def __len__(self) -> int:
         return len(self.label_set)
@@ -136,12 +100,42 @@ class LinearLabels:
         found_NK[:, self._canonical[2]] = values_NK
         return found_NK
 
+    def check_scoring(self, scoring: Scoring) -> None:
+        """Raises `InputError`: these labels have no such probabilities."""
+        if scoring.mode != "multi":
+            return
+        if self.usual_2K is None:
+            raise InputError(
+                "mode: these adapted labels were fitted by an earlier version, which kept nothing "
+                "that tells several labels of a text from one. Run jobs/adapt.py again."
+            )
+        if scoring.contrast:
+            raise InputError(
+                "contrast_labels: adapted labels are held against their corpus and each other, "
+                "not against further labels."
+            )
+
+    def _z_scores(self, queries_ND: np.ndarray) -> np.ndarray:
+        """How many standard deviations each score stands above that label's mean over the corpus,
+        float64 [N, K], in canonical order."""
+        assert self.usual_2K is not None
+        mean_K, deviation_K = self.usual_2K[:, self._canonical[2]]
+        return (self._scores(queries_ND) - mean_K) / deviation_K
+
     def answer(self, queries_ND: np.ndarray, scoring: Scoring = BEST_ALONE) -> Answers:
-        """As `Predictor.answer`; equal scores come in canonical order."""
+        """As `Predictor.answer`; equal scores come in canonical order. Raises `InputError`: see
+        `check_scoring`."""
+        self.check_scoring(scoring)
         rows, count, order_K = len(queries_ND), len(self), self._canonical[2]
         tree = tree_of(self)
         levels = None if tree is None else len(tree.levels)
         answers = Answers.empty(self.counts_by_row(rows), scoring, levels=levels)
+        if scoring.mode == "multi":
+            for start in range(0, rows, BLOCK_ROWS):
+                rows_B = np.arange(start, min(start + BLOCK_ROWS, rows))
+                p_BK = OF_CORPUS(self._z_scores(queries_ND[rows_B]))
+                fill_answers(answers, rows_B, p_BK, order_K)
+            return answers
         width = answers.top_NT.shape[1]
         from scipy.special import softmax
 

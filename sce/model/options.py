@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Annotated, Any, Literal, get_args
+
+import numpy as np
+from pydantic import Field
 
 from sce.errors import InputError, quoted
+from sce.labels import normalise_name
 
 LongText = Literal["truncate", "chunk"]
 Pooling = Literal["mean", "max", "attention", "vector"]
@@ -13,11 +18,24 @@ LONG_TEXT: tuple[str, ...] = get_args(LongText)
 POOLINGS: tuple[str, ...] = get_args(Pooling)
 POOLING: Pooling = "vector"
 """Where none is named."""
+Mode = Literal["single", "multi"]
+MODES = ("single", "multi")
+Threshold = Annotated[float, Field(ge=0, le=1)] | dict[str, Annotated[float, Field(ge=0, le=1)]]
+"""One for all labels, or one a label, as settings and requests give it."""
+MULTI_THRESHOLD = 0.5
+"""Of a label without a threshold of its own, where several labels may be right: it is answered if
+it is more likely right than not."""
 
 
 def _check_top_k(top_k: int) -> None:
     if isinstance(top_k, bool) or top_k != int(top_k) or top_k < 1:
         raise InputError(f"top_k: {top_k}, but a whole number from 1 is needed.")
+
+
+def _check_threshold(value: Any, where: str) -> None:
+    is_number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+    if not is_number or not 0 <= value <= 1:  # NaN is none either
+        raise InputError(f"{where}: {value!r}, but a probability from 0 to 1 is needed.")
 
 
 @dataclass(frozen=True)
@@ -29,21 +47,38 @@ class Scoring:
         return_scores: also every label's probability.
         pooling: how what is found in a text's chunks becomes its answer; None for rows of one
             vector.
+        mode: "single": of one right label among those given, so that a row's probabilities add up
+            to 1; "multi": of each label for itself.
+        contrast: in mode "multi", labels that each label is held against; empty for those of the
+            row's own set.
     """
 
     top_k: int = 1
     return_scores: bool = False
     pooling: Pooling | None = None
+    mode: Mode = "single"
+    contrast: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _check_top_k(self.top_k)
 
+    @property
+    def every_score(self) -> bool:
+        """Whether every label's probability is needed, if only to decide which are answered."""
+        return self.return_scores or self.mode == "multi"
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """Equal for those that can be `joined`."""
+        return self.mode, self.contrast
+
     def joined(self, other: Scoring) -> Scoring:
-        """What serves both: `Answers.part` takes each one's own from it."""
-        return Scoring(
-            max(self.top_k, other.top_k),
-            self.return_scores or other.return_scores,
-            self.pooling or other.pooling,
+        """What serves both, which are of one `kind`: `Answers.part` takes each one's own from
+        it."""
+        both = self.return_scores or other.return_scores
+        pooling = self.pooling or other.pooling
+        return replace(
+            self, top_k=max(self.top_k, other.top_k), return_scores=both, pooling=pooling
         )
 
 
@@ -56,7 +91,8 @@ class AnswerOptions:
     """How rows are answered; raises `InputError` where it cannot be done.
 
     Attributes:
-        threshold: below this probability a row has no label.
+        threshold: below this probability a label is not answered: one for all, or one a label.
+            Labels that a mapping does not name have `MULTI_THRESHOLD` in mode "multi", else none.
         top_k: also return this many best labels.
         return_scores: also return every label's probability.
         long_text: a text that is longer than the embedder reads is cut ("truncate"); or every text
@@ -64,19 +100,31 @@ class AnswerOptions:
         pooling: how a text of several chunks is answered: by the mean of their "vector"s, the
             default; by the "mean" of their probabilities; by "max", of each label that of the chunk
             it is likeliest in, over their sum; by "attention", between these two.
+        mode: "single": one label is right; "multi": any number of them.
+        at_least: in mode "multi", answer this many labels of each row even below their thresholds.
+        at_most: in mode "multi", answer no more labels than this, the best ones.
+        contrast_labels: in mode "multi", what each label is held against instead of the others of
+            the row: with them a label's probability does not depend on which others are given.
     """
 
-    threshold: float | None = None
+    threshold: float | Mapping[str, float] | None = None
     top_k: int | None = None
     return_scores: bool = False
     long_text: LongText = "truncate"
     pooling: Pooling | None = None
+    mode: Mode = "single"
+    at_least: int = 0
+    at_most: int | None = None
+    contrast_labels: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        if self.threshold is not None and not 0 <= self.threshold <= 1:  # NaN is none either
-            raise InputError(
-                f"threshold: {self.threshold}, but a probability from 0 to 1 is needed."
-            )
+        if self.mode not in MODES:
+            raise InputError(f"mode: {self.mode!r} is not one of 'single', 'multi'.")
+        if isinstance(self.threshold, Mapping):
+            for name, value in self.threshold.items():
+                _check_threshold(value, f"threshold of {quoted(name)}")
+        elif self.threshold is not None:
+            _check_threshold(self.threshold, "threshold")
         if self.top_k is not None:
             _check_top_k(self.top_k)
         if self.long_text not in LONG_TEXT:
@@ -86,20 +134,81 @@ class AnswerOptions:
         if self.pooling is not None and self.long_text != "chunk":
             raise InputError("pooling: it is of chunks; it goes with long_text 'chunk'.")
 
+        self._check_multi()
+
     def refuse_long_text(self, why: str) -> None:
         """Raises `InputError` where texts were to be read in chunks."""
         if self.long_text != "truncate":
             raise InputError(f"long_text: it is of texts, and {why}.")
+
+    def _check_multi(self) -> None:
+        for name, least in (("at_least", 0), ("at_most", 1)):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if isinstance(value, bool) or value != int(value) or value < least:
+                raise InputError(f"{name}: {value}, but a whole number from {least} is needed.")
+        if self.at_most is not None and self.at_least > self.at_most:
+            raise InputError(f"at_least: {self.at_least}, which is more than at_most.")
+        if isinstance(self.contrast_labels, str):
+            raise InputError("contrast_labels: a list of names is needed, not a text.")
+        for i, name in enumerate(self.contrast_labels):
+            if not isinstance(name, str) or not normalise_name(name):
+                raise InputError(f"contrast_labels[{i}]: {quoted(name)}, but a name is needed.")
+        if self.mode == "multi":
+            return
+        for name in ("at_least", "at_most", "contrast_labels"):
+            if getattr(self, name) not in (None, 0, (), []):
+                raise InputError(f"{name}: it goes with mode 'multi', in which several labels fit.")
 
     def given(self) -> dict[str, Any]:
         """What differs from the default, as JSON: the fields of a request by the same names."""
         defaults = AnswerOptions()
         found = {f.name: getattr(self, f.name) for f in fields(self)}
         found = {name: v for name, v in found.items() if v != getattr(defaults, name)}
+        if isinstance(self.threshold, Mapping):
+            found["threshold"] = {name: float(v) for name, v in self.threshold.items()}
+        if self.contrast_labels:
+            found["contrast_labels"] = list(self.contrast_labels)
         return {name: v.item() if hasattr(v, "item") else v for name, v in found.items()}
+
+    def several_given(self) -> dict[str, Any]:
+        """Of `given`, what asks for several labels."""
+        names = ("mode", "at_least", "at_most", "contrast_labels")
+        return {name: value for name, value in self.given().items() if name in names}
+
+    @property
+    def several(self) -> bool:
+        """Whether a row may get several labels, in a field or column `labels`."""
+        return self.mode == "multi"
 
     @property
     def scoring(self) -> Scoring:
         """What the model has to compute."""
         pooling = (self.pooling or POOLING) if self.long_text == "chunk" else None
-        return Scoring(self.top_k or 1, self.return_scores, pooling)
+        names = sorted({normalise_name(name) for name in self.contrast_labels})
+        return Scoring(self.top_k or 1, self.return_scores, pooling, self.mode, tuple(names))
+
+    def check_labels(self, sets: Iterable[Iterable[str]]) -> None:
+        """Raises `InputError`: there is a threshold for a label that is in none of the sets of
+        names."""
+        if not isinstance(self.threshold, Mapping):
+            return
+        known = {normalise_name(name) for names in sets for name in names}
+        for name in self.threshold:
+            if normalise_name(str(name)) not in known:
+                raise InputError(
+                    f"threshold: {quoted(name)} is not one of the {len(known):,} labels."
+                )
+
+    def thresholds_of(self, names: Sequence[str]) -> np.ndarray | None:
+        """Of labels, float32 [M]; None where no label has one."""
+        of_others = MULTI_THRESHOLD if self.mode == "multi" else 0.0
+        if not isinstance(self.threshold, Mapping):
+            if self.threshold is None and self.mode == "single":
+                return None
+            value = of_others if self.threshold is None else self.threshold
+            return np.full(len(names), value, np.float32)
+        by_key = {normalise_name(str(name)): value for name, value in self.threshold.items()}
+        found = {name: by_key.get(normalise_name(name), of_others) for name in set(names)}
+        return np.array([found[name] for name in names], np.float32)

@@ -181,7 +181,8 @@ def _pooled_answers(
         order_RK = canonical_M[first_R1 + np.arange(size)] - first_R1
         places_C = found.offsets[np.flatnonzero((sizes_N == size)[chunks.owners])]
         p_CK = found.scores_M[places_C[:, None] + np.repeat(order_RK, counts_R, axis=0)]
-        p_RK = pool(p_CK, counts_R, scoring.pooling).astype(np.float32)
+        add_up = scoring.mode == "single"
+        p_RK = pool(p_CK, counts_R, scoring.pooling, add_up).astype(np.float32)
         width = min(answers.top_NT.shape[1], size)
         top_RT = np.argsort(-p_RK, axis=1, kind="stable")[:, :width]
         p_RT = np.take_along_axis(p_RK, top_RT, 1)
@@ -196,9 +197,9 @@ def _pooled_answers(
     return answers
 
 
-def pool(p_CK: np.ndarray, counts_R: np.ndarray, pooling: str) -> np.ndarray:
-    """Probabilities of R texts, float64 [R, K], from those of their chunks; they sum to 1 as those
-    do."""
+def pool(p_CK: np.ndarray, counts_R: np.ndarray, pooling: str, add_up: bool = True) -> np.ndarray:
+    """Probabilities of R texts, float64 [R, K], from those of their chunks; they sum to 1 where
+    those do: `add_up`."""
     p_CK = p_CK.astype(np.float64)
     starts_R = np.cumsum(counts_R) - counts_R
     if pooling == "max":
@@ -207,7 +208,7 @@ def pool(p_CK: np.ndarray, counts_R: np.ndarray, pooling: str) -> np.ndarray:
         weights_CK = np.exp(ATTENTION * p_CK) if pooling == "attention" else np.ones_like(p_CK)
         found_RK = np.add.reduceat(weights_CK * p_CK, starts_R, axis=0)
         found_RK /= np.add.reduceat(weights_CK, starts_R, axis=0)
-    return found_RK / found_RK.sum(1, keepdims=True)
+    return found_RK / found_RK.sum(1, keepdims=True) if add_up else found_RK
 
 
 def _canonical_places(labels: Labels, rows: int) -> np.ndarray:

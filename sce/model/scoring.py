@@ -151,6 +151,24 @@ class Scorer:
         return self.model(queries_BD, label_embeddings=g_KD, label_tokens=tokens_KH).logits
 
 
+def best_labels(scaled_BK: torch.Tensor, width: int) -> tuple[np.ndarray, np.ndarray, torch.Tensor]:
+    """The best places of each row's calibrated scores, float64, no more than `width`, their
+    probabilities, and all probabilities.
+
+    Equal scores come in canonical order. With a shortlist the temperature is that of the whole set:
+    it holds the labels that are hard to tell apart, so its scores are as sharp as those of the
+    whole (on clinc150 the best T is 0.98 for 150 labels and for the nearest 64 of them, 0.95 for 64
+    random ones).
+    """
+    p_BK = torch.softmax(scaled_BK, dim=1)
+    if width == 1:
+        top_BT = scaled_BK.argmax(1, keepdim=True)
+    else:
+        top_BT = scaled_BK.sort(dim=1, descending=True, stable=True).indices[:, :width]
+    p_BT = p_BK.gather(1, top_BT).float().cpu().numpy()
+    return top_BT.cpu().numpy(), p_BT, p_BK
+
+
 def score(
     model: SCEModel,
     queries_ND: np.ndarray,

@@ -12,13 +12,16 @@ from typing import Any
 
 import torch
 from huggingface_hub import HfApi
+from transformers.utils import cached_file
 
 from sce.errors import InputError
+from sce.model.background import BACKGROUND_FILE, Background
 from sce.model.weights import save_weights
 from sce.storage import Place, put, to_place
 
-BESIDE = ("README.md", "training.json")
-"""What `jobs/train_sce.py` writes beside a model: its card, and what its training cost."""
+BESIDE = ("README.md", "training.json", BACKGROUND_FILE)
+"""What `jobs/train_sce.py` writes beside a model: its card, what its training cost, and what texts
+are like in general."""
 
 
 def save_model(model: Any, tokenizer: Any, place: str | Place, beside: Path | None) -> None:
@@ -43,19 +46,39 @@ def save_model(model: Any, tokenizer: Any, place: str | Place, beside: Path | No
                 put(file, target / file.name)
 
 
+def load_background(model: str, dimension: int) -> Background:
+    """Of a model's folder or hub id; `Background.isotropic` where it has none. Raises as
+    `Background.load`."""
+    if Path(model).is_dir():
+        return Background.load(Path(model), dimension)
+    missing_is_none = {"_raise_exceptions_for_missing_entries": False}
+    file = cached_file(model, BACKGROUND_FILE, **missing_is_none)
+    return (
+        Background.isotropic(dimension)
+        if file is None
+        else Background.load(Path(file).parent, dimension)
+    )
+
+
 def upload_model(
     model: Any,
     tokenizer: Any,
     repo_id: str,
     beside: Path | None,
     *,
-    private: bool | None,
-    token: str | bool | None,
-    revision: str | None,
-    commit_message: str,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    commit_message: str = "Upload a Soft Contextualized Encoder",
 ) -> str:
     """Make the repository where it is missing, upload the folder in one commit, and return the
-    commit's URL. The hub is that of HF_ENDPOINT, the token by default that of `hf auth login`.
+    commit's URL. The hub is that of HF_ENDPOINT.
+
+    Args:
+        repo_id: "name" of your own account, or "organisation/name".
+        private: of a repository that is made; None for the account's default.
+        token: None for the one of `hf auth login` or HF_TOKEN.
+        revision: a branch; None for the main one.
 
     Raises:
         InputError: the model is not in float32.

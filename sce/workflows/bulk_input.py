@@ -18,7 +18,7 @@ from sce.bulk.corpus import (
 )
 from sce.bulk.matching import id_hashes, refuse_repeated_ids
 from sce.bulk.output import read_run
-from sce.bulk.reading import OWN_COLUMNS, kept_name
+from sce.bulk.reading import OWN_COLUMNS, SEVERAL_COLUMN, kept_name
 from sce.config import check_writable, resolve_output
 from sce.datasets.custom import read_label_set
 from sce.datasets.labelled import read_labelled
@@ -168,6 +168,7 @@ def _columns(config: ClassifyConfig, corpus: Corpus) -> Columns:
     elif "*" in keep:
         raise ConfigError("keep_columns: '*' is every column already; give nothing beside it.")
     id_name = config.id_column or (None if store is None else _made_from(store)) or "id"
+    own = OWN_COLUMNS if config.mode == "single" else (*OWN_COLUMNS, SEVERAL_COLUMN)
     return Columns(
         text=config.text_column if embedding is None else None,
         embedding=embedding,
@@ -177,7 +178,7 @@ def _columns(config: ClassifyConfig, corpus: Corpus) -> Columns:
         keep=tuple(name for name in dict.fromkeys(keep) if name != config.id_column),
         some_lack=all_kept,
         raw_json=config.output_format == "jsonl" and corpus.kind == ".jsonl",
-        id_name=kept_name(id_name, OWN_COLUMNS),
+        id_name=kept_name(id_name, own),
     )
 
 

@@ -14,7 +14,10 @@ from sce.datasets.text_form import Delimiter, Encoding
 from sce.distributed.settings import Engine, ResourcesConfig
 from sce.embedding.settings import EmbedderConfig
 from sce.errors import ConfigError, DataError
-from sce.model.options import AnswerOptions, LongText, Pooling
+from sce.labels import LabelSet
+from sce.model.label_tree import answer_names
+from sce.model.linear_labels import LinearLabels
+from sce.model.options import AnswerOptions, LongText, Mode, Pooling, Threshold
 from sce.storage import Place, rooted_place, to_place
 from sce.workflows.tracking import TrackingConfig
 
@@ -99,8 +102,19 @@ class ClassifyConfig(BulkSettings, JobConfig):  # type: ignore[misc]
     """`csv` opens in spreadsheets: UTF-8 with a mark, a "'" in front of what they would take for a
     formula, with `return_scores` a column a label. In JSONL, of the columns that are kept, NaN and
     infinity are null and bytes are base64."""
-    threshold: float | None = Field(default=None, ge=0, le=1)
-    """Below this calibrated probability a label is null; its score stays."""
+    mode: Mode = "single"
+    """`multi`: any number of labels of a row may be right; those over their thresholds are in a
+    column `labels`. What the probabilities rest on is in the summary."""
+    threshold: Threshold | None = None
+    """Below this calibrated probability a label is not answered; its score stays. One for all, or
+    `{label: threshold}`. Default: 0.5 in mode `multi`, else none."""
+    at_least: int = Field(default=0, ge=0)
+    """In mode `multi`: labels to answer even below their thresholds."""
+    at_most: int | None = Field(default=None, ge=1)
+    """In mode `multi`: no more labels than this, the best ones."""
+    contrast_labels: Verbatim = []
+    """In mode `multi`: names that each label is held against in place of the others, so that its
+    probability does not depend on which others are given."""
     target_precision: float | None = Field(default=None, gt=0, le=1)
     """Find the threshold that reaches this precision on the rows of `labelled`."""
     labelled: Place | None = None
@@ -227,11 +241,24 @@ def check_together(config: ClassifyConfig) -> None:
         raise ConfigError("renamed: it goes with compare_to.")
 
 
-def answer_options(config: ClassifyConfig) -> AnswerOptions:
-    """What is asked of each row. Raises `InputError`."""
-    return AnswerOptions(
-        config.threshold, config.top_k, config.return_scores, config.long_text, config.pooling
+def answer_options(config: ClassifyConfig, labels: LabelSet | LinearLabels | None) -> AnswerOptions:
+    """What the settings ask of an answer. Raises `InputError`: these labels cannot have it."""
+    options = AnswerOptions(
+        config.threshold,
+        config.top_k,
+        config.return_scores,
+        config.long_text,
+        config.pooling,
+        mode=config.mode,
+        at_least=config.at_least,
+        at_most=config.at_most,
+        contrast_labels=tuple(config.contrast_labels),
     )
+    if labels is not None and config.labels_column is None:
+        options.check_labels([answer_names(labels)])
+    if isinstance(labels, LinearLabels):
+        labels.check_scoring(options.scoring)
+    return options
 
 
 def renamed_labels(config: ClassifyConfig) -> dict[str, str]:

@@ -94,7 +94,8 @@ def resolve(config: ClassifyConfig) -> ClassifyPlan:
     backend = _backend(config, labels if isinstance(labels, AdaptedLabels) else None, corpus)
     if corpus.store is not None:
         corpus.store.require(backend.embedder)
-    asked = Classification(backend, labels, given.columns, answer_options(config))
+    options = answer_options(config, labels)
+    asked = Classification(backend, labels, given.columns, options)
     run = None
     if config.output is not None and not config.dry_run:
         uri = str(resolve_output(config.output))
@@ -303,6 +304,7 @@ def _request(
             for name, value in asked.columns.__dict__.items()
             if value and (name, value) != ("id_name", "id")
         },
+        **asked.options.several_given(),
         "threshold": config.threshold,
         "target_precision": config.target_precision,
         "labelled": None if labelled is None else identify_input(labelled),
@@ -372,6 +374,7 @@ def _answer(plan: ClassifyPlan, run: OutputRun, workers: Workers) -> dict[str, A
         **asked.answered,
         "threshold": asked.options.threshold,
         "scoring": asked.scoring,
+        **asked.about_mode,
         "engine": "process" if isinstance(workers, OneProcess) else "ray",
         "rows_this_run": found.new_rows,
         "answer_seconds": round(work.seconds, 3),

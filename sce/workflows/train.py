@@ -29,6 +29,7 @@ from sce.errors import ConfigError, hide_secrets
 from sce.evaluation.costs import embedding_flops
 from sce.evaluation.paper import paper_settings
 from sce.evaluation.summaries import rounded_metrics
+from sce.model.background import Background
 from sce.model.calibration import TemperatureFit, fit_temperature
 from sce.model.encoder import SCEModel, trainable_parameters
 from sce.model.label_vectors import TextLookup
@@ -110,6 +111,7 @@ def train(experiment: Experiment) -> dict[str, Any]:
             save_weights(model, new)
             if plan.fresh.tokenizer is not None:
                 plan.fresh.tokenizer.save_pretrained(new)
+            Background.of(plan.data.train.vectors_ND).save(new)
             cost.save(new)
         model_id = begin_model(tracker, experiment.name, experiment.model_dir, _figures(plan))
         card = _card(plan, embedder, fitted.best, fits)

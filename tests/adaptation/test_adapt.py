@@ -14,8 +14,8 @@ from sce.adaptation.progress import restore, to_arrays
 from sce.adaptation.settings import MIN_CHOICE_ROWS, MIN_GRAIN, AdaptSettings
 from sce.errors import DataError, LabelError
 from sce.labels import LabelSet
-from sce.model.linear_labels import VECTOR_BITS, vector_integers
 from sce.model.options import Scoring
+from sce.model.products import VECTOR_BITS, vector_integers
 
 WIDTH = 24
 NAMES = ["sport", "money", "weather", "music"]

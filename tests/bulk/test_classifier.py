@@ -169,3 +169,34 @@ def test_a_store_of_chunks_answers_as_the_texts_do(folder, predictor, tmp_path):
     pq.write_table(rows.set_column(place, "chunk_vectors", changed), tmp_path / "broken.parquet")
     found = classify(predictor, tmp_path / "broken.parquet", LABELS, kept, long_text="chunk")
     assert [row["error"] for row in found] == ["embedding_not_unit", "text_empty", "", ""]
+
+
+def test_several_labels_a_row_are_those_of_the_predictor(predictor, tmp_path):
+    records = [{"text": text(i), "labels": "kept"} for i in range(12)] + [{"text": " "}]
+    source = write_jsonl(tmp_path / "in.jsonl", records)
+    asked = {"mode": "multi", "threshold": {LABELS[0]: 0.1}, "at_least": 1, "at_most": 2}
+    rows = classify(predictor, source, LABELS, Columns(keep=("labels",)), top_k=1, **asked)
+    texts = [record["text"] for record in records[:12]]
+    expected = predictor.predict(texts, LABELS, top_k=1, **asked)
+    for row, wanted in zip(rows, expected):
+        found = [(one["label"], pytest.approx(one["score"], abs=1e-5)) for one in row["labels"]]
+        assert wanted.labels == found
+        assert 1 <= len(found) <= 2
+        assert (row["label"], row["input_labels"]) == (wanted.label, "kept")
+        assert row["top"][0]["label"] == wanted.top[0][0]
+    assert (rows[12]["labels"], rows[12]["label"], rows[12]["error"]) == (None, None, "text_empty")
+
+
+def test_several_labels_of_rows_with_sets_of_their_own(predictor, tmp_path):
+    records = [{"text": text(i), "own": LABELS[: 1 + i % 3]} for i in range(9)]
+    source = write_jsonl(tmp_path / "in.jsonl", records)
+    columns = Columns(labels="own")
+    rows = classify(predictor, source, None, columns, mode="multi", at_least=2, return_scores=True)
+    expected = predictor.predict(
+        [record["text"] for record in records],
+        [record["own"] for record in records],
+        mode="multi",
+        at_least=2,
+    )
+    for row, wanted in zip(rows, expected):
+        assert [one["label"] for one in row["labels"]] == [name for name, _ in wanted.labels]

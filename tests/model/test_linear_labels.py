@@ -4,14 +4,9 @@ import numpy as np
 import pytest
 
 from sce.labels import LabelSet
-from sce.model.linear_labels import (
-    VECTOR_BITS,
-    LinearLabels,
-    exact_products,
-    round_weights,
-    vector_integers,
-)
+from sce.model.linear_labels import LinearLabels
 from sce.model.options import Scoring
+from sce.model.products import VECTOR_BITS, exact_products, round_weights, vector_integers
 
 
 def unit(rows: int, width: int = 384) -> np.ndarray:

@@ -14,7 +14,7 @@ from sce.embedding.checkpoint import embedder_fingerprint
 from sce.embedding.fingerprint import EmbedderFingerprint
 from sce.embedding.settings import EmbedderConfig
 from sce.labels import LabelSet
-from sce.model.linear_labels import round_weights
+from sce.model.products import round_weights
 from sce.predictor import Predictor
 from sce.training.fresh_model import build_model
 from sce.training.settings import ModelConfig

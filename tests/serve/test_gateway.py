@@ -142,6 +142,19 @@ def test_threshold_takes_the_label_and_leaves_the_score(client):
     assert [row["score"] for row in strict] == [row["score"] for row in plain]
 
 
+def test_several_labels_are_those_of_the_predictor(client, predictor):
+    asked = {"mode": "multi", "threshold": {"flood": 0.05}, "at_least": 1, "at_most": 2}
+    body = {"texts": TEXTS, "labels": LABELS, "return_scores": True, **asked}
+    rows = client.post("/v1/classify", json=body).json()["data"]
+    expected = predictor.predict(TEXTS, LABELS, return_scores=True, **asked)
+    for row, wanted in zip(rows, expected, strict=True):
+        assert [one["label"] for one in row["labels"]] == [name for name, _ in wanted.labels]
+        assert row["scores"] == pytest.approx(wanted.scores, abs=1e-5)
+        assert row["label"] == row["labels"][0]["label"]
+    single = client.post("/v1/classify", json={"texts": TEXTS, "labels": LABELS}).json()["data"]
+    assert "labels" not in single[0]
+
+
 def test_rows_have_their_own_errors(client):
     body = {"texts": ["", "fine", "word " * 600], "labels": LABELS, "truncate": False}
     found = client.post("/v1/classify", json=body).json()["data"]
@@ -183,7 +196,13 @@ def test_cached_texts_and_counts_are_in_the_usage(client):
         ({"texts": ["a", "b"], "labels": [["x"], []]}, 422, "invalid_labels", "labels"),
         ({"texts": ["a"], "candidate_labels": []}, 422, "invalid_labels", "candidate_labels"),
         ({"texts": ["a"], "labels": ["x"], "treshold": 1}, 422, "unknown_field", "treshold"),
-        ({"texts": ["a"], "labels": ["x"], "threshold": 2}, 422, "invalid_value", "threshold"),
+        ({"texts": ["a"], "labels": ["x"], "threshold": 2}, 422, "invalid_type", "threshold"),
+        (
+            {"texts": ["a"], "labels": ["x"], "threshold": {"y": 0.5}},
+            422, "invalid_value", "threshold",
+        ),
+        ({"texts": ["a"], "labels": ["x"], "at_least": 1}, 422, "invalid_value", "at_least"),
+        ({"texts": ["a"], "labels": ["x"], "mode": "some"}, 422, "invalid_value", "mode"),
         ({"texts": ["a"], "labels": ["x"], "top_k": 0}, 422, "invalid_value", "top_k"),
         ({"texts": ["a"], "labels": ["x"], "model": "no"}, 404, "model_not_found", "model"),
         ({"texts": ["a"], "labels": [{"name": "x", "descr": "y"}]}, 422, "invalid_type", "labels"),

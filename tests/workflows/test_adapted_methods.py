@@ -20,7 +20,7 @@ from sce.errors import ConfigError, FingerprintMismatch, InputError
 from sce.evaluation.evaluate import evaluate_sets
 from sce.evaluation.settings import EvaluateConfig
 from sce.labels import LabelSet
-from sce.model.linear_labels import round_weights
+from sce.model.products import round_weights
 from sce.workflows import evaluate
 from sce.workflows.methods import AdaptedMethod, SimilarityMethod
 from tests.tiny_models import build_sentence_transformer
