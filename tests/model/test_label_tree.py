@@ -187,8 +187,14 @@ def test_an_answer_stops_where_it_is_no_longer_sure() -> None:
     assert (
         labels(0.3)[3] == "billing/refund"
     )  # the best leaf is sure, though its parent is not best
-    np.testing.assert_allclose(decide(answers, AnswerOptions(0.5)).score_N, [0.9, 0.94, 0.55, 0.5])
-    np.testing.assert_allclose(decide(answers, AnswerOptions(0.6)).score_N, [0.9, 0.94, 0.55, 0.5])
+    np.testing.assert_allclose(
+        decide(answers, AnswerOptions(0.5), tree.names, tree.answer_names).score_N,
+        [0.9, 0.94, 0.55, 0.5],
+    )
+    np.testing.assert_allclose(
+        decide(answers, AnswerOptions(0.6), tree.names, tree.answer_names).score_N,
+        [0.9, 0.94, 0.55, 0.5],
+    )
 
 
 def test_the_way_down_is_the_same_for_every_order_and_batch() -> None:

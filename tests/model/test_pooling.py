@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from sce.errors import InputError
 from sce.labels import LabelSet, RaggedLabels
 from sce.model.answers import Answers
-from sce.model.linear_labels import LinearLabels, round_weights
+from sce.model.linear_labels import LinearLabels
 from sce.model.options import POOLINGS, AnswerOptions, Scoring
 from sce.model.pooling import ChunkVectors, answer_chunks, pool
+from sce.model.products import round_weights
 
 D = 16
 NAMES = ["b", "a", "d", "c"]
