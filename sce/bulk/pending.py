@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from sce.bulk.corpus import Columns, Shard
 from sce.bulk.reading import KEEP, PLACE_BITS, kept_name, read_shard
 from sce.bulk.rows import Errors, check_ids, check_texts
-from sce.embedding.store import STORE_COLUMNS, EmbeddingStore, text_hash
+from sce.embedding.store import STORE_NAMES, EmbeddingStore, text_hash
 from sce.errors import ROW_ERRORS, DataError
 
 KEY = np.dtype("S16")
@@ -64,7 +64,7 @@ class StorePart:
 
 def read_part_keys(name: str, store: EmbeddingStore, columns: Columns) -> StorePart:
     """Raises `DataError` where the part cannot be read, or lacks a column to be kept."""
-    others = [kept_name(column, STORE_COLUMNS) for column in _others(columns)]
+    others = [kept_name(column, STORE_NAMES) for column in _others(columns)]
     own = ["row_id", "text_hash"]
     has_places = "place" in store.column_names(name)
     table = store.read_part(name, [*own, *(["error", "place"] if has_places else []), *others])

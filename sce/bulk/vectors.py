@@ -14,7 +14,7 @@ from sce.bulk.corpus import Columns
 from sce.bulk.pending import RowFacts
 from sce.bulk.reading import BLOCK_ROWS, kept_columns
 from sce.embedding.settings import EmbedderConfig
-from sce.embedding.store import STORE_COLUMNS, chunk_columns, computed_in, embedding_column
+from sce.embedding.store import STORE_NAMES, chunk_columns, computed_in, embedding_column
 from sce.model.options import Scoring
 
 PIECE_ROWS = {"cpu": 512}
@@ -56,7 +56,7 @@ class BlockEmbedder:
                 "place": block["place"],
             }
             | chunks
-            | kept_columns(block, STORE_COLUMNS)
+            | kept_columns(block, STORE_NAMES)
         )
         return computed_in(found, self._embedder.fingerprint.dtype)
 

@@ -101,6 +101,11 @@ CLASSIFY_EXAMPLES: list[Any] = [
     {"texts": ["I was charged twice."], "labels": {"billing": "invoices, charges, refunds"}},
     {"texts": ["The parcel never came.", "Great shop!"], "label_set": "tickets"},
     {
+        "texts": ["A letter of several pages. It says in its last line: the parcel never came."],
+        "labels": ["late delivery", "billing"],
+        "long_text": "chunk",
+    },
+    {
         "texts": ["The parcel never came.", "Great shop!"],
         "labels": [["late delivery", "billing"], ["praise", "complaint"]],
         "top_k": 2,

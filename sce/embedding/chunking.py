@@ -19,14 +19,14 @@ import numpy as np
 from tokenizers import Encoding
 
 from sce.embedding.settings import CHUNK_TOKENS, MAX_CHUNKS
-from sce.embedding.tokenising import MAX_CHARS
 
 OVERLAP = 1 / 8
 """Of a chunk that the next one repeats at most."""
 SHORTEST = 3 / 4
 """Of the length that chunks are to have: a sentence that ends earlier does not end a chunk."""
 WINDOW_CHARS = 2**16
-"""Of a text that are tokenised at a time: offsets take ten times the memory of the text."""
+"""Of a text that are tokenised at a time: offsets take ten times the memory of the text. Of a chunk
+at most, however few its tokens are."""
 PIECE_TEXTS = 256
 
 _SENTENCE_END = re.compile(r"""[.!?…]["'”’»)\]]*\s+|[。！？][」』”’）]*\s*|\s*\n\s*""")
@@ -93,7 +93,7 @@ def cut(
             windows = [texts[i][: _window_end(texts[i], 0)] for i in ahead]
             firsts = dict(zip(ahead, encode(windows)))
         offsets_T2, read = _offsets(text, firsts.pop(row), encode, max_tokens * max_chunks)
-        if len(offsets_T2) <= max_tokens and read == len(text) <= MAX_CHARS:
+        if len(offsets_T2) <= max_tokens and read == len(text) <= WINDOW_CHARS:
             spans.append(np.array([[0, len(text)]]))
             continue
         found_C2 = _fitting(text, _spans(text, offsets_T2, read, max_tokens), encode, max_tokens)
@@ -137,7 +137,7 @@ def _spans(text: str, offsets_T2: np.ndarray, read: int, max_tokens: int) -> np.
     starts_T, ends_T = offsets_T2.T
     total = len(starts_T)
     if not total:  # nothing but what the tokenizer leaves out
-        return np.array([[0, min(read, MAX_CHARS)]])
+        return np.array([[0, min(read, WINDOW_CHARS)]])
     breaks_T = _breaks(text, starts_T, ends_T, read)
     overlap = int(max_tokens * OVERLAP)
     count = max(1, -(-(total - overlap) // (max_tokens - overlap)))
@@ -145,7 +145,7 @@ def _spans(text: str, offsets_T2: np.ndarray, read: int, max_tokens: int) -> np.
     aim = min(max_tokens, -(-(total + (count - 1) * overlap) // count) + overlap)
     spans, first = [], 0
     while True:
-        by_chars = int(np.searchsorted(ends_T, starts_T[first] + MAX_CHARS, "right"))
+        by_chars = int(np.searchsorted(ends_T, starts_T[first] + WINDOW_CHARS, "right"))
         most = max(first + 1, min(first + aim, by_chars))
         if most >= total:
             spans.append((starts_T[first], ends_T[-1]))
@@ -153,10 +153,11 @@ def _spans(text: str, offsets_T2: np.ndarray, read: int, max_tokens: int) -> np.
         least = first + int((most - first) * SHORTEST)
         end = _last(breaks_T, least + 1, most)
         spans.append((starts_T[first], ends_T[end - 1]))
-        first = max(first + 1, _first(breaks_T, end - overlap, end))
+        back = min(overlap, int((end - first) * OVERLAP))
+        first = max(first + 1, _first(breaks_T, end - back, end))
     found_C2 = np.array(spans, np.int64)
     found_C2[0, 0] = 0  # white space at both ends is of the text too
-    if ends_T[-1] == found_C2[-1, 1] and read - found_C2[-1, 0] <= MAX_CHARS:
+    if ends_T[-1] == found_C2[-1, 1] and read - found_C2[-1, 0] <= WINDOW_CHARS:
         found_C2[-1, 1] = read
     return found_C2
 

@@ -35,11 +35,10 @@ OLD_MANIFEST = "manifest.json"
 """What earlier versions called it."""
 CHUNK_VECTORS, CHUNK_SPANS = "chunk_vectors", "chunk_spans"
 """Of a store of texts in chunks: a list of vectors a row, and their places in the text."""
-STORE_COLUMNS = (
-    *("row_id", "text_hash", "embedding", "truncated", "error", "place"),
-    *(CHUNK_VECTORS, CHUNK_SPANS),
-)
+STORE_COLUMNS = ("row_id", "text_hash", "embedding", "truncated", "error", "place")
 """Columns that are a store's own; those that the user keeps follow them."""
+STORE_NAMES = (*STORE_COLUMNS, CHUNK_VECTORS, CHUNK_SPANS)
+"""That no column has which the user keeps."""
 
 
 @dataclass(frozen=True)

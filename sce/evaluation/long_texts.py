@@ -90,7 +90,7 @@ def compare_readings(
 
 def to_table(found: Sequence[Reading], title: str) -> Table:
     """A line for each."""
-    columns = ["read", "method", "vectors", "half to choose on", "accuracy", "95 %", "nll", "ece"]
+    columns = ["tokens read", "method", "vectors", "choice", "accuracy", "95 %", "nll", "ece"]
     rows = [
         [
             one.reading,
@@ -104,8 +104,8 @@ def to_table(found: Sequence[Reading], title: str) -> Table:
         ]
         for one in found
     ]
-    caption = "accuracy, nll and ece on the half of the rows that nothing was chosen on"
-    return Table(columns, rows, title=title, caption=caption, left=("read", "method"))
+    caption = "choice: accuracy on the half of the rows to choose by; the rest on the other half"
+    return Table(columns, rows, title=title, caption=caption, left=("tokens read", "method"))
 
 
 def to_records(found: Sequence[Reading]) -> list[dict[str, Any]]:

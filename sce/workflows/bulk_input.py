@@ -23,7 +23,7 @@ from sce.config import check_writable, resolve_output
 from sce.datasets.custom import read_label_set
 from sce.datasets.labelled import read_labelled
 from sce.datasets.text_form import TextForm
-from sce.embedding.store import STORE_COLUMNS, EmbeddingStore
+from sce.embedding.store import STORE_NAMES, EmbeddingStore
 from sce.errors import ConfigError, InputError
 from sce.labels import LabelSet
 from sce.model.label_tree import LabelTree, tree_of
@@ -163,7 +163,7 @@ def _columns(config: ClassifyConfig, corpus: Corpus) -> Columns:
         raise ConfigError(f"long_text: with {what}, chunks are made of texts. Give texts.")
     keep, all_kept = list(config.keep_columns), config.keep_columns == ["*"]
     if all_kept:  # named, so that a resumed run knows what it kept
-        left_out = {config.embedding_column, *(() if store is None else STORE_COLUMNS)}
+        left_out = {config.embedding_column, *(() if store is None else STORE_NAMES)}
         keep = [name for name in column_names(corpus) if name not in left_out]
     elif "*" in keep:
         raise ConfigError("keep_columns: '*' is every column already; give nothing beside it.")

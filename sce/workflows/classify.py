@@ -335,11 +335,9 @@ def _embed(
         plan.commit_rows,
         long_text=plan.asked.options.long_text,
     )
-    chunks = plan.asked.options.long_text == "chunk"
     ids = columns.id if columns.id in keep else ROW_ID
-    columns = replace(
-        columns, text=None, embedding="embedding", id=ids, raw_json=False, chunks=chunks
-    )
+    columns = replace(columns, text=None, embedding="embedding", id=ids, raw_json=False)
+    columns = replace(columns, chunks=plan.asked.options.long_text == "chunk")
     asked = replace(plan.asked, columns=columns)
     return replace(plan, asked=asked, corpus=open_corpus([str(stored.folder)])), summary
 

@@ -81,9 +81,9 @@ def _readings(
             cut = load_embedder(experiment.embedder.model_copy(update={"max_tokens": tokens}))
         read = cut.embed(texts)
         share = f"{read.truncated.mean():.0%} cut"
-        found[f"first {tokens} tokens ({share})"] = read.vectors
+        found[f"first {tokens} ({share})"] = read.vectors
     chunks, _ = embedder.embed_chunks(texts)
-    return found | {f"chunks of {min(CHUNK_TOKENS, most)} tokens": chunks}
+    return found | {f"chunks of {min(CHUNK_TOKENS, most)}": chunks}
 
 
 def _methods(experiment: Experiment, embedder: TextEmbedder) -> dict[str, Answer]:

@@ -182,6 +182,29 @@ def test_cached_texts_and_counts_are_in_the_usage(client):
     assert again["total_tokens"] == again["prompt_tokens"] + again["label_tokens"]
 
 
+def test_a_long_text_is_read_whole_on_request(client, predictor):
+    long = "the river rose overnight. it was the engine! 😀 " * 12
+    texts = [long, TEXTS[0], " ", long[3:]]
+    body = {"texts": texts, "labels": LABELS}
+    (cut, *_), whole = (
+        client.post("/v1/classify", json=body | more).json()["data"]
+        for more in ({}, {"long_text": "chunk"})
+    )
+    assert cut["truncated"]
+    assert cut["where"] is None
+    expected = predictor.predict(texts, LABELS, long_text="chunk")
+    for row, wanted in zip(whole, expected, strict=True):
+        assert not row["truncated"]
+        assert (row["label"], row["error"]) == (wanted.label, wanted.error)
+        where = None if wanted.where is None else dict(zip(("start", "end"), wanted.where))
+        assert row["where"] == where
+    by_set = client.post(
+        "/v1/classify", json={"texts": texts, "label_set": "tickets", "long_text": "chunk"}
+    ).json()["data"]
+    assert [row["error"] for row in by_set] == [None, None, "text_empty", None]
+    assert by_set[0]["where"]["end"] <= len(long)
+
+
 @pytest.mark.parametrize(
     ("body", "status", "code", "param"),
     [
@@ -204,6 +227,16 @@ def test_cached_texts_and_counts_are_in_the_usage(client):
         ({"texts": ["a"], "labels": ["x"], "at_least": 1}, 422, "invalid_value", "at_least"),
         ({"texts": ["a"], "labels": ["x"], "mode": "some"}, 422, "invalid_value", "mode"),
         ({"texts": ["a"], "labels": ["x"], "top_k": 0}, 422, "invalid_value", "top_k"),
+        ({"texts": ["a"], "labels": ["x"], "long_text": "no"}, 422, "invalid_value", "long_text"),
+        ({"texts": ["a"], "labels": ["x"], "pooling": "mean"}, 422, "invalid_request", None),
+        (
+            {"embeddings": [[1.0]], "labels": ["x"], "long_text": "chunk"},
+            422, "invalid_request", None,
+        ),
+        (
+            {"texts": ["a b " * 2000], "labels": [f"{k}" for k in range(15)], "long_text": "chunk"},
+            413, "limit_exceeded", "max_label_tokens",
+        ),
         ({"texts": ["a"], "labels": ["x"], "model": "no"}, 404, "model_not_found", "model"),
         ({"texts": ["a"], "labels": [{"name": "x", "descr": "y"}]}, 422, "invalid_type", "labels"),
         ({"texts": ["a"] * 21, "labels": ["x"]}, 413, "limit_exceeded", "max_texts"),
@@ -235,6 +268,7 @@ def test_refusals_say_what_and_where(client, body, status, code, param):
 def test_null_is_not_given(client):
     body = {"texts": ["a text"], "labels": {"x": None, "y": "known"}}
     nulls = ("model", "embeddings", "label_set", "threshold", "top_k", "return_scores", "truncate")
+    nulls += ("long_text", "pooling")
     given, left_out = (
         client.post("/v1/classify", json=body | dict.fromkeys(nulls)),
         client.post(

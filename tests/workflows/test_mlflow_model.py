@@ -96,7 +96,7 @@ def test_its_files_lie_in_the_store_once_with_signature_and_example(home, logged
     assert info.model_size_bytes == sum(file.stat().st_size for file in files)
     assert info.get_input_schema().input_names() == ["text", "labels"]
     assert {p.name for p in info.get_params_schema().params} == {
-        "labels", "threshold", "return_scores",
+        "labels", "threshold", "return_scores", "long_text",
     }  # fmt: skip
     example = json.loads((logged / "serving_input_example.json").read_text())
     assert example["params"] == EXAMPLE[1]
