@@ -36,11 +36,11 @@ from sce.model.answers import Answers, Prediction
 from sce.model.arithmetic import choose_dtype
 from sce.model.background import Background
 from sce.model.calibration import Temperature
-from sce.model.decisions import predictions
+from sce.model.decisions import predictions, ranked_labels
 from sce.model.encoder import SCEModel
 from sce.model.grouping import GroupScorer
 from sce.model.independent import IndependentScorer
-from sce.model.label_tree import answer_names, parse_set, parse_sets, tree_of
+from sce.model.label_tree import answer_names, level_count, parse_set, parse_sets, tree_of
 from sce.model.label_vectors import TextLookup, TextVectors, token_means_of
 from sce.model.linear_labels import LinearLabels
 from sce.model.options import BEST_ALONE, AnswerOptions, LongText, Mode, Pooling, Scoring
@@ -222,13 +222,7 @@ class Predictor:
         texts = as_texts(sequences)
         vectors_ND = self.embedder.embed(texts).vectors
         answers = self.answer(vectors_ND, label_set, Scoring(len(label_set)))
-        names, found = label_set.names, []
-        for text, top, scores in zip(texts, answers.top_NT.tolist(), answers.top_scores_NT):
-            kept = [k for k in top if k >= 0]
-            rest = sorted(set(range(len(names))) - set(kept))  # not shortlisted
-            labels = [names[k] for k in kept + rest]
-            scores = scores[: len(kept)].tolist() + [0.0] * len(rest)
-            found.append({"sequence": text, "labels": labels, "scores": scores})
+        found = ranked_labels(answers, texts, label_set.names)
         return found[0] if isinstance(sequences, str) else found
 
     def warm_up(self, labels: Any) -> None:
@@ -272,10 +266,9 @@ class Predictor:
         Args:
             texts: a text, or several in a list, an array, a column of pandas or Arrow; or their
                 embeddings (an array of numbers), or None with `embeddings`.
-            labels: one label set in any form that `LabelSet.parse` accepts, or a tree in any that
-                `LabelTree.parse` does. To give each text a set of its own, a list of lists of names
-                as long as the texts, or `RaggedLabels`. Or labels that were fitted to a corpus
-                (`AdaptedLabels.load`).
+            labels: one label set or tree in any form that `LabelSet.parse` or `LabelTree.parse`
+                accepts; a set for each text as a list of lists of names or `RaggedLabels`; or
+                labels that were fitted to a corpus (`AdaptedLabels.load`).
             embeddings: unit vectors of the model's embedder, float32 [N, D].
             threshold: below this probability a prediction's label is None, or one a label; in a
                 tree it is the deepest node on the way down that is not below.
@@ -315,9 +308,8 @@ class Predictor:
         if refused and isinstance(labels, RaggedLabels):
             labels = labels.take(np.array(good, np.int64))
         answers = self.answer(queries, labels, options.scoring)
-        nodes = () if answers.path_NH is None else answer_names(labels)
         asked, cut = [sets[i] for i in good], truncated_G.tolist()
-        found = iter(predictions(answers, asked, options, cut, nodes))
+        found = iter(predictions(answers, asked, options, cut, answer_names(labels)))
         return [
             Prediction.refused(refused[i]) if i in refused else next(found) for i in range(count)
         ]
@@ -382,12 +374,8 @@ class Predictor:
         tree = tree_of(labels)
         counts_N = labels.counts_by_row(len(queries_ND))
         shortlisted = scoring.mode == "single" and bool((counts_N > self.shortlist_above).any())
-        answers = Answers.empty(
-            counts_N,
-            scoring,
-            self.shortlist_size if shortlisted else None,
-            None if tree is None else len(tree.levels),
-        )
+        shortlist = self.shortlist_size if shortlisted else None
+        answers = Answers.empty(counts_N, scoring, shortlist, level_count(labels))
         text_vectors = self._text_vectors
         if label_texts:
             text_vectors = TextLookup(label_texts, text_vectors)
@@ -405,8 +393,7 @@ class Predictor:
                 places_BK = answers.offsets[rows_B][:, None] + group.to_user(batch)
                 answers.scores_M[places_BK] = p_BK.float().cpu().numpy()
             if tree is not None:
-                kept_BM = None if batch.kept_BM is None else batch.kept_BM.cpu().numpy()
-                answers.fill_path(rows_B, *tree.best_path(p_BK.cpu().numpy(), kept_BM))
+                answers.fill_path(rows_B, *tree.best_path(p_BK.cpu().numpy(), batch.kept))
         return answers
 
     def probabilities(

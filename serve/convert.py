@@ -32,9 +32,10 @@ from sce.errors import ROW_ERRORS, InputError, LabelError, clipped, quoted
 from sce.labels import LabelSet, RaggedLabels, is_set_a_row
 from sce.model.answers import Prediction
 from sce.model.decisions import predictions
-from sce.model.label_tree import FORMS as TREE_FORMS
-from sce.model.label_tree import LabelTree, answer_names, is_tree, parse_sets, tree_of
+from sce.model.label_tree import LabelTree, answer_names, parse_sets, tree_of
 from sce.model.options import AnswerOptions
+from sce.model.tree_forms import FORMS as TREE_FORMS
+from sce.model.tree_forms import is_tree
 from sce.storage.documents import unique_keys
 from serve.refusals import ApiError
 from serve.settings import Limits
@@ -174,7 +175,7 @@ def classify_response(
         names = [nodes[: work.set_labels]] * rows
     else:
         assert work.labels is not None
-        nodes = [] if isinstance(work.labels, RaggedLabels) else answer_names(work.labels)
+        nodes = answer_names(work.labels)
         names = work.labels.names_by_row(rows)
     truncated, good = answer.truncated_N.tolist(), np.flatnonzero(answer.good_N).tolist()
     found: dict[int, Prediction] = {}

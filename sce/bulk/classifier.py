@@ -46,8 +46,9 @@ class BlockClassifier:
         self._labels: Any = labels
         self._known = {lb.key: lb for lb in labels.labels} if isinstance(labels, LabelSet) else {}
         self._names = pa.array(labels.names, pa.string()) if labels else None
-        self._node_names = answer_names(labels) if labels else []
-        self._nodes = pa.array(self._node_names, pa.string()) if labels else None
+        one_set = labels is not None and columns.labels is None
+        self._node_names = answer_names(labels) if one_set else []
+        self._nodes = pa.array(self._node_names, pa.string()) if one_set else None
         self._columns = columns
         self._options = options
         self._types = {"label": pa.string(), "score": pa.float32()}
@@ -56,7 +57,7 @@ class BlockClassifier:
         self._types |= {"scores": SCORES} if options.return_scores else {}
         self._types |= {"where": WHERE} if options.long_text == "chunk" else {}
         self._reads_names = options.several or options.threshold is not None
-        if labels is not None and columns.labels is None:
+        if one_set:
             predictor.warm_up(labels)
 
     def __call__(self, block: pa.Table) -> pa.Table:
@@ -114,8 +115,7 @@ class BlockClassifier:
         # A row that got an error has no best label; what stands there is not read.
         asked = names.to_pylist() if self._reads_names else ()
         decided = decide(answers, self._options, asked, self._node_names)
-        label_G = decided.label_N
-        nodes = self._nodes if one_set and self._nodes is not None else names
+        label_G, nodes = decided.label_N, names if self._nodes is None else self._nodes
         found = {
             "label": nodes.take(pa.array(first_G + label_G, mask=label_G < 0)),
             "score": pa.array(decided.score_N, pa.float32()),

@@ -16,7 +16,7 @@ from sce.client import Client, EndpointError
 from sce.errors import ROW_ERRORS, ConfigError
 from sce.labels import LabelSet, RaggedLabels
 from sce.model.answers import Answers
-from sce.model.label_tree import tree_of
+from sce.model.label_tree import level_count, tree_of
 from sce.model.options import Scoring
 from sce.model.pooling import ChunkVectors
 
@@ -85,8 +85,7 @@ class EndpointPredictor:
         shortlist = self.served.shortlist_size if shortlisted else None
         tree = tree_of(labels)
         nodes = {} if tree is None else {name: k for k, name in enumerate(tree.answer_names)}
-        levels = None if tree is None else len(tree.levels)
-        answers = Answers.empty(counts_G, scoring, shortlist, levels)
+        answers = Answers.empty(counts_G, scoring, shortlist, level_count(labels))
         offsets, scores_M = answers.offsets, answers.scores_M
         where_N2 = np.full((rows, 2), -1, np.int64)
         truncated_G, errors_G = np.zeros(rows, bool), np.full(rows, "", object)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
 import numpy as np
 
@@ -139,6 +140,21 @@ def _place_in_row(
     return place_M
 
 
+def ranked_labels(
+    answers: Answers, texts: Sequence[str], names: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Texts with all labels of one set, best first, as the zero-shot-classification pipeline of
+    transformers gives them; those that were not shortlisted come last, with a score of 0."""
+    found = []
+    for text, top, scores in zip(texts, answers.top_NT.tolist(), answers.top_scores_NT):
+        kept = [k for k in top if k >= 0]
+        rest = sorted(set(range(len(names))) - set(kept))
+        labels = [names[k] for k in kept + rest]
+        ranked = scores[: len(kept)].tolist() + [0.0] * len(rest)
+        found.append({"sequence": text, "labels": labels, "scores": ranked})
+    return found
+
+
 def predictions(
     answers: Answers,
     sets: Sequence[Sequence[str]],
@@ -151,7 +167,7 @@ def predictions(
     Args:
         sets: names of each row's labels in the user's order.
         truncated: of each row's text.
-        nodes: of a tree, `LabelTree.answer_names`.
+        nodes: what `answer_names` says of the labels.
     """
     if not len(answers):
         return []

@@ -19,7 +19,7 @@ import numpy as np
 from sce.errors import InputError
 from sce.labels import LabelSet
 from sce.model.answers import Answers
-from sce.model.label_tree import tree_of
+from sce.model.label_tree import level_count, tree_of
 from sce.model.logistic import OF_CORPUS, fill_answers
 from sce.model.options import BEST_ALONE, Scoring
 from sce.model.products import exact_products, vector_integers
@@ -128,8 +128,7 @@ class LinearLabels:
         self.check_scoring(scoring)
         rows, count, order_K = len(queries_ND), len(self), self._canonical[2]
         tree = tree_of(self)
-        levels = None if tree is None else len(tree.levels)
-        answers = Answers.empty(self.counts_by_row(rows), scoring, levels=levels)
+        answers = Answers.empty(self.counts_by_row(rows), scoring, levels=level_count(self))
         if scoring.mode == "multi":
             for start in range(0, rows, BLOCK_ROWS):
                 rows_B = np.arange(start, min(start + BLOCK_ROWS, rows))

@@ -18,7 +18,7 @@ import numpy as np
 
 from sce.labels import LabelSet, RaggedLabels
 from sce.model.answers import Answers
-from sce.model.label_tree import tree_of
+from sce.model.label_tree import level_count, tree_of
 from sce.model.linear_labels import LinearLabels
 from sce.model.options import Scoring
 
@@ -171,8 +171,7 @@ def _pooled_answers(
     sizes_N = labels.counts_by_row(len(chunks))
     canonical_M = _canonical_places(labels, len(chunks))
     tree = tree_of(labels)
-    levels = None if tree is None else len(tree.levels)
-    answers = Answers.empty(sizes_N, scoring, found.shortlist, levels)
+    answers = Answers.empty(sizes_N, scoring, found.shortlist, level_count(labels))
     for size in np.unique(sizes_N).tolist():
         rows_R = np.flatnonzero(sizes_N == size)
         counts_R = chunks.counts_N[rows_R]

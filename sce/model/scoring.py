@@ -59,6 +59,11 @@ class ScoredBatch:
     kept_BM: torch.Tensor | None
     """With a shortlist: which labels of each row's set they belong to, ascending."""
 
+    @property
+    def kept(self) -> np.ndarray | None:
+        """`kept_BM` as an array."""
+        return None if self.kept_BM is None else self.kept_BM.cpu().numpy()
+
 
 class Scorer:
     """Scores labels with the weights of a model, which must not change afterwards.

@@ -13,7 +13,7 @@ from sce.bulk.corpus import Columns, join_plans, open_corpus, plan_file
 from sce.bulk.local import LocalPredictor
 from sce.bulk.reading import read_shard
 from sce.bulk.vectors import BlockEmbedder
-from sce.labels import LabelSet
+from sce.model.label_tree import parse_set
 from sce.model.options import AnswerOptions
 from sce.predictor import Predictor
 from tests.tiny_bulk import (
@@ -42,7 +42,7 @@ def classify(
 ) -> list[dict]:
     corpus = open_corpus([str(path)])
     shards = join_plans([plan_file(corpus.files[0], 0, columns)])
-    known = None if labels is None else LabelSet.parse(labels)
+    known = None if labels is None else parse_set(labels)
     classifier = BlockClassifier(LocalPredictor(predictor), known, columns, AnswerOptions(**answer))
     tables = [classifier(block) for shard in shards for block in read_shard(shard, columns)]
     return pa.concat_tables(tables).to_pylist()
@@ -200,3 +200,16 @@ def test_several_labels_of_rows_with_sets_of_their_own(predictor, tmp_path):
     )
     for row, wanted in zip(rows, expected):
         assert [one["label"] for one in row["labels"]] == [name for name, _ in wanted.labels]
+
+
+def test_a_tree_is_answered_as_by_the_predictor(predictor, tmp_path):
+    source = write_jsonl(tmp_path / "in.jsonl", [{"text": text(i)} for i in range(20)] + [{}])
+    tree = {"sport": ["team", "game"], "markets": ["shares", "oil"], "stars": None}
+    asked = {"threshold": 0.4, "top_k": 2, "return_scores": True}
+    *rows, bad = classify(predictor, source, tree, Columns(), **asked)
+    expected = predictor.predict([text(i) for i in range(20)], tree, **asked)
+    assert [row["label"] for row in rows] == [one.label for one in expected]
+    assert [row["score"] for row in rows] == pytest.approx([one.score for one in expected])
+    assert [dict(row["scores"]) for row in rows] == [pytest.approx(one.scores) for one in expected]
+    assert {"sport", "markets"} & {one.label for one in expected}, "some stop at an inner node"
+    assert (bad["label"], bad["score"], bad["error"]) == (None, None, "text_null")

@@ -11,8 +11,11 @@ from sce.errors import LabelError
 from sce.labels import LabelSet, RaggedLabels
 from sce.model.answers import Answers
 from sce.model.decisions import decide, predictions
-from sce.model.label_tree import MAX_DEPTH, LabelTree, is_tree, parse_set, parse_sets
+from sce.model.label_tree import LabelTree, parse_set, parse_sets
 from sce.model.options import AnswerOptions
+from sce.model.tree_forms import MAX_DEPTH, is_tree
+from sce.predictor import Predictor
+from tests.tiny_bulk import WORDS, build_models, load_predictor, text
 
 NESTED = {
     "billing": ["refund", "invoice"],
@@ -231,3 +234,39 @@ def test_the_way_down_is_the_same_for_every_order_and_batch() -> None:
     short_NH, _ = tree.best_path(np.take_along_axis(p_NK, kept_N5, 1), kept_N5)
     full_NH, _ = tree.best_path(masked_NK)
     np.testing.assert_array_equal(short_NH[:, 0], full_NH[:, 0])
+
+
+@pytest.fixture(scope="module")
+def predictor(tmp_path_factory):
+    return load_predictor(build_models(tmp_path_factory.mktemp("model"), "sce"))
+
+
+def shuffled(tree: dict, random: np.random.Generator) -> dict:
+    def order(values: list) -> list:
+        return [values[i] for i in random.permutation(len(values))]
+
+    return {name: order(tree[name]) if tree[name] else None for name in order(list(tree))}
+
+
+@pytest.mark.parametrize("above", [None, 10])
+def test_an_answer_depends_on_no_order_and_no_neighbour(predictor, above):
+    """All leaves contextualised, and with a shortlist."""
+    if above is not None:
+        parts = predictor.model, predictor.embedder, predictor.tokenizer
+        predictor = Predictor(*parts, shortlist_above=above, shortlist_size=6)
+    tree = {f"{WORDS[i]} {i}": [WORDS[i + j] for j in range(5)] for i in range(4)} | {"alone": None}
+    vectors = predictor.embedder.embed([text(i) for i in range(30)]).vectors
+    settings = {"threshold": 0.2, "top_k": 3, "return_scores": True}
+    found = predictor.predict(vectors, tree, **settings)
+    assert len({len(one.path) for one in found} | {1}) == 2
+    random = np.random.default_rng(0)
+    for _ in range(3):
+        again = predictor.predict(vectors, shuffled(tree, random), **settings)
+        assert again == found
+    for row in (3, 17):
+        (alone,) = predictor.predict(vectors[row][None], tree, **settings)
+        assert (alone.label, [name for name, _ in alone.path]) == (
+            found[row].label,
+            [name for name, _ in found[row].path],
+        )
+        assert alone.score == pytest.approx(found[row].score, abs=2e-6)

@@ -98,6 +98,29 @@ def test_over_http_as_in_python(url, predictor):
                 assert [name for name, _ in one.top] == [name for name, _ in wanted.top]
 
 
+def test_a_tree_over_http_as_in_python(url, predictor):
+    tree = {"water": ["flood", {"name": "rain", "synonyms": ["it rained"]}], "engine": ["start"],
+            "praise": None}  # fmt: skip
+    settings = {"top_k": 2, "return_scores": True, "threshold": 0.4}
+    alone = predictor.predict(TEXTS, tree, **settings)
+    sent = requests.post(f"{url}/v1/classify", json={"texts": TEXTS, "labels": tree}, timeout=10)
+    sent.raise_for_status()
+    with Client(url) as client:
+        for found in (
+            client.predict(TEXTS, tree, **settings),
+            client.predict(embeddings=client.embed(TEXTS).vectors, labels=tree, **settings),
+        ):
+            for one, wanted in zip(found, alone, strict=True):
+                assert one.label == wanted.label
+                assert one.score == pytest.approx(wanted.score, abs=2e-5)
+                assert one.scores == pytest.approx(wanted.scores, abs=2e-5)
+                assert [name for name, _ in one.path] == [name for name, _ in wanted.path]
+    twice = {"water": ["flood", "flood"], "praise": None}
+    sent = requests.post(f"{url}/v1/classify", json={"texts": TEXTS, "labels": twice}, timeout=10)
+    assert sent.status_code == 422
+    assert "the path 'water/flood' stands twice" in sent.json()["error"]["message"]
+
+
 def test_label_sets_over_http_as_in_python(url, predictor, tickets):
     labels = AdaptedLabels.load(tickets)
     settings = {"top_k": 2, "return_scores": True, "threshold": 0.3}
