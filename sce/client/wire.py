@@ -26,96 +26,33 @@ from pydantic import (
 )
 from typing_extensions import TypedDict
 
+from sce.client.label_forms import (
+    CLASSIFY_EXAMPLES,
+    CLOSED,
+    LabelSetForm,
+    LabelSetsForm,
+    Text,
+    Texts,
+    default,
+)
 from sce.model.answers import Prediction
 from sce.model.options import LongText, Mode, Pooling, Threshold
 
-Text = StrictStr
-Texts = Annotated[list[Text], Field(fail_fast=True)]
 Vector = Annotated[
     Annotated[list[float], Field(fail_fast=True)] | StrictStr,
     Field(description="Numbers, or base64 of little-endian float32."),
 ]
 
 
-_CLOSED = ConfigDict(extra="forbid")
-
-
 class Wire(BaseModel):
     """Unknown fields are refused: a setting with a typing error must not pass for none."""
 
-    model_config = _CLOSED
+    model_config = CLOSED
 
 
 def _or(default: Any) -> AfterValidator:
     """Null is "not given", as in every other field: the default stands for it."""
     return AfterValidator(lambda value: default if value is None else value)
-
-
-def _default(value: Any, description: str | None = None) -> Any:
-    """A field of a typed dictionary that the document describes as a model's with a default."""
-    return Field(description=description, json_schema_extra={"default": value})
-
-
-@with_config(_CLOSED)
-class LabelObject(TypedDict):
-    """A label and what is known of it; all of it goes into its vector."""
-
-    name: StrictStr
-    description: NotRequired[Annotated[StrictStr | None, _default(None)]]
-    synonyms: NotRequired[Annotated[Texts | None, _default(None)]]
-    examples: NotRequired[Annotated[Texts | None, _default(None, "Texts that carry this label.")]]
-    children: NotRequired[
-        Annotated[list[Any] | dict[str, Any] | None, _default(None, "Makes it a tree.")]
-    ]
-    parent: NotRequired[
-        Annotated[StrictStr | None, _default(None, "Makes it a tree: the label above, by name.")]
-    ]
-
-
-LabelListForm = Annotated[list[StrictStr | LabelObject], Field(fail_fast=True)]
-TreeForm = dict[str, Any]
-"""Or a list of objects with `children` or `parent`. `LabelTree.parse` says what is wrong in it."""
-LabelSetForm = LabelListForm | dict[str, StrictStr | None] | TreeForm
-LabelSetsForm = LabelSetForm | Annotated[list[LabelListForm], Field(fail_fast=True)]
-"""Lists end at their first bad item (fail_fast): the errors of a million would fill the memory."""
-
-CLASSIFY_EXAMPLES: list[Any] = [
-    {
-        "texts": ["The parcel never came.", "I was charged twice."],
-        "labels": ["late delivery", "billing", "praise"],
-        "threshold": 0.4,
-        "return_scores": True,
-    },
-    {
-        "texts": "Where is my box?",
-        "labels": [
-            {
-                "name": "late delivery",
-                "description": "the order came late or not at all",
-                "synonyms": ["parcel not arrived"],
-                "examples": ["Still waiting for my order"],
-            },
-            "billing",
-        ],
-    },
-    {"texts": ["I was charged twice."], "labels": {"billing": "invoices, charges, refunds"}},
-    {"texts": ["The parcel never came.", "Great shop!"], "label_set": "tickets"},
-    {
-        "texts": ["A letter of several pages. It says in its last line: the parcel never came."],
-        "labels": ["late delivery", "billing"],
-        "long_text": "chunk",
-    },
-    {
-        "texts": ["The parcel never came.", "Great shop!"],
-        "labels": [["late delivery", "billing"], ["praise", "complaint"]],
-        "top_k": 2,
-    },
-    {
-        "texts": ["I was charged twice."],
-        "labels": {"billing": ["refund", "double charge"], "delivery": ["late", "lost"]},
-        "threshold": 0.5,
-    },
-]
 
 
 class ClassifyRequest(Wire):
@@ -206,13 +143,13 @@ class EmbeddingsRequest(Wire):
     user: StrictStr | None = Field(None, description="Accepted and not used.")
 
 
-@with_config(_CLOSED)
+@with_config(CLOSED)
 class TopLabel(TypedDict):
     label: str
     score: float
 
 
-@with_config(_CLOSED)
+@with_config(CLOSED)
 class Where(TypedDict):
     """A part of a text, in Unicode characters."""
 
@@ -220,11 +157,11 @@ class Where(TypedDict):
     end: int
 
 
-@with_config(_CLOSED)
+@with_config(CLOSED)
 class Classification(TypedDict):
     """The answer for one text."""
 
-    object: NotRequired[Annotated[Literal["classification"], _default("classification")]]
+    object: NotRequired[Annotated[Literal["classification"], default("classification")]]
     index: int
     label: Annotated[
         str | None,
@@ -243,7 +180,7 @@ class Classification(TypedDict):
     labels: NotRequired[
         Annotated[
             list[TopLabel] | None,
-            _default(None, "In mode multi: all labels that are answered, best first."),
+            default(None, "In mode multi: all labels that are answered, best first."),
         ]
     ]
     scores: Annotated[dict[str, float] | None, Field(description="In the order of the labels.")]
@@ -251,14 +188,14 @@ class Classification(TypedDict):
     path: NotRequired[
         Annotated[
             list[TopLabel] | None,
-            _default(None, "In a tree: the most probable child at each level, from the top."),
+            default(None, "In a tree: the most probable child at each level, from the top."),
         ]
     ]
     truncated: bool
     where: NotRequired[
         Annotated[
             Where | None,
-            _default(None, "With `long_text: chunk`: the part in which the label was found."),
+            default(None, "With `long_text: chunk`: the part in which the label was found."),
         ]
     ]
     error: Annotated[
@@ -270,7 +207,7 @@ class Classification(TypedDict):
     ]
 
 
-@with_config(_CLOSED)
+@with_config(CLOSED)
 class Usage(TypedDict):
     prompt_tokens: Annotated[int, Field(description="Of the texts, as the embedder counts them.")]
     total_tokens: Annotated[int, Field(description="With those of the labels' texts.")]
@@ -279,31 +216,31 @@ class Usage(TypedDict):
     ]
     cached_texts: Annotated[int, Field(description="Of which the vectors were known.")]
     label_tokens: NotRequired[
-        Annotated[int, _default(0, "Read by the encoder: labels + 1 for each text.")]
+        Annotated[int, default(0, "Read by the encoder: labels + 1 for each text.")]
     ]
 
 
-@with_config(_CLOSED)
+@with_config(CLOSED)
 class ClassifyResponse(TypedDict):
     id: str
-    object: NotRequired[Annotated[Literal["list"], _default("list")]]
+    object: NotRequired[Annotated[Literal["list"], default("list")]]
     created: Annotated[int, Field(description="Seconds since 1970.")]
     model: str
     data: list[Classification]
     usage: Usage
 
 
-@with_config(_CLOSED)
+@with_config(CLOSED)
 class Embedding(TypedDict):
-    object: NotRequired[Annotated[Literal["embedding"], _default("embedding")]]
+    object: NotRequired[Annotated[Literal["embedding"], default("embedding")]]
     index: int
     embedding: list[float] | str
     truncated: bool
 
 
-@with_config(_CLOSED)
+@with_config(CLOSED)
 class EmbeddingsResponse(TypedDict):
-    object: NotRequired[Annotated[Literal["list"], _default("list")]]
+    object: NotRequired[Annotated[Literal["list"], default("list")]]
     model: str
     data: list[Embedding]
     usage: Usage
