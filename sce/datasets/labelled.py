@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from sce.datasets.columns import NO_LABEL, Columns, not_in_set, raise_bad, read_rows
-from sce.datasets.readers import BadRow
+from sce.datasets.readers import BadRow, read_records
 from sce.errors import DataError, LabelError
 from sce.labels import LabelSet
 from sce.storage import Place, fetch
@@ -67,3 +67,50 @@ def read_labelled(
     if empty:
         logger.info("%s: %d rows have no label yet and are left out.", path, empty)
     return texts, names, found
+
+
+def read_several(
+    path: str | Place,
+    text_column: str = "text",
+    label_column: str = "labels",
+    labels: LabelSet | None = None,
+) -> tuple[list[str], list[list[str]], LabelSet]:
+    """Texts with any number of right labels each: a list of names, or in CSV names between "; ".
+
+    An empty list is a row to which no label applies; null and a missing column are refused, since
+    nobody knows whether it is one of these.
+
+    Returns:
+        One text and one list of names a row, in the file's order, and the label set. Names are
+        written as in the label set.
+
+    Raises:
+        DataError: as `read_labelled`.
+    """
+    path = fetch(path)
+    texts: list[str] = []
+    found: list[list[str]] = []
+    for record in read_records(path):
+        if isinstance(record, BadRow):
+            raise DataError(record.message)
+        row, where = record.fields, f"{path}:{record.line}"
+        text, names = row.get(text_column), row.get(label_column)
+        if not isinstance(text, str) or not text.strip():
+            raise DataError(f"{where}: {text_column!r} holds no text.")
+        if isinstance(names, str):
+            names = [name.strip() for name in names.split(";") if name.strip()]
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise DataError(f"{where}: {label_column!r} holds no list of labels ([] for none).")
+        if labels is not None:
+            for name in names:
+                try:
+                    labels.index(name)
+                except LabelError:
+                    raise_bad(not_in_set(path, record.line, name, labels))
+        texts.append(text)
+        found.append(names)
+    if not any(found):
+        raise DataError(f"{path}: no row has a label in {label_column!r}.")
+    label_set = labels or LabelSet.parse(sorted({n.strip() for names in found for n in names}))
+    written = [[label_set.names[label_set.index(n)] for n in names] for names in found]
+    return texts, written, label_set

@@ -7,7 +7,10 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from sce.config import Section
+from sce.model.options import Mode
 from sce.storage import Place
+
+ThresholdBy = Literal["f1", "precision", "rate"]
 
 Information = Literal["name", "all"]
 
@@ -39,6 +42,14 @@ class EvaluateConfig(Section):
     `label`): "how good is it on my data". Measured alone, or beside the `sets` that are named."""
     labelled_labels: Place | None = None
     """A YAML or JSON file with the label set of `labelled`; by default the labels found there."""
+    mode: Mode = "single"
+    """`multi`: several labels a text. `labelled` holds a list of labels a row; without it the test
+    rows of unseen sets are joined in pairs."""
+    threshold_by: ThresholdBy = "f1"
+    """In mode `multi`, what thresholds are found by, one a label: its best F1, a precision, or the
+    share of rows that is to get it."""
+    threshold_target: float | None = Field(None, gt=0, le=1)
+    """The precision, or the share of rows."""
     text_column: str = "text"
     label_column: str = "label"
     adapted: bool = True

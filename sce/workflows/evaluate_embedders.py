@@ -37,6 +37,7 @@ from sce.workflows.evaluate import (
     record_source,
     sets_and_methods,
 )
+from sce.workflows.evaluate_several import evaluate_several
 from sce.workflows.experiment import Evaluation, Experiment
 from sce.workflows.mlflow_runs import open_run
 
@@ -47,6 +48,10 @@ TRAINED = {"minilm": "quickstart", "mpnet": "base"}
 
 def evaluate_asked(experiment: Evaluation) -> dict[str, Any]:
     """What `jobs/evaluate.py` does."""
+    if experiment.evaluate.mode == "multi":
+        if experiment.embedders:
+            raise ConfigError("embedders: they are compared in mode single.")
+        return evaluate_several(experiment)
     return evaluate_embedders(experiment) if experiment.embedders else evaluate(experiment)
 
 

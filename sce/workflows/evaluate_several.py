@@ -1,0 +1,175 @@
+"""Measuring answers of several labels a text: on rows of the user, or on test rows that are joined
+in pairs, beside cosine similarity with thresholds that are found the same way."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from scipy.special import expit
+from sklearn.linear_model import LogisticRegression
+
+from sce.datasets.custom import read_label_set
+from sce.datasets.labelled import read_several
+from sce.embedding.embedder import TextEmbedder, load_embedder
+from sce.errors import ConfigError, InputError
+from sce.evaluation.evaluate import EvaluationSet
+from sce.evaluation.several import as_options, choose_thresholds, figures, matrix_of
+from sce.evaluation.tables import Table
+from sce.labels import LabelSet
+from sce.model.label_vectors import label_vectors
+from sce.model.options import MULTI_THRESHOLD, Scoring
+from sce.predictor import Predictor
+from sce.storage import fetch, replace_folder
+from sce.workflows.evaluate import own_folder, prepared_for, record_source, rows_to_measure
+from sce.workflows.experiment import Experiment
+
+RESULTS_FILE = "several.json"
+MIN_ROWS = 20
+"""Half of them choose thresholds, the other half are measured, and the other way about."""
+SHOWN = ("micro_f1", "macro_f1", "exact_match", "lrap", "coverage_error")
+
+logger = logging.getLogger("sce")
+
+
+@dataclass(frozen=True)
+class SeveralSet:
+    """Rows whose right labels are known by name, any number of them each."""
+
+    name: str
+    label_set: LabelSet
+    texts: Sequence[str]
+    labels: Sequence[Sequence[str]]
+
+
+def evaluate_several(experiment: Experiment) -> dict[str, Any]:
+    """Measure the trained model; a summary.
+
+    Raises:
+        InputError: there is no model, or no rows to measure it on.
+    """
+    started = time.perf_counter()
+    config = experiment.evaluate
+    if experiment.method != "sce":
+        raise ConfigError("evaluate.mode: several labels are measured of a trained model.")
+    embedder = load_embedder(experiment.embedder)
+    predictor = Predictor.from_pretrained(fetch(experiment.measured_model), embedder)
+    folder = experiment.results_dir.parent / f"{experiment.results_dir.name}-several"
+    if config.labelled is not None:
+        labels = None
+        if config.labelled_labels is not None:
+            labels, _ = read_label_set(config.labelled_labels)
+        read = read_several(config.labelled, config.text_column, config.label_column, labels)
+        sets = [SeveralSet(config.labelled.stem, read[2], read[0], read[1])]
+        folder = own_folder(experiment.own_results_dir, config.labelled)
+    else:
+        plain = config.model_copy(update={"adapted": False, "corpus": None})
+        rows = rows_to_measure(prepared_for(experiment), plain)
+        sets = [joined_in_pairs(one) for one in rows if one.group == "unseen" or config.sets]
+    sets = [one for one in sets if len(one.texts) >= MIN_ROWS and len(one.label_set) > 1]
+    if not sets:
+        raise InputError(f"evaluate: no set with {MIN_ROWS} rows and two labels to measure.")
+    results = [_measure(one, predictor, embedder, experiment) for one in sets]
+    table = _table(results)
+    Console(stderr=True).print(table)
+    with replace_folder(folder, RESULTS_FILE) as new:
+        (new / RESULTS_FILE).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        (new / "several.md").write_text(table.to_markdown() + "\n", encoding="utf-8")
+        if config.labelled is not None:
+            record_source(new, config.labelled)
+    means = {
+        f"{figure}/{method}": round(float(np.mean([one[method][figure] for one in results])), 4)
+        for figure in (*SHOWN, "log_loss")
+        for method in ("sce", "cosine")
+    }
+    return {
+        "model": str(experiment.measured_model),
+        "results": str(folder),
+        "sets": len(results),
+        "rows": sum(len(one.texts) for one in sets),
+        "probabilities": predictor.rests_on,
+        "thresholds": results[0]["thresholds"] if config.labelled is not None else None,
+        "test": means,
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+
+
+def joined_in_pairs(rows: EvaluationSet) -> SeveralSet:
+    """Each row joined with another of its set, chosen by chance; of one label in some cases."""
+    places = np.random.default_rng(0).permutation(len(rows))
+    texts = [f"{rows.texts[i]} {rows.texts[j]}" for i, j in enumerate(places)]
+    labels = [sorted({rows.labels[i], rows.labels[j]}) for i, j in enumerate(places)]
+    return SeveralSet(rows.name, rows.label_set, texts, labels)
+
+
+def _measure(
+    one: SeveralSet, predictor: Predictor, embedder: TextEmbedder, experiment: Experiment
+) -> dict[str, Any]:
+    """Figures of one set, of both methods; thresholds of each half of the rows come from the other.
+    Cosines become probabilities by a logistic function of the other half."""
+    config, names = experiment.evaluate, one.label_set.names
+    right_NK = matrix_of(one.labels, {name: k for k, name in enumerate(names)})
+    vectors_ND = embedder.embed(one.texts).vectors
+    answers = predictor.answer(vectors_ND, one.label_set, Scoring(mode="multi"))
+    assert answers.scores_M is not None
+    p_NK = answers.scores_M.reshape(right_NK.shape)
+
+    def text_vectors(texts: Sequence[str]) -> np.ndarray:
+        return embedder.embed(texts).vectors
+
+    version = predictor.model.config.label_vectors
+    cosine_NK = vectors_ND @ label_vectors(one.label_set, text_vectors, version).T
+    first_N = np.random.default_rng(1).permutation(len(right_NK)) % 2 == 0
+    fitted_NK = np.empty_like(cosine_NK)
+    found: dict[str, Any] = {"name": one.name, "label_count": len(names)}
+    thresholds = {}
+    for mine_N in (first_N, ~first_N):
+        fit_M1, right_M = cosine_NK[~mine_N].reshape(-1, 1), right_NK[~mine_N].ravel()
+        logistic = LogisticRegression(C=1e6).fit(fit_M1, right_M)
+        fitted_NK[mine_N] = expit(cosine_NK[mine_N] * logistic.coef_[0, 0] + logistic.intercept_[0])
+    by, target = config.threshold_by, config.threshold_target
+    for method, values_NK in (("sce", p_NK), ("cosine", fitted_NK)):
+        least_NK = np.empty_like(values_NK)
+        for mine_N in (first_N, ~first_N):
+            least_NK[mine_N] = choose_thresholds(right_NK[~mine_N], values_NK[~mine_N], by, target)
+        found[method] = figures(right_NK, values_NK, least_NK, names)
+        thresholds[method] = choose_thresholds(right_NK, values_NK, by, target)
+    default = figures(right_NK, p_NK, np.full(p_NK.shape, MULTI_THRESHOLD), names)
+    found["sce_default"] = {name: default[name] for name in ("micro_f1", "macro_f1", "exact_match")}
+    return found | {"thresholds": as_options(names, thresholds["sce"])}
+
+
+def _table(results: Sequence[dict[str, Any]]) -> Table:
+    rows = []
+    for one in [*results, _mean(results)]:
+        cells = [f"{one['name']} ({one['label_count']})"]
+        for figure in SHOWN:
+            scale, form = (1, "{:.2f}") if figure == "coverage_error" else (100, "{:.1f}")
+            cells += [form.format(scale * one[m][figure]) for m in ("sce", "cosine")]
+        rows.append([*cells, f"{100 * one['sce_default']['micro_f1']:.1f}"])
+    columns = ["set (labels)"]
+    for figure in ("micro-F1", "macro-F1", "exact", "LRAP", "coverage"):
+        columns += [figure, "cosine"]
+    return Table(
+        [*columns, "micro-F1 at 0.5"],
+        rows,
+        "Several labels a text",
+        caption="A threshold a label, found on the other half of the rows; beside each figure that "
+        "of cosine similarity with thresholds found the same way. The last column: without any "
+        "labelled rows. In per cent but for the coverage error, which is less where it is better.",
+    )
+
+
+def _mean(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {"name": "mean", "label_count": len(results)}
+    for method in ("sce", "cosine", "sce_default"):
+        figures_of = [one[method] for one in results]
+        names = [name for name, value in figures_of[0].items() if isinstance(value, float)]
+        found[method] = {name: float(np.mean([f[name] for f in figures_of])) for name in names}
+    return found
