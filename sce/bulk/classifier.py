@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from sce.bulk.answering import BlockPredictor, Vectors
 from sce.bulk.corpus import Columns
-from sce.bulk.reading import OWN_COLUMNS, SEVERAL_COLUMN, kept_columns
+from sce.bulk.reading import OWN_COLUMNS, kept_columns
 from sce.bulk.rows import (
     Errors,
     check_chunks,
@@ -24,7 +24,7 @@ from sce.model.answers import Answers
 from sce.model.decisions import LabelLists, decide
 from sce.model.label_tree import answer_names
 from sce.model.linear_labels import LinearLabels
-from sce.model.options import AnswerOptions
+from sce.model.options import SEVERAL_COLUMN, AnswerOptions
 
 TOP = pa.list_(pa.struct([("label", pa.string()), ("score", pa.float32())]))
 WHERE = pa.struct([("start", pa.int32()), ("end", pa.int32())])

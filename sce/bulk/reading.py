@@ -26,8 +26,6 @@ PLACE_BITS = 40
 KEEP = "keep."
 OWN_COLUMNS = ("label", "score", "top", "scores", "where", "truncated", "error", "place")
 """Of an output beside the ids, whose column may have any name."""
-SEVERAL_COLUMN = "labels"
-"""Beside them where a row may get several labels."""
 BLOCK_ROWS = 8192
 READ_ROWS = 512
 """Decoded at once, of which a block is put together without a copy. Decoding takes five times the

@@ -12,6 +12,7 @@ import pyarrow.csv as pacsv
 import pyarrow.dataset as pads
 
 from sce.bulk.table_json import as_json, as_text
+from sce.model.options import SEVERAL_COLUMN
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 """Tells Excel that it is UTF-8."""
@@ -25,6 +26,8 @@ _NUMBER = r"^[-+]?\d+([.,]\d+)?$"
 def write_csv(table: pa.Table, file: BinaryIO, labels: Sequence[str] | None) -> None:
     """Write rows with a header. Null is an empty field, an empty text `""`.
 
+    The column `labels` of a row that may get several has their names, best first, between "; ".
+
     A text that a spreadsheet would take for a formula gets a "'" in front. The column `scores`, a
     map from labels to scores, becomes a column `score: LABEL` for each of `labels`, which are the
     keys of every row in their order; where those differ, `labels` is None, it is JSON, as what else
@@ -33,7 +36,9 @@ def write_csv(table: pa.Table, file: BinaryIO, labels: Sequence[str] | None) -> 
     columns: dict[str, pa.ChunkedArray | pa.Array] = {}
     own = {f"score: {label}" for label in labels or () if "scores" in table.column_names}
     for name, column in zip(table.column_names, table.columns):
-        if own and name == "scores":
+        if name == SEVERAL_COLUMN and pa.types.is_list(column.type):
+            columns[name] = _names(column)
+        elif own and name == "scores":
             columns |= _score_columns(column, labels or ())
         else:
             columns[f"input_{name}" if name in own else name] = _flat(column)
@@ -75,6 +80,16 @@ def _score_columns(column: pa.ChunkedArray, labels: Sequence[str]) -> dict[str, 
         f"score: {label}": array.items.take(pa.array(first_N + i, mask=missing_N))
         for i, label in enumerate(labels)
     }
+
+
+def _names(column: pa.ChunkedArray) -> pa.Array:
+    """The names of each row's labels; a row without any is an empty text, one with an error
+    null."""
+    rows = column.to_pylist()
+    if pa.types.is_struct(column.type.value_type):
+        rows = [None if row is None else [one["label"] for one in row] for row in rows]
+        return pa.array([None if row is None else "; ".join(row) for row in rows], pa.string())
+    return _flat(column)
 
 
 def _flat(column: pa.ChunkedArray) -> Any:

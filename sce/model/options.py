@@ -22,6 +22,8 @@ Mode = Literal["single", "multi"]
 MODES = ("single", "multi")
 Threshold = Annotated[float, Field(ge=0, le=1)] | dict[str, Annotated[float, Field(ge=0, le=1)]]
 """One for all labels, or one a label, as settings and requests give it."""
+SEVERAL_COLUMN = "labels"
+"""Of an output in which a row may get several labels: all that are answered."""
 MULTI_THRESHOLD = 0.5
 """Of a label without a threshold of its own, where several labels may be right: it is answered if
 it is more likely right than not."""

@@ -18,7 +18,7 @@ from sce.bulk.corpus import (
 )
 from sce.bulk.matching import id_hashes, refuse_repeated_ids
 from sce.bulk.output import read_run
-from sce.bulk.reading import OWN_COLUMNS, SEVERAL_COLUMN, kept_name
+from sce.bulk.reading import OWN_COLUMNS, kept_name
 from sce.config import check_writable, resolve_output
 from sce.datasets.custom import read_label_set
 from sce.datasets.labelled import read_labelled
@@ -27,6 +27,7 @@ from sce.embedding.store import STORE_NAMES, EmbeddingStore
 from sce.errors import ConfigError, InputError
 from sce.labels import LabelSet
 from sce.model.label_tree import LabelTree, tree_of
+from sce.model.options import SEVERAL_COLUMN
 from sce.storage import Place, to_place
 from sce.workflows.bulk_settings import (
     ClassifyConfig,

@@ -100,7 +100,8 @@ class ClassifyConfig(BulkSettings, JobConfig):  # type: ignore[misc]
     """Read unit vectors of the model's embedder from this column of a Parquet or JSONL input."""
     output_format: OutputFormat = "parquet"
     """`csv` opens in spreadsheets: UTF-8 with a mark, a "'" in front of what they would take for a
-    formula, with `return_scores` a column a label. In JSONL, of the columns that are kept, NaN and
+    formula, several labels a row by their names between "; ", with `return_scores` a column a
+    label. In JSONL, of the columns that are kept, NaN and
     infinity are null and bytes are base64."""
     mode: Mode = "single"
     """`multi`: any number of labels of a row may be right; those over their thresholds are in a
@@ -233,6 +234,12 @@ def check_together(config: ClassifyConfig) -> None:
         raise ConfigError("target_precision and labelled go together.")
     if config.target_precision is not None and config.threshold is not None:
         raise ConfigError("give either threshold or target_precision.")
+    if config.target_precision is not None and config.mode != "single":
+        raise ConfigError(
+            "target_precision: it finds one threshold, for one label a row. For mode multi "
+            "jobs/evaluate.py finds one a label (--evaluate.mode multi --evaluate.labelled FILE "
+            "--evaluate.threshold-by precision --evaluate.threshold-target 0.9): give those."
+        )
     if config.labelled is not None and config.labels_column is not None:
         raise ConfigError("labelled: a threshold needs one label set for all rows.")
     if config.embedding_column is not None and config.save_embeddings is not None:

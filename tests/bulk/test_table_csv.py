@@ -46,6 +46,14 @@ def test_a_formula_gets_a_mark_and_a_number_none(text):
     assert rows[0][1] == "-1"
 
 
+def test_several_labels_stand_by_their_names_in_one_field():
+    several = [[{"label": "late", "score": 0.9}, {"label": "=x", "score": 0.6}], [], None]
+    table = pa.table({"labels": pa.array(several, TOP)})
+    assert written(table)[1:] == [["late; =x"], [""], []]
+    kept = pa.table({"labels": pa.array([["a", "b"]])})  # of the input: as it was
+    assert written(kept)[1] == ['["a", "b"]']
+
+
 @pytest.mark.parametrize("kind", UNSEEN)
 @pytest.mark.parametrize("start", STARTS)
 def test_a_formula_behind_what_is_not_seen_gets_a_mark(kind, start):
