@@ -225,11 +225,6 @@ class Predictor:
         found = ranked_labels(answers, texts, label_set.names)
         return found[0] if isinstance(sequences, str) else found
 
-    @property
-    def rests_on(self) -> str:
-        """What probabilities of mode "multi" rest on, in words."""
-        return self._independent.logistic.rests_on
-
     def warm_up(self, labels: Any) -> None:
         """Do ahead what the first answer would wait for: the vectors of one label set, and the
         kernels and memory of a whole forward pass."""

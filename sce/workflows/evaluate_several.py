@@ -24,6 +24,7 @@ from sce.evaluation.several import as_options, choose_thresholds, figures, matri
 from sce.evaluation.tables import Table
 from sce.labels import LabelSet
 from sce.model.label_vectors import label_vectors
+from sce.model.logistic import logistic_of
 from sce.model.options import MULTI_THRESHOLD, Scoring
 from sce.predictor import Predictor
 from sce.storage import fetch, replace_folder
@@ -93,7 +94,7 @@ def evaluate_several(experiment: Experiment) -> dict[str, Any]:
         "results": str(folder),
         "sets": len(results),
         "rows": sum(len(one.texts) for one in sets),
-        "probabilities": predictor.rests_on,
+        "probabilities": logistic_of(predictor.background).rests_on,
         "thresholds": results[0]["thresholds"] if config.labelled is not None else None,
         "test": means,
         "seconds": round(time.perf_counter() - started, 1),
