@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from sce.errors import InputError
 from sce.labels import LabelSet
 from sce.model.linear_labels import LinearLabels
 from sce.model.options import Scoring
@@ -56,3 +57,33 @@ def scaled(weight_KD: np.ndarray) -> np.ndarray:
     while not np.array_equal(x_KD, np.rint(x_KD)):
         x_KD = x_KD * 2
     return x_KD
+
+
+def test_several_labels_against_the_corpus_that_they_were_fitted_to():
+    random = np.random.default_rng(2)
+    weight_KD = round_weights(20 * random.normal(size=(3, 384)).astype(np.float32))
+    names = ["b", "a", "c"]
+    corpus_ND = unit(400)
+    plain = LinearLabels(LabelSet.parse(names), weight_KD, np.zeros(3), 1.0, {})
+    scores_NK = plain.scores(corpus_ND)
+    usual_2K = np.stack([scores_NK.mean(0), scores_NK.std(0)])
+    asked = Scoring(top_k=2, mode="multi")
+
+    def answers(order):
+        labels = LabelSet.parse([names[i] for i in order])
+        made = LinearLabels(
+            labels, weight_KD[order], np.zeros(3), 1.0, {}, usual_2K=usual_2K[:, order]
+        )
+        return made.answer(corpus_ND, asked).scores_M.reshape(-1, 3)
+
+    found_NK = answers([0, 1, 2])
+    assert (answers([2, 0, 1]) == found_NK[:, [2, 0, 1]]).all()
+    z_NK = (scores_NK - usual_2K[0]) / usual_2K[1]
+    assert found_NK[z_NK.max(1) < 0].max() < 0.3
+    assert found_NK.sum(1).std() > 0.05  # they do not add up to 1
+    with pytest.raises(InputError, match="fitted by an earlier version"):
+        plain.answer(corpus_ND, asked)
+    with pytest.raises(InputError, match="contrast_labels"):
+        LinearLabels(
+            LabelSet.parse(names), weight_KD, np.zeros(3), 1.0, {}, usual_2K=usual_2K
+        ).answer(corpus_ND, Scoring(mode="multi", contrast=("x",)))

@@ -1097,3 +1097,24 @@ def test_long_texts_are_read_whole_and_the_part_is_marked(page):
     assert len(marked) < len(texts[0]) / 3
     assert '"long_text": "chunk"' in page.code("curl")
     assert 'long_text="chunk"' in page.code("python")
+
+
+def test_several_labels_a_text_are_shown_and_what_their_scores_mean(page):
+    texts = ["The goalkeeper saved two penalties", "Bake the bread and watch the match"]
+    page.fill("#texts", "\n".join(texts))
+    page.set_labels("football match", "cooking recipe", "weather")
+    page.answered(texts, {"football match", "cooking recipe", "weather"})
+    assert "one right label" in page.text("#meaning")
+    page.click("#several")
+    page.until(lambda: "need not add up" in page.text("#meaning"), "not said what it means")
+    slide = """const slider = document.getElementById("threshold");
+        slider.value = arguments[0]; slider.dispatchEvent(new Event("input"))"""
+    page.driver.execute_script(slide, "0")
+    page.until(lambda: len(page.all("#rows .several .best")) == 6, "not every label is shown")
+    assert len(page.all("#rows .several .bar")) == 6
+    page.driver.execute_script(slide, "1")
+    page.until(lambda: not page.all("#rows .several"), "labels below the threshold are shown")
+    page.driver.execute_script(slide, "0.01")
+    assert '"mode": "multi"' in page.code("curl")
+    assert 'mode="multi"' in page.code("python")
+    assert "found.labels" in page.code("python")
