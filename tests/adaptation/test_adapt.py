@@ -264,6 +264,11 @@ def test_the_folder_is_read_as_it_was_written(tmp_path):
     assert (read.scores(world.x_ND) == made.scores(world.x_ND)).all()
     assert read.report == json.loads(json.dumps(made.report))
     assert AdaptedLabels.is_at(tmp_path / "labels")
+    assert (read.usual_2K == made.usual_2K).all()
+    scores_NK = made.scores(world.x_ND)  # several labels a text are held against these
+    np.testing.assert_allclose(made.usual_2K, [scores_NK.mean(0), scores_NK.std(0)], rtol=1e-6)
+    found = read.answer(world.x_ND, Scoring(mode="multi"))
+    assert found.scores_M.reshape(scores_NK.shape).sum(1).std() > 0.01
 
 
 @pytest.mark.parametrize("file", [FACTS_FILE, WEIGHTS_FILE, LABELS_FILE])
