@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Any
@@ -168,3 +168,11 @@ def pieces_within(costs_N: np.ndarray, budget: int) -> list[tuple[int, int]]:
         pieces.append((start, end))
         start = end
     return pieces
+
+
+def grouped(places: Iterable[int], key: Callable[[int], Any]) -> list[list[int]]:
+    """The places whose key is the same, together, in the order in which they came."""
+    groups: dict[Any, list[int]] = {}
+    for i in places:
+        groups.setdefault(key(i), []).append(i)
+    return list(groups.values())

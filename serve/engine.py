@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial, reduce
@@ -27,8 +27,8 @@ from sce.model.answers import Answers
 from sce.model.label_tree import answer_names, tree_of
 from sce.model.linear_labels import LinearLabels
 from sce.model.options import Scoring
-from sce.model.pooling import ChunkVectors, PooledRows
-from serve.batching import BatchReport, DeviceQueue, Lane, pieces_within
+from sce.model.pooling import ChunkVectors, PooledRows, rows_for
+from serve.batching import BatchReport, DeviceQueue, Lane, grouped, pieces_within
 from serve.cache import CachedText, VectorCache
 from serve.label_sets import ServedLabels
 from serve.work import ModelAnswer, ModelRequest, NoSuchLabelSet
@@ -167,6 +167,8 @@ class Engine:
             found = _known_vectors(request.queries, request.errors)
         elif request.scoring.pooling is not None:
             found, chunks = await self._embed_chunks(model, request)
+            if chunks is None:
+                return found
         else:
             found = await self._embed_texts(model, request.queries, request.truncate)
         if labels is None:
@@ -177,23 +179,20 @@ class Engine:
             return replace(found, vectors_GD=None)
         labels, scoring = labels.take(np.flatnonzero(found.good_N)), request.scoring
         if chunks is not None:
-            return await self._answer_chunks(model, request, labels, found, chunks)
+            return await self._answer_chunks(model, scoring, labels, found, chunks)
         return await self._answer_vectors(model, vectors_GD, labels, scoring, found)
 
     async def _answer_chunks(
         self,
         model: LoadedModel,
-        request: ModelRequest,
+        scoring: Scoring,
         labels: AnyLabels,
         found: ModelAnswer,
         chunks: ChunkVectors,
     ) -> ModelAnswer:
         """Texts by their chunks, which are rows as any other."""
-        asked = PooledRows.of(chunks, request.scoring)
+        asked = PooledRows.of(chunks, scoring)
         rows = asked.labels(labels)
-        tokens = int((rows.counts_by_row(len(asked.vectors_RD)) + 1).sum())
-        if request.max_label_tokens is not None and tokens > request.max_label_tokens:
-            return replace(found, too_many=tokens, vectors_GD=None)
         scored = await self._answer_vectors(model, asked.vectors_RD, rows, asked.scoring, found)
         assert scored.answers is not None
         return replace(scored, answers=asked.answers(scored.answers, labels))
@@ -269,21 +268,29 @@ class Engine:
 
     async def _embed_chunks(
         self, model: LoadedModel, request: ModelRequest
-    ) -> tuple[ModelAnswer, ChunkVectors]:
+    ) -> tuple[ModelAnswer, ChunkVectors | None]:
         """As `_embed_texts`, but each text in chunks, which are looked up as texts are; a text that
-        has too many is cut there, or has an error without `truncate`."""
+        has too many is cut there, or has an error without `truncate`, or where no request may have
+        as many label tokens. Nothing is embedded where all texts together have too many."""
         texts = list(request.queries)
         errors = await self._off_loop(text_errors, texts)
         good = [row for row in range(len(texts)) if row not in errors]
         asked = [texts[row] for row in good]
         work = model.predictor.embedder.chunk
         cut = await self._off_loop(partial(work, max_chunks=request.max_chunks), asked)
-        if not request.truncate and cut.truncated_N.any():
-            long = [good[i] for i in np.flatnonzero(cut.truncated_N)]
-            errors |= dict.fromkeys(long, "text_too_long")
-            kept = np.flatnonzero(~cut.truncated_N)
+        rows_G = rows_for(cut.counts_N, request.scoring)
+        costs_G = rows_G * (request.label_counts[good] + 1)
+        most = request.max_label_tokens or int(costs_G.sum())
+        long_G = (cut.truncated_N & (not request.truncate)) | (costs_G > most)
+        if long_G.any():
+            errors |= dict.fromkeys([good[i] for i in np.flatnonzero(long_G)], "text_too_long")
+            kept = np.flatnonzero(~long_G)
             good, asked = [good[i] for i in kept], [asked[i] for i in kept]
             cut = cut.take(kept)
+        too_many = int(costs_G[~long_G].sum())
+        if too_many > most:
+            nothing = np.zeros(len(texts), bool)
+            return ModelAnswer(nothing, errors, nothing, 0, 0, 0, too_many=too_many), None
         pieces = list(cut.texts(asked))
         distinct = list(dict.fromkeys(pieces))
         known, embedded, seconds = await self._look_up(model, distinct, truncate=True)
@@ -374,7 +381,7 @@ class Engine:
 def _embed_batch(items: list[_EmbedItem]) -> list[np.ndarray]:
     """Items of several models, which have the same embedder as a rule, in one go each."""
     found: list[Any] = [None] * len(items)
-    for places in _grouped(range(len(items)), lambda i: items[i].model.embedder_id):
+    for places in grouped(range(len(items)), lambda i: items[i].model.embedder_id):
         joined = TokenisedTexts.join([items[i].tokens for i in places])
         vectors_WD = items[places[0]].model.predictor.embedder.embed_tokens(joined)
         ends = np.cumsum([len(items[i].tokens) for i in places])
@@ -386,11 +393,11 @@ def _embed_batch(items: list[_EmbedItem]) -> list[np.ndarray]:
 def _classify_batch(items: list[_ClassifyItem]) -> list[Answers]:
     """Rows with the same label set together where they are many, all others in mixed batches."""
     found: list[Any] = [None] * len(items)
-    for of_model in _grouped(
+    for of_model in grouped(
         range(len(items)), lambda i: (id(items[i].model), items[i].scoring.kind)
     ):
         predictor = items[of_model[0]].model.predictor
-        groups = _grouped(of_model, lambda i: _set_key(items[i].labels))
+        groups = grouped(of_model, lambda i: _set_key(items[i].labels))
         mixed: list[int] = []
         for places in groups:
             cost = sum(items[i].label_tokens for i in places)
@@ -429,13 +436,6 @@ def _set_key(labels: LabelSet | RaggedLabels) -> Any:
     if isinstance(labels, LabelSet):
         return (labels.fingerprint, tuple(labels.canonical_order))
     return id(labels)
-
-
-def _grouped(places: Iterable[int], key: Callable[[int], Any]) -> list[list[int]]:
-    groups: dict[Any, list[int]] = {}
-    for i in places:
-        groups.setdefault(key(i), []).append(i)
-    return list(groups.values())
 
 
 def _known_vectors(vectors_ND: np.ndarray, known: Mapping[int, str]) -> ModelAnswer:

@@ -133,6 +133,13 @@ class PooledRows:
         return replace(answers, where_N2=where_N2)
 
 
+def rows_for(counts_N: np.ndarray, scoring: Scoring) -> np.ndarray:
+    """How many rows `PooledRows` has for texts of so many chunks, int64 [N]."""
+    if scoring.pooling != "vector":
+        return counts_N
+    return np.where(counts_N > 1, counts_N + 1, 1)
+
+
 def answer_chunks(
     answer: Callable[[np.ndarray, Any, Scoring], Answers],
     chunks: ChunkVectors,

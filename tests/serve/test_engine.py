@@ -250,17 +250,18 @@ def test_long_texts_are_read_whole_in_chunks(loaded, predictor, pooling):
         engine = make_engine(loaded, embed_tokens=64, classify_tokens=64)
         try:
             request = ModelRequest(texts, SETS[0], scoring, max_chunks=99)
-            few = ModelRequest(texts, SETS[0], scoring, max_label_tokens=40, max_chunks=99)
+            few = ModelRequest(texts, SETS[0], scoring, max_label_tokens=100, max_chunks=99)
+            fewer = ModelRequest(texts, SETS[0], scoring, max_label_tokens=40, max_chunks=99)
             whole = ModelRequest(texts, SETS[0], scoring, truncate=False, max_chunks=2)
             one_a_row = ModelRequest(
                 texts, SETS[0].by_row(len(texts)), scoring, truncate=True, max_chunks=99
             )
-            asked = (request, few, whole, one_a_row)
+            asked = (request, few, fewer, whole, one_a_row)
             return await asyncio.gather(*(engine.answer(one) for one in asked))
         finally:
             engine.close()
 
-    found, refused, whole, one_a_row = run(ask_twice())
+    found, refused, short, whole, one_a_row = run(ask_twice())
     alone = predictor.predict(
         texts, SETS[0], top_k=3, return_scores=True, long_text="chunk", pooling=pooling
     )
@@ -273,6 +274,8 @@ def test_long_texts_are_read_whole_in_chunks(loaded, predictor, pooling):
     for answered in (found, one_a_row):
         np.testing.assert_allclose(answered.answers.scores_M, expected, atol=2e-5)
     assert refused.answers is None
-    assert refused.too_many > 40
+    assert refused.too_many > 100
+    assert short.errors == whole.errors
+    assert len(short.answers) == 1
     assert whole.errors == {0: "text_too_long", 2: "text_empty", 3: "text_too_long"}
     assert len(whole.answers) == 1

@@ -198,6 +198,10 @@ def test_a_long_text_is_read_whole_on_request(client, predictor):
         assert (row["label"], row["error"]) == (wanted.label, wanted.error)
         where = None if wanted.where is None else dict(zip(("start", "end"), wanted.where))
         assert row["where"] == where
+    more = {"texts": ["a b " * 3000, "short"], "long_text": "chunk"}
+    alone, short = client.post("/v1/classify", json=body | more).json()["data"]
+    assert alone["error"] == "text_too_long"
+    assert short["error"] is None
     by_set = client.post(
         "/v1/classify", json={"texts": texts, "label_set": "tickets", "long_text": "chunk"}
     ).json()["data"]
@@ -234,7 +238,8 @@ def test_a_long_text_is_read_whole_on_request(client, predictor):
             422, "invalid_request", None,
         ),
         (
-            {"texts": ["a b " * 2000], "labels": [f"{k}" for k in range(15)], "long_text": "chunk"},
+            {"texts": ["a b " * 120] * 4, "labels": list("abcdefghijklmno"),
+             "long_text": "chunk"},
             413, "limit_exceeded", "max_label_tokens",
         ),
         ({"texts": ["a"], "labels": ["x"], "model": "no"}, 404, "model_not_found", "model"),
