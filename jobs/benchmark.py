@@ -10,6 +10,7 @@
     python jobs/benchmark.py serve --model runs/quickstart/model
     python jobs/benchmark.py overload --clients '[300, 600]'
     python jobs/benchmark.py shortlist --model runs/quickstart/model --labelled intents.jsonl
+    python jobs/benchmark.py trees --model runs/quickstart/model
     python jobs/benchmark.py adaptation --data FOLDER
     python jobs/benchmark.py sample --data FOLDER
     python jobs/benchmark.py linear --rows 1000000
@@ -22,7 +23,8 @@ Parquet alone, the job on Ray beside a bare loop, commands from start to end), `
 the job at two sizes of input and of a resume half-way), `serve` (the endpoint under load beside the
 bare predictor and GLiClass's server, latencies, bulk work through it), `overload` (the endpoint
 under far more clients than it can answer: statuses, `/health`, memory that is kept), `shortlist`
-(its cost in accuracy on labelled rows of yours), `adaptation` (accuracy of labels that were fitted
+(its cost in accuracy on labelled rows of yours), `trees` (a tree of 2,000 leaves beside the same
+leaves as a flat set), `adaptation` (accuracy of labels that were fitted
 to a corpus, on labelled sets in `data` and on the corpora that ship), `sample` (the same by how
 many texts the fit reads), `linear` (what fitting them takes).
 jobs/benchmarks/README.md says how to read the figures, and what `--record` and `--against` do.
@@ -40,7 +42,7 @@ from pathlib import Path
 
 SECTIONS = (
     "arithmetic", "embed", "classify", "store", "memory", "serve", "overload", "shortlist",
-    "adaptation", "sample", "linear",
+    "trees", "adaptation", "sample", "linear",
 )  # fmt: skip
 """Each a module of `jobs.benchmarks` with a class `XBenchmark` and a function `benchmark_x`."""
 

@@ -150,8 +150,12 @@ class LabelSet:
         return sorted(range(len(self.labels)), key=lambda i: self.labels[i].key)
 
     def canonical(self) -> LabelSet:
-        """The same set in canonical order: what the model sees."""
+        """The same set in canonical order."""
         return LabelSet(tuple(self.labels[i] for i in self.canonical_order))
+
+    def seen(self) -> LabelSet:
+        """The labels in canonical order as the model sees them."""
+        return self.canonical()
 
     def counts_by_row(self, rows: int) -> np.ndarray:
         """K of each of so many rows that share this set, int64 [N]."""

@@ -25,7 +25,7 @@ from safetensors.numpy import save as save_tensors
 
 from sce.config import VERSION
 from sce.errors import DataError
-from sce.labels import LabelSet
+from sce.model.label_tree import parse_set, written
 from sce.model.linear_labels import LinearLabels
 from sce.storage import Place, fetch, replace_folder, to_place
 
@@ -74,13 +74,13 @@ class AdaptedLabels(LinearLabels):
         tensors = self._tensors()
         facts = {
             "format_version": FORMAT_VERSION,
-            "labels": self.label_set.canonical().to_list(),
+            "labels": written(self.label_set.canonical()),
             "temperature": self.temperature,
             "embedder": dict(self.embedder),
             **self.facts,
             "weights_sha256": hashlib.sha256(tensors).hexdigest(),
         }
-        labels = {"labels": self.label_set.to_list(), "file": dict(self.labels_file)}
+        labels = {"labels": written(self.label_set), "file": dict(self.labels_file)}
         with replace_folder(to_place(folder), FACTS_FILE) as new:
             if write_more is not None:
                 write_more(new)
@@ -112,8 +112,8 @@ class AdaptedLabels(LinearLabels):
             if hashlib.sha256(tensors).hexdigest() != facts.pop("weights_sha256"):
                 raise _damaged(folder, f"{WEIGHTS_FILE} is not the file that was written")
             arrays = load_tensors(tensors)
-            label_set = LabelSet.parse(given["labels"], str(Path(str(folder)) / LABELS_FILE))
-            if label_set.canonical() != LabelSet.parse(facts.pop("labels")):
+            label_set = parse_set(given["labels"], str(Path(str(folder)) / LABELS_FILE))
+            if label_set.canonical() != parse_set(facts.pop("labels")):
                 raise _damaged(folder, f"{LABELS_FILE} has other labels than {FACTS_FILE}")
             order_K = np.argsort(label_set.canonical_order)
             del facts["format_version"]

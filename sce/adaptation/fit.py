@@ -107,7 +107,8 @@ class Start:
             shares: of the classes, by name; those that are not named share the rest.
         """
         labels = label_set.canonical()
-        text_KD = label_vectors(labels, text_vectors, version, with_examples=False)
+        seen = label_set.seen()
+        text_KD = label_vectors(seen, text_vectors, version, with_examples=False)
         examples = [(text, k) for k, label in enumerate(labels.labels) for text in label.examples]
         vectors, targets = [], [k for _, k in examples]
         if examples:
@@ -119,7 +120,7 @@ class Start:
         return cls(
             labels,
             text_KD,
-            np.array(example_weights(labels.labels, version)),
+            np.array(example_weights(seen.labels, version)),
             float(np.mean([len(label.info_texts) > 1 for label in labels.labels])),
             np.concatenate(vectors) if vectors else np.zeros((0, dimension), np.float32),
             np.array(targets, np.int64),

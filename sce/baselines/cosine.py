@@ -19,7 +19,7 @@ def cosine_scores(
 ) -> np.ndarray:
     """Uncalibrated scores 20 cos(q, g_k), float32 [N, K], in the order of the labels; g_k as
     `label_vectors` has it by this version."""
-    g_KD = label_vectors(label_set.canonical(), text_vectors, version)
+    g_KD = label_vectors(label_set.seen(), text_vectors, version)
     scores_NK = np.empty((len(queries_ND), len(label_set)), np.float32)
     scores_NK[:, label_set.canonical_order] = SCALE * (np.asarray(queries_ND, np.float32) @ g_KD.T)
     return scores_NK

@@ -12,13 +12,14 @@ embedder's dimension.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Lock
 
 import numpy as np
 import torch
 
 from sce.labels import LabelSet, RaggedLabels
+from sce.model.label_tree import LabelTree
 from sce.model.label_vectors import (
     LabelBank,
     LabelVectors,
@@ -108,7 +109,7 @@ class GroupScorer:
         else:
             with_text = self._needs_text(len(labels))
             known = self._set_key(labels, exact=False) in self._prepared_sets
-            new = [] if known else list(labels.canonical().labels)
+            new = [] if known else list(labels.seen().labels)
         texts = (text for label in new for text in label_texts(label, self._version))
         return list(dict.fromkeys(texts)) if with_text else []
 
@@ -185,8 +186,11 @@ class GroupScorer:
         with self._lock:
             if key not in self._prepared_sets:
                 with_text = self._needs_text(len(labels))
-                vectors = self._encode(labels.canonical(), with_text, text_vectors)
-                self._prepared_sets[key] = self._scorer.prepare(vectors, shared=key[1])
+                vectors = self._encode(labels.seen(), with_text, text_vectors)
+                prepared = self._scorer.prepare(vectors, shared=key[1])
+                if isinstance(labels, LabelTree) and not key[1]:
+                    prepared = _near_parents(prepared, labels)
+                self._prepared_sets[key] = prepared
             prepared = self._prepared_sets[key]
             while len(self._prepared_sets) > 1 and (
                 len(self._prepared_sets) > CACHED_SETS
@@ -206,3 +210,11 @@ class GroupScorer:
     def _encode(self, labels: LabelSet, with_text: bool, text_vectors: TextVectors) -> LabelVectors:
         vectors = text_vectors if with_text else None
         return encode_labels(labels, self._version, vectors, self._token_means)
+
+
+def _near_parents(prepared: PreparedLabels, tree: LabelTree) -> PreparedLabels:
+    """The shortlist of a tree goes by the parents of its leaves too."""
+    own_KD = prepared.similarity_KD
+    assert own_KD is not None
+    found = torch.from_numpy(tree.shortlist_vectors(own_KD.cpu().numpy())).to(own_KD.device)
+    return replace(prepared, similarity_KD=found)

@@ -136,7 +136,7 @@ def test_a_tree_that_contains_itself_is_refused() -> None:
 def test_a_leaf_may_stand_under_two_parents() -> None:
     tree = parse_set({"order": ["cancel", "change"], "account": ["cancel"]})
     assert tree.names == ["order/cancel", "order/change", "account/cancel"]
-    seen = tree.canonical().labels
+    seen = tree.seen().labels
     assert [(label.name, label.synonyms) for label in seen[:2]] == [
         ("cancel", ("account cancel",)),
         ("cancel", ("order cancel",)),

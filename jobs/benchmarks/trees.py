@@ -1,0 +1,150 @@
+"""What a tree of thousands of leaves costs and gives beside the same leaves as a flat set.
+
+The tree is the starter corpus's: its label sets under their domains, filled up with made names to
+the number of leaves that is asked for. The texts are the corpus's examples: a model was trained on
+most of them, so accuracies compare ways, and say nothing of new texts.
+"""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+from scipy.special import logsumexp
+
+from jobs.benchmarks.inputs import label_names
+from jobs.benchmarks.records import Benchmark, Measured, arithmetic_of
+from jobs.benchmarks.rounds import Figure, in_turn
+from sce.baselines.cosine import cosine_scores
+from sce.datasets.starter import read_starter
+from sce.embedding.settings import EmbedderConfig
+from sce.labels import LabelSet
+from sce.model.label_tree import LabelTree
+from sce.predictor import Predictor
+
+FILLING, FILLED_AT_ONCE = "filling", 20
+"""The node that made names stand under, and how many of them under each of its children."""
+
+
+class TreesBenchmark(Benchmark):
+    """Settings of `benchmark.py trees`."""
+
+    model: str
+    """Folder, URI or hub id of a trained model."""
+    leaves: int = Field(default=2000, ge=1)
+    """At least as many as the corpus has labels are taken."""
+    rows: int = Field(default=600, ge=1)
+    rounds: int = Field(default=3, ge=1)
+    embedder: EmbedderConfig | None = None
+
+
+def benchmark_trees(config: TreesBenchmark) -> Measured:
+    """Accuracy of leaves and of the nodes at the top, whether the right leaf was contextualised,
+    and rows a second.
+
+    Raises:
+        InputError: the model cannot be used.
+    """
+    predictor = Predictor.from_pretrained(config.model, config.embedder)
+    tree, texts, targets_N = starter_tree(config.leaves, config.rows)
+    vectors_ND = predictor.embedder.embed(texts).vectors
+    flat = LabelSet.parse(tree.names)
+    same = LabelSet(tuple(tree.seen().labels[i] for i in np.argsort(tree.canonical_order)))
+    sides: dict[str, LabelSet] = {"tree": tree, "flat, paths as names": flat}
+    sides["flat, names and paths of the tree"] = same
+    probabilities = {side: predictor.probabilities(vectors_ND, x) for side, x in sides.items()}
+    version = predictor.model.config.label_vectors
+    probabilities["cosine"] = cosine_scores(
+        vectors_ND, tree, lambda some: predictor.embedder.embed(list(some)).vectors, version
+    )
+
+    def rate(labels: LabelSet) -> float:
+        started = time.perf_counter()
+        predictor.answer(vectors_ND, labels)
+        return len(texts) / (time.perf_counter() - started)
+
+    turns = in_turn({side: partial(rate, x) for side, x in sides.items()}, config.rounds)
+    top_K = np.array([path[0] for path in tree.paths])
+    tops = np.unique(top_K)
+    rows: dict[str, dict[str, Any]] = {}
+    for side, p_NK in probabilities.items():
+        best_N = p_NK.argmax(1)
+        right_N = top_K[targets_N]
+        rows[side] = {
+            "leaf right, %": _percent(best_N == targets_N),
+            "top of the best leaf right, %": _percent(top_K[best_N] == right_N),
+        }
+        if side != "cosine":
+            p_NV = np.stack([p_NK[:, top_K == top].sum(1) for top in tops], axis=1)
+            kept_N = p_NK[np.arange(len(texts)), targets_N] > 0
+            rows[side] |= {
+                "top by sums right, %": _percent(tops[p_NV.argmax(1)] == right_N),
+                "right leaf contextualised, %": _percent(kept_N),
+                "rows/s": turns.figure(side, "rows/s"),
+                "over the tree": turns.ratio(side, "tree"),
+            }
+    # A product down the tree begins with the nodes at the top as labels, which know their children.
+    children = {
+        top: sorted({p[1] for p in tree.paths if p[0] == top and len(p) > 1}) for top in tops
+    }
+    nodes = LabelSet.parse([{"name": top, "synonyms": children[top]} for top in tops])
+    p_NV = predictor.probabilities(vectors_ND, nodes)
+    summed_NV = np.stack([probabilities["tree"][:, top_K == top].sum(1) for top in tops], axis=1)
+    place_N = np.searchsorted(tops, top_K[targets_N])
+    measured = {
+        "sum of the leaves": _node_figures(summed_NV, place_N),
+        "first factor of a product": _node_figures(p_NV, place_N),
+    }
+    return Measured(
+        {f"{len(tree)} leaves": rows, f"{len(tops)} nodes at the top": measured},
+        arithmetic_of(embedder=predictor.embedder, encoder=predictor.model),
+        notes=(
+            f"{sum(top_K == FILLING):,} of the leaves are made names, which no text belongs to.",
+        ),
+        details={"rows": len(texts), "leaves": len(tree), "levels": len(tree.levels)},
+        device=predictor.model.query_adaptor.weight.device.type,
+    )
+
+
+def starter_tree(leaves: int, rows: int) -> tuple[LabelTree, list[str], np.ndarray]:
+    """The tree, texts of the corpus, and the leaf of each as a place in the tree's."""
+    paths: list[tuple[str, ...]] = []
+    examples: list[tuple[str, tuple[str, ...]]] = []
+    for one in read_starter():
+        above = one.domain, one.name.replace("_", " ")
+        paths += [(*above, name) for name in one.labels.names]
+        examples += [(text, (*above, label)) for text, label in one.examples]
+    for i, name in enumerate(label_names(max(0, leaves - len(paths)), 0)):
+        paths.append((FILLING, f"{FILLING} {i // FILLED_AT_ONCE}", name))
+    children: dict[str, Any] = {}
+    for top, middle, name in paths:
+        children.setdefault(top, {}).setdefault(middle, []).append(name)
+    tree = LabelTree.parse(children)
+    place = {path: k for k, path in enumerate(tree.paths)}
+    chosen = np.random.default_rng(0).permutation(len(examples))[:rows]
+    texts = [examples[i][0] for i in chosen]
+    return tree, texts, np.array([place[examples[i][1]] for i in chosen])
+
+
+def _node_figures(p_NV: np.ndarray, place_N: np.ndarray) -> dict[str, Figure]:
+    log_NV = np.log(np.maximum(p_NV, 1e-12))
+    log_NV -= logsumexp(log_NV, axis=1, keepdims=True)
+    surprise = -float(log_NV[np.arange(len(place_N)), place_N].mean())
+    sure_N, right_N = p_NV.max(1), p_NV.argmax(1) == place_N
+    bins_N = np.minimum((sure_N * 15).astype(int), 14)
+    error = sum(
+        (bins_N == b).mean() * abs(sure_N[bins_N == b].mean() - right_N[bins_N == b].mean())
+        for b in np.unique(bins_N)
+    )
+    return {
+        "right, %": _percent(right_N),
+        "log loss": Figure.of(round(surprise, 3), "nats", "less"),
+        "calibration error, %": Figure.of(round(100 * float(error), 1), "%", "less"),
+    }
+
+
+def _percent(right_N: np.ndarray) -> Figure:
+    return Figure.of(round(100 * float(np.mean(right_N)), 2), "%")
