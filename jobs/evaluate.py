@@ -24,9 +24,10 @@ the rows' labels are paths, billing/refund. Beside the leaves' accuracy it says 
 is, and precision, recall and F1 over the nodes on the paths, of the best leaf and of answers that
 stop where their probability falls below 0.5.
 
-`--evaluate.mode multi` measures several labels a text: of `--evaluate.labelled` with a list of labels a
-row, or of the test rows of unseen sets joined in pairs; beside cosine similarity with thresholds found
-the same way. It writes to RUN_DIR/results-several, and the last line has a threshold for each label.
+`--evaluate.mode multi` measures several labels a text: of `--evaluate.labelled` with a list of
+labels a row, or of the test rows of unseen sets joined in pairs; beside cosine similarity with
+thresholds found the same way. It writes to RUN_DIR/results-several, and the last line has a
+threshold for each label.
 
 `--embedders` measures several text embedders on the same rows: what each answers by cosine
 similarity, SCE and adapted labels, its texts a second, memory and hours for a million texts on this

@@ -84,8 +84,8 @@ class LabelTree(LabelSet):
     def canonical(self) -> LabelTree:
         """The same tree with its leaves in canonical order."""
         order = self.canonical_order
-        labels, paths = (tuple(one[i] for i in order) for one in (self.labels, self.paths))
-        return replace(self, labels=labels, paths=paths)
+        labels = tuple(self.labels[i] for i in order)
+        return replace(self, labels=labels, paths=tuple(self.paths[i] for i in order))
 
     def seen(self) -> LabelSet:
         """The leaves in canonical order as the model sees them: by their own name, and by their
