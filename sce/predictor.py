@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import numpy as np
 import torch
@@ -38,12 +38,21 @@ from sce.model.background import Background
 from sce.model.calibration import Temperature
 from sce.model.decisions import predictions, ranked_labels
 from sce.model.encoder import SCEModel
+from sce.model.evidence import Evidence
 from sce.model.grouping import GroupScorer
 from sce.model.independent import IndependentScorer
 from sce.model.label_tree import answer_names, level_count, parse_set, parse_sets, tree_of
 from sce.model.label_vectors import TextLookup, TextVectors, token_means_of
 from sce.model.linear_labels import LinearLabels
-from sce.model.options import BEST_ALONE, AnswerOptions, LongText, Mode, Pooling, Scoring
+from sce.model.options import (
+    BEST_ALONE,
+    AnswerOptions,
+    EvidenceOptions,
+    LongText,
+    Mode,
+    Pooling,
+    Scoring,
+)
 from sce.model.pooling import ChunkVectors, answer_chunks
 from sce.model.scoring import Scorer, best_labels
 from sce.model.settings import SHORTLIST_ABOVE, SHORTLIST_SIZE
@@ -89,6 +98,7 @@ class Predictor:
         self.embedder = embedder
         self.tokenizer = tokenizer
         self.temperature = Temperature(*model.config.calibration)
+        self._evidence = Evidence(model.config.rejection)
         self.background = background or Background.isotropic(model.config.embedding_dim)
         self.shortlist_above = SHORTLIST_ABOVE if shortlist_above is None else shortlist_above
         if shortlist_size is None:
@@ -260,6 +270,7 @@ class Predictor:
         errors: Literal["keep", "raise"] = "keep",
         long_text: LongText = "truncate",
         pooling: Pooling | None = None,
+        **evidence: Unpack[EvidenceOptions],
     ) -> list[Prediction]:
         """Classify texts, or vectors of texts that were embedded before.
 
@@ -272,13 +283,12 @@ class Predictor:
             embeddings: unit vectors of the model's embedder, float32 [N, D].
             threshold: below this probability a prediction's label is None, or one a label; in a
                 tree it is the deepest node on the way down that is not below.
-            mode, at_least, at_most, contrast_labels: several labels a text, see `AnswerOptions`.
             top_k: also return this many best labels.
             return_scores: also return every label's probability.
             candidate_labels: another name of `labels`, as in the transformers pipeline.
             errors: a row that cannot be answered (a blank text, a vector whose norm is not 1) has
                 its `error` in its answer, or with "raise" is a `DataError`.
-            long_text, pooling: as in `sce.model.options.AnswerOptions`.
+            mode, long_text and the others: see `AnswerOptions`.
 
         Raises:
             LabelError, InputError: see there.
@@ -286,17 +296,8 @@ class Predictor:
         labels = candidate_labels if labels is None else labels
         if (texts is None) == (embeddings is None):
             raise InputError("give either texts or embeddings.")
-        options = AnswerOptions(
-            threshold,
-            top_k,
-            return_scores,
-            long_text,
-            pooling,
-            mode=mode,
-            at_least=at_least,
-            at_most=at_most,
-            contrast_labels=contrast_labels,
-        )
+        basic = threshold, top_k, return_scores, long_text, pooling
+        options = AnswerOptions(*basic, mode, at_least, at_most, contrast_labels, **evidence)
         labels = labels if isinstance(labels, LinearLabels) else parse_sets(labels)
         if is_numeric_array(texts):
             texts, embeddings = None, texts
@@ -307,9 +308,9 @@ class Predictor:
         good = [i for i in range(count) if i not in refused]
         if refused and isinstance(labels, RaggedLabels):
             labels = labels.take(np.array(good, np.int64))
-        answers = self.answer(queries, labels, options.scoring)
-        asked, cut = [sets[i] for i in good], truncated_G.tolist()
-        found = iter(predictions(answers, asked, options, cut, answer_names(labels)))
+        answers, asked = self.answer(queries, labels, options.scoring), [sets[i] for i in good]
+        cut, nodes = truncated_G.tolist(), answer_names(labels)
+        found = iter(predictions(answers, asked, options, cut, nodes))
         return [
             Prediction.refused(refused[i]) if i in refused else next(found) for i in range(count)
         ]
@@ -376,14 +377,14 @@ class Predictor:
         shortlisted = scoring.mode == "single" and bool((counts_N > self.shortlist_above).any())
         shortlist = self.shortlist_size if shortlisted else None
         answers = Answers.empty(counts_N, scoring, shortlist, level_count(labels))
-        text_vectors = self._text_vectors
-        if label_texts:
-            text_vectors = TextLookup(label_texts, text_vectors)
+        known = label_texts or {}
+        text_vectors = TextLookup(known, self._text_vectors) if known else self._text_vectors
         if scoring.mode == "multi":
             self._independent.fill(answers, queries_ND, labels, scoring, text_vectors)
             return answers
         for group, batch in self._groups.batches(queries_ND, labels, text_vectors):
             rows_B = group.rows_R[batch.rows]
+            self._evidence.fill_none(answers, rows_B, queries_ND, group, batch)
             scaled_BK = self.temperature.scale(batch.logits_BK.double(), group.width)
             top_BT, p_BT, p_BK = best_labels(scaled_BK, answers.top_NT.shape[1])
             kept = slice(top_BT.shape[1])  # the others have no more labels, or a shortlist
@@ -394,6 +395,7 @@ class Predictor:
                 answers.scores_M[places_BK] = p_BK.float().cpu().numpy()
             if tree is not None:
                 answers.fill_path(rows_B, *tree.best_path(p_BK.cpu().numpy(), batch.kept))
+        self._evidence.fill_nearest(answers, queries_ND, labels, text_vectors)
         return answers
 
     def probabilities(

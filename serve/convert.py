@@ -143,6 +143,10 @@ def answer_options(request: ClassifyRequest) -> AnswerOptions:
             at_least=request.at_least or 0,
             at_most=request.at_most,
             contrast_labels=tuple(request.contrast_labels or ()),
+            none_of_these=bool(request.none_of_these),
+            none_threshold=request.none_threshold,
+            coverage_cut=request.coverage_cut,
+            explain=bool(request.explain),
         )
     except InputError as error:
         raise refused_option(error) from None

@@ -54,6 +54,8 @@ TITLES = {
     "UploadedFileList": ("List of files", "Of the token that asks."),
     "Usage": ("Usage of a request", "What was read and computed for an answer."),
     "Where": ("Part of a text", "In Unicode characters, from the first to before the end."),
+    "NearExample": ("Near example", "A text that carries a label, and how near it is."),
+    "Reasons": ("Why this label", "What a label rests on."),
 }
 """Of each schema: what it is called, and what it is."""
 

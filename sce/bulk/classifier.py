@@ -20,7 +20,7 @@ from sce.bulk.rows import (
     row_labels,
 )
 from sce.labels import LabelSet
-from sce.model.answers import Answers
+from sce.model.answers import Answers, Example
 from sce.model.decisions import LabelLists, decide
 from sce.model.label_tree import answer_names
 from sce.model.linear_labels import LinearLabels
@@ -28,6 +28,8 @@ from sce.model.options import SEVERAL_COLUMN, AnswerOptions
 
 TOP = pa.list_(pa.struct([("label", pa.string()), ("score", pa.float32())]))
 WHERE = pa.struct([("start", pa.int32()), ("end", pa.int32())])
+EXAMPLE = pa.struct([("text", pa.string()), ("label", pa.string()), ("similarity", pa.float32())])
+WHY = pa.struct([("nearest", pa.list_(EXAMPLE)), ("competitor", TOP.value_type)])
 SCORES = pa.map_(pa.string(), pa.float32())
 
 
@@ -56,6 +58,8 @@ class BlockClassifier:
         self._types |= {"top": TOP} if options.top_k else {}
         self._types |= {"scores": SCORES} if options.return_scores else {}
         self._types |= {"where": WHERE} if options.long_text == "chunk" else {}
+        self._types |= {"none_score": pa.float32()} if options.none_of_these else {}
+        self._types |= {"why": WHY} if options.explain else {}
         self._reads_names = options.several or options.threshold is not None
         if one_set:
             predictor.warm_up(labels)
@@ -123,7 +127,11 @@ class BlockClassifier:
         if decided.lists is not None:
             found[SEVERAL_COLUMN] = _several(decided.lists, names, first_G)
         if self._options.top_k:
-            found["top"] = _top(answers, names, first_G)
+            found["top"] = _top(answers, names, first_G, self._options.top_k)
+        if answers.none_N is not None:
+            found["none_score"] = pa.array(answers.none_N, pa.float32())
+        if answers.nearest_N is not None:
+            found["why"] = _why(answers, answers.nearest_N, names, first_G)
         if self._options.return_scores:
             if one_set:
                 names = names.take(pa.array(np.tile(np.arange(len(names)), len(answers))))
@@ -142,7 +150,10 @@ def _where(where_N2: np.ndarray) -> pa.Array:
 
 def own_columns(options: AnswerOptions) -> tuple[str, ...]:
     """Of an output with such answers, beside the ids."""
-    return (*OWN_COLUMNS, SEVERAL_COLUMN) if options.several else OWN_COLUMNS
+    more = [SEVERAL_COLUMN] if options.several else []
+    more += ["none_score"] if options.none_of_these else []
+    more += ["why"] if options.explain else []
+    return (*OWN_COLUMNS, *more)
 
 
 def _several(lists: LabelLists, names: pa.Array, first_G: np.ndarray) -> pa.Array:
@@ -152,11 +163,27 @@ def _several(lists: LabelLists, names: pa.Array, first_G: np.ndarray) -> pa.Arra
     return pa.ListArray.from_arrays(pa.array(lists.offsets, pa.int32()), pairs)
 
 
-def _top(answers: Answers, names: pa.Array, first_G: np.ndarray) -> pa.Array:
-    there_GT = answers.top_NT >= 0
-    place_GT = first_G[:, None] + answers.top_NT
+def _why(
+    answers: Answers, nearest_G: list[tuple[Example, ...]], names: pa.Array, first_G: np.ndarray
+) -> pa.Array:
+    nearest = [[vars(one) for one in examples] for examples in nearest_G]
+    other_G = np.full(len(answers), -1)
+    scores_G = np.full(len(answers), np.nan, np.float32)
+    if answers.top_NT.shape[1] > 1:
+        other_G, scores_G = answers.top_NT[:, 1], answers.top_scores_NT[:, 1]
+    none_G = other_G < 0
+    labels = names.take(pa.array(first_G + other_G, mask=none_G))
+    parts = [labels, pa.array(scores_G, pa.float32(), mask=none_G)]
+    others = pa.StructArray.from_arrays(parts, fields=list(TOP.value_type), mask=pa.array(none_G))
+    near = pa.array(nearest, WHY.field("nearest").type)
+    return pa.StructArray.from_arrays([near, others], fields=list(WHY))
+
+
+def _top(answers: Answers, names: pa.Array, first_G: np.ndarray, top_k: int) -> pa.Array:
+    there_GT = answers.top_NT[:, :top_k] >= 0
+    place_GT = first_G[:, None] + answers.top_NT[:, :top_k]
     labels = names.take(pa.array(place_GT[there_GT]))
-    scores = pa.array(answers.top_scores_NT[there_GT], pa.float32())
+    scores = pa.array(answers.top_scores_NT[:, :top_k][there_GT], pa.float32())
     offsets = np.concatenate([[0], np.cumsum(there_GT.sum(axis=1))])
     pairs = pa.StructArray.from_arrays([labels, scores], ["label", "score"])
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pairs)

@@ -71,6 +71,8 @@ class EndpointPredictor:
             return_scores=scoring.every_score,
             mode=scoring.mode,
             contrast_labels=scoring.contrast,
+            none_of_these=scoring.none_of_these,
+            explain=scoring.explain,
         )
         self._check_served()
         rows = len(found)
@@ -98,6 +100,10 @@ class EndpointPredictor:
             truncated_G[row] = item.truncated
             if item.where is not None:
                 where_N2[row] = item.where
+            if answers.none_N is not None:
+                answers.none_N[row] = item.none_score
+            if answers.nearest_N is not None and item.why is not None:
+                answers.nearest_N[row] = item.why.nearest
             for t, (name, score) in enumerate(item.top or []):
                 answers.top_NT[row, t], answers.top_scores_NT[row, t] = places[name], score
             for level, (name, score) in enumerate(item.path or []):

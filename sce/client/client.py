@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import numpy as np
 from pydantic import TypeAdapter
@@ -38,7 +38,7 @@ from sce.embedding.row_checks import (
 )
 from sce.errors import ConfigError, InputError
 from sce.model.answers import Prediction
-from sce.model.options import AnswerOptions, LongText, Mode, Pooling
+from sce.model.options import AnswerOptions, EvidenceOptions, LongText, Mode, Pooling
 
 _CLASSIFIED = TypeAdapter(ClassifyResponse)
 _EMBEDDED = TypeAdapter(EmbeddingsResponse)
@@ -150,6 +150,7 @@ class Client:
         errors: Literal["keep", "raise"] = "keep",
         long_text: LongText = "truncate",
         pooling: Pooling | None = None,
+        **evidence: Unpack[EvidenceOptions],
     ) -> list[Prediction]:
         """`Predictor.predict`, with the same arguments and the same answers.
 
@@ -176,6 +177,7 @@ class Client:
             at_least=at_least,
             at_most=at_most,
             contrast_labels=contrast_labels,
+            **evidence,
         )
         if is_numeric_array(texts):
             texts, embeddings = None, texts

@@ -35,6 +35,7 @@ from sce.client.label_forms import (
     Texts,
     default,
 )
+from sce.client.reasons import Reasons, TopLabel, from_why, label_pairs, to_why
 from sce.model.answers import Prediction
 from sce.model.options import LongText, Mode, Pooling, Threshold
 
@@ -112,6 +113,18 @@ class ClassifyRequest(Wire):
     pooling: Pooling | None = Field(
         None, description="How a text of several chunks is answered; default: `vector`."
     )
+    none_of_these: Annotated[StrictBool | None, _or(False)] = Field(
+        False,
+        description="Also `none_score`, the probability that no label fits; above `none_threshold` "
+        "`label` is null.",
+    )
+    none_threshold: float | None = Field(None, ge=0, le=1, description="Default: 0.5.")
+    coverage_cut: float | None = Field(
+        None, ge=0, le=1, description="Also `labels`: all of at least this probability."
+    )
+    explain: Annotated[StrictBool | None, _or(False)] = Field(
+        False, description="Also `why`: the label's nearest examples, and the next best label."
+    )
 
     @model_validator(mode="after")
     def _one_of_each(self) -> ClassifyRequest:
@@ -141,12 +154,6 @@ class EmbeddingsRequest(Wire):
     truncate: Annotated[StrictBool | None, _or(True)] = True
     dimensions: int | None = Field(None, description="Only the embedder's own number.")
     user: StrictStr | None = Field(None, description="Accepted and not used.")
-
-
-@with_config(CLOSED)
-class TopLabel(TypedDict):
-    label: str
-    score: float
 
 
 @with_config(CLOSED)
@@ -198,6 +205,10 @@ class Classification(TypedDict):
             default(None, "With `long_text: chunk`: the part in which the label was found."),
         ]
     ]
+    none_score: NotRequired[
+        Annotated[float | None, default(None, "Probability that no label fits.")]
+    ]
+    why: NotRequired[Annotated[Reasons | None, default(None, "With `explain`.")]]
     error: Annotated[
         str | None,
         Field(
@@ -254,16 +265,19 @@ def from_prediction(index: int, found: Prediction) -> Classification:
         "label": found.label,
         "score": found.score,
         "scores": found.scores,
-        "top": _pairs(found.top),
-        "path": _pairs(found.path),
+        "top": label_pairs(found.top),
+        "path": label_pairs(found.path),
         "truncated": found.truncated,
         "where": None if found.where is None else {"start": found.where[0], "end": found.where[1]},
         "error": found.error,
-    } | ({} if found.labels is None else {"labels": _pairs(found.labels)})  # type: ignore[return-value]
+    } | _as_asked(found)  # type: ignore[return-value]
 
 
-def _pairs(found: list[tuple[str, float]] | None) -> list[TopLabel] | None:
-    return None if found is None else [{"label": name, "score": p} for name, p in found]
+def _as_asked(found: Prediction) -> dict[str, Any]:
+    """What stands in a row where it was asked for."""
+    more: dict[str, Any] = {"labels": label_pairs(found.labels), "none_score": found.none_score}
+    more["why"] = None if found.why is None else from_why(found.why)
+    return {name: value for name, value in more.items() if value is not None}
 
 
 def _from_pairs(sent: list[TopLabel] | None) -> list[tuple[str, float]] | None:
@@ -274,7 +288,7 @@ def to_prediction(row: Classification) -> Prediction:
     """Inverse of `from_prediction`. Raises `ValueError` where neither score nor error is given."""
     if row["error"] is None and row["score"] is None:
         raise ValueError("a row without a score and without an error")
-    where = row.get("where")
+    where, why = row.get("where"), row.get("why")
     return Prediction(
         label=row["label"],
         score=row["score"],
@@ -285,6 +299,8 @@ def to_prediction(row: Classification) -> Prediction:
         where=None if where is None else (where["start"], where["end"]),
         path=_from_pairs(row.get("path")),
         labels=_from_pairs(row.get("labels")),
+        none_score=row.get("none_score"),
+        why=None if why is None else to_why(why),
     )
 
 
@@ -344,6 +360,10 @@ class BatchRequest(Wire):
     return_scores: Annotated[StrictBool | None, _or(False)] = False
     long_text: Annotated[LongText | None, _or("truncate")] = "truncate"
     pooling: Pooling | None = None
+    none_of_these: Annotated[StrictBool | None, _or(False)] = False
+    none_threshold: float | None = Field(None, ge=0, le=1)
+    coverage_cut: float | None = Field(None, ge=0, le=1)
+    explain: Annotated[StrictBool | None, _or(False)] = False
     output_format: Annotated[Literal["parquet", "jsonl", "csv"] | None, _or("parquet")] = "parquet"
     encoding: StrictStr | None = Field(None, description="Of text files; found out by default.")
     delimiter: StrictStr | None = Field(None, description="Of a CSV; found out by default.")

@@ -12,8 +12,34 @@ from sce.model.options import Scoring
 
 
 @dataclass(frozen=True)
+class Example:
+    """A text that carries a label, and its cosine similarity to the text that is asked about."""
+
+    text: str
+    label: str
+    similarity: float
+
+
+@dataclass(frozen=True)
+class Why:
+    """What a label rests on.
+
+    Attributes:
+        nearest: of the label's own examples the most similar to the text, the most similar first.
+        competitor: the next best label and its probability; None where there is no other.
+    """
+
+    nearest: tuple[Example, ...]
+    competitor: tuple[str, float] | None
+
+
+@dataclass(frozen=True)
 class Prediction:
-    """The answer for one text.
+    """The answer for one text. What its numbers mean is the same through every door.
+
+    In mode "single" `score` is the calibrated probability that the best label is the right one,
+    given that one of the labels is; `none_score` is the probability that none of them is. They are
+    of two questions: a text that fits no label may have one that is clearly the best of them.
 
     Attributes:
         label: the best label as the user wrote it; None below the threshold, or with an error.
@@ -41,6 +67,8 @@ class Prediction:
     where: tuple[int, int] | None = None
     path: list[tuple[str, float]] | None = None
     labels: list[tuple[str, float]] | None = None
+    none_score: float | None = None
+    why: Why | None = None
 
     @classmethod
     def refused(cls, error: str) -> Prediction:
@@ -67,6 +95,8 @@ class Answers:
         path_NH, path_scores_NH: in a tree of H levels, the most probable child at each from the
             top, as places in `LabelTree.answer_names`, int64, -1 below a leaf; and their
             probabilities, float32. None for other labels.
+        none_N: float32 [N], probability that no label fits; None where it was not asked for.
+        nearest_N: of each row what `Why.nearest` says; None where it was not asked for.
     """
 
     top_NT: np.ndarray
@@ -77,6 +107,8 @@ class Answers:
     where_N2: np.ndarray | None = None
     path_NH: np.ndarray | None = None
     path_scores_NH: np.ndarray | None = None
+    none_N: np.ndarray | None = None
+    nearest_N: list[tuple[Example, ...]] | None = None
 
     def __len__(self) -> int:
         return len(self.top_NT)
@@ -101,6 +133,8 @@ class Answers:
             shortlist,
             path_NH=None if path is None else np.full(path, -1, np.int64),
             path_scores_NH=None if path is None else np.full(path, np.nan, np.float32),
+            none_N=np.full(len(counts_N), np.nan, np.float32) if scoring.none_of_these else None,
+            nearest_N=[()] * len(counts_N) if scoring.explain else None,
         )
 
     def fill_path(self, rows: Any, path_BH: Any, scores_BH: Any) -> None:
@@ -124,6 +158,8 @@ class Answers:
             None if self.where_N2 is None else self.where_N2[start:end],
             None if self.path_NH is None else self.path_NH[start:end],
             None if self.path_scores_NH is None else self.path_scores_NH[start:end],
+            None if self.none_N is None or not scoring.none_of_these else self.none_N[start:end],
+            None if self.nearest_N is None or not scoring.explain else self.nearest_N[start:end],
         )
 
     @classmethod
@@ -143,9 +179,13 @@ class Answers:
             joined.top_NT[place], joined.top_scores_NT[place] = part.top_NT, part.top_scores_NT
             if part.path_NH is not None and part.path_scores_NH is not None:
                 joined.fill_path(place[0], part.path_NH, part.path_scores_NH)
+        none = [part.none_N for part in parts if part.none_N is not None]
+        nearest = [one for part in parts for one in part.nearest_N or ()]
         where = [part.where_N2 for part in parts if part.where_N2 is not None]
         return replace(
             joined,
             scores_M=np.concatenate(scores) if scores else None,
             where_N2=np.concatenate(where) if where else None,
+            none_N=np.concatenate(none) if none else None,
+            nearest_N=nearest or None,
         )

@@ -14,6 +14,7 @@ Tensor names carry their shape: N texts, K labels, D the embedder's dimension.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -79,7 +80,7 @@ class Background:
         mean_K, deviation_K = self.cosines_of(labels_KD)
         return (exact_cosines(queries_ND, labels_KD) - mean_K) / deviation_K
 
-    @property
+    @cached_property
     def _covariance(self) -> np.ndarray:
         return self.covariance_DD.astype(np.float64)
 

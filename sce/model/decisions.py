@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from sce.labels import normalise_name
-from sce.model.answers import Answers, Prediction
-from sce.model.options import AnswerOptions
+from sce.model.answers import Answers, Prediction, Why
+from sce.model.options import NONE_THRESHOLD, AnswerOptions
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,20 @@ def decide(
         names: of the labels, of the one set of all rows or row after row.
         nodes: of a tree, `LabelTree.answer_names`.
     """
+    decided = _decide(answers, options, names, nodes)
+    label_N, lists = decided.label_N, decided.lists
+    if answers.none_N is not None:
+        most = NONE_THRESHOLD if options.none_threshold is None else options.none_threshold
+        label_N = np.where(answers.none_N > np.float32(most), -1, label_N)
+    if options.coverage_cut is not None:
+        lists = _label_sets(answers, options.coverage_cut)
+    return Decisions(label_N, decided.score_N, lists)
+
+
+def _decide(
+    answers: Answers, options: AnswerOptions, names: Sequence[str], nodes: Sequence[str]
+) -> Decisions:
+    """By the thresholds of labels alone."""
     best_N, score_N = answers.top_NT[:, 0], answers.top_scores_NT[:, 0]
     if options.mode == "multi":
         lists = _over_threshold(answers, options, names)
@@ -140,6 +154,26 @@ def _place_in_row(
     return place_M
 
 
+def _label_sets(answers: Answers, cut: float) -> LabelLists:
+    """Of each row the labels of at least this probability, and always the best one; equal
+    probabilities in the user's order."""
+    assert answers.scores_M is not None
+    counts_N, scores_M = np.diff(answers.offsets), answers.scores_M
+    row_M = np.repeat(np.arange(len(answers)), counts_N)
+    kept_M = scores_M >= np.float32(cut)
+    best_N = answers.top_NT[:, 0]
+    there_N = best_N >= 0  # a row with an error has no label
+    first_N = answers.offsets[:-1][there_N] + best_N[there_N]
+    kept_M[first_N] = True
+    is_best_M = np.zeros(len(scores_M), bool)
+    is_best_M[first_N] = True
+    chosen = np.flatnonzero(kept_M)
+    chosen = chosen[np.lexsort((-scores_M[chosen], ~is_best_M[chosen], row_M[chosen]))]
+    kept_N = np.bincount(row_M[chosen], minlength=len(answers))
+    offsets = np.concatenate([[0], np.cumsum(kept_N)])
+    return LabelLists(offsets, chosen - answers.offsets[row_M[chosen]], scores_M[chosen])
+
+
 def ranked_labels(
     answers: Answers, texts: Sequence[str], names: Sequence[str]
 ) -> list[dict[str, Any]]:
@@ -178,13 +212,16 @@ def predictions(
     found = []
     places = None if answers.where_N2 is None else answers.where_N2.tolist()
     for row, names in enumerate(sets):
-        scores = top = where = several = path = None
+        scores = top = where = several = path = why = None
         if options.return_scores and answers.scores_M is not None:
             scores_K = answers.scores_M[bounds[row] : bounds[row + 1]]
             scores = dict(zip(names, scores_K.tolist(), strict=True))
         if options.top_k is not None:
             pairs = zip(tops[row], top_scores[row], strict=True)
-            top = [(names[k], p) for k, p in pairs if k >= 0]
+            top = [(names[k], p) for k, p in pairs if k >= 0][: options.top_k]
+        if answers.nearest_N is not None:
+            rivals = [(names[k], p) for k, p in zip(tops[row][1:2], top_scores[row][1:2]) if k >= 0]
+            why = Why(tuple(answers.nearest_N[row]), rivals[0] if rivals else None)
         if places is not None and places[row][0] >= 0:
             where = (places[row][0], places[row][1])
         if answers.path_NH is not None and answers.path_scores_NH is not None:
@@ -204,6 +241,8 @@ def predictions(
                 where=where,
                 path=path,
                 labels=several,
+                none_score=None if answers.none_N is None else float(answers.none_N[row]),
+                why=why,
             )
         )
     return found

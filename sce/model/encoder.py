@@ -43,7 +43,7 @@ class SCEConfig(SCEFields, PreTrainedConfig):
             self.query_scale = math.sqrt(self.embedding_dim)
         if self.logit_scale is None:
             self.logit_scale = 1 / math.sqrt(self.encoder.get("hidden_size", 768))
-        for name in ("example_weight", "calibration", "cosine_calibration"):
+        for name in ("example_weight", "calibration", "cosine_calibration", "rejection"):
             setattr(self, name, list(getattr(self, name)))  # as JSON gives them back
         super().__post_init__(**kwargs)
         check_fields(self.encoder, self.label_vectors)

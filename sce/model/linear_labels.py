@@ -102,6 +102,11 @@ class LinearLabels:
 
     def check_scoring(self, scoring: Scoring) -> None:
         """Raises `InputError`: these labels have no such probabilities."""
+        if scoring.none_of_these:
+            raise InputError(
+                "none_of_these: adapted labels have no such score; ask it of a model's labels, or "
+                "give a threshold."
+            )
         if scoring.mode != "multi":
             return
         if self.usual_2K is None:

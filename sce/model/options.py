@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypedDict, get_args
 
 import numpy as np
 from pydantic import Field
@@ -27,6 +27,9 @@ SEVERAL_COLUMN = "labels"
 MULTI_THRESHOLD = 0.5
 """Of a label without a threshold of its own, where several labels may be right: it is answered if
 it is more likely right than not."""
+
+NONE_THRESHOLD = 0.5
+"""A row has no label where it is more likely than not that none fits."""
 
 
 def _check_top_k(top_k: int) -> None:
@@ -53,6 +56,9 @@ class Scoring:
             to 1; "multi": of each label for itself.
         contrast: in mode "multi", labels that each label is held against; empty for those of the
             row's own set.
+        none_of_these: also the probability that no label fits.
+        sets: every label's probability, of which the sets of labels for a coverage are made.
+        explain: also what the best label rests on.
     """
 
     top_k: int = 1
@@ -60,6 +66,9 @@ class Scoring:
     pooling: Pooling | None = None
     mode: Mode = "single"
     contrast: tuple[str, ...] = ()
+    none_of_these: bool = False
+    sets: bool = False
+    explain: bool = False
 
     def __post_init__(self) -> None:
         _check_top_k(self.top_k)
@@ -67,7 +76,7 @@ class Scoring:
     @property
     def every_score(self) -> bool:
         """Whether every label's probability is needed, if only to decide which are answered."""
-        return self.return_scores or self.mode == "multi"
+        return self.return_scores or self.sets or self.mode == "multi"
 
     @property
     def kind(self) -> tuple[Any, ...]:
@@ -80,12 +89,27 @@ class Scoring:
         both = self.return_scores or other.return_scores
         pooling = self.pooling or other.pooling
         return replace(
-            self, top_k=max(self.top_k, other.top_k), return_scores=both, pooling=pooling
+            self,
+            top_k=max(self.top_k, other.top_k),
+            return_scores=both,
+            pooling=pooling,
+            none_of_these=self.none_of_these or other.none_of_these,
+            sets=self.sets or other.sets,
+            explain=self.explain or other.explain,
         )
 
 
 BEST_ALONE = Scoring()
 """One label for each row."""
+
+
+class EvidenceOptions(TypedDict, total=False):
+    """The fields of `AnswerOptions` that ask what speaks for an answer, for callers' signatures."""
+
+    none_of_these: bool
+    none_threshold: float | None
+    coverage_cut: float | None
+    explain: bool
 
 
 @dataclass(frozen=True)
@@ -107,6 +131,12 @@ class AnswerOptions:
         at_most: in mode "multi", answer no more labels than this, the best ones.
         contrast_labels: in mode "multi", what each label is held against instead of the others of
             the row: with them a label's probability does not depend on which others are given.
+        none_of_these: also say how likely it is that no label fits, as `none_score`; a row has no
+            label where that is more than `none_threshold` (by default `NONE_THRESHOLD`).
+        coverage_cut: also answer all labels of at least this probability, and always the best one,
+            as `labels`. `sce.evaluation.conformal` finds the cut at which these sets hold the right
+            label as often as wanted.
+        explain: also say what the best label rests on, as `why`.
     """
 
     threshold: float | Mapping[str, float] | None = None
@@ -118,6 +148,10 @@ class AnswerOptions:
     at_least: int = 0
     at_most: int | None = None
     contrast_labels: Sequence[str] = ()
+    none_of_these: bool = False
+    none_threshold: float | None = None
+    coverage_cut: float | None = None
+    explain: bool = False
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -135,13 +169,36 @@ class AnswerOptions:
             raise InputError(f"pooling: {quoted(self.pooling)} is not one of {POOLINGS}.")
         if self.pooling is not None and self.long_text != "chunk":
             raise InputError("pooling: it is of chunks; it goes with long_text 'chunk'.")
-
         self._check_multi()
+        self._check_evidence()
 
     def refuse_long_text(self, why: str) -> None:
         """Raises `InputError` where texts were to be read in chunks."""
         if self.long_text != "truncate":
             raise InputError(f"long_text: it is of texts, and {why}.")
+
+    def _check_evidence(self) -> None:
+        for name in ("none_threshold", "coverage_cut"):
+            value = getattr(self, name)
+            if value is not None:
+                _check_threshold(value, name)
+        if self.none_threshold is not None and not self.none_of_these:
+            raise InputError("none_threshold: it goes with none_of_these.")
+        if self.pooling not in (None, POOLING) and (self.none_of_these or self.explain):
+            raise InputError(
+                "none_of_these, explain: of one vector a text; with long_text 'chunk' they go with "
+                f"pooling {POOLING!r}."
+            )
+        if self.mode == "multi":
+            for name in ("none_of_these", "coverage_cut", "explain"):
+                if getattr(self, name) not in (None, False):
+                    raise InputError(f"{name}: it goes with mode 'single', of one right label.")
+
+    def newer(self) -> dict[str, Any]:
+        """Of what decides an output, what speaks for an answer: where it is not the default, so
+        that outputs of versions that did not know it can be gone on with."""
+        names = EvidenceOptions.__annotations__
+        return {name: value for name, value in self.given().items() if name in names}
 
     def _check_multi(self) -> None:
         for name, least in (("at_least", 0), ("at_most", 1)):
@@ -182,14 +239,23 @@ class AnswerOptions:
     @property
     def several(self) -> bool:
         """Whether a row may get several labels, in a field or column `labels`."""
-        return self.mode == "multi"
+        return self.mode == "multi" or self.coverage_cut is not None
 
     @property
     def scoring(self) -> Scoring:
         """What the model has to compute."""
         pooling = (self.pooling or POOLING) if self.long_text == "chunk" else None
         names = sorted({normalise_name(name) for name in self.contrast_labels})
-        return Scoring(self.top_k or 1, self.return_scores, pooling, self.mode, tuple(names))
+        return Scoring(
+            max(self.top_k or 1, 2 if self.explain else 1),
+            self.return_scores,
+            pooling,
+            self.mode,
+            tuple(names),
+            self.none_of_these,
+            self.coverage_cut is not None,
+            self.explain,
+        )
 
     def check_labels(self, sets: Iterable[Iterable[str]]) -> None:
         """Raises `InputError`: there is a threshold for a label that is in none of the sets of

@@ -99,7 +99,7 @@ class PooledRows:
     def of(cls, chunks: ChunkVectors, scoring: Scoring) -> PooledRows:
         """`scoring` is what is asked of the texts; its `pooling` says how."""
         vectors_CD, owners = chunks.vectors_CD, chunks.owners
-        needed = replace(scoring, return_scores=True, pooling=None)
+        needed = replace(scoring, return_scores=True, pooling=None, explain=scoring.explain)
         if scoring.pooling == "vector":
             several_C = chunks.counts_N[owners] > 1
             vectors_RD = np.concatenate([chunks.mean_vectors(), vectors_CD[several_C]])

@@ -61,6 +61,8 @@ class SCEFields:
             the most labels that it was fitted on (`sce.model.calibration`); the calibrated
             probabilities are softmax(s / T(K)).
         cosine_calibration: the same of the cosine baseline, for comparisons.
+        rejection: coefficients of the probability that no label fits (`sce.model.rejection`); none
+            in models written before there was one.
         label_prefix_space: tokenise a label with a leading space, as the tokenizer sees a
             word inside a sentence ("tokens" only; makes most RoBERTa labels one token).
         embedder: fingerprint of the text embedder that the model was trained with.
@@ -82,6 +84,7 @@ class SCEFields:
     adaptor_init: Literal["identity", "normal"] = "identity"
     calibration: Sequence[float] = (0.0, 0.0)
     cosine_calibration: Sequence[float] = (0.0, 0.0)
+    rejection: Sequence[float] = ()
     label_prefix_space: bool = True
     embedder: dict[str, Any] | None = None
 

@@ -14,8 +14,9 @@ import pyarrow as pa
 from sce.datasets.prepared import PreparedData
 from sce.embedding.store import EmbeddingStore, text_hash
 from sce.errors import DataError
-from sce.labels import LabelSet
-from sce.model.label_vectors import TextLookup, label_texts_to_keep
+from sce.labels import LabelSet, only_names
+from sce.model.label_vectors import TextLookup, label_texts_to_keep, label_vectors
+from sce.model.rejection import learn_rejection
 
 
 @dataclass(frozen=True)
@@ -71,3 +72,18 @@ class TrainingData:
                 "there is no row in the split 'validation': the best epoch and the temperature "
                 "are chosen on it. Give some rows that split (data.sources)."
             )
+
+
+def rejection_of(data: TrainingData, version: int) -> list[float]:
+    """The coefficients of `Rejection`, of the training rows under the names of their labels. They
+    see nothing of the model, so rows that it was trained on serve as well as others."""
+    set_N = np.array(data.train.sets)
+    sets = []
+    for name in dict.fromkeys(data.train.sets):
+        labels = only_names(data.label_sets[name].canonical())
+        rows = np.flatnonzero(set_N == name)
+        targets_N = np.array([labels.index(data.train.labels[i]) for i in rows.tolist()])
+        g_KD = label_vectors(labels, data.label_texts, version)
+        sets.append((data.train.vectors_ND[rows], g_KD, targets_N))
+    found = learn_rejection(sets)
+    return [found.bias, found.by_nearness, found.by_count]

@@ -84,7 +84,14 @@ class PretrainedConfig(Section):
     """First layers of the encoder that are kept; none is all of them."""
 
 
-NOT_CHOSEN = {"encoder", "embedding_dim", "calibration", "cosine_calibration", "embedder"}
+NOT_CHOSEN = {
+    "encoder",
+    "embedding_dim",
+    "calibration",
+    "cosine_calibration",
+    "rejection",
+    "embedder",
+}
 """Fields of `SCEFields` that follow from the encoder, the embedder and the training."""
 BOUNDS = {"prior_scale": Field(ge=0)}
 

@@ -144,6 +144,7 @@ def _request(
         "return_scores": config.return_scores,
         "output_format": config.output_format,
         **({"pooling": pooling} if (pooling := asked.options.scoring.pooling) else {}),
+        **asked.options.newer(),
         **asked.backend.identity,
         "embedder": identify_embedder(asked.backend.embedder, uri),
     }

@@ -130,6 +130,17 @@ class ClassifyConfig(BulkSettings, JobConfig):  # type: ignore[misc]
     """How a text of several chunks is answered: by the mean of their vectors (`vector`, the
     default), by their probabilities (`mean`, `max`), or by these with more weight on the chunks
     that a label is likely in (`attention`)."""
+    none_of_these: bool = False
+    """Also the probability that no label fits, in a column `none_score`; above `none_threshold` the
+    label is null."""
+    none_threshold: float | None = Field(default=None, ge=0, le=1)
+    """Goes with `none_of_these`. Default: 0.5."""
+    coverage_cut: float | None = Field(default=None, ge=0, le=1)
+    """Also all labels of at least this probability, in a column `labels`; always the best one.
+    `sce.evaluation.conformal` finds the cut for a wanted coverage on labelled rows."""
+    explain: bool = False
+    """Also what the label rests on, in a column `why`: its nearest examples, and the next best
+    label."""
     save_embeddings: Place | None = None
     """Embed the texts into this store (a folder or URI) first and classify from it; the next
     labels need only the store."""
@@ -260,6 +271,10 @@ def answer_options(config: ClassifyConfig, labels: LabelSet | LinearLabels | Non
         at_least=config.at_least,
         at_most=config.at_most,
         contrast_labels=tuple(config.contrast_labels),
+        none_of_these=config.none_of_these,
+        none_threshold=config.none_threshold,
+        coverage_cut=config.coverage_cut,
+        explain=config.explain,
     )
     if labels is not None and config.labels_column is None:
         options.check_labels([answer_names(labels)])

@@ -35,7 +35,7 @@ from sce.model.encoder import SCEModel, trainable_parameters
 from sce.model.label_vectors import TextLookup
 from sce.model.weights import save_weights
 from sce.storage import relative, replace_folder, write_text
-from sce.training.data import TrainingData
+from sce.training.data import TrainingData, rejection_of
 from sce.training.episodes import EpisodeSampler
 from sce.training.fresh_model import FreshModel, build_model
 from sce.training.validation import VALIDATION_VIEWS, Validator
@@ -102,6 +102,7 @@ def train(experiment: Experiment) -> dict[str, Any]:
             Run(plan.workers, experiment.checkpoints_dir, run.run_name, tracker),
         )
         fits = _calibrate(model, plan.validator, plan.data.label_texts)
+        model.config.rejection = rejection_of(plan.data, model.config.label_vectors)
         embedder = load_embedder(experiment.embedder)
         flops = embedding_flops(embedder, plan.prepared.select("train")["text"].to_pylist())
         parameters = trainable_parameters(plan.fresh.model)

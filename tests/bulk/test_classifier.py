@@ -213,3 +213,19 @@ def test_a_tree_is_answered_as_by_the_predictor(predictor, tmp_path):
     assert [dict(row["scores"]) for row in rows] == [pytest.approx(one.scores) for one in expected]
     assert {"sport", "markets"} & {one.label for one in expected}, "some stop at an inner node"
     assert (bad["label"], bad["score"], bad["error"]) == (None, None, "text_null")
+
+
+def test_none_of_these_sets_and_reasons_are_those_of_the_predictor(predictor, tmp_path):
+    texts = [text(i) for i in range(12)]
+    source = write_jsonl(tmp_path / "in.jsonl", [{"text": one} for one in [*texts, ""]])
+    labels = [{"name": "sport", "examples": ["the team won", "a goal"]}, "markets", "stars"]
+    asked = {"none_of_these": True, "coverage_cut": 0.3, "explain": True}
+    rows = classify(predictor, source, labels, Columns(), **asked)
+    for row, wanted in zip(rows, predictor.predict(texts, labels, **asked)):
+        assert (row["label"], row["none_score"]) == (wanted.label, wanted.none_score)
+        assert [(one["label"], one["score"]) for one in row["labels"]] == wanted.labels
+        assert [vars(one) for one in wanted.why.nearest] == row["why"]["nearest"]
+        assert tuple(row["why"]["competitor"].values()) == wanted.why.competitor
+    bad = rows[-1]
+    assert bad["error"] == "text_empty"
+    assert bad["labels"] is bad["none_score"] is bad["why"] is None

@@ -18,6 +18,7 @@ from sce.client.wire import (
     ClassifyResponse,
     EmbeddingsResponse,
     ErrorResponse,
+    to_prediction,
 )
 from serve.auth import Guard
 from serve.batches import plain_place
@@ -511,3 +512,21 @@ def test_the_document_describes_the_bodies(client):
 )
 def test_places_of_batches_are_compared_in_one_form(given, plain):
     assert plain_place(given) == plain
+
+
+def test_none_of_these_sets_and_reasons_are_those_of_the_predictor(client, port):
+    labels = [{"name": "flood", "examples": ["it rained", "water"]}, "engine trouble", "praise"]
+    asked = {"none_of_these": True, "coverage_cut": 0.3, "explain": True}
+    body = {"texts": TEXTS, "labels": labels, **asked}
+    rows = client.post("/v1/classify", json=body).json()["data"]
+    expected = port._model.predictor.predict(TEXTS, labels, **asked)
+    for row, wanted in zip(rows, expected, strict=True):
+        found = to_prediction(row)
+        assert (found.label, found.none_score) == (wanted.label, wanted.none_score)
+        assert found.why.nearest == wanted.why.nearest
+        assert [name for name, _ in found.labels] == [name for name, _ in wanted.labels]
+    plain = client.post("/v1/classify", json={"texts": TEXTS, "labels": labels}).json()["data"]
+    assert not any({"none_score", "labels", "why"} & set(row) for row in plain)
+    for wrong in ({"none_threshold": 0.3}, {"coverage_cut": 1.5}, {"mode": "multi"}):
+        given = {**body, "none_of_these": "none_threshold" not in wrong, **wrong}
+        assert client.post("/v1/classify", json=given).status_code == 422

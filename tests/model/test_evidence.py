@@ -1,0 +1,107 @@
+"""None of these, sets of labels and reasons: equal in every order, alone or among other rows."""
+
+import numpy as np
+import pytest
+
+from sce.errors import InputError
+from sce.labels import RaggedLabels
+from sce.model.decisions import predictions
+from sce.model.options import AnswerOptions
+from sce.model.rejection import Rejection, fit_rejection, learn_rejection
+from tests.tiny_bulk import build_models, load_predictor, text
+
+LABELS = [
+    {"name": "sport", "examples": ["the team won", "a goal in extra time", "the cup", "a match"]},
+    {"name": "markets", "examples": ["rates rose"]},
+    "stars",
+]
+TEXTS = [text(i) for i in range(12)]
+EVIDENCE = {"none_of_these": True, "coverage_cut": 0.2, "explain": True}
+
+
+@pytest.fixture(scope="module")
+def predictor(tmp_path_factory):
+    return load_predictor(build_models(tmp_path_factory.mktemp("model"), "sce"))
+
+
+def test_every_order_gives_the_same_to_the_bit(predictor):
+    vectors = predictor.embedder.embed(TEXTS).vectors
+    straight = predictor.predict(vectors, LABELS, **EVIDENCE)
+    assert predictor.predict(vectors, LABELS[::-1], **EVIDENCE) == straight
+
+
+def test_none_score_depends_on_no_other_row_and_on_no_grouping(predictor):
+    vectors = predictor.embedder.embed(TEXTS).vectors
+    together = [one.none_score for one in predictor.predict(vectors, LABELS, none_of_these=True)]
+    alone = [predictor.predict(v[None], LABELS, none_of_these=True)[0] for v in vectors]
+    assert [one.none_score for one in alone] == together
+    sets = RaggedLabels.from_sets([LABELS, ["stars", "other"]] * 6)
+    mixed = predictor.predict(vectors, sets, none_of_these=True)
+    assert [one.none_score for one in mixed][::2] == together[::2]
+
+
+def test_a_row_above_the_threshold_has_no_label_and_keeps_its_score(predictor):
+    plain = predictor.predict(TEXTS, LABELS)
+    none = sorted(one.none_score for one in predictor.predict(TEXTS, LABELS, none_of_these=True))
+    asked = {"none_of_these": True, "none_threshold": none[6]}
+    for one, before in zip(predictor.predict(TEXTS, LABELS, **asked), plain):
+        assert (one.label is None) == (one.none_score > np.float32(none[6]))
+        assert one.score == pytest.approx(before.score, abs=1e-6)
+
+
+def test_the_set_holds_the_best_label_and_all_over_the_cut(predictor):
+    asked = {"return_scores": True, "coverage_cut": 0.34}
+    for one in predictor.predict(TEXTS, LABELS, **asked):
+        over = {name for name, p in one.scores.items() if p >= np.float32(0.34)}
+        assert {name for name, _ in one.labels} == over | {one.label}
+        assert one.labels[0] == (one.label, one.score)
+    assert predictor.predict(TEXTS, LABELS, coverage_cut=0.34)[0].scores is None
+
+
+def test_why_names_the_nearest_examples_and_the_next_best_label(predictor):
+    for asked, one in zip(TEXTS, predictor.predict(TEXTS, LABELS, explain=True, top_k=1)):
+        known = {"sport": LABELS[0]["examples"], "markets": ["rates rose"]}.get(one.label, [])
+        both = predictor.embedder.embed([asked, *known]).vectors
+        cosines = sorted(map(float, both[1:] @ both[0]), reverse=True)[:3]
+        assert [e.similarity for e in one.why.nearest] == pytest.approx(cosines, abs=1e-3)
+        assert {e.text for e in one.why.nearest} <= set(known)
+        assert one.why.competitor[0] not in (one.label, None)
+        assert len(one.top) == 1
+    assert predictor.predict(TEXTS[:1], ["only"], explain=True)[0].why.competitor is None
+
+
+def test_the_probability_is_that_of_the_rows_it_was_fitted_on():
+    rng = np.random.default_rng(1)
+    nearest, counts = rng.uniform(0, 0.8, 20_000), rng.integers(2, 50, 20_000)
+    made = Rejection(1.0, 8.0, 0.5)
+    none = rng.random(20_000) < made.scores(nearest, counts)
+    found = fit_rejection(nearest, counts, none)
+    np.testing.assert_allclose(
+        found.scores(nearest, counts), made.scores(nearest, counts), atol=0.04
+    )
+    with pytest.raises(InputError, match="5 of each"):
+        fit_rejection(nearest[:3], counts[:3], none[:3])
+
+
+def test_texts_of_the_labels_taken_away_are_the_likelier_ones():
+    rng = np.random.default_rng(2)
+    labels = np.linalg.qr(rng.normal(size=(32, 32)))[0][:6].astype(np.float32)
+    targets = rng.integers(0, 6, 400)
+    texts = labels[targets] + 0.15 * rng.normal(size=(400, 32)).astype(np.float32)
+    texts /= np.linalg.norm(texts, axis=1, keepdims=True)
+    found = learn_rejection([(texts, labels, targets)])
+    assert found.scores(np.array([0.1]), np.array([6])) > 0.9
+    assert found.scores(np.array([0.9]), np.array([6])) < 0.1
+
+
+def test_what_does_not_go_together_is_refused(predictor):
+    with pytest.raises(InputError, match="goes with none_of_these"):
+        AnswerOptions(none_threshold=0.3)
+    with pytest.raises(InputError, match="from 0 to 1"):
+        AnswerOptions(coverage_cut=2.0)
+    with pytest.raises(InputError, match="pooling 'vector'"):
+        AnswerOptions(long_text="chunk", pooling="max", none_of_these=True)
+    answers = predictor.answer(
+        np.zeros((0, 32), np.float32), LABELS, AnswerOptions(**EVIDENCE).scoring
+    )
+    assert predictions(answers, [], AnswerOptions(**EVIDENCE), []) == []
