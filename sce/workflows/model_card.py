@@ -53,7 +53,8 @@ _LIMITS = """\
 - Training on some domains can cost accuracy on others: measure on a set of your own before you
   rely on it.
 - A label must say what it means. Grades such as 1 to 5 stars do not work.
-- One label a text: the scores of a set add up to one, so "none of these" needs a label too.
+- In mode "single" the scores of a set add up to one, also where no label fits: ask for
+  `none_of_these`, or give a threshold.
 - The embedder must be the one named above; another is refused by its fingerprint."""
 
 
