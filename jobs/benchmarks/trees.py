@@ -23,6 +23,7 @@ from sce.datasets.starter import read_starter
 from sce.embedding.settings import EmbedderConfig
 from sce.labels import LabelSet
 from sce.model.label_tree import LabelTree
+from sce.model.label_vectors import TextLookup
 from sce.predictor import Predictor
 
 FILLING, FILLED_AT_ONCE = "filling", 20
@@ -36,8 +37,8 @@ class TreesBenchmark(Benchmark):
     """Folder, URI or hub id of a trained model."""
     leaves: int = Field(default=2000, ge=1)
     """At least as many as the corpus has labels are taken."""
-    rows: int = Field(default=600, ge=1)
-    rounds: int = Field(default=3, ge=1)
+    rows: int = Field(default=400, ge=1)
+    rounds: int = Field(default=2, ge=1)
     embedder: EmbedderConfig | None = None
 
 
@@ -48,7 +49,10 @@ def benchmark_trees(config: TreesBenchmark) -> Measured:
     Raises:
         InputError: the model cannot be used.
     """
-    predictor = Predictor.from_pretrained(config.model, config.embedder)
+    loaded = Predictor.from_pretrained(config.model, config.embedder)
+    known = TextLookup({}, lambda some: loaded.embedder.embed(list(some)).vectors)
+    parts = loaded.model, loaded.embedder, loaded.tokenizer
+    predictor = Predictor(*parts, text_vectors=known)
     tree, texts, targets_N = starter_tree(config.leaves, config.rows)
     vectors_ND = predictor.embedder.embed(texts).vectors
     flat = LabelSet.parse(tree.names)
@@ -57,9 +61,7 @@ def benchmark_trees(config: TreesBenchmark) -> Measured:
     sides["flat, names and paths of the tree"] = same
     probabilities = {side: predictor.probabilities(vectors_ND, x) for side, x in sides.items()}
     version = predictor.model.config.label_vectors
-    probabilities["cosine"] = cosine_scores(
-        vectors_ND, tree, lambda some: predictor.embedder.embed(list(some)).vectors, version
-    )
+    probabilities["cosine"] = cosine_scores(vectors_ND, tree, known, version)
 
     def rate(labels: LabelSet) -> float:
         started = time.perf_counter()

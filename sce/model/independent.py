@@ -61,7 +61,8 @@ class IndependentScorer:
 
     def new_texts(self, labels: LabelSet | RaggedLabels, contrast: Sequence[str]) -> list[str]:
         """Distinct texts of labels whose vectors `fill` would ask for now."""
-        new = [] if self._key(labels) in self._prepared else list(labels.labels)
+        seen = labels.seen() if isinstance(labels, LabelSet) else labels
+        new = [] if self._key(labels) in self._prepared else list(seen.labels)
         if contrast and LabelSet.parse(contrast).fingerprint not in self._prepared:
             new += LabelSet.parse(contrast).labels
         return list(
@@ -121,7 +122,7 @@ class IndependentScorer:
         key = labels.fingerprint
         with self._lock:
             if key not in self._prepared:
-                self._prepared[key] = self._encode(list(labels.canonical().labels), text_vectors)
+                self._prepared[key] = self._encode(list(labels.seen().labels), text_vectors)
             found = self._prepared[key]
             while len(self._prepared) > 1 and (
                 len(self._prepared) > CACHED_SETS

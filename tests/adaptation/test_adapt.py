@@ -14,6 +14,7 @@ from sce.adaptation.progress import restore, to_arrays
 from sce.adaptation.settings import MIN_CHOICE_ROWS, MIN_GRAIN, AdaptSettings
 from sce.errors import DataError, LabelError
 from sce.labels import LabelSet
+from sce.model.label_tree import answer_names, parse_set
 from sce.model.options import Scoring
 from sce.model.products import VECTOR_BITS, vector_integers
 
@@ -344,3 +345,20 @@ def test_a_half_of_one_row_or_none_is_fitted_all_the_same():
         assert np.isfinite(found.scores(world.x_ND)).all()
         assert np.isfinite(found.weight_KD).all()
     assert min(sizes) <= 1
+
+
+def test_the_leaves_of_a_tree_are_fitted_and_its_nodes_are_sums(tmp_path):
+    world = World()
+    tree = parse_set({"outside": ["weather", "sport"], "inside": {"money": None, "music": None}})
+    adapted = world.adapt(tree)
+    adapted.save(tmp_path / "tree")
+    loaded = AdaptedLabels.load(tmp_path / "tree")
+    assert (loaded.label_set, loaded.id) == (tree, adapted.id)
+    flat = world.adapt(LabelSet.parse(["weather", "sport", "money", "music"]))
+    found, alone = loaded.answer(world.x_ND), flat.answer(world.x_ND)
+    assert (found.top_NT == alone.top_NT).mean() > 0.97, "the path tells a little more"
+    p_NK = loaded.probabilities(world.x_ND)
+    sums_N2 = np.stack([p_NK[:, :2].sum(1), p_NK[:, 2:].sum(1)], axis=1)
+    names = [answer_names(loaded)[k] for k in found.path_NH[:, 0]]
+    assert names == [("outside", "inside")[k] for k in sums_N2.argmax(1)]
+    np.testing.assert_allclose(found.path_scores_NH[:, 0], sums_N2.max(1), rtol=1e-6)
