@@ -54,6 +54,33 @@ def find_threshold(
     precision on them."""
     from sce.evaluation import thresholds
 
+    answered = _answered(asked, texts, workers)
+    found = answered["label"].to_pylist()
+    right_N = np.array(found, object) == np.array(names, object)
+    curve = thresholds.precision_coverage(answered["score"].to_numpy(), right_N)
+    return FoundThreshold(curve, thresholds.choose_threshold(curve, target_precision), found)
+
+
+def find_cut(
+    asked: Classification,
+    texts: Sequence[str],
+    names: Sequence[str],
+    coverage: float,
+    workers: Workers,
+) -> float:
+    """Classify texts whose right labels `names` has: the cut that leaves the right one in a share
+    of rows (`sce.evaluation.conformal`). Raises `InputError`: they are too few."""
+    from sce.evaluation.conformal import coverage_cut
+
+    scores = _answered(asked, texts, workers, return_scores=True)["scores"].to_pylist()
+    right_N = np.array([dict(one)[name] for one, name in zip(scores, names, strict=True)])
+    return coverage_cut(right_N, coverage)
+
+
+def _answered(
+    asked: Classification, texts: Sequence[str], workers: Workers, return_scores: bool = False
+) -> pa.Table:
+    """The answers to texts, without a threshold."""
     rows = len(texts)
     block = pa.table(
         {
@@ -64,14 +91,15 @@ def find_threshold(
             "error": pa.repeat(pa.scalar(""), rows),
         }
     )
-    options = AnswerOptions(long_text=asked.options.long_text, pooling=asked.options.pooling)
+    options = AnswerOptions(
+        return_scores=return_scores,
+        long_text=asked.options.long_text,
+        pooling=asked.options.pooling,
+    )
     ((answered, _),) = _classified(
         replace(asked, columns=Columns(), options=options), [block], workers
     )
-    found = answered["label"].to_pylist()
-    right_N = np.array(found, object) == np.array(names, object)
-    curve = thresholds.precision_coverage(answered["score"].to_numpy(), right_N)
-    return FoundThreshold(curve, thresholds.choose_threshold(curve, target_precision), found)
+    return answered
 
 
 def preview(

@@ -47,7 +47,7 @@ class BulkInput:
     Attributes:
         labels: one set for all rows, as it is or adapted; or with a column of labels what is known
             of some, or None.
-        labelled: texts and their labels, and the precision that a threshold has to reach on them.
+        labelled: texts and their labels, to find a threshold or cut on.
         previous: an earlier output to compare with, its labels where they are known, and which of
             them were renamed.
     """
@@ -55,7 +55,7 @@ class BulkInput:
     labels: LabelSet | AdaptedLabels | None
     corpus: Corpus
     columns: Columns
-    labelled: tuple[list[str], list[str], float] | None
+    labelled: tuple[list[str], list[str]] | None
     previous: tuple[str, list[str] | None, dict[str, str]] | None
 
 
@@ -86,12 +86,12 @@ def read_input(config: ClassifyConfig) -> BulkInput:
         shards = join_plans(plan_files(files, columns))
         refuse_repeated_ids([id_hashes(shard, columns) for shard in shards], columns.id)
     labelled = None
-    if config.labelled is not None and config.target_precision is not None:
+    if config.labelled is not None:
         known = labels.label_set if isinstance(labels, AdaptedLabels) else labels
         texts, names, _ = read_labelled(
             config.labelled, config.text_column, config.label_column, known
         )
-        labelled = (texts, names, config.target_precision)
+        labelled = (texts, names)
     return BulkInput(labels, corpus, columns, labelled, previous)
 
 

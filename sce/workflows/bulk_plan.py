@@ -30,7 +30,9 @@ class ClassifyPlan:
         corpus: the files of the input.
         text_column: of the input, to show texts; None where it has none.
         run: the output, begun or to be continued; None for a dry run.
-        labelled: texts and their labels, and the precision that a threshold has to reach on them.
+        labelled: texts and their labels, to find a threshold or cut on.
+        target_precision: that a threshold has to reach on them.
+        coverage: share of them whose right label has to be among those that a cut leaves.
         store: where to keep embeddings, to classify from there; None to keep none.
         previous: an earlier output to compare with, its labels where they are known, and which of
             them were renamed.
@@ -45,7 +47,9 @@ class ClassifyPlan:
     rows_per_file: int | None
     commit_rows: int
     error_limit: ErrorLimit
-    labelled: tuple[list[str], list[str], float] | None
+    labelled: tuple[list[str], list[str]] | None
+    target_precision: float | None
+    coverage: float | None
     store: Place | None
     previous: tuple[str, list[str] | None, dict[str, str]] | None
     engine: Engine
@@ -86,6 +90,8 @@ def resolve(config: ClassifyConfig) -> ClassifyPlan:
         commit_rows=config.commit_rows,
         error_limit=ErrorLimit.parse(config.max_errors),
         labelled=given.labelled,
+        target_precision=config.target_precision,
+        coverage=config.coverage,
         store=config.save_embeddings,
         previous=given.previous,
         engine=config.engine,
@@ -140,6 +146,7 @@ def _request(
         "threshold": config.threshold,
         "target_precision": config.target_precision,
         "labelled": None if labelled is None else identify_input(labelled),
+        **({} if config.coverage is None else {"coverage": config.coverage}),
         "top_k": config.top_k,
         "return_scores": config.return_scores,
         "output_format": config.output_format,

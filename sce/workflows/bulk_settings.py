@@ -119,8 +119,8 @@ class ClassifyConfig(BulkSettings, JobConfig):  # type: ignore[misc]
     target_precision: float | None = Field(default=None, gt=0, le=1)
     """Find the threshold that reaches this precision on the rows of `labelled`."""
     labelled: Place | None = None
-    """Labelled rows for `target_precision`: JSONL, CSV or Parquet with `text_column` and
-    `label_column`."""
+    """Labelled rows for `target_precision` and `coverage`: JSONL, CSV or Parquet with `text_column`
+    and `label_column`."""
     label_column: str = "label"
     top_k: int | None = Field(default=None, ge=1)
     """Also the best labels with their scores, in a column `top`."""
@@ -136,8 +136,10 @@ class ClassifyConfig(BulkSettings, JobConfig):  # type: ignore[misc]
     none_threshold: float | None = Field(default=None, ge=0, le=1)
     """Goes with `none_of_these`. Default: 0.5."""
     coverage_cut: float | None = Field(default=None, ge=0, le=1)
-    """Also all labels of at least this probability, in a column `labels`; always the best one.
-    `sce.evaluation.conformal` finds the cut for a wanted coverage on labelled rows."""
+    """Also all labels of at least this probability, in a column `labels`; always the best one."""
+    coverage: float | None = Field(default=None, gt=0, lt=1)
+    """Find the `coverage_cut` on the rows of `labelled`, so that the labels of a row hold the right
+    one in this share of rows, if those to answer come from where the labelled ones do."""
     explain: bool = False
     """Also what the label rests on, in a column `why`: its nearest examples, and the next best
     label."""
@@ -241,8 +243,16 @@ def check_together(config: ClassifyConfig) -> None:
     """Refuse settings that need or exclude another."""
     if config.output is None and not config.dry_run:
         raise ConfigError("output: give a folder for the answers (or --dry-run).")
-    if (config.target_precision is None) != (config.labelled is None):
-        raise ConfigError("target_precision and labelled go together.")
+    if config.target_precision is None and config.coverage is None:
+        if config.labelled is not None:
+            raise ConfigError("labelled: it goes with target_precision or coverage.")
+    elif config.labelled is None:
+        name = "coverage" if config.target_precision is None else "target_precision"
+        raise ConfigError(f"{name} and labelled go together.")
+    if config.coverage is not None and config.coverage_cut is not None:
+        raise ConfigError("give either coverage or coverage_cut.")
+    if config.coverage is not None and config.mode != "single":
+        raise ConfigError("coverage: it is of the one right label of a row, not of mode multi.")
     if config.target_precision is not None and config.threshold is not None:
         raise ConfigError("give either threshold or target_precision.")
     if config.target_precision is not None and config.mode != "single":
@@ -252,7 +262,7 @@ def check_together(config: ClassifyConfig) -> None:
             "--evaluate.threshold-by precision --evaluate.threshold-target 0.9): give those."
         )
     if config.labelled is not None and config.labels_column is not None:
-        raise ConfigError("labelled: a threshold needs one label set for all rows.")
+        raise ConfigError("labelled: what it finds needs one label set for all rows.")
     if config.embedding_column is not None and config.save_embeddings is not None:
         raise ConfigError("save_embeddings: the input has embeddings already.")
     if config.renamed and config.compare_to is None:

@@ -25,7 +25,7 @@ from sce.distributed.embed import embed_corpus
 from sce.distributed.engine_choice import choose_workers, early_process
 from sce.distributed.one_process import OneProcess
 from sce.distributed.stage import Workers, in_tasks, plan_corpus, run_stage
-from sce.distributed.trial import FoundThreshold, find_threshold, preview
+from sce.distributed.trial import FoundThreshold, find_cut, find_threshold, preview
 from sce.embedding.settings import EmbedderConfig
 from sce.errors import ConfigError, InputError
 from sce.storage import Place, put, readable, to_place
@@ -95,14 +95,20 @@ def _workers(plan: ClassifyPlan, process: OneProcess | None) -> Workers:
 def _with_threshold(
     plan: ClassifyPlan, workers: Workers
 ) -> tuple[ClassifyPlan, FoundThreshold | None]:
-    """The plan with the threshold that its labelled rows ask for, where it has some."""
+    """The plan with the threshold and the cut that its labelled rows ask for, where it has some."""
     if plan.labelled is None:
         return plan, None
     from sce.evaluation import thresholds
 
-    chosen = find_threshold(plan.asked, *plan.labelled, workers)
-    thresholds.to_terminal(chosen.curve, chosen.choice, Console(stderr=True))
-    options = replace(plan.asked.options, threshold=chosen.choice.threshold)
+    options, chosen = plan.asked.options, None
+    if plan.target_precision is not None:
+        chosen = find_threshold(plan.asked, *plan.labelled, plan.target_precision, workers)
+        thresholds.to_terminal(chosen.curve, chosen.choice, Console(stderr=True))
+        options = replace(options, threshold=chosen.choice.threshold)
+    if plan.coverage is not None:
+        cut = find_cut(plan.asked, *plan.labelled, plan.coverage, workers)
+        log.info("labels from a probability of %.4g on (coverage %g)", cut, plan.coverage)
+        options = replace(options, coverage_cut=cut)
     return replace(plan, asked=replace(plan.asked, options=options)), chosen
 
 
@@ -237,6 +243,7 @@ def _answer(plan: ClassifyPlan, run: OutputRun, workers: Workers) -> dict[str, A
         "labels": counts.labels,
         **asked.answered,
         "threshold": asked.options.threshold,
+        **({"coverage_cut": cut} if (cut := asked.options.coverage_cut) is not None else {}),
         "scoring": asked.scoring,
         **asked.about_mode,
         "engine": "process" if isinstance(workers, OneProcess) else "ray",

@@ -117,7 +117,7 @@ def test_the_weekly_loop(run_well, home):
 
 
 @pytest.mark.system
-def test_a_threshold_from_labelled_rows(run_well, folder, tmp_path):
+def test_a_threshold_and_a_cut_from_labelled_rows(run_well, folder, tmp_path):
     """They are right where the model is surer, so half of them can be answered."""
     texts = [text(i) for i in range(ROWS)]
     store = write_store(tmp_path / "store", embedder_of(folder), texts)
@@ -133,11 +133,16 @@ def test_a_threshold_from_labelled_rows(run_well, folder, tmp_path):
             for rank, (one, answer) in enumerate(by_score)
         ],
     )
-    target = ["--target-precision", "1", "--labelled", labelled]
+    target = ["--target-precision", "1", "--labelled", labelled, "--coverage", "0.8"]
     chosen = run_well("--input", store, *ASKED[:2], *target, "--output", str(tmp_path / "out"))
     assert by_score[cut][1].score < chosen["threshold"] <= by_score[cut - 1][1].score
     assert chosen["threshold_choice"].startswith("Threshold")
     assert chosen["null_labels"] == ROWS - cut
+    rows = sorted(read_output(tmp_path / "out"), key=lambda row: row["place"])
+    right = dict(json.loads(line).values() for line in Path(labelled).read_text().splitlines())
+    held = [right[t] in {one["label"] for one in row["labels"]} for t, row in zip(texts, rows)]
+    assert all(one["score"] >= chosen["coverage_cut"] for row in rows for one in row["labels"][1:])
+    assert 0.8 <= np.mean(held) < 1  # the best one is always among them
 
 
 def _another(label: str) -> str:
@@ -248,6 +253,7 @@ def test_a_dry_run_writes_nothing(run_well, tmp_path):
         (["--labels", '["a", "a "]', "--output", "x"], "stands twice"),
         (["--labels", '["a"]', "--output", "x", "--text-column", "body"], "no column 'body'"),
         (["--labels", '["a"]', "--output", "x", "--target-precision", "0.9"], "go together"),
+        (["--labels", '["a"]', "--output", "x", "--coverage", "0.9"], "coverage and labelled go"),
         (["--labels", '["a"]', "--output", "x", "--max-errors", "many"], "neither a count"),
         (["--labels", '["a"]', "--output", "x", "--top-k", "0"], "top_k"),
     ],
