@@ -29,6 +29,10 @@ labels a row, or of the test rows of unseen sets joined in pairs; beside cosine 
 thresholds found the same way. It writes to RUN_DIR/results-several, and the last line has a
 threshold for each label.
 
+`--evaluate.none-of-these` measures how well rows are told that no label fits, with half of the
+labels taken away, or with `--evaluate.none-label oos` on rows of your own that say so. It writes to
+RUN_DIR/results-none.
+
 `--embedders` measures several text embedders on the same rows: what each answers by cosine
 similarity, SCE and adapted labels, its texts a second, memory and hours for a million texts on this
 machine; and recommends one. It writes to RUN_DIR/results-embedders.

@@ -50,6 +50,12 @@ class EvaluateConfig(Section):
     share of rows that is to get it."""
     threshold_target: float | None = Field(None, gt=0, le=1)
     """The precision, or the share of rows."""
+    none_of_these: bool = False
+    """How well rows are told that no label fits: half of each set's labels are taken away, beside
+    the maximal softmax and the margin of cosines."""
+    none_label: str | None = None
+    """With `none_of_these`: the label of those rows of `labelled` that none of the others fits;
+    nothing is taken away then."""
     text_column: str = "text"
     label_column: str = "label"
     adapted: bool = True

@@ -37,6 +37,7 @@ from sce.workflows.evaluate import (
     record_source,
     sets_and_methods,
 )
+from sce.workflows.evaluate_none import evaluate_none
 from sce.workflows.evaluate_several import evaluate_several
 from sce.workflows.experiment import Evaluation, Experiment
 from sce.workflows.mlflow_runs import open_run
@@ -48,7 +49,14 @@ TRAINED = {"minilm": "quickstart", "mpnet": "base"}
 
 def evaluate_asked(experiment: Evaluation) -> dict[str, Any]:
     """What `jobs/evaluate.py` does."""
-    if experiment.evaluate.mode == "multi":
+    asked = experiment.evaluate
+    if asked.none_label is not None and not (asked.none_of_these and asked.labelled):
+        raise ConfigError("evaluate.none_label: it goes with none_of_these and labelled.")
+    if asked.none_of_these:
+        if experiment.embedders or asked.mode == "multi":
+            raise ConfigError("evaluate.none_of_these: it is measured alone, in mode single.")
+        return evaluate_none(experiment)
+    if asked.mode == "multi":
         if experiment.embedders:
             raise ConfigError("embedders: they are compared in mode single.")
         return evaluate_several(experiment)

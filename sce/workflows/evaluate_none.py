@@ -1,0 +1,183 @@
+"""Measuring how well `none_of_these` tells texts that no label fits: rows whose label was taken
+away, or rows of the user that say so, beside the maximal softmax and the margin of cosines."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from sce.datasets.custom import read_label_set
+from sce.datasets.labelled import read_labelled
+from sce.embedding.embedder import TextEmbedder, load_embedder
+from sce.errors import ConfigError, InputError
+from sce.evaluation.rejecting import figures, take_away
+from sce.evaluation.tables import Table
+from sce.labels import LabelSet, normalise_name
+from sce.model.label_vectors import label_vectors
+from sce.model.options import Scoring
+from sce.predictor import Predictor
+from sce.storage import fetch, replace_folder
+from sce.workflows.evaluate import own_folder, prepared_for, record_source, rows_to_measure
+from sce.workflows.experiment import Experiment
+
+RESULTS_FILE = "none.json"
+MIN_SIDE = 10
+"""Rows of each kind that a set needs to be measured."""
+MOST_SHOWN = 8
+"""Sets on a terminal, or else their mean; all of them are in none.md."""
+SHOWN = {"none_score": "none_score", "max_softmax": "max softmax", "margin": "cosine margin"}
+
+
+@dataclass(frozen=True)
+class NoneSet:
+    """Texts, the labels that are offered, and which of the texts none of them fits, bool [N]."""
+
+    name: str
+    label_set: LabelSet
+    texts: Sequence[str]
+    none_N: np.ndarray
+
+
+def evaluate_none(experiment: Experiment) -> dict[str, Any]:
+    """Measure the trained model; a summary.
+
+    Raises:
+        InputError: there is no model, or no rows of both kinds.
+    """
+    started = time.perf_counter()
+    config = experiment.evaluate
+    if experiment.method != "sce":
+        raise ConfigError("evaluate.none_of_these: it is measured of a trained model.")
+    embedder = load_embedder(experiment.embedder)
+    predictor = Predictor.from_pretrained(fetch(experiment.measured_model), embedder)
+    folder = experiment.results_dir.parent / f"{experiment.results_dir.name}-none"
+    if config.labelled is not None:
+        sets = [_own_rows(experiment)]
+        folder = own_folder(experiment.own_results_dir, config.labelled)
+    else:
+        plain = config.model_copy(update={"adapted": False, "corpus": None})
+        rows = rows_to_measure(prepared_for(experiment), plain)
+        chosen = [one for one in rows if one.group == "unseen" or config.sets]
+        sets = [
+            _taken_away(one.name, one.label_set, one.texts, one.labels, experiment.seed)
+            for one in chosen
+            if len(one.label_set) > 2
+        ]
+    sets = [one for one in sets if MIN_SIDE <= one.none_N.sum() <= len(one.none_N) - MIN_SIDE]
+    if not sets:
+        raise InputError(
+            f"evaluate: no set with {MIN_SIDE} rows that have one of its labels and as many that "
+            "have none."
+        )
+    results = [_measure(one, predictor, embedder) for one in sets]
+    table, few = _table(results), len(results) <= MOST_SHOWN
+    Console(stderr=True).print(table if few else _table([_mean(results)]))
+    with replace_folder(folder, RESULTS_FILE) as new:
+        (new / RESULTS_FILE).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        (new / "none.md").write_text(table.to_markdown() + "\n", encoding="utf-8")
+        if config.labelled is not None:
+            record_source(new, config.labelled)
+    return {
+        "model": str(experiment.measured_model),
+        "results": str(folder),
+        "sets": len(results),
+        "rows": sum(len(one.texts) for one in sets),
+        "test": {
+            f"{figure}/{name}": round(value, 4)
+            for name, found in _mean(results).items()
+            if name in SHOWN
+            for figure, value in found.items()
+        },
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+
+
+def _own_rows(experiment: Experiment) -> NoneSet:
+    """The user's, of which those with the label `none_label` have none; without it half of the
+    labels are taken away."""
+    config = experiment.evaluate
+    assert config.labelled is not None
+    labels = None
+    if config.labelled_labels is not None:
+        labels, _ = read_label_set(config.labelled_labels)
+    read = read_labelled(config.labelled, config.text_column, config.label_column, labels)
+    texts, names, label_set = read
+    if config.none_label is None:
+        return _taken_away(config.labelled.stem, label_set, texts, names, experiment.seed)
+    key = normalise_name(config.none_label)
+    kept = tuple(label for label in label_set.labels if label.key != key)
+    if len(kept) == len(label_set):
+        raise InputError(f"evaluate.none_label: no row of {config.labelled} has {key!r}.")
+    none_N = np.array([normalise_name(name) == key for name in names])
+    return NoneSet(config.labelled.stem, LabelSet(kept), texts, none_N)
+
+
+def _taken_away(
+    name: str, label_set: LabelSet, texts: Sequence[str], names: Sequence[str], seed: int
+) -> NoneSet:
+    kept = take_away(label_set, seed)
+    keys = {label.key for label in kept.labels}
+    none_N = np.array([normalise_name(label) not in keys for label in names])
+    return NoneSet(name, kept, texts, none_N)
+
+
+def _measure(one: NoneSet, predictor: Predictor, embedder: TextEmbedder) -> dict[str, Any]:
+    vectors_ND = embedder.embed(one.texts).vectors
+    answers = predictor.answer(vectors_ND, one.label_set, Scoring(none_of_these=True))
+    assert answers.none_N is not None
+
+    def text_vectors(texts: Sequence[str]) -> np.ndarray:
+        return embedder.embed(texts).vectors
+
+    version = predictor.model.config.label_vectors
+    cosine_NK = vectors_ND @ label_vectors(one.label_set, text_vectors, version).T
+    best_N2 = np.sort(cosine_NK, axis=1)[:, -2:]
+    scores = {
+        "none_score": answers.none_N,
+        "max_softmax": -answers.top_scores_NT[:, 0],
+        "margin": best_N2[:, 0] - best_N2[:, 1],
+    }
+    found: dict[str, Any] = {
+        "name": one.name,
+        "label_count": len(one.label_set),
+        "rows": len(one.texts),
+        "none": int(one.none_N.sum()),
+        "mean_score": float(answers.none_N.mean()),
+    }
+    return found | {name: figures(score_N, one.none_N) for name, score_N in scores.items()}
+
+
+def _mean(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {"name": "mean", "label_count": len(results)}
+    for name in SHOWN:
+        found[name] = {
+            figure: float(np.mean([one[name][figure] for one in results]))
+            for figure in ("auroc", "false_acceptance")
+        }
+    return found
+
+
+def _table(results: Sequence[dict[str, Any]]) -> Table:
+    rows = []
+    for one in [*results, _mean(results)] if len(results) > 1 else results:
+        cells = [f"{one['name']} ({one['label_count']})"]
+        for name in SHOWN:
+            cells += [f"{one[name]['auroc']:.3f}", f"{100 * one[name]['false_acceptance']:.0f}"]
+        rows.append(cells)
+    columns = ["set (labels)"]
+    for title in SHOWN.values():
+        columns += [title, "accepted"]
+    return Table(
+        columns,
+        rows,
+        "None of these",
+        caption="Area under the ROC curve of telling rows that no label fits from the others, and "
+        "the per cent of the former that are answered where 95 % of the latter are (less is "
+        "better). Half of each set's labels are taken away, or the rows say so themselves.",
+    )
