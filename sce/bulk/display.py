@@ -117,7 +117,8 @@ def print_summary(
     rows, errors = summary["rows_out"], sum(summary["errors"].values())
     said = f"{rows:,} rows: {rows - errors - summary['null_labels']:,} with a label"
     if summary["null_labels"]:
-        said += f", {summary['null_labels']:,} below the threshold"
+        why = " or that none fits" if "unlabelled" in summary else ""
+        said += f", {summary['null_labels']:,} below the threshold{why}"
     said += f", {errors:,} with an error."
     console.print(Text(said, style="bold"))
     for code, count in summary["errors"].items():
@@ -130,6 +131,9 @@ def print_summary(
             title = f"Labels: the {MAX_TERMINAL_LABELS} of {len(counts)} with the most rows"
         columns = ["label", "rows", "share"]
         console.print(Table(columns, table[:MAX_TERMINAL_LABELS], title, left=_LEFT))
+    if groups := summary.get("unlabelled"):
+        found = f"Texts that no label fits, in {groups['groups']} groups: {groups['report']}"
+        console.print(Text(found), soft_wrap=True)
     if over := summary.get("passed_over"):
         console.print(Text(f"{over['files']:,} other files of the input were passed over (above)."))
     for name, words in summary.get("read_as", {}).items():

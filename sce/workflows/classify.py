@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 from rich.console import Console
 
 from sce.bulk.blocks import Stage
@@ -19,6 +20,7 @@ from sce.bulk.display import print_preview, print_summary
 from sce.bulk.matching import id_hashes, refuse_repeated_ids
 from sce.bulk.output import OutputRun
 from sce.bulk.reading import read_texts
+from sce.bulk.unlabelled import FEWEST, Unlabelled, group, to_markdown, to_table
 from sce.bulk.vectors import TextVectors
 from sce.distributed.backends import ServedByEndpoint
 from sce.distributed.embed import embed_corpus
@@ -28,7 +30,7 @@ from sce.distributed.stage import Workers, in_tasks, plan_corpus, run_stage
 from sce.distributed.trial import FoundThreshold, find_cut, find_threshold, preview
 from sce.embedding.settings import EmbedderConfig
 from sce.errors import ConfigError, InputError
-from sce.storage import Place, put, readable, to_place
+from sce.storage import Place, filesystem_of, put, readable, to_place, write_text
 from sce.workflows.answer_changes import report_changes
 from sce.workflows.bulk_input import ROW_ID
 from sce.workflows.bulk_plan import ClassifyPlan, resolve
@@ -38,6 +40,8 @@ from sce.workflows.tracking import Tracker
 
 CONFUSION = "_confusion.png"
 """In the output, where there were labelled rows."""
+UNLABELLED = "_unlabelled"
+"""In the output, where rows were told that no label fits."""
 
 log = logging.getLogger(__name__)
 
@@ -128,6 +132,7 @@ def _classify(
         summary = _answer(plan, run, workers)
         # How the texts were read, where they are answered from the store made of them.
         summary |= {key: embedded[key] for key in ("read_as", "passed_over") if key in embedded}
+        summary |= _group_unlabelled(plan, run, summary, workers)
         summary["seconds"] = round(time.perf_counter() - started, 1)
         summary["mlflow_run_id"] = tracker.run_id
         if chosen is not None:
@@ -251,6 +256,30 @@ def _answer(plan: ClassifyPlan, run: OutputRun, workers: Workers) -> dict[str, A
         "answer_seconds": round(work.seconds, 3),
         "texts_per_second": round(work.rows_per_second, 1),
     }
+
+
+def _group_unlabelled(
+    plan: ClassifyPlan, run: OutputRun, summary: dict[str, Any], workers: Workers
+) -> dict[str, Any]:
+    """Where it was asked whether any label fits: the rows without one in groups of like texts, as a
+    report beside the rows; what the summary says of it."""
+    asked = plan.asked
+    if not asked.options.none_of_these or isinstance(asked.backend, ServedByEndpoint):
+        return {}
+    files = [file for number in run.parts for file in run.part_files(number)]
+    found = Unlabelled.read(files, plan.output_format, asked.columns.id_name)
+    known = _texts_of(plan, found.ids)
+    ids = [one for one in found.ids if one in known]
+    if len(ids) < FEWEST:
+        return {}
+    texts = [known[one] for one in ids]
+    groups = group(_vectors_of(asked.backend.embedder_config, workers, texts))
+    place = to_place(run.uri) / UNLABELLED
+    write_text(place / "report.md", to_markdown(found, summary["rows_out"], texts, groups))
+    filesystem, path = filesystem_of(place / "unlabelled.parquet")
+    pq.write_table(to_table(ids, groups), path, filesystem=filesystem)
+    report = readable(str(place / "report.md"))
+    return {"unlabelled": {"grouped": len(ids), "groups": len(groups), "report": report}}
 
 
 def _compare(
