@@ -309,8 +309,7 @@ def test_the_cache_forgets_what_was_used_longest_ago_and_nobody_holds(monkeypatc
     made = {}
     for age, name in enumerate("abc"):
         made[name] = cache.cached_folder(name, _thousand_bytes)
-        lock = tmp_path / "sce" / f"{name}.lock"
-        os.utime(lock, (age, age))
+        os.utime(tmp_path / "sce" / f"{name}.used", (age, age))
     assert {name for name, path in made.items() if path.exists()} == set("abc")  # all are held
     held.pop(made["a"]).close()
     held.pop(made["b"]).close()

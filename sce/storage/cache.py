@@ -58,17 +58,14 @@ def cached_folder(key: str, fill: Callable[[Path], None]) -> Path:
     not asked for longest go, until the rest is within `SCE_CACHE_BYTES` (50 GB).
     """
     target = _cache() / key
-    while True:
-        lock = _locked(target, fcntl.LOCK_SH)
-        if target.exists():
-            os.utime(lock.fileno())
-            _HELD.setdefault(target, lock)  # until this process ends
-            return target
-        with lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not target.exists():
-                _fill(target, fill)
-                _make_room(target)
+    with _locked(target, "lock", fcntl.LOCK_EX):
+        if not target.exists():
+            _fill(target, fill)
+            _make_room(target)
+        used = _locked(target, "used", fcntl.LOCK_SH)
+        os.utime(used.fileno())
+        _HELD.setdefault(target, used)  # until this process ends
+    return target
 
 
 def _fill(target: Path, fill: Callable[[Path], None]) -> None:
@@ -92,7 +89,8 @@ def _make_room(made: Path) -> None:
     for path in sorted(set(found) - {made}, key=_last_use):
         if total <= most:
             break
-        with suppress(BlockingIOError), _locked(path, fcntl.LOCK_EX | fcntl.LOCK_NB):
+        now = fcntl.LOCK_EX | fcntl.LOCK_NB
+        with suppress(BlockingIOError), _locked(path, "lock", now), _locked(path, "used", now):
             shutil.rmtree(path, ignore_errors=True)
             total -= sizes[path]
             log.info("%s: %d MB of remote files are forgotten", path, sizes[path] // 10**6)
@@ -109,22 +107,20 @@ def _most_bytes() -> int:
 
 def _last_use(folder: Path) -> float:
     with suppress(FileNotFoundError):
-        return _lock_file(folder).stat().st_mtime
+        return folder.with_name(f"{folder.name}.used").stat().st_mtime
     return 0.0
 
 
-def _locked(folder: Path, how: int) -> IO[str]:
-    lock = open(_lock_file(folder), "a")  # noqa: SIM115 - it outlives this function
+def _locked(folder: Path, what: str, how: int) -> IO[str]:
+    """A file beside the folder, locked until it is closed: "lock" while the folder is made or
+    removed, "used" by each process that uses it. Raises `BlockingIOError` where `how` says so."""
+    file = open(folder.with_name(f"{folder.name}.{what}"), "a")  # noqa: SIM115 - it outlives this
     try:
-        fcntl.flock(lock, how)
+        fcntl.flock(file, how)
     except BlockingIOError:
-        lock.close()
+        file.close()
         raise
-    return lock
-
-
-def _lock_file(folder: Path) -> Path:
-    return folder.with_name(f"{folder.name}.lock")
+    return file
 
 
 def fetch_model(place: str | Place) -> str:
