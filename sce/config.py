@@ -43,6 +43,7 @@ from pydantic_settings.exceptions import SettingsError
 
 from sce.errors import HIDDEN, ConfigError, without_secrets
 from sce.storage import Place, RemotePath, to_place
+from sce.storage.cache import CACHE_BYTES
 from sce.storage.recipes import read_settings
 
 log = logging.getLogger(__name__)
@@ -390,7 +391,7 @@ def _check_environment(config_class: type[JobConfig]) -> None:
     known = {f"{ENV_PREFIX}{name}".upper() for name in config_class.model_fields}
     for variable, value in os.environ.items():
         name = variable.upper()
-        ours = name.startswith(ENV_PREFIX) and name not in SECRETS
+        ours = name.startswith(ENV_PREFIX) and name not in (*SECRETS, CACHE_BYTES)
         ours = ours and not _is_service_link(name, value)
         if ours and name.split("__")[0] not in known:
             raise ConfigError(

@@ -198,3 +198,11 @@ def test_a_key_that_stands_twice_in_a_file_is_refused(tmp_path):
     (tmp_path / "x.yaml").write_text("train:\n  epochs: 1\n  seed: 2\n  epochs: 3\n")
     with pytest.raises(ConfigError, match="'epochs' stands twice, in lines 2 and 4"):
         load_config(JobConfig, ["--config", str(tmp_path / "x.yaml")], "prog", "")
+
+
+def test_the_bound_of_the_cache_is_of_every_program_and_no_setting_of_one(monkeypatch):
+    monkeypatch.setenv("SCE_CACHE_BYTES", "1000")
+    assert load_config(JobConfig, [], "job", "A job.") == JobConfig()
+    monkeypatch.setenv("SCE_CACHE_BYTE", "1000")
+    with pytest.raises(ConfigError, match="SCE_CACHE_BYTE: no such setting"):
+        load_config(JobConfig, [], "job", "A job.")

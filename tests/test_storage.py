@@ -303,7 +303,7 @@ def _thousand_bytes(folder: Path) -> None:
 
 def test_the_cache_forgets_what_was_used_longest_ago_and_nobody_holds(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setenv(cache.MOST_BYTES, "2500")
+    monkeypatch.setenv(cache.CACHE_BYTES, "2500")
     held: dict[Path, Any] = {}
     monkeypatch.setattr(cache, "_HELD", held)
     made = {}

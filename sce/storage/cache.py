@@ -18,7 +18,7 @@ from sce.errors import ConfigError, DataError
 from sce.storage.places import Place, RemotePath, reached, to_place
 from sce.storage.writing import copy
 
-MOST_BYTES = "SCE_CACHE_BYTES"
+CACHE_BYTES = "SCE_CACHE_BYTES"
 """The variable that bounds the cache."""
 _ATTEMPTS = 3
 _MODEL_FILES = ("config.json", "modules.json", "adapter_config.json")
@@ -97,11 +97,11 @@ def _make_room(made: Path) -> None:
 
 
 def _most_bytes() -> int:
-    given = os.environ.get(MOST_BYTES)
+    given = os.environ.get(CACHE_BYTES)
     if given is None:
         return 50 * 10**9
     if not given.isdecimal():
-        raise ConfigError(f"{MOST_BYTES}: {given!r} is no number of bytes.")
+        raise ConfigError(f"{CACHE_BYTES}: {given!r} is no number of bytes.")
     return int(given)
 
 
