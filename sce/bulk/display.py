@@ -117,8 +117,8 @@ def print_summary(
     rows, errors = summary["rows_out"], sum(summary["errors"].values())
     said = f"{rows:,} rows: {rows - errors - summary['null_labels']:,} with a label"
     if summary["null_labels"]:
-        why = " or that none fits" if "unlabelled" in summary else ""
-        said += f", {summary['null_labels']:,} below the threshold{why}"
+        why = "that no label fits" if "unlabelled" in summary else "below the threshold"
+        said += f", {summary['null_labels']:,} {why}"
     said += f", {errors:,} with an error."
     console.print(Text(said, style="bold"))
     for code, count in summary["errors"].items():
