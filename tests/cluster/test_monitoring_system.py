@@ -6,6 +6,7 @@ configurations that are shipped, with no more than the targets replaced.
 
 import copy
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -21,6 +22,7 @@ import requests
 import yaml
 
 from tests.cluster.manifests import CLUSTER, ROOT, read
+from tests.cluster.pods import instructions
 from tests.cluster.test_dashboard import queries
 from tests.serve.conftest import models  # noqa: F401  # a fixture
 from tests.serve.load import LABELS, TEXTS, free_ports
@@ -43,9 +45,16 @@ pytestmark = [
 
 
 class Watched(Cluster):
-    """The endpoint's cluster, with a metrics port that is known, as in cluster/."""
+    """The endpoint's cluster, with a metrics port that is known and asks for the token, as in
+    cluster/."""
 
     def start(self) -> None:
+        (line,) = [value for _, value in instructions() if "sce-scraping.pth" in value]
+        (call,) = re.findall(r"echo '(import .*?)'", line)  # as the image has it in a .pth file
+        folder = self.home / "site"
+        folder.mkdir()
+        (folder / "sitecustomize.py").write_text(call)
+        self.environment["PYTHONPATH"] += f":{folder}"
         (self.metrics,) = free_ports(1)
         ports = ["--port", str(self.gcs), "--dashboard-port", str(self.dashboard)]
         ports += ["--dashboard-agent-listen-port", str(self.agent)]
@@ -143,9 +152,11 @@ def prometheus(cluster, tmp_path_factory) -> Iterator[Prometheus]:
     home = tmp_path_factory.mktemp("prometheus")
     (home / "ray_token").write_text(cluster.token)
     config = read(CLUSTER / "monitoring" / "prometheus.yml")[0]
-    (discovery,) = config["scrape_configs"][0]["http_sd_configs"]
+    (job,) = config["scrape_configs"]
+    (discovery,) = job["http_sd_configs"]
     discovery["url"] = discovery["url"].replace("127.0.0.1:8265", f"127.0.0.1:{cluster.dashboard}")
-    discovery["authorization"]["credentials_file"] = str(home / "ray_token")
+    for reader in (job, discovery):
+        reader["authorization"]["credentials_file"] = str(home / "ray_token")
     with Prometheus(home / "launchers", config, flags("prometheus.yml")) as server:
         yield server
 
@@ -157,6 +168,8 @@ def of_kubernetes(cluster, tmp_path_factory) -> Iterator[Prometheus]:
     config = read(CLUSTER / "monitoring" / "prometheus-kubernetes.yml")[0]
     (job,) = config["scrape_configs"]
     del job["dns_sd_configs"]
+    (home.parent / "kubernetes_token").write_text(cluster.token)
+    job["authorization"]["credentials_file"] = str(home.parent / "kubernetes_token")
     job["static_configs"] = [{"targets": [f"127.0.0.1:{cluster.metrics}"]}]
     with Prometheus(home / "kubernetes", config, flags("prometheus-kubernetes.yml")) as server:
         yield server
@@ -205,6 +218,17 @@ def test_the_nodes_are_named_to_who_has_the_token(cluster):
     headers = {"Authorization": f"Bearer {cluster.token}"}
     (found,) = requests.get(url, headers=headers, timeout=10).json()
     assert any(target.endswith(f":{cluster.metrics}") for target in found["targets"])
+
+
+def test_the_metrics_are_shown_to_who_has_the_token(cluster):
+    """Those of the node's agent; the others' ports are the machine's, not a cluster's."""
+    url = f"http://127.0.0.1:{cluster.metrics}/metrics"
+    found = [
+        requests.get(url, headers={"Authorization": header} if header else {}, timeout=10)
+        for header in ("", "Bearer x", f"Bearer {cluster.token}")
+    ]
+    assert [answer.status_code for answer in found] == [401, 403, 200]
+    assert ["ray_" in answer.text for answer in found] == [False, False, True]
 
 
 def test_every_query_returns_data(prometheus, worked):
@@ -264,9 +288,10 @@ def test_a_query_of_something_else_returns_nothing(prometheus, worked):
 def test_promtool_accepts_both_files(tmp_path):
     for name in ("prometheus.yml", "prometheus-kubernetes.yml"):
         config = copy.deepcopy(read(CLUSTER / "monitoring" / name)[0])
-        for discovery in config["scrape_configs"][0].get("http_sd_configs", []):
-            (tmp_path / "token").write_text("x")  # promtool looks for it
-            discovery["authorization"]["credentials_file"] = str(tmp_path / "token")
+        (tmp_path / "token").write_text("x")  # promtool looks for it
+        (job,) = config["scrape_configs"]
+        for reader in (job, *job.get("http_sd_configs", [])):
+            reader["authorization"]["credentials_file"] = str(tmp_path / "token")
         (tmp_path / name).write_text(yaml.safe_dump(config))
         done = subprocess.run(
             ["promtool", "check", "config", tmp_path / name], capture_output=True, text=True
