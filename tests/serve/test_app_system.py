@@ -18,6 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +175,40 @@ def test_weights_and_limits_change_under_load(cluster, right):
     while cluster.get("/info")["models"][0]["model_fingerprint"] != before:
         assert time.monotonic() < deadline
         time.sleep(0.2)
+
+
+def test_a_rolling_update_under_load(cluster, right, record_property):
+    """Every process is begun anew, as for new code: another environment of its workers is another
+    version to Ray Serve, which replaces replica by replica."""
+    names = ("gateway", "model-tiny")
+
+    def processes() -> set[int]:
+        return {p.pid for name in names for p in cluster.processes(f"ServeReplica:sce:{name}")}
+
+    before = processes()
+    assert len(before) == len(names)
+    options = {"runtime_env": {"env_vars": {"SCE_TEST_VERSION": "2"}}}
+    with Load(cluster.url, [right["sce"]]) as load:
+        cluster.app["deployments"] = [{"name": n, "ray_actor_options": options} for n in names]
+        began = time.monotonic()
+        cluster.deploy()
+        deadline = time.monotonic() + 120
+        while before & (now := processes()) or len(now) != len(names):
+            assert time.monotonic() < deadline, (before, now)
+            time.sleep(0.2)
+        took = time.monotonic() - began
+        time.sleep(3)
+    times = [at for at, _ in load.answered]
+    longest = max(later - at for at, later in pairwise(times))
+    print(
+        f"\nrolling update in {took:.0f} s: {dict(load.statuses)}, longest without an answer "
+        f"{longest:.1f} s"
+    )
+    record_property("longest_seconds_without_an_answer", round(longest, 1))
+    assert not load.wrong
+    assert set(load.statuses) == {200}
+    cluster.app["deployments"] = []
+    cluster.deploy()
 
 
 def test_more_than_it_can_take(cluster, right):
