@@ -123,6 +123,7 @@ def _options(scaling: Scaling, timeout: float, gpus: float) -> dict[str, Any]:
     if scaling.accelerator_type:
         actor["accelerator_type"] = scaling.accelerator_type
     options: dict[str, Any] = {
+        "max_surge_percent": 100,  # a new version is there before the old one goes
         "ray_actor_options": actor,
         "graceful_shutdown_timeout_s": timeout + 10.0,
         "graceful_shutdown_wait_loop_s": 0.5,
