@@ -51,17 +51,23 @@ class ActorPlan:
 
 @dataclass(frozen=True)
 class WorkerPlan:
-    """Concrete arguments of Ray Train's `ScalingConfig`, and torch's threads in each worker."""
+    """Concrete arguments of Ray Train's `ScalingConfig`, and torch's threads in each worker.
+
+    Attributes:
+        least: workers that are enough, at most `count`.
+    """
 
     count: int
+    least: int
     resources: dict[str, float]
     use_gpu: bool
     threads: int
     accelerator_type: str | None = None
 
     def __str__(self) -> str:
-        kind = self.accelerator_type or "GPU"
-        return f"{self.count} on {kind}" if self.use_gpu else f"{self.count} on CPU"
+        kind = (self.accelerator_type or "GPU") if self.use_gpu else "CPU"
+        count = f"{self.count}" if self.least == self.count else f"{self.least} to {self.count}"
+        return f"{count} on {kind}"
 
 
 @dataclass(frozen=True)
@@ -164,12 +170,17 @@ def training_workers(config: ResourcesConfig) -> WorkerPlan:
     size = cluster_size()
     num_gpus = _gpus_each(config, config.gpus_per_worker, "gpus_per_worker", size, "training")
     num_cpus = config.cpus_per_worker
-    count = config.num_workers
-    check_fits(size, "training", count, "workers", num_cpus, num_gpus, config.accelerator_type)
+    count, least = config.num_workers, config.min_workers or config.num_workers
+    if least > count:
+        raise ConfigError(
+            f"resources.min_workers: {least} are more than resources.num_workers, {count}."
+        )
+    check_fits(size, "training", least, "workers", num_cpus, num_gpus, config.accelerator_type)
     threads = max(1, int(num_cpus)) if num_gpus else _shared_threads(size, count, num_cpus)
     resources = {"CPU": num_cpus} | ({"GPU": num_gpus} if num_gpus else {})
-    _log_plan("training", f"{count} worker(s)", num_gpus, threads, size)
-    return WorkerPlan(count, resources, bool(num_gpus), threads, config.accelerator_type)
+    asked = f"{count} worker(s)" if least == count else f"{least} to {count} workers"
+    _log_plan("training", asked, num_gpus, threads, size)
+    return WorkerPlan(count, least, resources, bool(num_gpus), threads, config.accelerator_type)
 
 
 def use_threads(threads: int) -> None:

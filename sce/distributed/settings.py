@@ -21,6 +21,10 @@ class ResourcesConfig(Section):
     """Only nodes with this accelerator, by Ray's name for it, e.g. `A100` or `RTX-A6000`."""
     num_workers: int = Field(default=1, ge=1)
     """Training workers."""
+    min_workers: int | None = Field(default=None, ge=1)
+    """Training begins, and goes on from its last checkpoint where workers are lost, with as few as
+    these, and takes more as nodes come, up to `num_workers`. The batches stay the same whatever the
+    number; dropout is drawn anew where it changes. Default: `num_workers`, all waited for."""
     gpus_per_worker: Gpus | None = None
     """Default: 1 where GPUs are used, else 0. A part (0.5) shares a GPU."""
     cpus_per_worker: float = Field(default=0.5, gt=0)

@@ -26,6 +26,7 @@ from ray.train.v2._internal.callbacks.placement_group_callback import (
 )
 from transformers import logging as transformers_logging
 
+from sce.distributed.process_group import NodeAddresses
 from sce.distributed.resources import WorkerPlan, use_threads
 from sce.errors import ConfigError, InputError
 from sce.evaluation import flops
@@ -47,6 +48,8 @@ from sce.training.settings import TrainConfig
 
 STATE_FILE = "training_state.pt"
 PROGRESS_SECONDS = 10.0
+RESIZE_SECONDS = 30.0
+"""How often a training that may have more workers looks whether nodes have come."""
 FRESH_STATE = {"epoch": 0, "best": -1.0, "epochs_without_gain": 0, "flops": 0.0, "seconds": 0.0}
 """State of a training that has not begun: epochs done, the best score, and what they took so far
 (operations as the paper counts them, seconds without validation)."""
@@ -174,8 +177,10 @@ def run_training(
             "train": train,
             "threads": run.workers.threads,
         },
-        scaling_config=ScalingConfig(
-            num_workers=run.workers.count,
+        torch_config=NodeAddresses(),
+        scaling_config=ScalingConfig(  # type: ignore[call-arg]  # typed as the V1 class
+            num_workers=_count(run.workers),  # type: ignore[arg-type]
+            elastic_resize_monitor_interval_s=RESIZE_SECONDS,
             use_gpu=run.workers.use_gpu,
             resources_per_worker=run.workers.resources,
             accelerator_type=run.workers.accelerator_type,
@@ -196,6 +201,10 @@ def run_training(
     assert result.best_checkpoints, "every run reports a checkpoint"
     checkpoint, best = max(result.best_checkpoints, key=lambda c: (c[1]["score"], -c[1]["epoch"]))
     return Fitted(checkpoint, best, dict(result.metrics or {}), run.workers)
+
+
+def _count(workers: WorkerPlan) -> int | tuple[int, int]:
+    return workers.count if workers.least == workers.count else (workers.least, workers.count)
 
 
 class _Trainer(TorchTrainer):

@@ -7,19 +7,11 @@ by `serve deploy`. Who submits knows the cluster's address and token, and nothin
 
 import json
 import os
-import pwd
-import shutil
-import signal
 import subprocess
-import sys
-import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import boto3
-import psycopg2
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
@@ -31,11 +23,11 @@ from sce.bulk.output import read_run
 from sce.embedding.store import EmbeddingStore
 from sce.errors import DataError
 from sce.storage import RemotePath, filesystem_of, put, write_text
+from tests.cluster.services import POSTGRES, ask, mlflow_server, postgres, s3_server, until
 from tests.serve.load import HEADERS, free_ports
 from tests.serve.test_app_system import BIN, ROOT, Cluster
 from tests.tiny_models import build_jina, build_llama, build_roberta
 
-POSTGRES = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
 HOME = RemotePath("s3://sce-end-to-end")
 NOWHERE = "s3://no-such-bucket/x"
 LABELS = ["flood", "engine trouble", "praise"]
@@ -161,51 +153,12 @@ class Outside:
         assert self.job(name)["status"] == "STOPPED", self.log(name)[-4000:]
 
 
-def until(condition: Callable[[], Any], seconds: float, what: str) -> None:
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            if condition():
-                return
-        except (requests.RequestException, psycopg2.Error, FileNotFoundError):
-            pass
-        assert time.monotonic() < deadline, f"{what}: not within {seconds:g} s"
-        time.sleep(0.3)
-
-
 @pytest.fixture(scope="module")
 def store(tmp_path_factory) -> Iterator[dict[str, str]]:
     """An S3 server with what the jobs read; the variables that lead to it."""
-    (port,) = free_ports(1)
-    log = (tmp_path_factory.mktemp("moto") / "log").open("w")
-    server = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
-        stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
-    )  # fmt: skip
-    variables = {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in variables.items():
-            patch.setenv(name, value)
-        until(lambda: requests.get(variables["AWS_ENDPOINT_URL"], timeout=5).ok, 60, "moto")
-        boto3.client("s3").create_bucket(Bucket=HOME.name)
+    with s3_server(tmp_path_factory.mktemp("moto"), HOME.name) as variables:
         _write_inputs(tmp_path_factory.mktemp("models"))
         yield variables
-    end(server, signal.SIGTERM)
-    log.close()
-
-
-def end(server: subprocess.Popen, number: int) -> None:
-    """By a signal to its group, or where that does not help by force."""
-    os.killpg(server.pid, number)
-    try:
-        server.wait(30)
-    except subprocess.TimeoutExpired:
-        os.killpg(server.pid, signal.SIGKILL)
 
 
 def _write_inputs(scratch: Path) -> None:
@@ -247,82 +200,14 @@ def _write_lines(place: RemotePath, rows: list[dict[str, str]]) -> None:
 
 @pytest.fixture(scope="module")
 def database() -> Iterator[tuple[str, str]]:
-    """PostgreSQL of this test alone, as a user without privileges: its place and a password."""
-    folder = Path(tempfile.mkdtemp(prefix="pg", dir="/tmp"))
-    user = "postgres" if os.getuid() == 0 else pwd.getpwuid(os.getuid()).pw_name
-    (port,), password = free_ports(1), "of-this-test-alone"
-    (folder / "password").write_text(password)
-    if os.getuid() == 0:
-        for path in (folder, folder / "password"):
-            shutil.chown(path, "postgres")
-    options = {"user": "postgres", "group": "postgres"} if os.getuid() == 0 else {}
-    bin_folder, data = POSTGRES[-1], str(folder / "data")
-    subprocess.run(
-        [bin_folder / "initdb", "-D", data, "-U", "mlflow", "--auth", "scram-sha-256",
-         "--pwfile", folder / "password", "--no-sync", "-E", "UTF8", "--locale", "C"],
-        check=True, capture_output=True, cwd=folder, **options,
-    )  # fmt: skip
-    log = (folder / "log").open("w")
-    server = subprocess.Popen(
-        [bin_folder / "postgres", "-D", data, "-p", str(port), "-k", folder,
-         "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"],
-        stdout=log, stderr=subprocess.STDOUT, cwd=folder, start_new_session=True, **options,
-    )  # fmt: skip
-    place = f"127.0.0.1:{port}/postgres"
-    try:
-        assert user != "root"
-        until(lambda: _ask(place, password, "select 1"), 60, "PostgreSQL")
-        yield place, password
-    finally:
-        end(server, signal.SIGINT)  # at once, whoever is connected
-        log.close()
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _ask(place: str, password: str, query: str) -> list[tuple[Any, ...]]:
-    connection = psycopg2.connect(f"postgresql://mlflow:{password}@{place}")
-    try:
-        with connection.cursor() as cursor:
-            cursor.execute(query)
-            return cursor.fetchall()
-    finally:
-        connection.close()
+    with postgres() as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
 def tracking(store, database, tmp_path_factory) -> Iterator[dict[str, str]]:
-    """MLflow's server as cluster/ starts it, artifacts on S3; the variables of its users."""
-    (port,) = free_ports(1)
-    place, password = database
-    folder = tmp_path_factory.mktemp("mlflow")
-    log = (folder / "log").open("w")
-    server = subprocess.Popen(
-        [sys.executable, str(ROOT / "cluster" / "mlflow" / "server.py")],
-        env=os.environ | {
-            "MLFLOW_DATABASE": place,
-            "MLFLOW_DATABASE_PASSWORD": password,
-            "MLFLOW_AUTH_ADMIN_PASSWORD": "admin-of-this-test",
-            "MLFLOW_FLASK_SERVER_SECRET_KEY": "of-this-test-alone",
-            "MLFLOW_ARTIFACTS": f"{HOME}/mlflow",
-            "MLFLOW_PORT": str(port),
-        },
-        stdout=log, stderr=subprocess.STDOUT, cwd=folder, start_new_session=True,
-    )  # fmt: skip
-    variables = {
-        "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{port}",
-        "MLFLOW_TRACKING_USERNAME": "admin",
-        "MLFLOW_TRACKING_PASSWORD": "admin-of-this-test",
-    }
-    try:
-        url = f"{variables['MLFLOW_TRACKING_URI']}/health"
-        until(lambda: requests.get(url, timeout=5).ok, 300, f"MLflow ({folder}/log)")
-        with pytest.MonkeyPatch.context() as patch:
-            for name, value in variables.items():
-                patch.setenv(name, value)
-            yield variables
-    finally:
-        end(server, signal.SIGTERM)
-        log.close()
+    with mlflow_server(tmp_path_factory.mktemp("mlflow"), database, HOME / "mlflow") as variables:
+        yield variables
 
 
 @pytest.fixture(scope="module")
@@ -402,7 +287,7 @@ def test_what_the_jobs_wrote(summaries, database):
     assert {"data/weights/config.json", "data/weights/model.safetensors"} <= logged
     kept = [name for name, _, _ in (HOME / "mlflow").files()]
     assert any(f"{model.model_id}/" in name and name.endswith("/config.json") for name in kept)
-    ((status,),) = _ask(*database, f"select status from runs where run_uuid = '{run.info.run_id}'")
+    ((status,),) = ask(*database, f"select status from runs where run_uuid = '{run.info.run_id}'")
     assert status == "FINISHED"
 
 

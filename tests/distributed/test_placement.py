@@ -97,6 +97,17 @@ def test_a_cluster_that_grows_is_taken_for_what_it_may_become(has):
         training_workers(ResourcesConfig(gpus_per_worker=8))
 
 
+def test_fewer_workers_may_be_enough(has):
+    has(cluster(CPUS, A6000, A100))
+    asked = {"num_workers": 9, "accelerator_type": "RTX-A6000"}
+    plan = training_workers(ResourcesConfig(**asked, min_workers=2))
+    assert (plan.least, plan.count, str(plan)) == (2, 9, "2 to 9 on RTX-A6000")
+    with pytest.raises(ConfigError, match="asks for 9 workers"):
+        training_workers(ResourcesConfig(**asked))
+    with pytest.raises(ConfigError, match=r"min_workers: 3 are more than resources.num_workers, 2"):
+        training_workers(ResourcesConfig(num_workers=2, min_workers=3))
+
+
 def test_without_a_gpu_it_is_said_that_a_cpu_computes(has, caplog):
     has(cluster(CPUS))
     with caplog.at_level(logging.INFO):

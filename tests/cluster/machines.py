@@ -1,0 +1,219 @@
+"""Several machines on this one: network namespaces with addresses of their own on a bridge, each
+with a /tmp that no other sees, and a Ray node in each. A machine can be killed, and cut off.
+
+Needs root and iproute2 (`possible`). Ports, sockets and files are those of a real cluster; the
+processors, the memory and the rest of the disk are shared.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
+
+import requests
+
+from serve.ray_settings import ENVIRONMENT
+from tests.cluster.manifests import ROOT
+from tests.cluster.services import until
+
+BIN = Path(sys.executable).parent
+TOKEN = "of-this-test-alone-0123456789abcdef"
+GCS, DASHBOARD = 6379, 8265
+
+
+@cache
+def possible() -> str:
+    """Why several machines cannot be had here; empty where they can."""
+    if os.geteuid() != 0:
+        return "network namespaces need root"
+    if shutil.which("ip") is None:
+        return "iproute2 is not installed"
+    made = subprocess.run(["ip", "netns", "add", "sce-probe"], capture_output=True, text=True)
+    subprocess.run(["ip", "netns", "del", "sce-probe"], capture_output=True)
+    return "" if made.returncode == 0 else f"no network namespaces: {made.stderr.strip()}"
+
+
+def _ip(*arguments: str) -> None:
+    done = subprocess.run(["ip", *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, f"ip {' '.join(arguments)}: {done.stderr}"
+
+
+class Machine:
+    """A network namespace on the bridge of a `Network`."""
+
+    def __init__(self, network: Network, number: int, home: Path) -> None:
+        self.name, self.address = f"{network.name}-{number}", f"{network.prefix}.{number + 10}"
+        self.link = f"{network.name}v{number}"
+        self.folder = home / str(number)
+        self.folder.mkdir()
+        _ip("netns", "add", self.name)
+        _ip("link", "add", self.link, "type", "veth", "peer", "name", "eth0", "netns", self.name)
+        _ip("link", "set", self.link, "master", network.name, "up")
+        for command in (
+            ["addr", "add", f"{self.address}/24", "dev", "eth0"],
+            ["link", "set", "eth0", "up"],
+            ["link", "set", "lo", "up"],
+            ["route", "add", "default", "via", f"{network.prefix}.1"],
+        ):
+            _ip("-n", self.name, *command)
+
+    def command(self, *command: str) -> list[str]:
+        """What runs a command on this machine, with its own /tmp."""
+        inside = f'mount --bind {self.folder} /tmp && exec "$@"'
+        return ["ip", "netns", "exec", self.name, "unshare", "--mount", "sh", "-c", inside, "sh",
+                *command]  # fmt: skip
+
+    def run(self, environment: Mapping[str, str], *command: str) -> None:
+        done = subprocess.run(
+            self.command(*command), env=dict(environment), cwd=ROOT, capture_output=True, text=True,
+            timeout=120,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def pids(self) -> list[int]:
+        found = subprocess.run(["ip", "netns", "pids", self.name], capture_output=True, text=True)
+        return [int(pid) for pid in found.stdout.split()]
+
+    def kill(self) -> None:
+        """Everything on it at once, as where the power goes."""
+        while pids := self.pids():
+            for pid in pids:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.1)
+
+    def cut(self) -> None:
+        """Its network, both ways, without a word to anybody."""
+        _ip("link", "set", self.link, "down")
+
+    def heal(self) -> None:
+        _ip("link", "set", self.link, "up")
+
+    def remove(self) -> None:
+        self.kill()
+        subprocess.run(["ip", "netns", "del", self.name], capture_output=True)
+        subprocess.run(["ip", "link", "del", self.link], capture_output=True)
+
+
+class Network:
+    """A bridge; this process and its servers are at `host`."""
+
+    def __init__(self, home: Path) -> None:
+        number = os.getpid() % 200
+        self.name, self.prefix = f"sce{number}", f"10.77.{number}"
+        self.host = f"{self.prefix}.1"
+        self._home = home
+        self.machines: list[Machine] = []
+        _ip("link", "add", self.name, "type", "bridge")
+        _ip("addr", "add", f"{self.host}/24", "dev", self.name)
+        _ip("link", "set", self.name, "up")
+
+    def machine(self) -> Machine:
+        self.machines.append(Machine(self, len(self.machines), self._home))
+        return self.machines[-1]
+
+    def remove(self) -> None:
+        for machine in self.machines:
+            machine.remove()
+        subprocess.run(["ip", "link", "del", self.name], capture_output=True)
+
+
+@contextmanager
+def network() -> Iterator[Network]:
+    home = Path(tempfile.mkdtemp(prefix="machines", dir="/tmp"))
+    made = Network(home)
+    try:
+        yield made
+    finally:
+        made.remove()
+        shutil.rmtree(home, ignore_errors=True)
+
+
+class RayCluster:
+    """A head without CPUs for tasks, and workers, each on a machine of its own.
+
+    Args:
+        services: variables of the nodes, such as those that lead to S3 and MLflow.
+        cpus: logical ones, of each worker.
+    """
+
+    def __init__(
+        self, network: Network, services: Mapping[str, str], workers: int = 2, cpus: int = 4
+    ) -> None:
+        self._network, self._cpus = network, cpus
+        common = {**os.environ, **ENVIRONMENT, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
+        for name in ("RAY_ADDRESS", "RAY_TMPDIR", "TMPDIR", "PYTEST_CURRENT_TEST"):
+            common.pop(name, None)
+        # As on a cluster whose image has code and dependencies.
+        common |= {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+        self.environment = {**common, **services, "XDG_CACHE_HOME": "/tmp/cache", "HOME": "/tmp"}
+        self.head = network.machine()
+        self.client = {**common, "RAY_API_SERVER_ADDRESS": self.api,
+                       "RAY_DASHBOARD_ADDRESS": self.api}  # fmt: skip
+        self.start_head()
+        self.workers = [self.add_worker() for _ in range(workers)]
+        until(lambda: self.alive() == workers + 1, 90, "nodes")
+
+    @property
+    def api(self) -> str:
+        return f"http://{self.head.address}:{DASHBOARD}"
+
+    def start_head(self) -> None:
+        """Begin it, or again after it was killed."""
+        self.head.run(
+            self.environment, "ray", "start", "--head", "--num-cpus", "0", "--port", str(GCS),
+            "--node-ip-address", self.head.address, "--dashboard-host", self.head.address,
+            "--dashboard-port", str(DASHBOARD), "--disable-usage-stats",
+        )  # fmt: skip
+
+    def add_worker(self) -> Machine:
+        machine = self._network.machine()
+        self.start_worker(machine)
+        return machine
+
+    def start_worker(self, machine: Machine) -> None:
+        machine.run(
+            self.environment, "ray", "start", "--address", f"{self.head.address}:{GCS}",
+            "--node-ip-address", machine.address, "--num-cpus", str(self._cpus),
+        )  # fmt: skip
+
+    def get(self, path: str) -> requests.Response:
+        headers = {"Authorization": f"Bearer {TOKEN}"}
+        return requests.get(f"{self.api}{path}", headers=headers, timeout=30)
+
+    def alive(self) -> int:
+        answer = self.get("/nodes?view=summary").json()
+        nodes = answer["data"]["summary"]
+        return sum(node["raylet"]["state"] == "ALIVE" for node in nodes)
+
+    def begin(self, name: str, *entrypoint: str) -> None:
+        """`ray job submit`, and do not wait."""
+        done = subprocess.run(
+            [str(BIN / "ray"), "job", "submit", "--submission-id", name, "--no-wait", "--",
+             "python", *entrypoint],
+            cwd=ROOT, env=self.client, capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def job(self, name: str) -> dict[str, str]:
+        answer = self.get(f"/api/jobs/{name}")
+        answer.raise_for_status()
+        found: dict[str, str] = answer.json()
+        return found
+
+    def log(self, name: str) -> str:
+        return str(self.get(f"/api/jobs/{name}/logs").json()["logs"])
+
+    def wait(self, name: str, seconds: float = 300) -> str:
+        """Its state at the end."""
+        until(lambda: self.job(name)["status"] not in ("PENDING", "RUNNING"), seconds, name)
+        return self.job(name)["status"]
