@@ -112,7 +112,7 @@ def reliability_figure(
     axes.set(xlabel="probability that was given", ylabel="share that is right")
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
     axes.set_title(_plain(title or "Reliability", 80), parse_math=False)
-    axes.legend(loc="upper left", fontsize=8)
+    axes.legend(loc="best", fontsize=8)
     return figure
 
 
