@@ -22,9 +22,9 @@ from sce.bulk.rows import (
 from sce.labels import LabelSet
 from sce.model.answers import Answers, Example
 from sce.model.decisions import LabelLists, decide
-from sce.model.label_tree import answer_names
+from sce.model.label_tree import answer_names, tree_of
 from sce.model.linear_labels import LinearLabels
-from sce.model.options import SEVERAL_COLUMN, AnswerOptions
+from sce.model.options import PATH_COLUMN, SEVERAL_COLUMN, AnswerOptions
 
 TOP = pa.list_(pa.struct([("label", pa.string()), ("score", pa.float32())]))
 WHERE = pa.struct([("start", pa.int32()), ("end", pa.int32())])
@@ -60,6 +60,7 @@ class BlockClassifier:
         self._types |= {"where": WHERE} if options.long_text == "chunk" else {}
         self._types |= {"none_score": pa.float32()} if options.none_of_these else {}
         self._types |= {"why": WHY} if options.explain else {}
+        self._types |= {PATH_COLUMN: TOP} if _has_path(options, labels) else {}
         self._reads_names = options.several or options.threshold is not None
         if one_set:
             predictor.warm_up(labels)
@@ -67,7 +68,8 @@ class BlockClassifier:
     def __call__(self, block: pa.Table) -> pa.Table:
         """Rows in = rows out, in the same order: id (by its own name), the columns kept (one
         that is called as ours are is `input_<name>`), label, score, labels in a mode in which they
-        may be several, top, scores and where as far as asked for, truncated, error, place."""
+        may be several, path of a tree, top, scores and where as far as asked for, truncated,
+        error, place."""
         errors = Errors.of(block["error"])
         vectors_GD = self._check(block, errors)
         asked_N = errors.good()
@@ -95,7 +97,7 @@ class BlockClassifier:
             "place": block["place"],
         }
         id_name = self._columns.id_name
-        kept = kept_columns(block, (id_name, *own_columns(self._options)))
+        kept = kept_columns(block, (id_name, *own_columns(self._options, self._labels)))
         return pa.table({id_name: block["id"]} | kept | answers | rest)
 
     def _check(self, block: pa.Table, errors: Errors) -> Vectors | None:
@@ -128,6 +130,8 @@ class BlockClassifier:
             found[SEVERAL_COLUMN] = _several(decided.lists, names, first_G)
         if self._options.top_k:
             found["top"] = _top(answers, names, first_G, self._options.top_k)
+        if PATH_COLUMN in self._types:
+            found[PATH_COLUMN] = _path(answers, nodes)
         if answers.none_N is not None:
             found["none_score"] = pa.array(answers.none_N, pa.float32())
         if answers.nearest_N is not None:
@@ -148,11 +152,16 @@ def _where(where_N2: np.ndarray) -> pa.Array:
     return pa.StructArray.from_arrays(ends, fields=list(WHERE), mask=none_N)
 
 
-def own_columns(options: AnswerOptions) -> tuple[str, ...]:
-    """Of an output with such answers, beside the ids."""
+def _has_path(options: AnswerOptions, labels: Any) -> bool:
+    return tree_of(labels) is not None and options.mode == "single"
+
+
+def own_columns(options: AnswerOptions, labels: Any = None) -> tuple[str, ...]:
+    """Of an output with such answers, of one label set for all rows, beside the ids."""
     more = [SEVERAL_COLUMN] if options.several else []
     more += ["none_score"] if options.none_of_these else []
     more += ["why"] if options.explain else []
+    more += [PATH_COLUMN] if _has_path(options, labels) else []
     return (*OWN_COLUMNS, *more)
 
 
@@ -177,6 +186,19 @@ def _why(
     others = pa.StructArray.from_arrays(parts, fields=list(TOP.value_type), mask=pa.array(none_G))
     near = pa.array(nearest, WHY.field("nearest").type)
     return pa.StructArray.from_arrays([near, others], fields=list(WHY))
+
+
+def _path(answers: Answers, nodes: pa.Array) -> pa.Array:
+    """The most probable child at each level with its probability, from the top."""
+    node_GH, scores_GH = answers.path_NH, answers.path_scores_NH
+    assert node_GH is not None
+    assert scores_GH is not None
+    there_GH = node_GH >= 0
+    labels = nodes.take(pa.array(node_GH[there_GH]))
+    offsets = np.concatenate([[0], np.cumsum(there_GH.sum(axis=1))])
+    scores = pa.array(scores_GH[there_GH], pa.float32())
+    pairs = pa.StructArray.from_arrays([labels, scores], ["label", "score"])
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pairs)
 
 
 def _top(answers: Answers, names: pa.Array, first_G: np.ndarray, top_k: int) -> pa.Array:

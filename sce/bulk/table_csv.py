@@ -12,7 +12,7 @@ import pyarrow.csv as pacsv
 import pyarrow.dataset as pads
 
 from sce.bulk.table_json import as_json, as_text
-from sce.model.options import SEVERAL_COLUMN
+from sce.model.options import PATH_COLUMN, SEVERAL_COLUMN
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 """Tells Excel that it is UTF-8."""
@@ -26,7 +26,8 @@ _NUMBER = r"^[-+]?\d+([.,]\d+)?$"
 def write_csv(table: pa.Table, file: BinaryIO, labels: Sequence[str] | None) -> None:
     """Write rows with a header. Null is an empty field, an empty text `""`.
 
-    The column `labels` of a row that may get several has their names, best first, between "; ".
+    The column `labels` of a row that may get several has their names, best first, between "; ", the
+    column `path` of a tree the nodes on the way down with their probabilities.
 
     A text that a spreadsheet would take for a formula gets a "'" in front. The column `scores`, a
     map from labels to scores, becomes a column `score: LABEL` for each of `labels`, which are the
@@ -38,6 +39,8 @@ def write_csv(table: pa.Table, file: BinaryIO, labels: Sequence[str] | None) -> 
     for name, column in zip(table.column_names, table.columns):
         if name == SEVERAL_COLUMN and pa.types.is_list(column.type):
             columns[name] = _names(column)
+        elif name == PATH_COLUMN and _is_pairs(column.type):
+            columns[name] = _steps(column)
         elif own and name == "scores":
             columns |= _score_columns(column, labels or ())
         else:
@@ -90,6 +93,20 @@ def _names(column: pa.ChunkedArray) -> pa.Array:
         rows = [None if row is None else [one["label"] for one in row] for row in rows]
         return pa.array([None if row is None else "; ".join(row) for row in rows], pa.string())
     return _flat(column)
+
+
+def _is_pairs(kind: pa.DataType) -> bool:
+    if not (pa.types.is_list(kind) and pa.types.is_struct(kind.value_type)):
+        return False
+    return [field.name for field in kind.value_type] == ["label", "score"]
+
+
+def _steps(column: pa.ChunkedArray) -> pa.Array:
+    rows = (
+        None if row is None else "; ".join(f"{one['label']} {one['score']:.2f}" for one in row)
+        for row in column.to_pylist()
+    )
+    return pa.array(rows, pa.string())
 
 
 def _flat(column: pa.ChunkedArray) -> Any:

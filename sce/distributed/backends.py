@@ -270,7 +270,7 @@ class Classification:
             block_bytes=TEXT_BLOCK_BYTES if from_text else VECTOR_BLOCK_BYTES,
             batch_rows=batch_rows,
             json_columns=tuple(
-                kept_name(name, (self.columns.id_name, *own_columns(self.options)))
+                kept_name(name, (self.columns.id_name, *own_columns(self.options, self.labels)))
                 for name in json_text
             ),
             labels=None if self.label_names is None else tuple(self.label_names),

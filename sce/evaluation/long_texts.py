@@ -4,13 +4,20 @@ pooling these."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
 from sce.evaluation.folds import two_folds
-from sce.evaluation.metrics import bootstrap_interval, correct, ece, nll
+from sce.evaluation.metrics import (
+    ReliabilityBin,
+    bootstrap_interval,
+    correct,
+    ece,
+    nll,
+    reliability,
+)
 from sce.evaluation.tables import Table, bounds, number, percent
 from sce.labels import LabelSet
 from sce.model.answers import Answers
@@ -32,6 +39,7 @@ class Reading:
         chosen: accuracy on the half of the rows that settings may be chosen on.
         accuracy, low, high: on the other half, with its 95 % interval.
         nll, ece: there too.
+        bins: of the reliability diagram of the best labels, there too.
     """
 
     method: str
@@ -43,6 +51,7 @@ class Reading:
     high: float
     nll: float
     ece: float
+    bins: list[ReliabilityBin] = field(default_factory=list)
 
 
 def compare_readings(
@@ -83,6 +92,7 @@ def compare_readings(
                         *bootstrap_interval(right_N[other_N], seed=seed),
                         nll(p_NK[other_N], y_N[other_N]),
                         ece(p_NK[other_N], y_N[other_N]),
+                        reliability(p_NK[other_N].max(axis=1), right_N[other_N]),
                     )
                 )
     return found
@@ -111,3 +121,8 @@ def to_table(found: Sequence[Reading], title: str) -> Table:
 def to_records(found: Sequence[Reading]) -> list[dict[str, Any]]:
     """As JSON has them."""
     return [asdict(one) for one in found]
+
+
+def to_curves(found: Sequence[Reading]) -> dict[str, tuple[float, list[ReliabilityBin]]]:
+    """Of the method that is measured, what `plots.reliability_figure` draws."""
+    return {one.reading: (one.ece, one.bins) for one in found if one.method == found[0].method}

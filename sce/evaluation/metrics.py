@@ -7,7 +7,8 @@ positions in the label set. The predicted label is the first of the most probabl
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from itertools import chain
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,13 +17,21 @@ from sklearn.metrics import confusion_matrix, f1_score
 
 from sce.model.calibration import expected_calibration_error
 
-ECE_BINS = 15
+RELIABILITY_BINS = 10
 MIN_PROBABILITY = 1e-12
 LEVEL = 0.95
 _MAX_DRAWS = 4_000_000
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
+
+
+class ReliabilityBin(NamedTuple):
+    """Mean probability, share that is right, and how many there are."""
+
+    probability: float
+    right: float
+    rows: int
 
 
 def predicted(probabilities: ArrayLike) -> IntArray:
@@ -67,6 +76,36 @@ def ece(probabilities: ArrayLike, targets: ArrayLike) -> float:
     """Expected calibration error of the predicted label."""
     p_NK, y_N = _checked(probabilities, targets)
     return expected_calibration_error(p_NK, y_N)
+
+
+def reliability(probability_N: ArrayLike, right_N: ArrayLike) -> list[ReliabilityBin]:
+    """What a reliability diagram shows: of `RELIABILITY_BINS` bins of equal width, each of which
+    holds its lower edge, those that have any of the N probabilities."""
+    p_N, is_right_N = np.asarray(probability_N, np.float64), np.asarray(right_N, bool)
+    bin_N = np.minimum((p_N * RELIABILITY_BINS).astype(np.int64), RELIABILITY_BINS - 1)
+    return [
+        ReliabilityBin(
+            float(p_N[bin_N == b].mean()),
+            float(is_right_N[bin_N == b].mean()),
+            int((bin_N == b).sum()),
+        )
+        for b in np.unique(bin_N)
+    ]
+
+
+def joined(parts: Sequence[Sequence[ReliabilityBin]]) -> list[ReliabilityBin]:
+    """The bins of several sets as one."""
+    found: dict[int, ReliabilityBin] = {}
+    for one in chain.from_iterable(parts):
+        place = min(int(one.probability * RELIABILITY_BINS), RELIABILITY_BINS - 1)
+        other = found.get(place, ReliabilityBin(0.0, 0.0, 0))
+        rows = one.rows + other.rows
+        found[place] = ReliabilityBin(
+            (one.rows * one.probability + other.rows * other.probability) / rows,
+            (one.rows * one.right + other.rows * other.right) / rows,
+            rows,
+        )
+    return [found[place] for place in sorted(found)]
 
 
 def confusion(probabilities: ArrayLike, targets: ArrayLike) -> IntArray:

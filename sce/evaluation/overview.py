@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 
 from sce.evaluation import svg
 from sce.evaluation.evaluate import Evaluated
+from sce.evaluation.metrics import ReliabilityBin, reliability
 from sce.evaluation.report import (
     adapted_headline,
     beside_adapted,
@@ -32,7 +33,6 @@ from sce.evaluation.summaries import Result, adapted_methods, is_own, others
 from sce.evaluation.svg import Bar, Mark
 from sce.evaluation.tables import Table, change, number, one_line, percent
 
-RELIABILITY_BINS = 10
 SHOWN_SETS = 3
 """Label sets whose confusions are shown where none is the user's."""
 SHOWN_PAIRS, SHOWN_TEXTS = 6, 2
@@ -43,6 +43,8 @@ TEXT_CHARS, SET_CHARS = 220, 80
 OPEN_ROWS = 15
 """A table of more rows is folded up."""
 MILLION = 1_000_000
+Curve = tuple[float, list[ReliabilityBin]]
+"""Calibration error, mean over sets, and the bins of a reliability diagram."""
 _CHARTED = {"adapted": 2, "adapted+1": 3, "adapted+8": 4}
 """Colours in the page's palette; the measured method has 0, cosine similarity 1."""
 
@@ -71,6 +73,12 @@ def overview(
         tables="\n".join(page.tables()),
         footer=escape(page.footer()),
     )
+
+
+def reliability_curves(evaluated: Sequence[Evaluated]) -> dict[str, Curve]:
+    """Of the sets that the page is about, for each method by name."""
+    curves = _Page("", evaluated, {}, False).curves()
+    return {_called(method): curve for method, curve in curves.items()}
 
 
 @dataclass(frozen=True)
@@ -197,10 +205,8 @@ class _Page:
         return _section("Every label set", body, f"Above the line {_called(self.main)} is better.")
 
     def reliability(self) -> str:
-        methods = [m for m in (self.main, "cosine", "adapted") if self._mean(m) is not None]
-        methods = list(dict.fromkeys(methods))
-        tables = pa.concat_tables(one.predictions for one in self.scope)
-        curves = [(self.colour(m), _reliability(tables, m)) for m in methods]
+        found = self.curves()
+        methods, curves = list(found), [(self.colour(m), bins) for m, (_, bins) in found.items()]
         errors = [
             f"{_called(m)} {change(self._mean(m, 'ece_uncalibrated'), self._mean(m, 'ece'), 3)}"
             for m in methods
@@ -210,6 +216,14 @@ class _Page:
             f"is too sure. ECE before → after calibration, mean over sets: {', '.join(errors)}."
         )
         return _section("Reliability", self.legend(methods) + svg.reliability(curves), said)
+
+    def curves(self) -> dict[str, Curve]:
+        """Of the methods that answered every set of the scope."""
+        tables, found = pa.concat_tables(one.predictions for one in self.scope), {}
+        for method in dict.fromkeys((self.main, "cosine", "adapted")):
+            if (error := self._mean(method, "ece")) is not None:
+                found[method] = error, reliability_of(tables, method)
+        return found
 
     def cost(self) -> str:
         # With examples or without, adapted labels answer in the same way.
@@ -268,20 +282,11 @@ class _Page:
         return f"{main['title']}: {main['model']}, seed {main['seed']}.{note} {said}"
 
 
-def _reliability(predictions: pa.Table, method: str) -> list[tuple[float, float, int]]:
-    """(mean probability, share right, rows) of each bin of probabilities that has rows."""
+def reliability_of(predictions: pa.Table, method: str) -> list[ReliabilityBin]:
+    """Of the best labels that a method gave to some rows of `PREDICTIONS`."""
     mine = predictions.filter(pc.equal(predictions["method"], method))
-    sure_N = mine["probability"].to_numpy()
     right_N = pc.equal(mine["target"], mine["predicted"]).to_numpy()
-    bin_N = np.minimum((sure_N * RELIABILITY_BINS).astype(int), RELIABILITY_BINS - 1)
-    return [
-        (
-            float(sure_N[bin_N == b].mean()),
-            float(right_N[bin_N == b].mean()),
-            int((bin_N == b).sum()),
-        )
-        for b in np.unique(bin_N)
-    ]
+    return reliability(mine["probability"].to_numpy(), right_N)
 
 
 def _confusion(one: Evaluated, method: str, texts: int) -> str:

@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
 from numpy.typing import ArrayLike
 
+from sce.evaluation.metrics import ReliabilityBin
 from sce.evaluation.runs import MethodRuns, common_sets, groups_of
 from sce.evaluation.tables import one_line
 from sce.evaluation.thresholds import Choice, Curve
@@ -91,6 +92,27 @@ def precision_coverage_figure(curve: Curve, choice: Choice, title: str = "") -> 
     axes.set(xlim=(0, 1.01), ylim=(max(0.0, min(float(precision.min()), target) - 0.1), 1.01))
     axes.set_title(_plain(title or "Precision and coverage", 80), parse_math=False)
     axes.legend(loc="lower left")
+    return figure
+
+
+def reliability_figure(
+    curves: Mapping[str, tuple[float, Sequence[ReliabilityBin]]], title: str = ""
+) -> Figure:
+    """Share that is right against the probability that was given, a line for each name with its
+    calibration error and bins; the more rows a bin has, the larger its dot. What lies below the
+    diagonal is too sure."""
+    figure, axes = _axes(5.5, 5.0)
+    axes.plot([0, 1], [0, 1], color="#888888", linestyle="--", linewidth=1)
+    for name, (error, bins) in curves.items():
+        total = sum(one.rows for one in bins)
+        x, y = [one.probability for one in bins], [one.right for one in bins]
+        (line,) = axes.plot(x, y, label=f"{_plain(name, 40)}: ECE {error:.3f}", linewidth=1)
+        sizes = [12 + 250 * one.rows / total for one in bins]
+        axes.scatter(x, y, sizes, color=line.get_color(), alpha=0.6)
+    axes.set(xlabel="probability that was given", ylabel="share that is right")
+    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
+    axes.set_title(_plain(title or "Reliability", 80), parse_math=False)
+    axes.legend(loc="best", fontsize=8)
     return figure
 
 

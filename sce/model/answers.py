@@ -49,7 +49,7 @@ class Prediction:
         scores: every label's probability in the user's order, where asked for.
         top: the best labels with their probabilities, best first, where asked for.
         path: in a tree, the way down to the most probable child at each level, as paths with their
-            probabilities; None for other labels.
+            probabilities; None for other labels, and in mode "multi".
         truncated: the text was longer than the embedder reads and was cut.
         error: why there is no answer, a word of `sce.errors.ROW_ERRORS`; None where there is one.
         where: of a text that was read in chunks, the first character and the one behind the last
@@ -122,8 +122,8 @@ class Answers:
         levels: int | None = None,
     ) -> Answers:
         """Arrays for rows of so many labels each, in which nothing has been scored yet; of a tree
-        of so many levels."""
-        path = None if levels is None else (len(counts_N), levels)
+        of so many levels, which in mode "multi" has no one way down."""
+        path = None if levels is None or scoring.mode == "multi" else (len(counts_N), levels)
         shape = len(counts_N), min(scoring.top_k, int(counts_N.max(initial=1)))
         return cls(
             np.full(shape, -1, np.int64),

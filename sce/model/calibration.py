@@ -35,15 +35,19 @@ ECE_BINS = 15
 
 
 def expected_calibration_error(p_NK: np.ndarray, targets_N: np.ndarray) -> float:
-    """Of the predicted label (Guo et al. 2017, equation 3).
+    """Of the predicted label (Guo et al. 2017, equation 3): see `calibration_error`."""
+    return calibration_error(p_NK.max(axis=1), p_NK.argmax(axis=1) == targets_N)
 
-    Rows are sorted by their top probability into 15 bins of equal width, each of which holds its
-    upper edge and not its lower one; |accuracy - confidence| of the bins is weighted by rows.
+
+def calibration_error(p_N: np.ndarray, right_N: np.ndarray) -> float:
+    """How far probabilities are from the share that is right.
+
+    They are sorted into 15 bins of equal width, each of which holds its upper edge and not its
+    lower one; |share right - mean probability| of the bins is weighted by their size.
     """
-    top_N, right_N = p_NK.max(axis=1), p_NK.argmax(axis=1) == targets_N
-    bin_N = np.clip(np.ceil(top_N * ECE_BINS).astype(np.int64) - 1, 0, ECE_BINS - 1)
-    gaps = np.bincount(bin_N, weights=top_N - right_N, minlength=ECE_BINS)
-    return float(np.abs(gaps).sum() / len(top_N))
+    bin_N = np.clip(np.ceil(p_N * ECE_BINS).astype(np.int64) - 1, 0, ECE_BINS - 1)
+    gaps = np.bincount(bin_N, weights=p_N - right_N, minlength=ECE_BINS)
+    return float(np.abs(gaps).sum() / len(p_N))
 
 
 @dataclass(frozen=True)

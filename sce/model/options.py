@@ -24,6 +24,8 @@ Threshold = Annotated[float, Field(ge=0, le=1)] | dict[str, Annotated[float, Fie
 """One for all labels, or one a label, as settings and requests give it."""
 SEVERAL_COLUMN = "labels"
 """Of an output in which a row may get several labels: all that are answered."""
+PATH_COLUMN = "path"
+"""Of an output with labels that are a tree: the way down to the best leaf."""
 MULTI_THRESHOLD = 0.5
 """Of a label without a threshold of its own, where several labels may be right: it is answered if
 it is more likely right than not."""

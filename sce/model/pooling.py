@@ -198,7 +198,7 @@ def _pooled_answers(
         answers.top_scores_NT[rows_R, :width] = np.where(scored_RT, p_RT, np.nan)
         if answers.scores_M is not None:
             answers.scores_M[first_R1 + order_RK] = p_RK
-        if tree is not None:
+        if tree is not None and answers.path_NH is not None:
             answers.fill_path(rows_R, *tree.best_path(p_RK))
     return answers
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sce.adaptation.artefact import AdaptedLabels
+from sce.bulk.classifier import own_columns
 from sce.bulk.corpus import (
     FILES_CHECKED,
     Columns,
@@ -18,7 +19,7 @@ from sce.bulk.corpus import (
 )
 from sce.bulk.matching import id_hashes, refuse_repeated_ids
 from sce.bulk.output import read_run
-from sce.bulk.reading import OWN_COLUMNS, kept_name
+from sce.bulk.reading import kept_name
 from sce.config import check_writable, resolve_output
 from sce.datasets.custom import read_label_set
 from sce.datasets.labelled import read_labelled
@@ -27,10 +28,10 @@ from sce.embedding.store import STORE_NAMES, EmbeddingStore
 from sce.errors import ConfigError, InputError
 from sce.labels import LabelSet
 from sce.model.label_tree import LabelTree, tree_of
-from sce.model.options import SEVERAL_COLUMN
 from sce.storage import Place, to_place
 from sce.workflows.bulk_settings import (
     ClassifyConfig,
+    answer_options,
     check_model,
     check_together,
     renamed_labels,
@@ -79,7 +80,7 @@ def read_input(config: ClassifyConfig) -> BulkInput:
     corpus = open_corpus(config.input, form)
     if corpus.store is not None and config.save_embeddings is not None:
         raise ConfigError("save_embeddings: the input is an embedding store already.")
-    columns = _columns(config, corpus)
+    columns = _columns(config, corpus, labels)
     check_columns(corpus, columns)
     if previous is not None and columns.id is not None and len(corpus.files) <= FILES_CHECKED:
         files = [(file, number) for number, file in enumerate(corpus.files)]
@@ -153,7 +154,9 @@ def _previous_output(
     return str(place), labels, renamed
 
 
-def _columns(config: ClassifyConfig, corpus: Corpus) -> Columns:
+def _columns(
+    config: ClassifyConfig, corpus: Corpus, labels: LabelSet | AdaptedLabels | None
+) -> Columns:
     store = corpus.store
     embedding = config.embedding_column if store is None else "embedding"
     chunked = config.long_text == "chunk"
@@ -169,7 +172,7 @@ def _columns(config: ClassifyConfig, corpus: Corpus) -> Columns:
     elif "*" in keep:
         raise ConfigError("keep_columns: '*' is every column already; give nothing beside it.")
     id_name = config.id_column or (None if store is None else _made_from(store)) or "id"
-    own = OWN_COLUMNS if config.mode == "single" else (*OWN_COLUMNS, SEVERAL_COLUMN)
+    own = own_columns(answer_options(config, labels), None if config.labels_column else labels)
     return Columns(
         text=config.text_column if embedding is None else None,
         embedding=embedding,

@@ -7,6 +7,7 @@ from typing import Any
 
 from sce.adaptation.artefact import AdaptedLabels
 from sce.bulk.answering import Endpoint
+from sce.bulk.classifier import own_columns
 from sce.bulk.corpus import Corpus, open_corpus
 from sce.bulk.counts import ErrorLimit
 from sce.bulk.output import OutputFormat, OutputRun
@@ -15,6 +16,7 @@ from sce.config import resolve_output
 from sce.distributed.backends import AdaptedAlone, Classification, LocalModel, ServedByEndpoint
 from sce.distributed.settings import Engine, ResourcesConfig
 from sce.embedding.fingerprint import check_fingerprint
+from sce.model.options import PATH_COLUMN
 from sce.storage import Place
 from sce.workflows.bulk_input import read_input
 from sce.workflows.bulk_settings import ClassifyConfig, answer_options
@@ -152,6 +154,7 @@ def _request(
         "output_format": config.output_format,
         **({"pooling": pooling} if (pooling := asked.options.scoring.pooling) else {}),
         **asked.options.newer(),
+        **({PATH_COLUMN: True} if PATH_COLUMN in own_columns(asked.options, asked.labels) else {}),
         **asked.backend.identity,
         "embedder": identify_embedder(asked.backend.embedder, uri),
     }

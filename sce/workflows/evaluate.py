@@ -27,7 +27,7 @@ from sce.embedding.store import EmbeddingStore, embedding_matrix
 from sce.errors import ConfigError, InputError
 from sce.evaluation import plots
 from sce.evaluation.evaluate import Evaluated, EvaluationSet, Method, evaluate_sets
-from sce.evaluation.overview import overview
+from sce.evaluation.overview import overview, reliability_curves
 from sce.evaluation.report import WIDE_CHARS, to_markdown, to_table, tree_tables
 from sce.evaluation.settings import EvaluateConfig
 from sce.evaluation.summaries import Result, dataset_metrics, rounded_metrics
@@ -45,6 +45,7 @@ from sce.workflows.tracking import Tracker, experiment_of, tracking_uri
 
 RESULTS_FILE, METHODS_FILE, PREDICTIONS_FILE = "results.json", "methods.json", "predictions.parquet"
 ALL_FILE, REPORT_FILE = "results.md", "report.html"
+RELIABILITY_FILE = "reliability.png"
 SOURCE_FILE = "labelled.txt"
 """Where the user's rows came from."""
 MIN_ROWS_A_LABEL = 10
@@ -261,6 +262,9 @@ def _write_results(
         pq.write_table(pa.concat_tables(e.predictions for e in evaluated), new / PREDICTIONS_FILE)
         if config.labelled is not None:
             record_source(new, config.labelled)
+        if config.pictures:
+            figure = plots.reliability_figure(reliability_curves(evaluated), experiment.name)
+            plots.save(figure, new / RELIABILITY_FILE)
         for one in evaluated:
             if config.pictures and one.result["information"] == "all":
                 title = one.result["name"]

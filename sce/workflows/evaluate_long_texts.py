@@ -15,10 +15,12 @@ from sce.datasets.labelled import read_labelled
 from sce.embedding.embedder import TextEmbedder, load_embedder
 from sce.embedding.settings import CHUNK_TOKENS
 from sce.errors import ConfigError
+from sce.evaluation import plots
 from sce.evaluation.long_texts import (
     Answer,
     Vectors,
     compare_readings,
+    to_curves,
     to_records,
     to_table,
 )
@@ -65,7 +67,9 @@ def measure_long_texts(experiment: Experiment, folder: Place) -> list[dict[str, 
     records = to_records(found)
     write_text(folder / f"{LONG_TEXTS_FILE}.json", json.dumps(records, indent=1) + "\n")
     write_text(folder / f"{LONG_TEXTS_FILE}.md", table.to_markdown())
-    return records
+    figure = plots.reliability_figure(to_curves(found), f"{config.labelled.stem}, long texts")
+    plots.save(figure, folder / f"{LONG_TEXTS_FILE}_reliability.png")
+    return [{name: v for name, v in one.items() if name != "bins"} for one in records]
 
 
 def _readings(

@@ -19,16 +19,25 @@ from sce.datasets.custom import read_label_set
 from sce.datasets.labelled import read_several
 from sce.embedding.embedder import TextEmbedder, load_embedder
 from sce.errors import ConfigError, InputError
+from sce.evaluation import plots
 from sce.evaluation.evaluate import EvaluationSet
+from sce.evaluation.metrics import ReliabilityBin, joined, reliability
 from sce.evaluation.several import as_options, choose_thresholds, figures, matrix_of
 from sce.evaluation.tables import Table
 from sce.labels import LabelSet
+from sce.model.calibration import calibration_error
 from sce.model.label_vectors import label_vectors
 from sce.model.logistic import logistic_of
 from sce.model.options import MULTI_THRESHOLD, Scoring
 from sce.predictor import Predictor
 from sce.storage import fetch, replace_folder
-from sce.workflows.evaluate import own_folder, prepared_for, record_source, rows_to_measure
+from sce.workflows.evaluate import (
+    RELIABILITY_FILE,
+    own_folder,
+    prepared_for,
+    record_source,
+    rows_to_measure,
+)
 from sce.workflows.experiment import Experiment
 
 RESULTS_FILE = "several.json"
@@ -82,11 +91,14 @@ def evaluate_several(experiment: Experiment) -> dict[str, Any]:
     with replace_folder(folder, RESULTS_FILE) as new:
         (new / RESULTS_FILE).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
         (new / "several.md").write_text(table.to_markdown() + "\n", encoding="utf-8")
+        if config.pictures:
+            figure = plots.reliability_figure(_curves(results), "Each label of each text")
+            plots.save(figure, new / RELIABILITY_FILE)
         if config.labelled is not None:
             record_source(new, config.labelled)
     means = {
         f"{figure}/{method}": round(float(np.mean([one[method][figure] for one in results])), 4)
-        for figure in (*SHOWN, "log_loss")
+        for figure in (*SHOWN, "log_loss", "ece")
         for method in ("sce", "cosine")
     }
     return {
@@ -140,10 +152,21 @@ def _measure(
         for mine_N in (first_N, ~first_N):
             least_NK[mine_N] = choose_thresholds(right_NK[~mine_N], values_NK[~mine_N], by, target)
         found[method] = figures(right_NK, values_NK, least_NK, names)
+        found[method]["ece"] = calibration_error(values_NK.ravel(), right_NK.ravel())
+        found[method]["bins"] = reliability(values_NK.ravel(), right_NK.ravel())
         thresholds[method] = choose_thresholds(right_NK, values_NK, by, target)
     default = figures(right_NK, p_NK, np.full(p_NK.shape, MULTI_THRESHOLD), names)
     found["sce_default"] = {name: default[name] for name in ("micro_f1", "macro_f1", "exact_match")}
     return found | {"thresholds": as_options(names, thresholds["sce"])}
+
+
+def _curves(results: Sequence[dict[str, Any]]) -> dict[str, tuple[float, list[ReliabilityBin]]]:
+    """The calibration error of both methods, mean over sets, and the bins of all their rows."""
+    found = {}
+    for method, name in (("sce", "mode multi"), ("cosine", "cosine, fitted on the other half")):
+        error = float(np.mean([one[method]["ece"] for one in results]))
+        found[name] = error, joined([one[method]["bins"] for one in results])
+    return found
 
 
 def _table(results: Sequence[dict[str, Any]]) -> Table:

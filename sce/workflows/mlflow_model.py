@@ -7,6 +7,9 @@
 
 `mlflow models serve -m models:/m-... --env-manager local` answers the same at /invocations. Where
 it is loaded this package must be installed.
+
+Parameters are those of `Predictor.predict`. MLflow's are numbers, texts and lists of these: a tree
+of labels, or thresholds by label, are given as JSON text.
 """
 
 from __future__ import annotations
@@ -15,14 +18,19 @@ import json
 import re
 import tempfile
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sce.bulk.request import identify_model
+from sce.client.reasons import from_why, label_pairs
 from sce.config import VERSION
 from sce.embedding.settings import EmbedderConfig
 from sce.errors import InputError
+from sce.model.answers import Prediction
+from sce.model.options import AnswerOptions
 from sce.storage import Place, absolute_model, fetch
+from sce.storage.documents import unique_keys
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -134,7 +142,7 @@ def _write_flavour(home: Path, model: Model, embedder: EmbedderConfig, weights: 
 
 def signature() -> ModelSignature:
     """A column `text`, and where rows have labels of their own `labels`, in any form that
-    `LabelSet.parse` accepts; as parameters the labels of all others, and what
+    `LabelSet.parse` or `LabelTree.parse` accepts; as parameters the labels of all others, and what
     `Predictor.predict` takes."""
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
@@ -151,12 +159,26 @@ def signature() -> ModelSignature:
         ColSpec(DataType.boolean, "truncated"),
         ColSpec(AnyType(), "where", required=False),
         ColSpec(DataType.string, "error", required=False),
+        *(ColSpec(AnyType(), name, required=False) for name in ("labels", "top", "path", "why")),
+        ColSpec(DataType.double, "none_score", required=False),
     ]
     params = [
         ParamSpec("labels", DataType.string, [], (-1,)),
-        ParamSpec("threshold", DataType.double, 0.0),
+        ParamSpec("tree", DataType.string, ""),
+        ParamSpec("threshold", DataType.double, None),
+        ParamSpec("thresholds", DataType.string, ""),
+        ParamSpec("top_k", DataType.long, None),
         ParamSpec("return_scores", DataType.boolean, False),
         ParamSpec("long_text", DataType.string, "truncate"),
+        ParamSpec("pooling", DataType.string, None),
+        ParamSpec("mode", DataType.string, "single"),
+        ParamSpec("at_least", DataType.long, 0),
+        ParamSpec("at_most", DataType.long, None),
+        ParamSpec("contrast_labels", DataType.string, [], (-1,)),
+        ParamSpec("none_of_these", DataType.boolean, False),
+        ParamSpec("none_threshold", DataType.double, None),
+        ParamSpec("coverage_cut", DataType.double, None),
+        ParamSpec("explain", DataType.boolean, False),
     ]
     return ModelSignature(Schema(inputs), Schema(outputs), ParamSchema(params))
 
@@ -168,8 +190,8 @@ class ServedModel:
         self._predictor = predictor
 
     def predict(self, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> Any:
-        """A row of `label, score, truncated, error` for each of the input, and `scores` and `where`
-        as far as they are asked for.
+        """A row of `label, score, truncated, error` for each of the input, and the other fields of
+        an answer as far as they are asked for, in the form that they have over HTTP.
 
         Raises:
             MlflowException: a bad request, for what `Predictor.predict` refuses.
@@ -179,19 +201,28 @@ class ServedModel:
 
         params = params or {}
         try:
-            found = self._answers(model_input, params)
+            options = _options(params)
+            found = self._answers(model_input, params, options)
         except InputError as error:
             raise MlflowException.invalid_parameter_value(str(error)) from error
-        columns = ["label", "score", "truncated", "error"]
-        if params.get("return_scores"):
-            columns.insert(2, "scores")
-        if params.get("long_text") == "chunk":
-            columns.append("where")
-        rows = [{name: getattr(one, name) for name in columns} for one in found]
+        asked = {
+            "scores": options.return_scores,
+            "where": options.long_text == "chunk",
+            "labels": options.several,
+            "top": options.top_k is not None,
+            "path": any(one.path is not None for one in found),
+            "none_score": options.none_of_these,
+            "why": options.explain,
+        }
+        columns = ["label", "score", *(name for name, is_asked in asked.items() if is_asked)]
+        columns += ["truncated", "error"]
+        rows = [{name: _cell(one, name) for name in columns} for one in found]
         return pd.DataFrame(rows, columns=columns, dtype=object)
 
-    def _answers(self, rows: pd.DataFrame, params: Mapping[str, Any]) -> list[Any]:
-        texts, given = rows["text"].tolist(), list(params.get("labels", []))
+    def _answers(
+        self, rows: pd.DataFrame, params: Mapping[str, Any], options: AnswerOptions
+    ) -> list[Prediction]:
+        texts, given = rows["text"].tolist(), _labels(params)
         own = rows["labels"].tolist() if "labels" in rows else [None] * len(texts)
         asked: list[Any] = [given if _is_missing(one) else one for one in own]
         if not all(len(labels) for labels in asked):
@@ -206,15 +237,47 @@ class ServedModel:
         found: list[Any] = [None] * len(texts)
         for places in together.values():
             answers = self._predictor.predict(
-                [texts[i] for i in places],
-                asked[places[0]],
-                threshold=params.get("threshold") or None,
-                return_scores=bool(params.get("return_scores")),
-                long_text=params.get("long_text") or "truncate",
+                [texts[i] for i in places], asked[places[0]], **options.given()
             )
             for i, answer in zip(places, answers, strict=True):
                 found[i] = answer
         return found
+
+
+def _labels(params: Mapping[str, Any]) -> Any:
+    if not params.get("tree"):
+        return list(params.get("labels", []))
+    if len(params.get("labels", [])):
+        raise InputError("give either labels or tree.")
+    return _json(params, "tree")
+
+
+def _options(params: Mapping[str, Any]) -> AnswerOptions:
+    """What the parameters ask of an answer. Raises `InputError`: it cannot be had."""
+    names = {one.name for one in fields(AnswerOptions)} & set(params)
+    found = {name: params[name] for name in names if params[name] is not None}
+    found |= {"contrast_labels": list(found.get("contrast_labels", ()))}
+    if params.get("thresholds"):
+        if "threshold" in found:
+            raise InputError("give either threshold or thresholds.")
+        found["threshold"] = _json(params, "thresholds")
+        if not isinstance(found["threshold"], dict):
+            raise InputError("thresholds: an object {label: probability} is needed.")
+    return AnswerOptions(**found)
+
+
+def _json(params: Mapping[str, Any], name: str) -> Any:
+    try:
+        return json.loads(params[name], object_pairs_hook=unique_keys)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{name}: it is no JSON: {error}") from None
+
+
+def _cell(one: Prediction, name: str) -> Any:
+    value = getattr(one, name)
+    if name in ("labels", "top", "path"):
+        return label_pairs(value)
+    return from_why(value) if name == "why" and value is not None else value
 
 
 def _is_missing(labels: Any) -> bool:

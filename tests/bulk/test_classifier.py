@@ -203,16 +203,23 @@ def test_several_labels_of_rows_with_sets_of_their_own(predictor, tmp_path):
 
 
 def test_a_tree_is_answered_as_by_the_predictor(predictor, tmp_path):
-    source = write_jsonl(tmp_path / "in.jsonl", [{"text": text(i)} for i in range(20)] + [{}])
+    lines = [{"text": text(i), "path": f"/{i}"} for i in range(20)]
+    source = write_jsonl(tmp_path / "in.jsonl", [*lines, {}])
     tree = {"sport": ["team", "game"], "markets": ["shares", "oil"], "stars": None}
     asked = {"threshold": 0.4, "top_k": 2, "return_scores": True}
-    *rows, bad = classify(predictor, source, tree, Columns(), **asked)
+    *rows, bad = classify(predictor, source, tree, Columns(keep=("path",)), **asked)
     expected = predictor.predict([text(i) for i in range(20)], tree, **asked)
+    for i, (row, one) in enumerate(zip(rows, expected, strict=True)):
+        assert [(step["label"], step["score"]) for step in row["path"]] == one.path
+        assert row["input_path"] == f"/{i}"
+    assert bad["path"] is None
     assert [row["label"] for row in rows] == [one.label for one in expected]
     assert [row["score"] for row in rows] == pytest.approx([one.score for one in expected])
     assert [dict(row["scores"]) for row in rows] == [pytest.approx(one.scores) for one in expected]
     assert {"sport", "markets"} & {one.label for one in expected}, "some stop at an inner node"
     assert (bad["label"], bad["score"], bad["error"]) == (None, None, "text_null")
+    (several, *_) = classify(predictor, source, tree, Columns(keep=("path",)), mode="multi")
+    assert several["path"] == "/0", "of several labels there is no one way down"
 
 
 def test_none_of_these_sets_and_reasons_are_those_of_the_predictor(predictor, tmp_path):

@@ -105,6 +105,13 @@ def test_the_scores_of_an_earlier_output_are_kept_beside_the_new_ones():
     assert row == ["9", "0.25", "0.75"]
 
 
+def test_a_way_down_a_tree_is_its_nodes_with_their_probabilities():
+    way = [{"label": "billing", "score": 0.82}, {"label": "billing/refund", "score": 0.314}]
+    table = pa.table({"id": ["a", "b"], "path": pa.array([way, None], TOP)})
+    assert written(table)[1:] == [["a", "billing 0.82; billing/refund 0.31"], ["b", ""]]
+    assert written(pa.table({"path": [["a", "b"]]}))[1] == ['["a", "b"]']  # the user's own
+
+
 def test_what_was_written_is_read_back(tmp_path):
     labels = ["=SUM", "two\nlines", None, "", "'quoted", '"x"']
     table = pa.table(

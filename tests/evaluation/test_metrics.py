@@ -10,6 +10,7 @@ from scipy.stats import bootstrap
 from sklearn.metrics import brier_score_loss, log_loss
 
 from sce.evaluation import metrics
+from sce.model.calibration import calibration_error
 
 
 @st.composite
@@ -144,3 +145,17 @@ def test_mcnemar_exact():
 def test_wrong_input_is_refused(probabilities, targets, message):
     with pytest.raises(ValueError, match=message):
         metrics.summarise(probabilities, targets)
+
+
+def test_the_bins_of_a_reliability_diagram_have_known_values():
+    sure_N, right_N = [0.0, 0.05, 0.3, 0.36, 0.999, 1.0], [0, 1, 0, 1, 1, 1]
+    first, second, last = metrics.reliability(sure_N, right_N)
+    assert first == (pytest.approx(0.025), 0.5, 2)
+    assert second == (pytest.approx(0.33), 0.5, 2), "a bin holds its lower edge"
+    assert last == (pytest.approx(0.9995), 1.0, 2), "1 is of the last bin"
+    halves = [metrics.reliability(sure_N[i::2], right_N[i::2]) for i in (0, 1)]
+    for one, whole in zip(metrics.joined(halves), (first, second, last), strict=True):
+        assert one == pytest.approx(whole)
+    # Two bins of 15 with gaps 0.9 - 1 and 0.4 - 0, weighed by their rows.
+    error = calibration_error(np.array([0.9, 0.9, 0.4, 0.4]), np.array([1, 1, 0, 0]))
+    assert error == pytest.approx(0.5 * 0.1 + 0.5 * 0.4)

@@ -8,7 +8,7 @@ import pytest
 
 from sce.evaluation import svg
 from sce.evaluation.evaluate import EvaluationSet, VectorMethod, evaluate_sets
-from sce.evaluation.overview import MATRIX_LABELS, _reliability, overview
+from sce.evaluation.overview import MATRIX_LABELS, overview, reliability_of
 from sce.evaluation.settings import EvaluateConfig
 from sce.labels import LabelSet
 from sce.model.calibration import Temperature
@@ -144,7 +144,7 @@ def test_many_labels_have_their_confusions_and_no_matrix():
 def test_reliability_is_counted_by_bins():
     (one,) = evaluate_sets([rows()], [ByCoordinate("sce")], CONFIG)
     sure = float(np.exp(4) / (np.exp(4) + 2))  # of the answer to each row, whichever it is
-    assert _reliability(one.predictions, "sce") == [
+    assert reliability_of(one.predictions, "sce") == [
         (pytest.approx(sure), pytest.approx(29 / 30), 30)
     ]
 

@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from sce.evaluation import plots, report
+from sce.evaluation.metrics import reliability
 from sce.evaluation.thresholds import choose_threshold, precision_coverage
 
 
@@ -161,3 +162,14 @@ def test_markdown_and_terminal_say_the_same():
         for cell in ("a|b [bold]", "80.0", interval, "+10.0 [+7.0, +13.0]", "[low, high]"):
             assert cell in text
         assert ("0.92 → 0.61" in text) == (width == 200)
+
+
+def test_a_reliability_diagram_has_a_line_a_method_with_its_error(tmp_path):
+    bins = reliability([0.1, 0.2, 0.9, 0.95], [0, 1, 1, 1])
+    axes = plots.reliability_figure({"SCE": (0.0314, bins), "cosine": (0.2, bins[:1])}).axes[0]
+    diagonal, sce, cosine = axes.lines
+    assert diagonal.get_xdata().tolist() == diagonal.get_ydata().tolist() == [0, 1]
+    assert sce.get_xdata().tolist() == pytest.approx([0.1, 0.2, 0.925])
+    assert sce.get_ydata().tolist() == [0.0, 1.0, 1.0]
+    assert (sce.get_label(), cosine.get_label()) == ("SCE: ECE 0.031", "cosine: ECE 0.200")
+    png_size(plots.save(axes.figure, tmp_path / "r.png"))

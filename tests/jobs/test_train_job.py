@@ -109,6 +109,7 @@ def test_results_hold_both_methods_for_both_kinds_of_information(home):
             result["sce"]["accuracy"] - result["cosine"]["accuracy"]
         )
     assert len(list((home / "runs/tiny/results/confusion").glob("*.png"))) == 1
+    assert (home / "runs/tiny/results/reliability.png").is_file()
 
 
 def test_mlflow_has_the_training_with_its_figures_its_data_and_its_model(home):

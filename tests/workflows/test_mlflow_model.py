@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from dataclasses import fields
 from pathlib import Path
 
 import pandas as pd
@@ -15,6 +16,8 @@ import requests
 from mlflow import MlflowClient, pyfunc
 from mlflow.exceptions import MlflowException
 
+from sce.client.wire import from_prediction
+from sce.model.options import AnswerOptions
 from sce.storage import to_place
 from sce.workflows.mlflow_model import (
     EXAMPLE,
@@ -76,11 +79,43 @@ def test_a_row_may_have_labels_of_its_own_with_descriptions(home, logged):
 
 
 @pytest.mark.parametrize(
+    ("params", "labels", "asked"),
+    [
+        ({"mode": "multi", "at_least": 1, "thresholds": '{"sport": 0.2}'}, LABELS,
+         {"mode": "multi", "at_least": 1, "threshold": {"sport": 0.2}}),
+        ({"none_of_these": True, "none_threshold": 0.9, "coverage_cut": 0.1, "top_k": 2,
+          "explain": True}, LABELS,
+         {"none_of_these": True, "none_threshold": 0.9, "coverage_cut": 0.1, "top_k": 2,
+          "explain": True}),
+        ({"tree": '{"news": ["markets", "sport"], "late parcel": null}', "threshold": 0.6},
+         {"news": ["markets", "sport"], "late parcel": None}, {"threshold": 0.6}),
+    ],
+)  # fmt: skip
+def test_every_option_of_an_answer_is_a_parameter(home, logged, params, labels, asked):
+    given = params if "tree" in params else params | {"labels": labels}
+    found = pyfunc.load_model(str(logged)).predict(pd.DataFrame({"text": TEXTS}), params=given)
+    for row, one in zip(
+        found.to_dict("records"), load_predictor(home).predict(TEXTS, labels, **asked)
+    ):
+        sent = from_prediction(0, one)
+        assert {"label", "score", "truncated", "error"} <= set(row)
+        same = {name: sent[name] for name in row}
+        assert row == same | {"score": pytest.approx(one.score)}
+    assert {"labels", "path"} & set(found)
+
+
+@pytest.mark.parametrize(
     ("params", "message"),
     [
         ({}, "labels: give them"),
         ({"labels": ["one", "one"]}, "one"),
         ({"labels": LABELS, "threshold": 2.0}, "threshold"),
+        ({"labels": LABELS, "threshold": 0.5, "thresholds": "{}"}, "either threshold"),
+        ({"labels": LABELS, "thresholds": '{"oil": 0.5}'}, "'oil' is not one of the 3 labels"),
+        ({"labels": LABELS, "thresholds": "[1]"}, "an object"),
+        ({"labels": LABELS, "tree": '["a"]'}, "either labels or tree"),
+        ({"tree": "{a: b"}, "tree: it is no JSON"),
+        ({"labels": LABELS, "mode": "multi", "explain": True}, "explain"),
     ],
 )
 def test_what_is_wrong_is_a_bad_request(logged, params, message):
@@ -95,9 +130,8 @@ def test_its_files_lie_in_the_store_once_with_signature_and_example(home, logged
     files = (home / "sce").iterdir()
     assert info.model_size_bytes == sum(file.stat().st_size for file in files)
     assert info.get_input_schema().input_names() == ["text", "labels"]
-    assert {p.name for p in info.get_params_schema().params} == {
-        "labels", "threshold", "return_scores", "long_text",
-    }  # fmt: skip
+    given = {p.name for p in info.get_params_schema().params}
+    assert given - {"labels", "tree", "thresholds"} == {f.name for f in fields(AnswerOptions)}
     example = json.loads((logged / "serving_input_example.json").read_text())
     assert example["params"] == EXAMPLE[1]
     assert "soft-contextualized-encoder==" in (logged / "requirements.txt").read_text()
