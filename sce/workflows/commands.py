@@ -32,6 +32,7 @@ COMMANDS = {
     "embed": "embed",
     "serve": SERVER,
     "compare": "compare",
+    "ablate": "ablate",
     "prepare": "prepare_data",
     "train-llama": "train_llama",
 }

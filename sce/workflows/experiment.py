@@ -8,7 +8,7 @@ that concern it, and a job runs those before it whose result is missing or out o
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -125,6 +125,17 @@ class Evaluation(Experiment):
     """Measure these text embedders side by side and recommend one: `minilm`, `mpnet`, `jina`, or a
     sentence-transformers checkpoint by hub id or folder. SCE is measured where there is a trained
     model: the experiment's own, that of `make quickstart`, or `mpnet=FOLDER`."""
+
+
+class Ablation(Experiment):
+    """Settings of `jobs/ablate.py`: an experiment, and what its variants change of it."""
+
+    seeds: list[int] = Field(default=[0], min_length=1)
+    """Each variant is trained with all of them."""
+    variants: dict[str, dict[str, Any]] = {}
+    """By name, the settings that a variant changes, as YAML; `seeds` may be one of them. Without
+    any, the experiment itself is trained with each seed. Data of its own wants a `shared_dir` of
+    its own."""
 
 
 class LlamaExperiment(RunSettings):
