@@ -29,6 +29,7 @@ COMMANDS = {
     "evaluate": "evaluate",
     "classify": "classify",
     "adapt": "adapt",
+    "tune": "tune",
     "embed": "embed",
     "serve": SERVER,
     "compare": "compare",

@@ -174,6 +174,32 @@ class LlamaExperiment(RunSettings):
         )
 
 
+class TuneConfig(JobConfig):
+    """Settings of `jobs/tune.py`."""
+
+    model: Place | None = None
+    """The trained model to begin with: a folder or URI. It is not changed."""
+    labelled: Place | None = None
+    """Your labelled rows: JSONL, CSV, TSV or Parquet."""
+    labels_file: Place | None = None
+    """A YAML or JSON file with their label set; by default the labels found there."""
+    text_column: str = "text"
+    label_column: str = "label"
+    output: Place | None = None
+    """Folder or URI of the tuned model."""
+    folds: int = Field(default=3, ge=2)
+    """Your rows are shared out into so many; each is answered by a model trained on the others."""
+    old_rows: int = Field(default=400, ge=0)
+    """Rows of the starter corpus that are trained on among yours, against forgetting."""
+    seed: int = 0
+    embedder: EmbedderConfig | None = None
+    """Where to find the text embedder; by default the one that the model's fingerprint names."""
+    augment: AugmentConfig = AugmentConfig(example_probability=0.0)
+    train: TrainConfig = TrainConfig(epochs=8, learning_rate=1e-4)
+    """`epochs` are the most; fewer are taken where more are not better for rows left out."""
+    tracking: TrackingConfig = TrackingConfig()
+
+
 class CompareConfig(JobConfig):
     """Settings of `jobs/compare.py`."""
 
