@@ -239,6 +239,15 @@ def load_config(config_class: type[ConfigT], argv: Sequence[str], prog: str, doc
         raise ConfigError(f"{prog}: a setting is JSON that is nested too deep.") from None
 
 
+def build_config(config_class: type[ConfigT], settings: dict[str, Any], where: str) -> ConfigT:
+    """A configuration of the settings that stand at `where`. Raises `ConfigError`."""
+    try:
+        return config_class(**settings)
+    except ValidationError as error:
+        said = _explain(error, None, _secret_fields(config_class))
+        raise ConfigError(f"{where}: {said}") from None
+
+
 def _as_typed(doc: str, prog: str) -> str:
     """A job's docstring with its commands as those of `sce`, where it was that which was typed."""
     if not prog.startswith("sce "):

@@ -1,4 +1,4 @@
-"""Two folds of labelled rows, and a few examples of each label from one fold for the other.
+"""Folds of labelled rows, and a few examples of each label from one fold for the other.
 
 No row may be answered by a fit that saw its label: copies of a text lie in one fold. All choices
 follow from the seed and the texts, not from the order of the rows.
@@ -14,9 +14,9 @@ import numpy as np
 from sce.datasets.splits import rank, text_key
 
 
-def two_folds(texts: Sequence[str], labels: Sequence[str], seed: int) -> np.ndarray:
-    """The fold of each row, 0 or 1, int64 [N]; the distinct texts of a label are shared out
-    evenly, the odd one by chance."""
+def share_out(texts: Sequence[str], labels: Sequence[str], seed: int, folds: int = 2) -> np.ndarray:
+    """The fold of each row, 0 to `folds` - 1, int64 [N]; the distinct texts of a label are shared
+    out evenly, the odd ones by chance."""
     keys = [text_key(text) for text in texts]
     by_label: dict[str, set[bytes]] = defaultdict(set)
     for key, label in zip(keys, labels, strict=True):
@@ -25,8 +25,8 @@ def two_folds(texts: Sequence[str], labels: Sequence[str], seed: int) -> np.ndar
     for label in sorted(by_label):
         # A text that has two labels keeps the fold that the first of them gave it.
         free = sorted(by_label[label] - fold_of.keys(), key=lambda key: (rank(seed, key), key))
-        first = rank(seed, label.encode())[0] % 2
-        fold_of |= {key: (first + place) % 2 for place, key in enumerate(free)}
+        first = rank(seed, label.encode())[0] % folds
+        fold_of |= {key: (first + place) % folds for place, key in enumerate(free)}
     return np.array([fold_of[key] for key in keys], np.int64)
 
 

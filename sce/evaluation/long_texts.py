@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sce.evaluation.folds import two_folds
+from sce.evaluation.folds import share_out
 from sce.evaluation.metrics import (
     ReliabilityBin,
     bootstrap_interval,
@@ -69,7 +69,7 @@ def compare_readings(
         labels: the right one of each text.
     """
     y_N = np.array([label_set.index(name) for name in labels])
-    other_N = two_folds(texts, labels, seed) == 1
+    other_N = share_out(texts, labels, seed) == 1
     found = []
     for method, answer in methods.items():
         for what, vectors in readings.items():

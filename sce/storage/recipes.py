@@ -55,8 +55,10 @@ def read_settings(name: str) -> dict[str, Any]:
         own = _read_one(place, name)
         merged: dict[str, Any] = {}
         for item in own.pop(INCLUDE, []):
-            merged = _merged(merged, read(place.parent / item, item, (*above, place.resolve())))
-        return _merged(merged, own)
+            merged = merged_settings(
+                merged, read(place.parent / item, item, (*above, place.resolve()))
+            )
+        return merged_settings(merged, own)
 
     try:
         place = to_place(name)
@@ -86,11 +88,11 @@ def _read_one(place: Place, name: str) -> dict[str, Any]:
     return content
 
 
-def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+def merged_settings(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     """Settings key by key, those `above` winning; a list is taken whole."""
     found = dict(below)
     for key, value in above.items():
         old = found.get(key)
         both = isinstance(old, dict) and isinstance(value, dict)
-        found[key] = _merged(old, value) if both else value  # type: ignore[arg-type]
+        found[key] = merged_settings(old, value) if both else value  # type: ignore[arg-type]
     return found

@@ -32,6 +32,12 @@ class Rows:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def take(self, places: np.ndarray) -> Rows:
+        """The rows at these places."""
+        lists = (self.ids, self.datasets, self.labels, self.sets)
+        ids, datasets, labels, sets = ([one[i] for i in places] for one in lists)
+        return Rows(ids, datasets, labels, sets, self.vectors_ND[places])
+
     @classmethod
     def read(cls, table: pa.Table, store: EmbeddingStore) -> Rows:
         """Prepared rows (`sce.datasets.schema.ROWS`) with their vectors."""

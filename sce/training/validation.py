@@ -74,6 +74,12 @@ class Validator:
                 scores_VNK[view, mine, : found.shape[1]] = found
         return scores_VNK
 
+    def right(self, scores_VNK: np.ndarray) -> np.ndarray:
+        """The share of the views under which each row is right, [N], from whole scores."""
+        padding_NK = np.arange(self.width) >= self.label_counts_N[:, None]
+        found_VN = np.where(padding_NK, -np.inf, scores_VNK).argmax(2)
+        return np.asarray((found_VN == self.targets_N).mean(0))
+
     def figures(self, scores_VNK: np.ndarray) -> dict[str, float]:
         """Figures of whole (summed) scores, each the mean over the views: mean NLL of the rows,
         accuracy by dataset, and the mean of those (every dataset counts the same)."""
@@ -82,7 +88,7 @@ class Validator:
         logits = torch.from_numpy(scores_VNK).double()
         targets = torch.tensor(self.targets_N).expand(len(VALIDATION_VIEWS), -1)
         nll = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
-        right_N = (scores_VNK.argmax(2) == self.targets_N).mean(0)
+        right_N = self.right(scores_VNK)
         datasets = np.array(self.rows.datasets)
         by_dataset = {d: float(right_N[datasets == d].mean()) for d in sorted(set(datasets))}
         return {

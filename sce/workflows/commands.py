@@ -29,9 +29,11 @@ COMMANDS = {
     "evaluate": "evaluate",
     "classify": "classify",
     "adapt": "adapt",
+    "tune": "tune",
     "embed": "embed",
     "serve": SERVER,
     "compare": "compare",
+    "ablate": "ablate",
     "prepare": "prepare_data",
     "train-llama": "train_llama",
 }

@@ -8,7 +8,7 @@ that concern it, and a job runs those before it whose result is missing or out o
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -127,6 +127,17 @@ class Evaluation(Experiment):
     model: the experiment's own, that of `make quickstart`, or `mpnet=FOLDER`."""
 
 
+class Ablation(Experiment):
+    """Settings of `jobs/ablate.py`: an experiment, and what its variants change of it."""
+
+    seeds: list[int] = Field(default=[0], min_length=1)
+    """Each variant is trained with all of them."""
+    variants: dict[str, dict[str, Any]] = {}
+    """By name, the settings that a variant changes, as YAML; `seeds` may be one of them. Without
+    any, the experiment itself is trained with each seed. Data of its own wants a `shared_dir` of
+    its own."""
+
+
 class LlamaExperiment(RunSettings):
     """Settings of `jobs/train_llama.py`."""
 
@@ -161,6 +172,32 @@ class LlamaExperiment(RunSettings):
             quantisation=self.lora.quantisation,
             max_text_tokens=self.train.max_text_tokens,
         )
+
+
+class TuneConfig(JobConfig):
+    """Settings of `jobs/tune.py`."""
+
+    model: Place | None = None
+    """The trained model to begin with: a folder or URI. It is not changed."""
+    labelled: Place | None = None
+    """Your labelled rows: JSONL, CSV, TSV or Parquet."""
+    labels_file: Place | None = None
+    """A YAML or JSON file with their label set; by default the labels found there."""
+    text_column: str = "text"
+    label_column: str = "label"
+    output: Place | None = None
+    """Folder or URI of the tuned model."""
+    folds: int = Field(default=3, ge=2)
+    """Your rows are shared out into so many; each is answered by a model trained on the others."""
+    old_rows: int = Field(default=400, ge=0)
+    """Rows of the starter corpus that are trained on among yours, against forgetting."""
+    seed: int = 0
+    embedder: EmbedderConfig | None = None
+    """Where to find the text embedder; by default the one that the model's fingerprint names."""
+    augment: AugmentConfig = AugmentConfig(example_probability=0.0)
+    train: TrainConfig = TrainConfig(epochs=8, learning_rate=1e-4)
+    """`epochs` are the most; fewer are taken where more are not better for rows left out."""
+    tracking: TrackingConfig = TrackingConfig()
 
 
 class CompareConfig(JobConfig):

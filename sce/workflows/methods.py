@@ -25,7 +25,7 @@ from sce.embedding.embedder import TextEmbedder
 from sce.evaluation import flops
 from sce.evaluation.costs import AnswerCost, FitCost, TrainingCost, answer_cost
 from sce.evaluation.evaluate import EvaluationSet, Method, Request, VectorMethod
-from sce.evaluation.folds import draw_examples, two_folds
+from sce.evaluation.folds import draw_examples, share_out
 from sce.evaluation.summaries import ADAPTED
 from sce.labels import LabelSet
 from sce.model.calibration import Temperature, fit_temperature
@@ -189,7 +189,7 @@ class AdaptedMethod(Method):
             return _Fits([self._adapted(rows, label_set, None)], np.zeros(len(rows), np.int64), 0)
         assert rows.vectors_ND is not None, "this method reads vectors"
         targets = [label_set.index(name) for name in rows.labels]
-        fold_N = two_folds(rows.texts, rows.labels, self._seed)
+        fold_N = share_out(rows.texts, rows.labels, self._seed)
         fits, shorts = [], []
         for fold in (0, 1):
             places, short = draw_examples(

@@ -86,10 +86,8 @@ def train(experiment: Experiment) -> dict[str, Any]:
     run = TrainingRun.open(
         experiment.checkpoints_dir, _identity(plan), experiment.resume, experiment.restart
     )
-    # Beside the model, so that later jobs can be given it whole, but for passwords.
-    settings = hide_secrets(experiment.model_dump(mode="json", exclude={"resume", "restart"}))
-    settings["umask"] = experiment.umask
-    text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+    # Beside the model, so that later jobs can be given it whole.
+    text = yaml.safe_dump(saved_settings(experiment), sort_keys=False, allow_unicode=True)
     write_text(experiment.home / CONFIG_FILE, text)
     tracker = open_run(experiment, "training", "train", run.tracker_run_id)
     with run.recorded(tracker):
@@ -136,6 +134,12 @@ def train(experiment: Experiment) -> dict[str, Any]:
         "mlflow_model": None if model_id is None else f"models:/{model_id}",
         "seconds": round(time.perf_counter() - started, 1),
     }
+
+
+def saved_settings(experiment: Experiment) -> dict[str, Any]:
+    """What `CONFIG_FILE` says: all settings of an experiment but its passwords."""
+    settings = hide_secrets(experiment.model_dump(mode="json", exclude={"resume", "restart"}))
+    return dict(settings) | {"umask": experiment.umask}
 
 
 def resolve(experiment: Experiment) -> Plan:

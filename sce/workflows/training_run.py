@@ -108,6 +108,12 @@ class TrainingRun:
         return {} if found is None else found.settings
 
     @classmethod
+    def is_finished(cls, folder: Place) -> bool:
+        """Whether a run lies in `folder` whose model was written and measured."""
+        found = cls._read(folder)
+        return found is not None and found.finished
+
+    @classmethod
     def _read(cls, folder: Place) -> TrainingRun | None:
         path = folder / STATE_FILE
         if not path.exists():
