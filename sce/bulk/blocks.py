@@ -35,7 +35,7 @@ class Stage:
         rows_per_file: at least; None for a file a block.
         block_bytes: target size of the blocks that are read.
         batch_rows: that the function gets at once.
-        classified: the output has labels.
+        counted: the column whose labels are counted, `label` or `labels`; None in a store.
         write_options: of `pyarrow.parquet.write_table`.
         json_columns: that hold JSON text, which JSONL output takes as it is.
         labels: of which CSV has a column each with its score; None where the rows' differ.
@@ -47,7 +47,7 @@ class Stage:
     rows_per_file: int | None
     block_bytes: int
     batch_rows: int = BLOCK_ROWS
-    classified: bool = True
+    counted: str | None = "label"
     write_options: dict[str, Any] | None = None
     json_columns: tuple[str, ...] = ()
     labels: tuple[str, ...] | None = None

@@ -17,7 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sce.bulk.matching import ERROR, NULL, IntArray, OutputRows, match_rows
+from sce.bulk.membership import MatchedSets, SetChanges, read_sets
+from sce.bulk.output import read_run
 from sce.errors import DataError
+from sce.model.options import SEVERAL_COLUMN
 from sce.storage import Place, RemotePath
 
 MOVES_WITH_EXAMPLES = 20
@@ -99,6 +102,7 @@ class Comparison:
             most rows first.
         renamed: labels of the previous run that count as one of the current run.
         subtrees: where those labels stand that were found to have moved with their tree's node.
+        sets: how the sets of labels changed, where rows may have several.
         exact_labels: whether both label sets were given. If not, a label without rows is not
             seen: `gone` may hold labels that are only empty, `new` some that were.
     """
@@ -111,6 +115,7 @@ class Comparison:
     exact_labels: bool
     renamed: Mapping[str, str] = field(default_factory=dict)
     subtrees: tuple[Subtree, ...] = ()
+    sets: SetChanges | None = None
 
     @cached_property
     def new(self) -> tuple[str, ...]:
@@ -202,6 +207,8 @@ class Comparison:
             "labels_now_empty": len(self.now_empty),
             "subtrees_moved": len(self.subtrees),
         }
+        if self.sets is not None:
+            figures |= self.sets.to_metrics()
         return {f"compare/{k}": float(v) for k, v in figures.items() if not np.isnan(v)}
 
 
@@ -301,6 +308,16 @@ class MatchedOutputs:
             renamed=self.renamed,
         )
 
+    def sets(self) -> MatchedSets | None:
+        """Their label sets, where rows of one may have several; of the other each row's label."""
+        columns = [_labels_column(self.before.folder), _labels_column(self.after.folder)]
+        if SEVERAL_COLUMN not in columns:
+            return None
+        names: dict[str, int] = {}
+        before = read_sets(self.before, columns[0], names, self.renamed)
+        after = read_sets(self.after, columns[1], names, {})
+        return MatchedSets(before, after, self.at_before_G, self.at_after_G, list(names))
+
     def write_moved(self, place: Place) -> int:
         """Write a Parquet file with each row whose label changed, in the order of the current
         output: its id, `label_before`, `label_after` and the scores; how many they are."""
@@ -365,6 +382,12 @@ class MatchedOutputs:
         for old, new in self.renamed.items():
             if new not in (self.labels if new_labels is None else new_labels):
                 raise DataError(f"renamed: {old!r} to {new!r}, which the current labels have not.")
+
+
+def _labels_column(folder: str) -> str:
+    """In which an output has the labels of a row."""
+    run = read_run(folder)
+    return SEVERAL_COLUMN if run is not None and run.request.get("mode") == "multi" else "label"
 
 
 def compare_outputs(

@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from sce.bulk.answering import BlockPredictor, Vectors
 from sce.bulk.corpus import Columns
+from sce.bulk.output import TOP
 from sce.bulk.reading import OWN_COLUMNS, kept_columns
 from sce.bulk.rows import (
     Errors,
@@ -26,7 +27,6 @@ from sce.model.label_tree import answer_names, tree_of
 from sce.model.linear_labels import LinearLabels
 from sce.model.options import PATH_COLUMN, SEVERAL_COLUMN, AnswerOptions
 
-TOP = pa.list_(pa.struct([("label", pa.string()), ("score", pa.float32())]))
 WHERE = pa.struct([("start", pa.int32()), ("end", pa.int32())])
 EXAMPLE = pa.struct([("text", pa.string()), ("label", pa.string()), ("similarity", pa.float32())])
 WHY = pa.struct([("nearest", pa.list_(EXAMPLE)), ("competitor", TOP.value_type)])

@@ -15,6 +15,7 @@ from rich.filesize import decimal
 from rich.text import Text
 
 from sce.bulk.changes import Comparison, Move
+from sce.bulk.membership import SetChanges
 from sce.bulk.output import OutputFormat
 from sce.errors import ROW_ERRORS
 from sce.evaluation.tables import Cell, Table, escape_markdown
@@ -207,11 +208,23 @@ def headline(found: Comparison) -> str:
             f" {found.rows_relabelled:,} of them went from label to label, {found.rows_to_null:,} "
             f"lost their label, {found.rows_from_null:,} got one."
         )
+    if found.sets is not None:
+        said = f"By each row's best label: {said} {sets_headline(found.sets)}"
     if found.rows_moved and found.gone:
         said += f" {found.rows_moved_from_gone:,} of them had a label that is gone."
     if found.rows_moved and found.new:
         said += f" {found.rows_moved_to_new:,} of them went to a new label."
     return said
+
+
+def sets_headline(sets: SetChanges) -> str:
+    """In a sentence: how many rows have other labels, and how many labels came and went."""
+    share = sets.rows_changed / sets.rows if sets.rows else float("nan")
+    return (
+        f"By all of them, {sets.rows_changed:,} of {sets.rows:,} rows have other labels "
+        f"({_percent(share)}): {sum(sets.added.values()):,} labels were added, "
+        f"{sum(sets.removed.values()):,} removed."
+    )
 
 
 def one_line(text: str, chars: int = NAME_CHARS) -> str:
@@ -261,6 +274,8 @@ def _label_changes(found: Comparison) -> list[str]:
 def _tables(found: Comparison, moves: int, labels: int) -> list[Table]:
     """The largest moves and the labels that changed most, where there are any."""
     tables = [_moves(found, found.moves[:moves])] if found.moves else []
+    if found.sets is not None:
+        return [*tables, _set_changes(found.sets, labels)]
     return [*tables, _labels(found, labels)] if found.labels else tables
 
 
@@ -301,6 +316,17 @@ def _labels(found: Comparison, limit: int) -> Table:
     if len(rows) < total:
         title = f"Rows of a label: the {len(rows)} of {total} that changed most"
     return Table(["label", "before", "after", "change"], rows, title)
+
+
+def _set_changes(sets: SetChanges, limit: int) -> Table:
+    """The labels that most rows got or lost, at most `limit`."""
+    names = dict.fromkeys([*sets.before, *sets.after])
+    counts = [[one.get(name, 0) for one in (sets.before, sets.added, sets.removed, sets.after)]
+              for name in names]  # fmt: skip
+    changed = sorted(zip(names, counts), key=lambda row: -(row[1][1] + row[1][2]))[:limit]
+    rows = [[one_line(name), *(f"{n:,}" for n in row)] for name, row in changed]
+    title = f"Rows that have a label, and those that got and lost it ({len(rows)} of {len(names)})"
+    return Table(["label", "before", "added", "removed", "after"], rows, title)
 
 
 def _matrix(found: Comparison) -> Table:

@@ -75,7 +75,7 @@ class OutputRows:
         hashes, codes = [np.empty((2, 0), np.uint64)], [np.empty(0, np.int32)]
         scores = [np.empty(0, np.float32)]
         for file in files:
-            for batch in _batches(file, (id_column, *_COLUMNS)):
+            for batch in read_columns(file, (id_column, *_COLUMNS)):
                 hashes.append(_hashes(_all_ids(batch[id_column], file.uri, len(hashes))))
                 codes.append(_codes(batch, names, renamed or {}))
                 scores.append(pc.fill_null(batch["score"].cast(pa.float32()), np.nan).to_numpy())
@@ -95,7 +95,7 @@ class OutputRows:
         """The ids of all rows, read again, in batches, each with the number of its first row."""
         first = 0
         for file in self.files:
-            for batch in _batches(file, [self.id_column]):
+            for batch in read_columns(file, [self.id_column]):
                 yield first, batch[self.id_column].cast(pa.string())
                 first += batch.num_rows
 
@@ -187,7 +187,8 @@ def _has_rows(file: InputFile, id_column: str) -> bool:
     return True
 
 
-def _batches(file: InputFile, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+def read_columns(file: InputFile, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """Columns of a file of an output, batch by batch. Raises `DataError`: it cannot be read."""
     try:
         yield from read_rows(file.uri, _KINDS[file.kind], columns)
     except (OSError, pa.ArrowException) as error:

@@ -34,6 +34,7 @@ from sce.bulk import table_csv
 from sce.bulk.counts import add_counts
 from sce.config import check_writable
 from sce.errors import ConfigError, DataError
+from sce.model.options import SEVERAL_COLUMN
 from sce.storage import (
     Place,
     RemotePath,
@@ -51,6 +52,8 @@ STALE_SECONDS = 60
 COMMIT_ROWS = 10_000_000
 """A part has at most about this many rows: 80 MB of places in a filtering actor that resumes."""
 OutputFormat = Literal["parquet", "jsonl", "csv"]
+TOP = pa.list_(pa.struct([("label", pa.string()), ("score", pa.float32())]))
+"""Labels of a row, best first."""
 
 
 @dataclass
@@ -66,7 +69,8 @@ class PartCounts:
 
     @classmethod
     def of(cls, rows: pa.RecordBatch | pa.Table) -> PartCounts:
-        """What stands in some rows; those of a store have no labels, of an old one no errors."""
+        """What stands in some rows; those of a store have no labels, of an old one no errors. Rows
+        of each label: of the column `labels` where it is among them, else of `label`."""
         errors = _counted(rows["error"]) if "error" in rows.schema.names else {}
         errors.pop("", None)  # as earlier versions wrote it for none
         truncated = pc.sum(rows["truncated"]).as_py() or 0
@@ -74,7 +78,10 @@ class PartCounts:
             return cls(rows.num_rows, errors, truncated)
         null = pc.and_(pc.is_null(rows["label"]), pc.equal(pc.fill_null(rows["error"], ""), ""))
         nulls = pc.sum(null).as_py() or 0
-        return cls(rows.num_rows, errors, truncated, nulls, _counted(rows["label"]))
+        labels = rows["label"]
+        if SEVERAL_COLUMN in rows.schema.names:
+            labels = list_of_names(rows[SEVERAL_COLUMN]).flatten()
+        return cls(rows.num_rows, errors, truncated, nulls, _counted(labels))
 
     @classmethod
     def total(cls, parts: Sequence[PartCounts]) -> PartCounts:
@@ -244,11 +251,31 @@ def rows_done(run: OutputRun) -> int:
     return rows
 
 
-def count_part(files: Sequence[str], output_format: OutputFormat, classified: bool) -> PartCounts:
-    """Read back what the files of a part hold: rows that are `classified`, or those of an
-    embedding store. Raises `RuntimeError`: a row is there twice."""
+def list_of_names(column: pa.Array) -> pa.ListArray:
+    """The names in a column `labels` as Parquet and JSONL have it, lists of `{label, score}`, or as
+    CSV has it, between "; "; or in one of one label a row. Of a null none."""
+    if pa.types.is_list(column.type):
+        names = pc.struct_field(column.flatten(), "label")
+        count_N = pc.fill_null(pc.list_value_length(column), 0).to_numpy()
+    else:
+        parts = pc.split_pattern(pc.fill_null(column.cast(pa.string()), ""), table_csv.SEPARATOR)
+        names, count_N = parts.flatten(), pc.list_value_length(parts).to_numpy()
+        kept_M = pc.not_equal(names, "")
+        row_M = np.repeat(np.arange(len(column)), count_N)[kept_M.to_numpy(zero_copy_only=False)]
+        names, count_N = names.filter(kept_M), np.bincount(row_M, minlength=len(column))
+    offsets = np.concatenate([[0], np.cumsum(count_N)])
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), names)
+
+
+def count_part(
+    files: Sequence[str], output_format: OutputFormat, counted: str | None = "label"
+) -> PartCounts:
+    """Read back what the files of a part hold: rows that have labels, those of the column `counted`
+    (`label` or `labels`), or with None those of an embedding store. Raises `RuntimeError`: a row is
+    there twice."""
     counts, places = [], [np.empty(0, np.int64)]
-    columns = ["place", "error", "truncated", *(["label"] if classified else [])]
+    columns = ["place", "error", "truncated", *(["label"] if counted else [])]
+    columns += [SEVERAL_COLUMN] if counted == SEVERAL_COLUMN else []
     for file in files:
         for batch in read_rows(file, output_format, columns):
             counts.append(PartCounts.of(batch))
@@ -267,6 +294,7 @@ def read_rows(
     """Columns of a file of an output, batch by batch."""
     filesystem, path = filesystem_of(uri)
     types = {"place": pa.int64(), "truncated": pa.bool_(), "score": pa.float32()}
+    types |= {} if output_format == "csv" else {SEVERAL_COLUMN: TOP}
     schema = pa.schema([(name, types.get(name, pa.string())) for name in columns])
     kind = pads.ParquetFileFormat()
     if output_format == "jsonl":

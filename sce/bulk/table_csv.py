@@ -20,6 +20,8 @@ _FORMULA = r"^'*[\p{Cc}\p{Cf}\p{Z}]*[=+\-@＝＋－＠]|^'*[\t\r\n]"
 """What a spreadsheet might take for a formula: also behind characters that it shows as nothing
 (control, format, white space). One that is guarded already gets another mark, so that taking one
 away gives back every text. serve/page.html has the same rule."""
+SEPARATOR = "; "
+"""Between the names of a row's labels."""
 _NUMBER = r"^[-+]?\d+([.,]\d+)?$"
 
 
@@ -91,7 +93,7 @@ def _names(column: pa.ChunkedArray) -> pa.Array:
     rows = column.to_pylist()
     if pa.types.is_struct(column.type.value_type):
         rows = [None if row is None else [one["label"] for one in row] for row in rows]
-        return pa.array([None if row is None else "; ".join(row) for row in rows], pa.string())
+        return pa.array([None if row is None else SEPARATOR.join(row) for row in rows], pa.string())
     return _flat(column)
 
 

@@ -33,7 +33,7 @@ from sce.labels import LabelSet
 from sce.model.background import BACKGROUND_FILE
 from sce.model.label_tree import answer_names, tree_of
 from sce.model.logistic import OF_CORPUS, OF_NO_CORPUS, OF_OWN_CORPUS
-from sce.model.options import AnswerOptions
+from sce.model.options import SEVERAL_COLUMN, AnswerOptions
 from sce.model.settings import EXACT, SHORTLIST_ABOVE, SHORTLIST_SIZE
 
 SCORES_PER_BATCH = 1_000_000
@@ -269,6 +269,7 @@ class Classification:
             rows_per_file=rows_per_file or by_device,
             block_bytes=TEXT_BLOCK_BYTES if from_text else VECTOR_BLOCK_BYTES,
             batch_rows=batch_rows,
+            counted=SEVERAL_COLUMN if self.options.mode == "multi" else "label",
             json_columns=tuple(
                 kept_name(name, (self.columns.id_name, *own_columns(self.options, self.labels)))
                 for name in json_text

@@ -264,7 +264,7 @@ def _stage(
         rows_per_file=4 * CHUNKED_ROWS if chunks else EMBED_ROWS_PER_FILE[workers.device],
         block_bytes=TEXT_BLOCK_BYTES,
         batch_rows=CHUNKED_ROWS if chunks else int(np.clip(rows_each, MIN_BATCH_ROWS, BLOCK_ROWS)),
-        classified=False,
+        counted=None,
         write_options={
             "compression": "none",
             "use_dictionary": ["error", *columns.keep],

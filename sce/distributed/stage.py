@@ -151,7 +151,7 @@ def _commit_part(
 ) -> None:
     """Commit the part if rows in = rows out, each once, by what lies in the folder."""
     _delete_unconfirmed(run, number, pool.confirmed(run, number))
-    counts = count_part(run.part_files(number), stage.output_format, stage.classified)
+    counts = count_part(run.part_files(number), stage.output_format, stage.counted)
     expected = sum(shard.rows for shard in shards)
     if counts.rows != expected:
         raise RuntimeError(

@@ -18,7 +18,7 @@ from sce.storage import to_place, write_text
 
 FOLDER = "_comparison"
 """Of an output; its name keeps readers of the rows out."""
-REPORT, MOVED = "report.md", "moved.parquet"
+REPORT, MOVED, SETS = "report.md", "moved.parquet", "labels.parquet"
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ def report_changes(
     separator: str | None = None,
 ) -> tuple[Comparison, str, dict[str, Any]]:
     """Compare two outputs; print it, and write `REPORT` and `MOVED` into `FOLDER` of the current
-    one.
+    one; where rows may have several labels `SETS` too.
 
     Args:
         previous: folder, labels where they are known, and which of them were renamed to what.
@@ -55,6 +55,9 @@ def report_changes(
         same = {name: now for one in subtrees for name, now in one.labels.items()}
         matched = matched.with_renamed(same)
         found = replace(matched.compared(label_sets, texts_of), subtrees=tuple(subtrees))
+    sets = matched.sets()
+    if sets is not None:
+        found = replace(found, sets=sets.compared())
     print_comparison(found, Console(stderr=True))
     report = comparison_markdown(found)
     if likely := likely_renames(found, lambda *names: _similarity(vectors_of, *names)):
@@ -65,6 +68,9 @@ def report_changes(
     write_text(place / REPORT, report)
     matched.write_moved(place / MOVED)
     said = {"moved": str(place / MOVED), "likely_renamed": dict(likely)}
+    if sets is not None:
+        sets.write_changed(place / SETS, matched.after)
+        said["changed_labels"] = str(place / SETS)
     if separator is not None:
         said["moved_subtrees"] = {one.before: one.after for one in found.subtrees}
     return found, report, found.to_metrics() | said

@@ -161,10 +161,10 @@ def test_a_part_is_counted_by_what_lies_in_it(tmp_path, output_format, flat):
     if flat:
         (file,) = (tmp_path / "part-00000").iterdir()
         file.rename(tmp_path / f"part-00000_{file.name}")
-    counts = count_part(run.part_files(0), output_format, classified=True)
+    counts = count_part(run.part_files(0), output_format)
     assert counts == PartCounts(3, {"text_null": 1}, 1, 1, {"flood": 1})
     with pytest.raises(RuntimeError, match="twice"):
-        count_part(run.part_files(0) * 2, output_format, classified=True)
+        count_part(run.part_files(0) * 2, output_format)
 
 
 def test_rows_done_counts_no_part_twice(tmp_path):
