@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -31,7 +33,7 @@ from sce.model.label_vectors import TextVectors
 from sce.model.options import Scoring
 from sce.model.pooling import ChunkVectors, answer_chunks
 from sce.predictor import Predictor
-from sce.storage import Place, fetch, write_text
+from sce.storage import Place, fetch, put, write_text
 from sce.training.random_keys import some_places
 from sce.workflows.experiment import Experiment
 
@@ -68,7 +70,9 @@ def measure_long_texts(experiment: Experiment, folder: Place) -> list[dict[str, 
     write_text(folder / f"{LONG_TEXTS_FILE}.json", json.dumps(records, indent=1) + "\n")
     write_text(folder / f"{LONG_TEXTS_FILE}.md", table.to_markdown())
     figure = plots.reliability_figure(to_curves(found), f"{config.labelled.stem}, long texts")
-    plots.save(figure, folder / f"{LONG_TEXTS_FILE}_reliability.png")
+    picture = folder / f"{LONG_TEXTS_FILE}_reliability.png"
+    with TemporaryDirectory() as scratch:  # the folder may be a URI
+        put(plots.save(figure, Path(scratch) / picture.name), picture)
     return [{name: v for name, v in one.items() if name != "bins"} for one in records]
 
 

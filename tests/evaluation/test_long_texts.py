@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sce.evaluation.folds import two_folds
+from sce.evaluation.folds import share_out
 from sce.evaluation.long_texts import compare_readings, to_records, to_table
 from sce.labels import LabelSet
 from sce.model.answers import Answers
@@ -41,7 +41,7 @@ def test_what_the_beginning_does_not_say_is_found_in_the_chunks():
     assert [one.accuracy for one in found] == [0.5, 1, 1, 1, 1]
     assert found[0].chosen == 0.5
     assert [one.vectors for one in found] == [1, 2, 2, 2, 2]
-    other = two_folds(texts, names, 0) == 1
+    other = share_out(texts, names, 0) == 1
     right = np.where(np.array(names)[other] == "a", 0.6, 0.4)
     assert found[0].nll == pytest.approx(-np.log(right).mean(), abs=1e-6)
     assert set(to_records(found)[0]) >= {"method", "reading", "accuracy", "nll", "ece"}
