@@ -60,7 +60,19 @@ JOBS: dict[str, list[str]] = {
         *CLASSIFY, "--input", f"{HOME}/in/texts", "--output", f"{HOME}/out/answers",
         "--save-embeddings", f"{HOME}/out/store",
     ],
+    "adapt": [
+        *MODEL, "--input", f"{HOME}/out/store", "--labels-file", f"{HOME}/in/labels.yaml",
+        "--output", f"{HOME}/out/adapted",
+    ],
+    "tune": [
+        "--model", f"{HOME}/run/model", "--labelled", f"{HOME}/in/own.jsonl", *EMBEDDER,
+        "--output", f"{HOME}/out/tuned", "--train.epochs", "1", "--old-rows", "20",
+    ],
     "train_llama": LLAMA,
+    "ablate": [
+        "--config", f"{HOME}/in/tiny.yaml", "--run-dir", f"{HOME}/ablation",
+        "--variants", '{"as it is": {}}', "--seeds", "[0]",
+    ],
     "compare": ["--output", f"{HOME}/out/compare"],
     "benchmark": ["embed", "--rows", "64", "--rounds", "1", *EMBEDDER],
     "epoch_cost": ["--size", "tiny", "--steps", "1", "--warmup", "0"],
@@ -80,6 +92,11 @@ WRONG: dict[str, tuple[list[str], str]] = {
          "--labels", json.dumps(LABELS)],
         f"'{HOME}/empty' has no config.json",
     ),
+    "tune": (["--output", f"{HOME}/out/no"], "model: give one"),
+    "ablate": (
+        ["--config", f"{HOME}/in/tiny.yaml", "--variants", '{"x": {"nowhere": 1}}'], "nowhere",
+    ),
+    "adapt": (["--output", f"{HOME}/out/no"], "give labels"),
     "train_llama": (["--run-dir", "ftp://host/x"], "ftp://host/x"),
     "compare": (["--output", NOWHERE], "there is no bucket"),
     "benchmark": (["embed", "--rows", "none"], "rows"),
