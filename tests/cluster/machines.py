@@ -68,7 +68,12 @@ class Machine:
 
     def command(self, *command: str) -> list[str]:
         """What runs a command on this machine, with its own /tmp."""
-        inside = f'mount --bind {self.folder} /tmp && exec "$@"'
+        steps = []
+        for kept in {ROOT, Path(sys.prefix)}:  # a checkout below /tmp stays where it was
+            if kept.is_relative_to("/tmp"):
+                place = self.folder / kept.relative_to("/tmp")
+                steps.append(f"mkdir -p {place} && mount --bind {kept} {place}")
+        inside = " && ".join([*steps, f'mount --rbind {self.folder} /tmp && exec "$@"'])
         return ["ip", "netns", "exec", self.name, "unshare", "--mount", "sh", "-c", inside, "sh",
                 *command]  # fmt: skip
 

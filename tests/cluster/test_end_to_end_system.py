@@ -41,7 +41,8 @@ pytestmark = [
 ]
 
 EMBEDDER = ["--embedder.kind", "jina", "--embedder.model", f"{HOME}/models/jina"]
-MODEL = ["--model", f"{HOME}/run/model", *EMBEDDER, "--dtype", "float32"]
+TRAINED = ["--model", f"{HOME}/run/model", *EMBEDDER]
+MODEL = [*TRAINED, "--dtype", "float32"]
 CLASSIFY = [*MODEL, "--labels-file", f"{HOME}/in/labels.yaml"]
 LLAMA_DATA = json.dumps([{"dataset": "custom", "name": "own", "path": f"{HOME}/in/own.jsonl"}])
 LLAMA = ["--base", f"{HOME}/models/llama", "--run-dir", f"{HOME}/llama"]
@@ -61,7 +62,7 @@ JOBS: dict[str, list[str]] = {
         "--save-embeddings", f"{HOME}/out/store",
     ],
     "adapt": [
-        *MODEL, "--input", f"{HOME}/out/store", "--labels-file", f"{HOME}/in/labels.yaml",
+        *TRAINED, "--input", f"{HOME}/out/store", "--labels-file", f"{HOME}/in/labels.yaml",
         "--output", f"{HOME}/out/adapted",
     ],
     "tune": [

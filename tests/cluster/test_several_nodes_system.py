@@ -31,7 +31,8 @@ LABELS = ["flood", "engine trouble", "praise"]
 WORDS = {"flood": "river water rain", "engine trouble": "car motor smoke", "praise": "thank you"}
 TEXTS = [f"{list(WORDS.values())[i % 3]} number {i}" for i in range(600)]
 EMBEDDER = ["--embedder.kind", "jina", "--embedder.model", f"{HOME}/models/jina"]
-MODEL = ["--model", f"{HOME}/run/model", *EMBEDDER, "--dtype", "float32"]
+TRAINED = ["--model", f"{HOME}/run/model", *EMBEDDER]
+MODEL = [*TRAINED, "--dtype", "float32"]
 TWO = ["--resources.embed-actors", "2", "--resources.cpus-per-embed-actor", "2.5"]
 """Actors that no machine has room for two of."""
 
@@ -49,7 +50,7 @@ JOBS: dict[str, list[str]] = {
         "--embedder.dtype", "float32",
     ],
     "adapt": [
-        *MODEL, "--input", f"{HOME}/out/store", "--labels", json.dumps(LABELS),
+        *TRAINED, "--input", f"{HOME}/out/store", "--labels", json.dumps(LABELS),
         "--output", f"{HOME}/out/adapted",
     ],
     "classify": [
