@@ -71,7 +71,7 @@ class Predictor:
         text_vectors: where the vectors of label texts come from; by default the embedder.
         shortlist_above: sets of more labels than this are scored by shortlist: the
             `shortlist_size` labels nearest to the text by cosine are contextualised, the others
-            get probability 0. None for `SHORTLIST_ABOVE`; `sce.model.scoring.EXACT` never uses
+            get probability 0. None for `SHORTLIST_ABOVE`; `sce.model.settings.EXACT` never uses
             one.
         shortlist_size: None for `SHORTLIST_SIZE`.
         background: what texts are like in general; None for `Background.isotropic`.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pyarrow as pa
 
 from sce.bulk.answering import BlockPredictor, Vectors
 from sce.bulk.corpus import Columns
+from sce.bulk.exemplars import Exemplars
 from sce.bulk.output import TOP
 from sce.bulk.reading import OWN_COLUMNS, kept_columns
 from sce.bulk.rows import (
@@ -30,12 +32,14 @@ from sce.model.options import PATH_COLUMN, SEVERAL_COLUMN, AnswerOptions
 WHERE = pa.struct([("start", pa.int32()), ("end", pa.int32())])
 EXAMPLE = pa.struct([("text", pa.string()), ("label", pa.string()), ("similarity", pa.float32())])
 WHY = pa.struct([("nearest", pa.list_(EXAMPLE)), ("competitor", TOP.value_type)])
+ROW_EXAMPLE = pa.struct([*EXAMPLE, ("row", pa.string())])
+WHY_OF_ROWS = pa.struct([("nearest", pa.list_(ROW_EXAMPLE)), ("competitor", TOP.value_type)])
 SCORES = pa.map_(pa.string(), pa.float32())
 
 
 class BlockClassifier:
     """Classifies blocks that `read_shard` made. With a column of labels, `labels` are what is known
-    of some of them, or None."""
+    of some of them, or None. The `exemplars` are of the corpus that the blocks are of."""
 
     def __init__(
         self,
@@ -43,7 +47,9 @@ class BlockClassifier:
         labels: LabelSet | LinearLabels | None,
         columns: Columns,
         options: AnswerOptions,
+        exemplars: Exemplars | None = None,
     ) -> None:
+        self._exemplars = exemplars
         self._predictor = predictor
         self._labels: Any = labels
         self._known = {lb.key: lb for lb in labels.labels} if isinstance(labels, LabelSet) else {}
@@ -59,7 +65,8 @@ class BlockClassifier:
         self._types |= {"scores": SCORES} if options.return_scores else {}
         self._types |= {"where": WHERE} if options.long_text == "chunk" else {}
         self._types |= {"none_score": pa.float32()} if options.none_of_these else {}
-        self._types |= {"why": WHY} if options.explain else {}
+        why = WHY if exemplars is None else WHY_OF_ROWS
+        self._types |= {"why": why} if options.explain else {}
         self._types |= {PATH_COLUMN: TOP} if _has_path(options, labels) else {}
         self._reads_names = options.several or options.threshold is not None
         if one_set:
@@ -89,7 +96,9 @@ class BlockClassifier:
             errors.mark_found(asked_N, found_G.errors_G)
             # Where each row stands among those that were asked; null gives a row without answer.
             place_N = pa.array(np.cumsum(asked_N) - 1, mask=~errors.good())
-            answers_G = self._answers(found_G.answers, names)
+            answers_G = self._answers(
+                self._with_rows(found_G.answers, block, asked_N, vectors_GD), names
+            )
             answers = {name: answers_G[name].take(place_N) for name in answers}
         rest = {
             "truncated": pa.array(truncated_N),
@@ -113,6 +122,20 @@ class BlockClassifier:
         check_texts(block["text"], errors)
         return None
 
+    def _with_rows(
+        self, answers: Answers, block: pa.Table, asked_N: np.ndarray, vectors_GD: Vectors | None
+    ) -> Answers:
+        """The answers with rows of the corpus among their reasons, where there are any."""
+        if self._exemplars is None or answers.nearest_N is None or vectors_GD is None:
+            return answers
+        assert isinstance(vectors_GD, np.ndarray)
+        assert self._names is not None
+        best_G = answers.top_NT[:, 0]
+        labels_G = self._names.take(pa.array(best_G, mask=best_G < 0)).to_pylist()
+        ids_G = block["id"].filter(pa.array(asked_N)).to_pylist()
+        nearest = self._exemplars.beside(answers.nearest_N, labels_G, ids_G, vectors_GD)
+        return replace(answers, nearest_N=nearest)
+
     def _answers(self, answers: Answers, names: pa.Array) -> dict[str, pa.Array]:
         """The columns `_types` for the rows that were asked for. The `names` are the user's own, of
         the one set or row after row."""
@@ -135,7 +158,7 @@ class BlockClassifier:
         if answers.none_N is not None:
             found["none_score"] = pa.array(answers.none_N, pa.float32())
         if answers.nearest_N is not None:
-            found["why"] = _why(answers, answers.nearest_N, names, first_G)
+            found["why"] = _why(answers, answers.nearest_N, names, first_G, self._types["why"])
         if self._options.return_scores:
             if one_set:
                 names = names.take(pa.array(np.tile(np.arange(len(names)), len(answers))))
@@ -173,7 +196,11 @@ def _several(lists: LabelLists, names: pa.Array, first_G: np.ndarray) -> pa.Arra
 
 
 def _why(
-    answers: Answers, nearest_G: list[tuple[Example, ...]], names: pa.Array, first_G: np.ndarray
+    answers: Answers,
+    nearest_G: list[tuple[Example, ...]],
+    names: pa.Array,
+    first_G: np.ndarray,
+    kind: pa.StructType,
 ) -> pa.Array:
     nearest = [[vars(one) for one in examples] for examples in nearest_G]
     other_G = np.full(len(answers), -1)
@@ -184,8 +211,8 @@ def _why(
     labels = names.take(pa.array(first_G + other_G, mask=none_G))
     parts = [labels, pa.array(scores_G, pa.float32(), mask=none_G)]
     others = pa.StructArray.from_arrays(parts, fields=list(TOP.value_type), mask=pa.array(none_G))
-    near = pa.array(nearest, WHY.field("nearest").type)
-    return pa.StructArray.from_arrays([near, others], fields=list(WHY))
+    near = pa.array(nearest, kind.field("nearest").type)
+    return pa.StructArray.from_arrays([near, others], fields=list(kind))
 
 
 def _path(answers: Answers, nodes: pa.Array) -> pa.Array:

@@ -19,6 +19,7 @@ from sce.bulk.blocks import (
 from sce.bulk.classifier import BlockClassifier, own_columns
 from sce.bulk.corpus import Columns
 from sce.bulk.endpoint import EndpointPredictor
+from sce.bulk.exemplars import Exemplars
 from sce.bulk.local import LinearPredictor, LocalPredictor
 from sce.bulk.output import OutputFormat
 from sce.bulk.reading import BLOCK_ROWS, kept_name
@@ -243,11 +244,12 @@ class Classification:
     """The label set; with a column of labels, what is known of some, or None."""
     columns: Columns
     options: AnswerOptions
+    exemplars: Exemplars | None = None
 
     def classifier(self, device: str) -> BlockClassifier:
         """Runs where the blocks are answered: loads the model, or connects to the endpoint."""
         predictor = self.backend.block_predictor(device)
-        return BlockClassifier(predictor, self.labels, self.columns, self.options)
+        return BlockClassifier(predictor, self.labels, self.columns, self.options, self.exemplars)
 
     def stage(
         self, workers: Workers, output_format: OutputFormat, rows_per_file: int | None = None

@@ -18,11 +18,13 @@ import pyarrow.parquet as pq
 from sce.bulk.blocks import BlockFunction
 from sce.bulk.corpus import Columns, Corpus, Shard
 from sce.bulk.display import Preview, confused_pairs
-from sce.bulk.reading import read_shard
+from sce.bulk.exemplars import Exemplars
+from sce.bulk.reading import KEEP, read_shard
 from sce.distributed.backends import Classification
 from sce.distributed.one_process import OneProcess
 from sce.distributed.resources import use_threads
 from sce.distributed.stage import Workers, plan_corpus
+from sce.errors import InputError
 from sce.model.options import AnswerOptions
 
 SAMPLE_ROWS = 1000
@@ -31,6 +33,8 @@ DRY_RUN_SECONDS = 5.0
 """After which a dry run has seen enough rows."""
 PIECE_ROWS = 128
 SAMPLE_SHARDS = 8
+EXEMPLAR_ROWS, EXEMPLAR_SHARDS = 20_000, 64
+"""Of a store, to find exemplars among."""
 
 
 @dataclass(frozen=True)
@@ -72,15 +76,51 @@ def find_cut(
     of rows (`sce.evaluation.conformal`). Raises `InputError`: they are too few."""
     from sce.evaluation.conformal import coverage_cut
 
-    scores = _answered(asked, texts, workers, return_scores=True)["scores"].to_pylist()
+    options = AnswerOptions(return_scores=True)
+    scores = _answered(asked, texts, workers, options)["scores"].to_pylist()
     right_N = np.array([dict(one)[name] for one, name in zip(scores, names, strict=True)])
     return coverage_cut(right_N, coverage)
 
 
+def find_none_threshold(
+    asked: Classification, texts: Sequence[str], recall: float, workers: Workers
+) -> float:
+    """Ask of texts that all have a label whether any fits: the lowest `none_threshold` at which
+    this share of them is answered. Raises `InputError`: they are too few."""
+    if len(texts) < (least := math.ceil(1 / (1 - recall) - 1e-9)):
+        raise InputError(
+            f"none_recall {recall}: {len(texts)} labelled rows, but {least} are needed."
+        )
+    options = AnswerOptions(
+        mode=asked.options.mode,
+        contrast_labels=asked.options.contrast_labels,
+        none_of_these=True,
+    )
+    none = _answered(asked, texts, workers, options)["none_score"].to_numpy()
+    return float(np.quantile(none, recall, method="inverted_cdf"))
+
+
+def find_exemplars(
+    asked: Classification, corpus: Corpus, text_column: str, workers: Workers
+) -> Exemplars:
+    """Classify a sample of a store, spread over it: of each label the rows that have it."""
+    keep = tuple(dict.fromkeys((*asked.columns.keep, text_column)))
+    columns = replace(asked.columns, keep=keep)
+    block = _sample(plan_corpus(corpus, columns), columns, EXEMPLAR_ROWS, EXEMPLAR_SHARDS)
+    given = asked.options
+    options = AnswerOptions(none_of_these=given.none_of_these, none_threshold=given.none_threshold)
+    asked = replace(asked, columns=columns, options=options)
+    ((answered, _),) = _classified(asked, [block], workers)
+    return Exemplars.of(block, block[f"{KEEP}{text_column}"], answered)
+
+
 def _answered(
-    asked: Classification, texts: Sequence[str], workers: Workers, return_scores: bool = False
+    asked: Classification,
+    texts: Sequence[str],
+    workers: Workers,
+    options: AnswerOptions | None = None,
 ) -> pa.Table:
-    """The answers to texts, without a threshold."""
+    """The answers to texts, by default without a threshold."""
     rows = len(texts)
     block = pa.table(
         {
@@ -91,8 +131,8 @@ def _answered(
             "error": pa.repeat(pa.scalar(""), rows),
         }
     )
-    options = AnswerOptions(
-        return_scores=return_scores,
+    options = replace(
+        options or AnswerOptions(),
         long_text=asked.options.long_text,
         pooling=asked.options.pooling,
     )
@@ -137,11 +177,16 @@ def preview(
     )
 
 
-def _sample(shards: Sequence[Shard], columns: Columns) -> pa.Table:
+def _sample(
+    shards: Sequence[Shard],
+    columns: Columns,
+    rows: int = SAMPLE_ROWS,
+    most_shards: int = SAMPLE_SHARDS,
+) -> pa.Table:
     """The first rows of some shards, spread over the input."""
-    step = max(1, len(shards) // SAMPLE_SHARDS)
-    chosen = shards[::step][:SAMPLE_SHARDS]
-    each = max(1, SAMPLE_ROWS // len(chosen))
+    step = max(1, len(shards) // most_shards)
+    chosen = shards[::step][:most_shards]
+    each = max(1, rows // len(chosen))
     return pa.concat_tables(
         [next(read_shard(shard, columns)).slice(0, each) for shard in chosen]
     ).combine_chunks()

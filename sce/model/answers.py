@@ -13,11 +13,13 @@ from sce.model.options import Scoring
 
 @dataclass(frozen=True)
 class Example:
-    """A text that carries a label, and its cosine similarity to the text that is asked about."""
+    """A text that carries a label, and its cosine similarity to the text that is asked about; of a
+    row of a corpus, which the model gave that label, also its id."""
 
     text: str
     label: str
     similarity: float
+    row: str | None = None
 
 
 @dataclass(frozen=True)

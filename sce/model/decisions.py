@@ -32,6 +32,13 @@ class LabelLists:
     labels_S: np.ndarray
     scores_S: np.ndarray
 
+    def without(self, rows_N: np.ndarray) -> LabelLists:
+        """None for the rows that are marked."""
+        counts_N = np.diff(self.offsets)
+        kept_S = np.repeat(~rows_N, counts_N)
+        offsets = np.concatenate([[0], np.cumsum(np.where(rows_N, 0, counts_N))])
+        return LabelLists(offsets, self.labels_S[kept_S], self.scores_S[kept_S])
+
 
 @dataclass(frozen=True)
 class Decisions:
@@ -66,7 +73,9 @@ def decide(
     label_N, lists = decided.label_N, decided.lists
     if answers.none_N is not None:
         most = NONE_THRESHOLD if options.none_threshold is None else options.none_threshold
-        label_N = np.where(answers.none_N > np.float32(most), -1, label_N)
+        none_N = answers.none_N > np.float32(most)
+        label_N = np.where(none_N, -1, label_N)
+        lists = None if lists is None else lists.without(none_N)
     if options.coverage_cut is not None:
         lists = _label_sets(answers, options.coverage_cut)
     return Decisions(label_N, decided.score_N, lists)

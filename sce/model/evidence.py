@@ -16,7 +16,7 @@ from sce.labels import Label, LabelSet, RaggedLabels
 from sce.model.answers import Answers, Example
 from sce.model.grouping import Group
 from sce.model.label_vectors import TextVectors
-from sce.model.products import exact_cosines
+from sce.model.products import COSINE_UNIT, exact_cosines, vector_integers
 from sce.model.rejection import STAND_IN, Rejection
 from sce.model.scoring import ScoredBatch
 
@@ -75,9 +75,7 @@ class Evidence:
         if group.ids_RK is None:
             nearest_B = exact_cosines(queries_BD, g_LD).max(axis=1)
         else:
-            ids_BK = group.ids_RK[batch.rows]
-            pairs = zip(queries_BD[:, None], g_LD[ids_BK], strict=True)
-            nearest_B = np.array([exact_cosines(x_1D, g_KD).max() for x_1D, g_KD in pairs])
+            nearest_B = _nearest_of(queries_BD, g_LD, group.ids_RK[batch.rows])
         return self.rejection.scores(nearest_B, np.full(len(queries_BD), group.width))
 
     def nearest(
@@ -127,3 +125,15 @@ class Evidence:
             known = known | dict(zip(new, text_vectors(new), strict=True))
             self._examples = known
         return known
+
+
+def _nearest_of(queries_BD: np.ndarray, g_LD: np.ndarray, ids_BK: np.ndarray) -> np.ndarray:
+    """The largest cosine of each text among its own labels, float64 [B]; a product a label set."""
+    x_BD, g_LD = vector_integers(queries_BD), vector_integers(g_LD)
+    sets_SK, set_B = np.unique(ids_BK, axis=0, return_inverse=True)
+    nearest_B = np.empty(len(x_BD))
+    order_B = np.argsort(set_B, kind="stable")
+    ends_S = np.cumsum(np.bincount(set_B, minlength=len(sets_SK)))[:-1]
+    for ids_K, rows in zip(sets_SK, np.split(order_B, ends_S), strict=True):
+        nearest_B[rows] = (x_BD[rows] @ g_LD[ids_K].T).max(axis=1)
+    return nearest_B * COSINE_UNIT

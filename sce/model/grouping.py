@@ -217,4 +217,4 @@ def _near_parents(prepared: PreparedLabels, tree: LabelTree) -> PreparedLabels:
     own_KD = prepared.similarity_KD
     assert own_KD is not None
     found = torch.from_numpy(tree.shortlist_vectors(own_KD.cpu().numpy())).to(own_KD.device)
-    return replace(prepared, similarity_KD=found)
+    return replace(prepared, shortlist_KD=found)

@@ -20,13 +20,12 @@ from sce.model.encoder import SCEModel
 from sce.model.label_vectors import LabelVectors, TextVectors, encode_labels, label_texts
 from sce.model.logistic import fill_answers, logistic_of
 from sce.model.options import Scoring
-from sce.model.products import VECTOR_BITS, exact_cosines, vector_integers
+from sce.model.products import COSINE_UNIT, exact_cosines, vector_integers
 
 BLOCK_NUMBERS = 2**21
 """Of a block of rows: as many numbers are held at a time."""
 CACHED_SETS = 64
 CACHED_LABELS = 32_768
-_COSINE_UNIT = 2.0 ** (-2 * VECTOR_BITS)
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class _Prepared:
     def z_scores_of(self, queries_RD: np.ndarray, ids_RK: np.ndarray) -> np.ndarray:
         """The same of each row's own labels, by their places."""
         x_RD, g_RKD = vector_integers(queries_RD), vector_integers(self.g_KD)[ids_RK]
-        cosine_RK = np.einsum("rd,rkd->rk", x_RD, g_RKD) * _COSINE_UNIT
+        cosine_RK = np.einsum("rd,rkd->rk", x_RD, g_RKD) * COSINE_UNIT
         return (cosine_RK - self.mean_K[ids_RK]) / self.deviation_K[ids_RK]
 
 

@@ -104,8 +104,10 @@ class LinearLabels:
         """Raises `InputError`: these labels have no such probabilities."""
         if scoring.none_of_these:
             raise InputError(
-                "none_of_these: adapted labels have no such score; ask it of a model's labels, or "
-                "give a threshold."
+                "none_of_these: adapted labels have no such score that is calibrated. Ask it of "
+                "the labels as they were, with a model; or give a threshold (target_precision "
+                "finds one on labelled rows); or mode 'multi', in which a row has the labels that "
+                "reach theirs, or none."
             )
         if scoring.mode != "multi":
             return

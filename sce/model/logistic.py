@@ -87,11 +87,24 @@ def logistic_of(background: Background) -> Logistic:
     return OF_CORPUS if background.measured else OF_NO_CORPUS
 
 
+def none_scores(p_RK: np.ndarray) -> np.ndarray:
+    """Probability that no label is right, float32 [R], of each label's own in canonical order: the
+    product of their complements, as if one label said nothing of another.
+
+    Measured by hand on 942 texts of 24 training sets of the starter corpus, joined in pairs, half
+    of the labels taken away, so that none fits 22 %: calibration error 0.063, log loss 0.516, area
+    under the ROC curve 0.671. The score of one right label (`sce.model.rejection`) orders them
+    better, 0.714, but is not calibrated there: 0.144 and 0.538. Of labels that were fitted to such
+    texts the product is neither (0.303 and 0.645), which is why these have no such score.
+    """
+    return np.exp(np.log1p(-p_RK.astype(np.float64)).sum(axis=1)).astype(np.float32)
+
+
 def fill_answers(
     answers: Answers, rows_R: np.ndarray, p_RK: np.ndarray, user_places: np.ndarray
 ) -> None:
-    """Write probabilities, in canonical order, and the best labels of some rows into `answers`;
-    equal ones come in canonical order.
+    """Write probabilities, in canonical order, the best labels and, where it is asked for, the
+    probability of none, of some rows into `answers`; equal labels come in canonical order.
 
     Args:
         user_places: for each canonical place the place in the user's order, [K] or [R, K].
@@ -106,3 +119,5 @@ def fill_answers(
         best_RT = np.argsort(-p_RK, axis=1, kind="stable")[:, :width]
     answers.top_NT[rows_R, :width] = np.take_along_axis(user_RK, best_RT, 1)
     answers.top_scores_NT[rows_R, :width] = np.take_along_axis(p_RK, best_RT, 1)
+    if answers.none_N is not None:
+        answers.none_N[rows_R] = none_scores(p_RK)

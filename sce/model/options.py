@@ -134,7 +134,8 @@ class AnswerOptions:
         contrast_labels: in mode "multi", what each label is held against instead of the others of
             the row: with them a label's probability does not depend on which others are given.
         none_of_these: also say how likely it is that no label fits, as `none_score`; a row has no
-            label where that is more than `none_threshold` (by default `NONE_THRESHOLD`).
+            label where that is more than `none_threshold` (by default `NONE_THRESHOLD`). In mode
+            "multi" from the labels' own probabilities.
         coverage_cut: also answer all labels of at least this probability, and always the best one,
             as `labels`. `sce.evaluation.conformal` finds the cut at which these sets hold the right
             label as often as wanted.
@@ -192,9 +193,13 @@ class AnswerOptions:
                 f"pooling {POOLING!r}."
             )
         if self.mode == "multi":
-            for name in ("none_of_these", "coverage_cut", "explain"):
+            for name in ("coverage_cut", "explain"):
                 if getattr(self, name) not in (None, False):
                     raise InputError(f"{name}: it goes with mode 'single', of one right label.")
+            if self.none_of_these and self.at_least:
+                raise InputError(
+                    "none_of_these: it leaves rows without a label, and at_least forbids that."
+                )
 
     def newer(self) -> dict[str, Any]:
         """Of what decides an output, what speaks for an answer: where it is not the default, so

@@ -13,6 +13,8 @@ import numpy as np
 
 VECTOR_BITS = 18
 """A vector's numbers are taken as multiples of 2^-18: of 384 numbers with unit norm, to 1e-4."""
+COSINE_UNIT = 2.0 ** (-2 * VECTOR_BITS)
+"""What a product of two unit vectors' integers is a multiple of."""
 WEIGHT_BITS = 24
 """A weight has as many bits, the largest of a set all of them: float32 holds it."""
 
@@ -56,4 +58,4 @@ def exact_products(vectors_ND: np.ndarray, weight_KD: np.ndarray) -> np.ndarray:
 def exact_cosines(queries_ND: np.ndarray, labels_KD: np.ndarray) -> np.ndarray:
     """x.g_k of unit vectors, to 1e-4, float64 [N, K]: no number depends on other rows or labels."""
     products_NK = vector_integers(queries_ND) @ vector_integers(labels_KD).T
-    return products_NK * 2.0 ** (-2 * VECTOR_BITS)
+    return products_NK * COSINE_UNIT

@@ -34,14 +34,16 @@ class PreparedLabels:
     Attributes:
         g_KD: float32, for the prior; None in a model that does not read them.
         tokens_KH: h_k by equation 2; None in a model that does not read them.
-        similarity_KD: unit vectors for the shortlist, float32; None where none were given.
+        similarity_KD: unit vectors, float32; None where none were given.
         encoded: as the encoder reads them; None where positions tie them to their place.
+        shortlist_KD: what the shortlist goes by in place of `similarity_KD`, not of unit length.
     """
 
     g_KD: torch.Tensor | None
     tokens_KH: torch.Tensor | None
     similarity_KD: torch.Tensor | None
     encoded: EncodedLabels | None
+    shortlist_KD: torch.Tensor | None = None
 
     def __len__(self) -> int:
         part = self.g_KD if self.g_KD is not None else self.tokens_KH
@@ -129,8 +131,10 @@ class Scorer:
             if ids_RK is not None:
                 ids_BK = torch.from_numpy(ids_RK[batch]).to(self.device)
             if shortlist is not None:  # those with the largest cosine
-                assert labels.similarity_KD is not None
-                cosine_BK = queries_BD @ labels.similarity_KD.T
+                near_KD = labels.shortlist_KD
+                near_KD = labels.similarity_KD if near_KD is None else near_KD
+                assert near_KD is not None
+                cosine_BK = queries_BD @ near_KD.T
                 if ids_BK is not None:
                     cosine_BK = cosine_BK.gather(1, ids_BK)
                 nearest_BM = cosine_BK.topk(shortlist, dim=1, sorted=False).indices

@@ -34,7 +34,9 @@ class ClassifyPlan:
         run: the output, begun or to be continued; None for a dry run.
         labelled: texts and their labels, to find a threshold or cut on.
         target_precision: that a threshold has to reach on them.
+        none_recall: share of them that have to keep their label where rows may have none.
         coverage: share of them whose right label has to be among those that a cut leaves.
+        exemplars: whether rows of the corpus are among an answer's reasons.
         store: where to keep embeddings, to classify from there; None to keep none.
         previous: an earlier output to compare with, its labels where they are known, and which of
             them were renamed.
@@ -52,6 +54,8 @@ class ClassifyPlan:
     labelled: tuple[list[str], list[str]] | None
     target_precision: float | None
     coverage: float | None
+    none_recall: float | None
+    exemplars: bool
     store: Place | None
     previous: tuple[str, list[str] | None, dict[str, str]] | None
     engine: Engine
@@ -75,13 +79,17 @@ def resolve(config: ClassifyConfig) -> ClassifyPlan:
         corpus.store.require(backend.embedder)
     options = answer_options(config, labels)
     asked = Classification(backend, labels, given.columns, options)
-    run = None
-    if config.output is not None and not config.dry_run:
-        uri = str(resolve_output(config.output))
-        run = OutputRun.open(uri, _request(config, asked, corpus, uri))
     has_text = config.embedding_column is None and (
         corpus.store is None or config.text_column in corpus.store.column_names()
     )
+    in_store = corpus.store is not None or config.save_embeddings is not None
+    exemplars = options.explain and has_text and in_store and options.long_text == "truncate"
+    exemplars = exemplars and config.labels_column is None
+    run = None
+    if config.output is not None and not config.dry_run:
+        uri = str(resolve_output(config.output))
+        request = _request(config, asked, corpus, uri) | ({"exemplars": True} if exemplars else {})
+        run = OutputRun.open(uri, request)
     return ClassifyPlan(
         asked=asked,
         corpus=corpus,
@@ -94,6 +102,8 @@ def resolve(config: ClassifyConfig) -> ClassifyPlan:
         labelled=given.labelled,
         target_precision=config.target_precision,
         coverage=config.coverage,
+        none_recall=config.none_recall,
+        exemplars=exemplars,
         store=config.save_embeddings,
         previous=given.previous,
         engine=config.engine,
@@ -149,6 +159,7 @@ def _request(
         "target_precision": config.target_precision,
         "labelled": None if labelled is None else identify_input(labelled),
         **({} if config.coverage is None else {"coverage": config.coverage}),
+        **({} if config.none_recall is None else {"none_recall": config.none_recall}),
         "top_k": config.top_k,
         "return_scores": config.return_scores,
         "output_format": config.output_format,

@@ -119,8 +119,8 @@ class ClassifyConfig(BulkSettings, JobConfig):  # type: ignore[misc]
     target_precision: float | None = Field(default=None, gt=0, le=1)
     """Find the threshold that reaches this precision on the rows of `labelled`."""
     labelled: Place | None = None
-    """Labelled rows for `target_precision` and `coverage`: JSONL, CSV or Parquet with `text_column`
-    and `label_column`."""
+    """Labelled rows for `target_precision`, `coverage` or `none_recall`: JSONL, CSV or Parquet with
+    `text_column` and `label_column`."""
     label_column: str = "label"
     top_k: int | None = Field(default=None, ge=1)
     """Also the best labels with their scores, in a column `top`."""
@@ -135,6 +135,9 @@ class ClassifyConfig(BulkSettings, JobConfig):  # type: ignore[misc]
     label is null."""
     none_threshold: float | None = Field(default=None, ge=0, le=1)
     """Goes with `none_of_these`. Default: 0.5."""
+    none_recall: float | None = Field(default=None, gt=0, lt=1)
+    """Find the `none_threshold` on the rows of `labelled`: the lowest at which this share of them,
+    which all have a label, keeps it."""
     coverage_cut: float | None = Field(default=None, ge=0, le=1)
     """Also all labels of at least this probability, in a column `labels`; always the best one."""
     coverage: float | None = Field(default=None, gt=0, lt=1)
@@ -243,12 +246,16 @@ def check_together(config: ClassifyConfig) -> None:
     """Refuse settings that need or exclude another."""
     if config.output is None and not config.dry_run:
         raise ConfigError("output: give a folder for the answers (or --dry-run).")
-    if config.target_precision is None and config.coverage is None:
-        if config.labelled is not None:
-            raise ConfigError("labelled: it goes with target_precision or coverage.")
-    elif config.labelled is None:
-        name = "coverage" if config.target_precision is None else "target_precision"
-        raise ConfigError(f"{name} and labelled go together.")
+    found_by = ("target_precision", "coverage", "none_recall")
+    asked = [name for name in found_by if getattr(config, name) is not None]
+    if not asked and config.labelled is not None:
+        raise ConfigError("labelled: it goes with target_precision, coverage or none_recall.")
+    if asked and config.labelled is None:
+        raise ConfigError(f"{asked[0]} and labelled go together.")
+    if config.none_recall is not None and not config.none_of_these:
+        raise ConfigError("none_recall: it goes with none_of_these.")
+    if config.none_recall is not None and config.none_threshold is not None:
+        raise ConfigError("give either none_threshold or none_recall.")
     if config.coverage is not None and config.coverage_cut is not None:
         raise ConfigError("give either coverage or coverage_cut.")
     if config.coverage is not None and config.mode != "single":

@@ -27,7 +27,14 @@ from sce.distributed.embed import embed_corpus
 from sce.distributed.engine_choice import choose_workers, early_process
 from sce.distributed.one_process import OneProcess
 from sce.distributed.stage import Workers, in_tasks, plan_corpus, run_stage
-from sce.distributed.trial import FoundThreshold, find_cut, find_threshold, preview
+from sce.distributed.trial import (
+    FoundThreshold,
+    find_cut,
+    find_exemplars,
+    find_none_threshold,
+    find_threshold,
+    preview,
+)
 from sce.embedding.settings import EmbedderConfig
 from sce.errors import ConfigError, InputError
 from sce.storage import Place, filesystem_of, put, readable, to_place, write_text
@@ -113,6 +120,10 @@ def _with_threshold(
         cut = find_cut(plan.asked, *plan.labelled, plan.coverage, workers)
         log.info("labels from a probability of %.4g on (coverage %g)", cut, plan.coverage)
         options = replace(options, coverage_cut=cut)
+    if plan.none_recall is not None:
+        most = find_none_threshold(plan.asked, plan.labelled[0], plan.none_recall, workers)
+        log.info("no label above a none_score of %.4g (recall %g)", most, plan.none_recall)
+        options = replace(options, none_threshold=most)
     return replace(plan, asked=replace(plan.asked, options=options)), chosen
 
 
@@ -225,6 +236,10 @@ def _stage(plan: ClassifyPlan, workers: Workers) -> Stage:
 
 def _answer(plan: ClassifyPlan, run: OutputRun, workers: Workers) -> dict[str, Any]:
     """Classify, and sum up."""
+    if plan.exemplars:
+        assert plan.text_column is not None
+        rows = find_exemplars(plan.asked, plan.corpus, plan.text_column, workers)
+        plan = replace(plan, asked=replace(plan.asked, exemplars=rows))
     asked = plan.asked
     shards = plan_corpus(plan.corpus, asked.columns)
     stage = _stage(plan, workers)
@@ -249,6 +264,7 @@ def _answer(plan: ClassifyPlan, run: OutputRun, workers: Workers) -> dict[str, A
         **asked.answered,
         "threshold": asked.options.threshold,
         **({"coverage_cut": cut} if (cut := asked.options.coverage_cut) is not None else {}),
+        **({} if plan.none_recall is None else {"none_threshold": asked.options.none_threshold}),
         "scoring": asked.scoring,
         **asked.about_mode,
         "engine": "process" if isinstance(workers, OneProcess) else "ray",

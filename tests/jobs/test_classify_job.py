@@ -143,6 +143,39 @@ def test_a_threshold_and_a_cut_from_labelled_rows(run_well, folder, tmp_path):
     held = [right[t] in {one["label"] for one in row["labels"]} for t, row in zip(texts, rows)]
     assert all(one["score"] >= chosen["coverage_cut"] for row in rows for one in row["labels"][1:])
     assert 0.8 <= np.mean(held) < 1  # the best one is always among them
+    asked = ["--none-of-these", "--none-recall", "0.9", "--labelled", labelled]
+    found = run_well("--input", store, *ASKED[:2], *asked, "--output", str(tmp_path / "none"))
+    rows = read_output(tmp_path / "none")
+    most = np.float32(found["none_threshold"])
+    assert [row["label"] is None for row in rows] == [row["none_score"] > most for row in rows]
+    assert np.mean([row["label"] is not None for row in rows]) == pytest.approx(0.9, abs=0.02)
+
+
+@pytest.mark.system
+def test_rows_of_the_corpus_are_among_the_reasons(run_well, tmp_path):
+    texts = {f"n{i}": text(i) for i in range(60)}
+    source = write_jsonl(
+        tmp_path / "in.jsonl", [{"id": name, "text": one} for name, one in texts.items()]
+    )
+    labels = json.dumps([{"name": "sport", "examples": ["the team won"]}, "markets"])
+    (tmp_path / "labels.json").write_text(labels)
+    flags = ["--labels-file", str(tmp_path / "labels.json"), "--explain", "--id-column", "id"]
+    kept = ["--save-embeddings", str(tmp_path / "store")]
+    run_well("--input", source, *flags, *kept, "--output", str(tmp_path / "out"))
+    rows = read_output(tmp_path / "out")
+    label_of = {row["id"]: row["label"] for row in rows}
+    for row in rows:
+        nearest = row["why"]["nearest"]
+        assert len(nearest) == 3
+        similar = [one["similarity"] for one in nearest]
+        assert similar == sorted(similar, reverse=True)
+        for one in nearest:
+            assert one["label"] == row["label"]
+            assert one["row"] != row["id"]
+            if one["row"] is None:
+                assert one["text"] == "the team won"
+            else:
+                assert (one["text"], label_of[one["row"]]) == (texts[one["row"]], row["label"])
 
 
 def _another(label: str) -> str:
@@ -255,6 +288,11 @@ def test_a_dry_run_writes_nothing(run_well, tmp_path):
         (["--labels", '["a"]', "--output", "x", "--target-precision", "0.9"], "go together"),
         (["--labels", '["a"]', "--output", "x", "--coverage", "0.9"], "coverage and labelled go"),
         (["--labels", '["a"]', "--output", "x", "--max-errors", "many"], "neither a count"),
+        (
+            ["--labels", '["a"]', "--output", "x", "--none-recall", "0.9"],
+            "none_recall and labelled",
+        ),
+        (["--labels", '["a"]', "--output", "x", "--threshold", '{"b": 0.5}'], "'b' is not one of"),
         (["--labels", '["a"]', "--output", "x", "--top-k", "0"], "top_k"),
     ],
 )
@@ -265,6 +303,25 @@ def test_mistakes_are_named_and_leave_nothing(classify, tmp_path, monkeypatch, f
     assert code == 2
     assert message in said
     assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("loop.json", '[{"name": "a", "parent": "b"}, {"name": "b", "parent": "a"}]',
+         "a cycle of parents, 'a' < 'b' < 'a'"),
+        ("loop.yaml", "a: &a\n  b: *a\n", "line 2: 'a' contains itself"),
+        ("twice.yaml", "a: [b, c]\nd: [b, b]\n", "the path 'd/b' stands twice"),
+    ],
+)  # fmt: skip
+def test_a_file_that_holds_no_tree_is_refused(classify, tmp_path, name, content, message):
+    source = write_jsonl(tmp_path / "in.jsonl", [{"text": "a text"}])
+    (tmp_path / name).write_text(content)
+    flags = ["--labels-file", str(tmp_path / name), "--output", str(tmp_path / "out")]
+    code, _, said = classify("--input", source, *flags)
+    assert code == 2
+    assert message in " ".join(said.split())
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_store_of_another_embedder_is_refused(classify, tmp_path):

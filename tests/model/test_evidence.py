@@ -8,6 +8,8 @@ from sce.labels import RaggedLabels
 from sce.model.decisions import predictions
 from sce.model.options import AnswerOptions
 from sce.model.rejection import Rejection, fit_rejection, learn_rejection
+from sce.model.settings import EXACT
+from sce.predictor import Predictor
 from tests.tiny_bulk import build_models, load_predictor, text
 
 LABELS = [
@@ -40,6 +42,29 @@ def test_none_score_depends_on_no_other_row_and_on_no_grouping(predictor):
     assert [one.none_score for one in mixed][::2] == together[::2]
 
 
+def test_none_score_of_sets_a_row_is_that_of_each_set(predictor):
+    vectors = predictor.embedder.embed(TEXTS).vectors
+    sets = [["stars", "sport"], ["markets", "stars"], ["a", "b"], ["stars", "sport", "b"]] * 3
+    asked = RaggedLabels.from_sets(sets)
+    found = predictor.predict(vectors, asked, none_of_these=True)
+    for x_D, names, one in zip(vectors, sets, found):
+        (alone,) = predictor.predict(x_D[None], names, none_of_these=True)
+        assert one.none_score == alone.none_score
+
+
+def test_none_score_of_a_large_tree_is_that_of_its_leaves(predictor):
+    """The shortlist of a tree goes by vectors that are longer than 1."""
+    leaves = {f"node {i}": [f"leaf {i} {j}" for j in range(6)] for i in range(40)}
+    vectors = predictor.embedder.embed(TEXTS).vectors
+    exact = Predictor(predictor.model, predictor.embedder, shortlist_above=EXACT)
+    for one, other in zip(
+        predictor.predict(vectors, leaves, none_of_these=True),
+        exact.predict(vectors, leaves, none_of_these=True),
+        strict=True,
+    ):
+        assert one.none_score == other.none_score
+
+
 def test_a_row_above_the_threshold_has_no_label_and_keeps_its_score(predictor):
     plain = predictor.predict(TEXTS, LABELS)
     none = sorted(one.none_score for one in predictor.predict(TEXTS, LABELS, none_of_these=True))
@@ -56,6 +81,23 @@ def test_the_set_holds_the_best_label_and_all_over_the_cut(predictor):
         assert {name for name, _ in one.labels} == over | {one.label}
         assert one.labels[0] == (one.label, one.score)
     assert predictor.predict(TEXTS, LABELS, coverage_cut=0.34)[0].scores is None
+
+
+def test_none_of_several_labels_is_the_product_of_their_complements(predictor):
+    vectors = predictor.embedder.embed(TEXTS).vectors
+    asked = {"mode": "multi", "none_of_these": True, "return_scores": True, "threshold": 0.0}
+    found = predictor.predict(vectors, LABELS, **asked)
+    for one in found:
+        assert one.none_score == pytest.approx(np.prod([1 - p for p in one.scores.values()]))
+    for other in (LABELS[::-1], RaggedLabels.from_sets([LABELS] * len(TEXTS))):
+        again = predictor.predict(vectors, other, **asked)
+        assert [one.none_score for one in again] == [one.none_score for one in found]
+    limit = sorted(one.none_score for one in found)[6]
+    for one in predictor.predict(vectors, LABELS, **asked, none_threshold=limit):
+        assert (one.label is None, one.labels == []) == (one.none_score > limit,) * 2
+        assert one.label is None or len(one.labels) == 3
+    with pytest.raises(InputError, match="at_least forbids that"):
+        AnswerOptions(mode="multi", none_of_these=True, at_least=1)
 
 
 def test_why_names_the_nearest_examples_and_the_next_best_label(predictor):

@@ -9,7 +9,7 @@ from sce.model.answers import Answers
 from sce.model.background import Background
 from sce.model.decisions import decide, predictions
 from sce.model.independent import IndependentScorer
-from sce.model.logistic import OF_CORPUS, fill_answers
+from sce.model.logistic import OF_CORPUS, fill_answers, logistic_of
 from sce.model.options import AnswerOptions, Scoring
 
 NAMES = ["weather", "sport", "money", "late delivery", "music"]
@@ -157,3 +157,10 @@ def test_a_threshold_for_a_label_that_is_not_there():
     options = AnswerOptions(threshold={"sport ": 0.5, "chess": 0.5})
     with pytest.raises(InputError, match="threshold: 'chess' is not one of the 5 labels"):
         options.check_labels([NAMES])
+
+
+def test_a_model_without_a_background_answers_and_says_what_that_rests_on(scorer):
+    bare = IndependentScorer(scorer._model, Background.isotropic(scorer._background.mean_D.size))
+    assert "no background of its own" in bare.logistic.rests_on
+    assert "training texts" in logistic_of(Background.of(np.eye(8, dtype=np.float32))).rests_on
+    assert scorer.logistic.rests_on != bare.logistic.rests_on

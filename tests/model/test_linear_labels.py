@@ -76,14 +76,20 @@ def test_several_labels_against_the_corpus_that_they_were_fitted_to():
         )
         return made.answer(corpus_ND, asked).scores_M.reshape(-1, 3)
 
+    def made(scoring):
+        labels = LabelSet.parse(names)
+        fitted = LinearLabels(labels, weight_KD, np.zeros(3), 1.0, {}, usual_2K=usual_2K)
+        return fitted.answer(corpus_ND, scoring)
+
     found_NK = answers([0, 1, 2])
     assert (answers([2, 0, 1]) == found_NK[:, [2, 0, 1]]).all()
     z_NK = (scores_NK - usual_2K[0]) / usual_2K[1]
     assert found_NK[z_NK.max(1) < 0].max() < 0.3
     assert found_NK.sum(1).std() > 0.05  # they do not add up to 1
+    for mode in ("single", "multi"):
+        with pytest.raises(InputError, match="target_precision finds one on labelled rows"):
+            made(Scoring(mode=mode, none_of_these=True))
     with pytest.raises(InputError, match="fitted by an earlier version"):
         plain.answer(corpus_ND, asked)
     with pytest.raises(InputError, match="contrast_labels"):
-        LinearLabels(
-            LabelSet.parse(names), weight_KD, np.zeros(3), 1.0, {}, usual_2K=usual_2K
-        ).answer(corpus_ND, Scoring(mode="multi", contrast=("x",)))
+        made(Scoring(mode="multi", contrast=("x",)))

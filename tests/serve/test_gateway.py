@@ -230,6 +230,15 @@ def test_a_long_text_is_read_whole_on_request(client, predictor):
             422, "invalid_value", "threshold",
         ),
         ({"texts": ["a"], "labels": ["x"], "at_least": 1}, 422, "invalid_value", "at_least"),
+        (
+            {"texts": ["a"], "labels": [{"name": "a", "parent": "a"}]},
+            422, "invalid_labels", "labels",
+        ),
+        (
+            {"texts": ["a"], "labels": {"x": ["y", "z"]}, "threshold": {"y": 0.5}},  # it is x/y
+            422, "invalid_value", "threshold",
+        ),
+        ({"texts": ["a"], "labels": {"x": ["y", "y"]}}, 422, "invalid_labels", "labels"),
         ({"texts": ["a"], "labels": ["x"], "mode": "some"}, 422, "invalid_value", "mode"),
         ({"texts": ["a"], "labels": ["x"], "top_k": 0}, 422, "invalid_value", "top_k"),
         ({"texts": ["a"], "labels": ["x"], "long_text": "no"}, 422, "invalid_value", "long_text"),
@@ -512,6 +521,15 @@ def test_the_document_describes_the_bodies(client):
 )
 def test_places_of_batches_are_compared_in_one_form(given, plain):
     assert plain_place(given) == plain
+
+
+def test_a_leaf_may_stand_under_two_parents(client):
+    tree = {"flood": ["other", "damage"], "engine": ["other"]}
+    body = {"texts": TEXTS, "labels": tree, "return_scores": True}
+    rows = client.post("/v1/classify", json=body | {"threshold": {"engine/other": 0.1}}).json()
+    assert list(rows["data"][0]["scores"]) == ["flood/other", "flood/damage", "engine/other"]
+    refused = client.post("/v1/classify", json=body | {"threshold": {"other": 0.1}})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (422, "threshold")
 
 
 def test_none_of_these_sets_and_reasons_are_those_of_the_predictor(client, port):

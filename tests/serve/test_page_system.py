@@ -1285,5 +1285,7 @@ def test_none_of_these_sets_and_why(page, tmp_path):
     assert re.search(r"Strongest competitor: broken goods, 0\.\d\d\.", why)
     page.click("#several")
     page.until(lambda: "need not add up" in page.text("#meaning"), "no other mode")
-    assert not page.find("#none-of-these").is_enabled()
+    page.until(page.up_to_date, "no answers")
+    assert not page.find("#sets").is_enabled()
+    assert "no label fits 0." in page.text("#rows")
     assert not page.all(".ask-why")
