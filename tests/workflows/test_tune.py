@@ -30,12 +30,11 @@ def home(tmp_path_factory):
 def run(home, *argv: str) -> int:
     flags = ["--model", str(home / "sce"), "--embedder.kind", "sentence_transformers"]
     flags += ["--embedder.model", str(home / "embedder"), "--embedder.dtype", "float32"]
-    flags += ["--train.epochs", "2", "--folds", "2", "--old-rows", "8", "--no-tracking.enabled"]
+    flags += ["--train.epochs", "2", "--folds", "2", "--no-tracking.enabled"]
     return run_job(TuneConfig, tune, tune_job.__doc__, [*flags, *argv])
 
 
 def test_a_tuned_model_answers_and_says_what_it_gained_and_lost(home, capsys, monkeypatch):
-    monkeypatch.setattr(workflow, "OLD_SETS", 1)
     monkeypatch.setattr(workflow, "OTHER_SETS", 1)
     output = home / "tuned"
     assert run(home, "--labelled", str(home / "mine.jsonl"), "--output", str(output)) == 0
