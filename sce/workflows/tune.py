@@ -32,6 +32,7 @@ from sce.labels import LabelSet
 from sce.model.background import BACKGROUND_FILE
 from sce.model.calibration import TemperatureFit, fit_temperature
 from sce.model.encoder import SCEModel, trainable_parameters
+from sce.model.label_tree import LabelTree
 from sce.model.label_vectors import TextLookup, token_means_of
 from sce.model.weights import save_weights
 from sce.predictor import Predictor
@@ -167,6 +168,11 @@ def resolve(config: TuneConfig) -> TunePlan:
     label_set = None
     if config.labels_file is not None:
         label_set, _ = read_label_set(config.labels_file)
+        if isinstance(label_set, LabelTree):
+            raise ConfigError(
+                f"labels_file: {config.labels_file} holds a tree. A model is tuned on a list of "
+                "labels: give its leaves."
+            )
     texts, names, label_set = read_labelled(
         config.labelled, config.text_column, config.label_column, label_set
     )
@@ -238,6 +244,8 @@ def _other_rows(text_vectors: TextLookup) -> tuple[Rows, dict[str, LabelSet]]:
 def _tuned(plan: TunePlan, tracker: Tracker) -> Tuned:
     begun = time.perf_counter()
     targets_N, continuation = plan.targets(), plan.continuation
+    most, folds = continuation.train.epochs, len(np.unique(plan.fold_N))
+    log.info("how many of %d epochs are good for %d rows: %d folds", most, len(plan.own), folds)
     scores_ENK = continuation.by_folds(plan.own, plan.fold_N)
     for epoch, scores_NK in enumerate(scores_ENK):
         right = float((scores_NK.argmax(1) == targets_N).mean())
