@@ -5,12 +5,11 @@
         --labels-file labels.yaml --output runs/mine
 
 Reads rows with the columns text and label, some twenty to a few thousand, and writes a model: it
-goes wherever the first one went, and takes any other labels as well. Rows of the starter corpus are
-trained on among yours, and other label sets of it are answered before and after, so that what is
-lost elsewhere is seen. How many epochs are good is found by folds; every figure on your rows is of
-models that were not trained on the row. Beside it stand your rows as examples of their labels, and
-labels adapted to your texts with the same examples, neither of which trains anything: what to take
-is yours to say, and the last lines say what it is by.
+goes wherever the first one went, and takes any other labels as well. Label sets of the starter
+corpus are answered before and after: what is lost elsewhere. How many epochs are good is found by
+folds; every figure on your rows is of models that were not trained on the row. Beside it stand your
+rows as examples of their labels, and labels adapted to your texts with the same examples, which
+train nothing: the last lines say which to take.
 The last line of standard output is JSON. Exit code 0: done, 1: failed, 2: wrong input.
 """
 

@@ -1,24 +1,25 @@
 """Training a trained model further on a few labelled rows, and how long that helps.
 
-A model that has seen 110 label sets forgets them over a few hundred rows of one: its old rows are
-mixed among the new (`mixed_rows`). How many epochs are good for the new rows is found by folds, in
-which each row is answered by a model that was not trained on it (`by_folds`); the schedule of the
-learning rate is that of all `epochs`, however many are taken in the end.
+How many epochs are good for the rows is found by folds, in which each row is answered by a model
+that was not trained on it (`by_folds`); the schedule of the learning rate is that of all `epochs`,
+however many are taken in the end. What keeps the model from forgetting is a low rate. Rows of the
+starter corpus among 200 of AG News did not: label sets of neither went from 50.5% to 46.7 after
+eight epochs with 200 of them at 3e-4, to 50.0 without any at 1e-4 (by hand, one seed).
 
 Shapes: N rows, K labels of their set, E epochs, D the embedder's dimension.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.special import logsumexp
 
 from sce.labels import LabelSet
+from sce.model.calibration import fit_temperature
 from sce.model.encoder import SCEModel
 from sce.model.label_vectors import TextVectors, TokenMeans, encode_labels
 from sce.model.scoring import score
@@ -34,14 +35,12 @@ class Continuation:
 
     Attributes:
         model: as it was trained; it is not changed.
-        old: rows that it was trained on, or of their kind, with their sets in `label_sets`.
-        label_sets: by id, that of the new rows among them.
+        label_set: of the rows.
         token_means: equation 2, where the model reads labels as token means.
     """
 
     model: SCEModel
-    old: Rows
-    label_sets: Mapping[str, LabelSet]
+    label_set: LabelSet
     text_vectors: TextVectors
     token_means: TokenMeans | None
     augment: AugmentConfig
@@ -50,18 +49,16 @@ class Continuation:
 
     def run(
         self,
-        new: Rows,
+        rows: Rows,
         epochs: int,
         after_epoch: Callable[[int, SCEModel], None] = lambda epoch, model: None,
     ) -> SCEModel:
-        """A model that was trained on `new` rows, the old ones among them, for the first `epochs`
-        of `train.epochs`."""
+        """A model that was trained on rows for the first `epochs` of `train.epochs`."""
         model = deepcopy(self.model)
-        rows = mixed_rows(new, self.old)
         torch.manual_seed(self.seed)
         sampler = EpisodeSampler(
             rows,
-            {name: self.label_sets[name] for name in dict.fromkeys(rows.sets)},
+            {rows.sets[0]: self.label_set},
             self.text_vectors,
             self.token_means,
             self.augment,
@@ -76,10 +73,9 @@ class Continuation:
         return model.eval()
 
     def by_folds(self, rows: Rows, fold_N: np.ndarray) -> np.ndarray:
-        """Scores [E + 1, N, K] of rows of one set, in canonical order, after each epoch, the first
+        """Scores [E + 1, N, K] of rows, the labels in canonical order, after each epoch, the first
         being those of the model as it is: each row by a model trained on the other folds."""
-        (name,) = set(rows.sets)
-        canonical = self.label_sets[name].canonical()
+        canonical = self.label_set.canonical()
         scores_ENK = np.empty((self.train.epochs + 1, len(rows), len(canonical)), np.float32)
         scores_ENK[0] = self.scores(self.model, rows.vectors_ND, canonical)
         for fold in np.unique(fold_N).tolist():
@@ -98,22 +94,13 @@ class Continuation:
         return score(model.eval(), vectors_ND, labels)
 
 
-def mixed_rows(new: Rows, old: Rows) -> Rows:
-    """Both, one after the other; an epoch takes them in an order of its own."""
-    return Rows(
-        [*new.ids, *old.ids],
-        [*new.datasets, *old.datasets],
-        [*new.labels, *old.labels],
-        [*new.sets, *old.sets],
-        np.concatenate([new.vectors_ND, old.vectors_ND]),
-    )
-
-
 def best_epoch(scores_ENK: np.ndarray, targets_N: np.ndarray) -> int:
     """The epochs after which rows that were not trained on have the least mean negative log
-    likelihood; the fewest of equal ones."""
-    right_EN = scores_ENK[:, np.arange(len(targets_N)), targets_N]
-    return int((logsumexp(scores_ENK, axis=2) - right_EN).mean(axis=1).argmin())
+    likelihood, each at the temperature that is best for it: training sharpens scores as well, and
+    a temperature is fitted in the end. The fewest of equal ones."""
+    fits = [fit_temperature(scores_NK, targets_N) for scores_NK in scores_ENK]  # type: ignore[arg-type]
+    nll_E = [fit.nll_constant or fit.nll_uncalibrated or 0.0 for fit in fits]
+    return int(np.argmin(nll_E))
 
 
 def scores_of_best(scores_ENK: np.ndarray, targets_N: np.ndarray, fold_N: np.ndarray) -> np.ndarray:

@@ -73,6 +73,22 @@ class TrainConfig(Section):
         return self.batch_size
 
 
+class TuneAugmentConfig(AugmentConfig):
+    """What varies from one meeting to the next with a row that a trained model is tuned on."""
+
+    example_probability: float = Field(0.0, ge=0, le=1)
+    """Share of episodes whose labels come with 1, 2, 4 or 8 example texts each."""
+
+
+class TuneTrainConfig(TrainConfig):
+    """How a trained model is fitted to a few rows."""
+
+    epochs: int = Field(10, ge=0)
+    """The most; fewer are taken where more are not better for rows left out."""
+    batch_size: int = Field(16, ge=1)
+    """Rows in one optimiser step."""
+
+
 class PretrainedConfig(Section):
     """Which pretrained encoder a model starts from."""
 

@@ -21,7 +21,13 @@ from sce.embedding.settings import EmbedderConfig
 from sce.evaluation.flops import LORA_RANK
 from sce.evaluation.settings import EvaluateConfig
 from sce.storage import Place
-from sce.training.settings import AugmentConfig, ModelConfig, TrainConfig
+from sce.training.settings import (
+    AugmentConfig,
+    ModelConfig,
+    TrainConfig,
+    TuneAugmentConfig,
+    TuneTrainConfig,
+)
 from sce.workflows.bulk_settings import BulkSettings
 from sce.workflows.tracking import TrackingConfig
 
@@ -189,14 +195,11 @@ class TuneConfig(JobConfig):
     """Folder or URI of the tuned model."""
     folds: int = Field(default=3, ge=2)
     """Your rows are shared out into so many; each is answered by a model trained on the others."""
-    old_rows: int = Field(default=400, ge=0)
-    """Rows of the starter corpus that are trained on among yours, against forgetting."""
     seed: int = 0
     embedder: EmbedderConfig | None = None
     """Where to find the text embedder; by default the one that the model's fingerprint names."""
-    augment: AugmentConfig = AugmentConfig(example_probability=0.0)
-    train: TrainConfig = TrainConfig(epochs=8, learning_rate=1e-4)
-    """`epochs` are the most; fewer are taken where more are not better for rows left out."""
+    augment: TuneAugmentConfig = TuneAugmentConfig()
+    train: TuneTrainConfig = TuneTrainConfig()
     tracking: TrackingConfig = TrackingConfig()
 
 

@@ -9,7 +9,6 @@ import logging
 import re
 import shutil
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,7 @@ from sce.config import check_writable, resolve_output
 from sce.datasets.custom import read_label_set
 from sce.datasets.labelled import read_labelled
 from sce.datasets.settings import STARTER
-from sce.datasets.splits import Row
-from sce.datasets.starter import choose_validation_sets, read_starter, starter_rows
+from sce.datasets.starter import choose_validation_sets, read_starter
 from sce.embedding.settings import EmbedderConfig
 from sce.errors import ConfigError
 from sce.evaluation.costs import TrainingCost
@@ -34,13 +32,13 @@ from sce.labels import LabelSet
 from sce.model.background import BACKGROUND_FILE
 from sce.model.calibration import TemperatureFit, fit_temperature
 from sce.model.encoder import SCEModel, trainable_parameters
+from sce.model.label_tree import LabelTree
 from sce.model.label_vectors import TextLookup, token_means_of
 from sce.model.weights import save_weights
 from sce.predictor import Predictor
 from sce.storage import Place, fetch, relative, replace_folder
 from sce.training.continued import Continuation, best_epoch, scores_of_best
 from sce.training.data import Rows
-from sce.training.random_keys import some_places
 from sce.training.validation import VALIDATION_VIEWS, Validator
 from sce.workflows.experiment import TuneConfig
 from sce.workflows.mlflow_model import begin_model, complete_model
@@ -49,9 +47,9 @@ from sce.workflows.tracking import Tracker
 
 OWN = "own"
 MIN_ROWS = 10
-OLD_SETS, OTHER_SETS = 24, 12
-"""Label sets of the starter corpus that old rows are of, and others that are answered before and
-after. The model may have been trained on the first."""
+OTHER_SETS = 12
+"""Label sets of the starter corpus that are answered before and after: those on which quickstart's
+model was validated, and which it was not trained on."""
 BEFORE, TUNED = "the model as it was", "the model, tuned"
 EXAMPLES, ADAPTED = "as it was, your rows as examples", "adapted labels, your rows as examples"
 
@@ -170,6 +168,11 @@ def resolve(config: TuneConfig) -> TunePlan:
     label_set = None
     if config.labels_file is not None:
         label_set, _ = read_label_set(config.labels_file)
+        if isinstance(label_set, LabelTree):
+            raise ConfigError(
+                f"labels_file: {config.labels_file} holds a tree. A model is tuned on a list of "
+                "labels: give its leaves."
+            )
     texts, names, label_set = read_labelled(
         config.labelled, config.text_column, config.label_column, label_set
     )
@@ -181,8 +184,7 @@ def resolve(config: TuneConfig) -> TunePlan:
     predictor = Predictor.from_pretrained(home, config.embedder)
     model, embedder = predictor.model, predictor.embedder
     text_vectors = TextLookup({}, lambda given: embedder.embed(given).vectors)
-    old, others, label_sets = _starter(config.old_rows, text_vectors)
-    own_set = _own_set(label_set)
+    others, other_sets = _other_rows(text_vectors)
     own = Rows(
         [f"{OWN}/{place}" for place in range(len(texts))],
         [OWN] * len(texts),
@@ -193,8 +195,7 @@ def resolve(config: TuneConfig) -> TunePlan:
     tokenizer = predictor.tokenizer
     continuation = Continuation(
         model,
-        old,
-        label_sets | {OWN: own_set},
+        _without_examples(label_set),
         text_vectors,
         None if tokenizer is None else token_means_of(model, tokenizer),
         config.augment,
@@ -202,7 +203,7 @@ def resolve(config: TuneConfig) -> TunePlan:
         config.seed,
     )
     validator = Validator(
-        others, label_sets, text_vectors, continuation.token_means, model.config.label_vectors
+        others, other_sets, text_vectors, continuation.token_means, model.config.label_vectors
     )
     found = config.embedder or EmbedderConfig.from_fingerprint(embedder.fingerprint.to_dict())
     fold_N = share_out(texts, names, config.seed, config.folds)
@@ -221,38 +222,30 @@ def resolve(config: TuneConfig) -> TunePlan:
     )
 
 
-def _own_set(label_set: LabelSet) -> LabelSet:
-    """Without the examples of the labels: the rows are those."""
+def _without_examples(label_set: LabelSet) -> LabelSet:
     return LabelSet(tuple(replace(label, examples=()) for label in label_set.labels))
 
 
-def _starter(limit: int, text_vectors: TextLookup) -> tuple[Rows, Rows, dict[str, LabelSet]]:
-    """Rows of the starter corpus to be trained on among the user's, rows of other label sets of it
-    to be answered before and after, and the label sets of both."""
+def _other_rows(text_vectors: TextLookup) -> tuple[Rows, dict[str, LabelSet]]:
+    """Rows of label sets of the starter corpus, to be answered before and after, and these sets."""
     every = [one for one in read_starter() if not one.unseen]
-    other = choose_validation_sets(every, OTHER_SETS)
-    left = [one for one in every if one.name not in other]
-    old = choose_validation_sets(left, OLD_SETS)
-    chosen = [one for one in every if one.name in other | old]
-    found = starter_rows(STARTER, chosen, other, 0)
-    label_sets = {f"{STARTER}/{one.name}": one.labels for one in chosen}
-    train = [row for row in found if row.split == "train"]
-    train = [train[i] for i in some_places([row.key.hex() for row in train], limit)]
-    held = [row for row in found if row.split == "validation"]
-    return _rows(train, text_vectors), _rows(held, text_vectors), label_sets
-
-
-def _rows(rows: Sequence[Row], text_vectors: TextLookup) -> Rows:
-    columns = [[getattr(row, name) for row in rows] for name in ("dataset", "label", "label_set")]
-    ids = [f"{row.label_set}/{row.key.hex()}" for row in rows]
-    datasets, labels, sets = columns
-    vectors_ND = text_vectors([row.text for row in rows]) if rows else np.zeros((0, 0), np.float32)
-    return Rows(ids, datasets, labels, sets, vectors_ND)
+    names = choose_validation_sets(every, OTHER_SETS)
+    chosen = [one for one in every if one.name in names]
+    found = Rows(
+        [f"{one.name}/{place}" for one in chosen for place in range(len(one.examples))],
+        [STARTER for one in chosen for _ in one.examples],
+        [label for one in chosen for _, label in one.examples],
+        [one.name for one in chosen for _ in one.examples],
+        text_vectors([text for one in chosen for text, _ in one.examples]),
+    )
+    return found, {one.name: one.labels for one in chosen}
 
 
 def _tuned(plan: TunePlan, tracker: Tracker) -> Tuned:
     begun = time.perf_counter()
     targets_N, continuation = plan.targets(), plan.continuation
+    most, folds = continuation.train.epochs, len(np.unique(plan.fold_N))
+    log.info("how many of %d epochs are good for %d rows: %d folds", most, len(plan.own), folds)
     scores_ENK = continuation.by_folds(plan.own, plan.fold_N)
     for epoch, scores_NK in enumerate(scores_ENK):
         right = float((scores_NK.argmax(1) == targets_N).mean())
@@ -361,10 +354,11 @@ def _write(plan: TunePlan, tuned: Tuned, card: str, folder: Path) -> None:
         plan.predictor.tokenizer.save_pretrained(folder)
     if (plan.home / BACKGROUND_FILE).is_file():
         shutil.copyfile(plan.home / BACKGROUND_FILE, folder / BACKGROUND_FILE)
-    rows = len(plan.own) + len(plan.continuation.old)
     parameters = trainable_parameters(tuned.model)
     device = plan.predictor.model.device.type
-    cost = TrainingCost(rows, tuned.epochs, tuned.seconds, 0.0, 0.0, parameters, f"1 on {device}")
+    cost = TrainingCost(
+        len(plan.own), tuned.epochs, tuned.seconds, 0.0, 0.0, parameters, f"1 on {device}"
+    )
     cost.save(folder)
     (folder / CARD_NAME).write_text(card, encoding="utf-8")
 
@@ -374,8 +368,7 @@ def _card(config: TuneConfig, plan: TunePlan, tuned: Tuned, table: Table) -> str
     said = "\n\n".join(
         [
             f"Fine-tuned on {len(plan.own)} rows of {len(plan.label_set)} labels "
-            f"({config.labelled}) and {len(plan.continuation.old)} of the starter corpus, "
-            f"{tuned.epochs} epochs, from {config.model}.",
+            f"({config.labelled}), {tuned.epochs} epochs, from {config.model}.",
             table.to_markdown(literal=True),
             table.caption,
             f"Calibrated again: {tuned.fit.reason}",

@@ -30,12 +30,11 @@ def home(tmp_path_factory):
 def run(home, *argv: str) -> int:
     flags = ["--model", str(home / "sce"), "--embedder.kind", "sentence_transformers"]
     flags += ["--embedder.model", str(home / "embedder"), "--embedder.dtype", "float32"]
-    flags += ["--train.epochs", "2", "--folds", "2", "--old-rows", "8", "--no-tracking.enabled"]
+    flags += ["--train.epochs", "2", "--folds", "2", "--no-tracking.enabled"]
     return run_job(TuneConfig, tune, tune_job.__doc__, [*flags, *argv])
 
 
 def test_a_tuned_model_answers_and_says_what_it_gained_and_lost(home, capsys, monkeypatch):
-    monkeypatch.setattr(workflow, "OLD_SETS", 1)
     monkeypatch.setattr(workflow, "OTHER_SETS", 1)
     output = home / "tuned"
     assert run(home, "--labelled", str(home / "mine.jsonl"), "--output", str(output)) == 0
@@ -63,13 +62,15 @@ def test_a_tuned_model_answers_and_says_what_it_gained_and_lost(home, capsys, mo
         (9, [], "has 9 labelled row(s) of 4 label(s). Give 10 rows of two labels"),
         (24, ["--model", "nowhere"], "nowhere"),
         (24, ["--output", "."], "holds something else"),
+        (24, ["--labels-file", "tree.yaml"], "holds a tree. A model is tuned on a list of labels"),
     ],
 )
 def test_what_cannot_be_tuned_is_refused(home, capsys, rows, argv, message):
     lines = (home / "mine.jsonl").read_text().splitlines()[:rows]
     file = home / f"first-{rows}.jsonl"
     file.write_text("\n".join(lines))
-    given = [str(home) if flag == "." else flag for flag in argv]
+    (home / "tree.yaml").write_text("money: [markets]\nother: [sport, late parcel, stars]\n")
+    given = [str(home / flag) if flag in (".", "tree.yaml") else flag for flag in argv]
     flags = ["--labelled", str(file), "--output", str(home / "none"), *given]
     assert run(home, *flags) == 2
     assert message in capsys.readouterr().err
