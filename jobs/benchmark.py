@@ -10,7 +10,7 @@
     python jobs/benchmark.py serve --model runs/quickstart/model
     python jobs/benchmark.py overload --clients '[300, 600]'
     python jobs/benchmark.py shortlist --model runs/quickstart/model --labelled intents.jsonl
-    python jobs/benchmark.py trees --model runs/quickstart/model
+    python jobs/benchmark.py trees --model runs/quickstart/model --data FOLDER
     python jobs/benchmark.py scale
     python jobs/benchmark.py adaptation --data FOLDER
     python jobs/benchmark.py sample --data FOLDER

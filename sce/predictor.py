@@ -118,7 +118,7 @@ class Predictor:
             self.shortlist_above,
             self.shortlist_size,
         )
-        self._independent = IndependentScorer(model, self.background)
+        self._independent = IndependentScorer(model, self.background, self._groups)
         self._text_vectors = text_vectors or (lambda texts: embedder.embed(texts).vectors)
         self._loaded_by: dict[str, Any] | None = None
         self._folder: Path | None = None  # that the model was loaded from

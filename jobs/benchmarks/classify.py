@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from pydantic import Field
 
 from jobs.benchmarks.inputs import label_names, make_texts, unit_vectors, write_model
@@ -29,12 +30,19 @@ from sce.config import resolve_output
 from sce.embedding.settings import EmbedderConfig
 from sce.evaluation.plots import rates_figure, save
 from sce.labels import LabelSet
+from sce.model.encoder import SCEConfig, SCEModel
+from sce.model.logistic import UNTRAINED
+from sce.model.options import Mode, Scoring
 from sce.predictor import Predictor
 from sce.storage import put, write_text
 
 STORE, TEXT = "SCE from the store", "SCE from text"
+ASKED = "SCE trained on several labels, from the store"
+"""In mode multi; its encoder takes part."""
 RATES, OVER, SECONDS = "texts a second", "ratio", "seconds of a new label set"
 Rate = Callable[[], float]
+MOST_ROWS = 200_000
+"""Vectors in memory at most."""
 _new = count()
 """Numbers for label sets that no cache has seen."""
 
@@ -57,8 +65,10 @@ class ClassifyBenchmark(Benchmark):
     peer_label_counts: list[int] = [10, 50, 100]
     peer_rows: int = Field(default=32, ge=1)
     """Texts for GLiClass at a time; the NLI pipeline gets fewer where labels are many."""
+    mode: Mode = "single"
+    """`multi`: any number of labels may be right, and GLiClass answers by its multi-label path."""
     dtype: str = "auto"
-    """Of the encoder."""
+    """Of the encoder, and of the peers."""
     device: str = "cpu"
     """`cuda` for a GPU."""
     output: Path | None = None
@@ -78,15 +88,20 @@ def benchmark_classify(config: ClassifyBenchmark) -> Measured:
             config.rounds,
         )
         figures: Figures = {RATES: {}, OVER: {}, SECONDS: {}}
+        scoring = Scoring(mode=config.mode)
+        rates = {STORE: predictor}
+        if config.mode == "multi":
+            rates[ASKED] = _trained_on_several(predictor)
         for labels in config.label_counts:
             there = peers if labels in config.peer_label_counts else {}
-            _measure(config, predictor, texts, labels, there, figures)
+            _measure(config, rates, texts, labels, there, figures, scoring)
         figures["embedding alone"] = {RATES: {"": embedding.figure("", "texts/s")}}
         peak = Figure.of(memory.peaks()["driver"] / 1e6, "MB", "less")
         figures["memory"] = {"peak of the process, MB": {"": peak}}
         measured = Measured(
             figures,
-            arithmetic_of(embedder=predictor.embedder, encoder=predictor.model),
+            arithmetic_of(embedder=predictor.embedder, encoder=predictor.model)
+            | dict.fromkeys(peers, str(_dtype(predictor)).removeprefix("torch.")),
             (f"Texts of {config.text_tokens} tokens. Store and text gave {same['same_answers']} "
              f"equal answers, the largest difference of a score {same['largest_score_gap']:.1e}.",),
             {"embedder": str(predictor.embedder.fingerprint)} | same,
@@ -105,24 +120,39 @@ def _predictor(config: ClassifyBenchmark) -> Iterator[Predictor]:
         yield Predictor.from_pretrained(folder, embedder, config.device, config.dtype)
 
 
+def _trained_on_several(predictor: Predictor) -> Predictor:
+    """The same weights as if trained on rows with several right labels."""
+    config = SCEConfig.from_dict(predictor.model.config.to_dict() | {"several": UNTRAINED})
+    model = SCEModel(config).cast_weights(_dtype(predictor)).to(predictor.model.device)
+    return Predictor(model, predictor.embedder, predictor.tokenizer)
+
+
+def _dtype(predictor: Predictor) -> torch.dtype:
+    return predictor.model.query_adaptor.weight.dtype
+
+
 def _measure(
     config: ClassifyBenchmark,
-    predictor: Predictor,
+    from_store: Mapping[str, Predictor],
     texts: list[str],
     labels: int,
     peers: Mapping[str, Callable[[int], float]],
     figures: Figures,
+    scoring: Scoring,
 ) -> None:
     """All sides at one number of labels, into the figures."""
+    predictor = from_store[STORE]
     dimension, column = predictor.embedder.dimension, f"{labels:,} labels"
     probe_ND = unit_vectors(max(64, 20_000 // labels), dimension)
-    seconds = min(_from_store(predictor, probe_ND, labels) for _ in range(2))  # warm, and how fast
-    rows = max(len(probe_ND), int(config.store_seconds * len(probe_ND) / seconds))
-    queries_ND = unit_vectors(rows, dimension)
-    sides: dict[str, Rate] = {
-        STORE: lambda: rows / _from_store(predictor, queries_ND, labels),
-        TEXT: lambda: len(texts) / _from_text(predictor, texts, labels),
-        SECONDS: lambda: _from_store(predictor, queries_ND[:1], labels),
+    sides: dict[str, Rate] = {}
+    for name, one in from_store.items():
+        warm = (_from_store(one, probe_ND, labels, scoring) for _ in range(2))
+        rows = max(len(probe_ND), int(config.store_seconds * len(probe_ND) / min(warm)))
+        queries_ND = unit_vectors(min(rows, MOST_ROWS), dimension)
+        sides[name] = partial(_store_rate, one, queries_ND, labels, scoring)
+    sides |= {
+        TEXT: lambda: len(texts) / _from_text(predictor, texts, labels, config.mode),
+        SECONDS: lambda: _from_store(predictor, probe_ND[:1], labels, scoring),
     }
     sides |= {name: partial(peer, labels) for name, peer in peers.items()}
     for name in peers:
@@ -131,8 +161,10 @@ def _measure(
     ratios = {"from the store over from text": turns.ratio(STORE, TEXT)}
     for name in peers:
         ratios[f"from the store over {name}"] = turns.ratio(STORE, name)
+        if ASKED in from_store:
+            ratios[f"trained on several labels over {name}"] = turns.ratio(ASKED, name)
         ratios[f"from text over {name}"] = turns.ratio(TEXT, name)
-    for name in (STORE, TEXT, *peers):
+    for name in (*from_store, TEXT, *peers):
         figures[RATES].setdefault(name, {})[column] = turns.figure(name, "texts/s")
     for name, ratio in ratios.items():
         figures[OVER].setdefault(name, {})[column] = ratio
@@ -154,31 +186,42 @@ def _agreement(
     return {"same_answers": f"{same} of {len(texts) * len(counts)}", "largest_score_gap": gap}
 
 
-def _from_store(predictor: Predictor, queries_ND: np.ndarray, label_count: int) -> float:
+def _from_store(
+    predictor: Predictor, queries_ND: np.ndarray, label_count: int, scoring: Scoring
+) -> float:
     """Seconds to answer vectors with a new label set."""
     labels = LabelSet.parse(label_names(label_count, next(_new)))
-    return seconds_of(lambda: predictor.answer(queries_ND, labels))
+    return seconds_of(lambda: predictor.answer(queries_ND, labels, scoring))
 
 
-def _from_text(predictor: Predictor, texts: list[str], label_count: int) -> float:
+def _store_rate(
+    predictor: Predictor, queries_ND: np.ndarray, label_count: int, scoring: Scoring
+) -> float:
+    return len(queries_ND) / _from_store(predictor, queries_ND, label_count, scoring)
+
+
+def _from_text(predictor: Predictor, texts: list[str], label_count: int, mode: Mode) -> float:
     """Seconds to answer texts with a new label set."""
     labels = label_names(label_count, next(_new))
-    return seconds_of(lambda: predictor.predict(texts, labels))
+    return seconds_of(lambda: predictor.predict(texts, labels, mode=mode))
 
 
 def _peers(
     config: ClassifyBenchmark, predictor: Predictor, texts: list[str]
 ) -> dict[str, Callable[[int], float]]:
     """What others do with a number of labels, in texts a second."""
-    device = predictor.model.query_adaptor.weight.device.type
+    on = predictor.model.query_adaptor.weight.device.type, _dtype(predictor)
+    several = config.mode == "multi"
     found = {
         "cosine similarity, sentence-transformers": (
-            cosine_similarity(device),
+            cosine_similarity(*on),
             lambda k: len(texts),
         ),
-        "GLiClass": (gliclass(device), lambda k: config.peer_rows),
-        "NLI pipeline": (nli_pipeline(device), lambda k: max(2, config.peer_rows * 10 // k // 2)),
+        "GLiClass": (gliclass(*on, several), lambda k: config.peer_rows),
     }
+    if not several:
+        few = lambda k: max(2, config.peer_rows * 10 // k // 2)  # noqa: E731
+        found["NLI pipeline"] = (nli_pipeline(*on), few)
 
     def rate(name: str, labels: int) -> float:
         peer, rows = found[name]

@@ -34,7 +34,7 @@ NLI_TOKENS = 512
 BATCH_ROWS = 32
 
 
-def nli_pipeline(device: str) -> Peer:
+def nli_pipeline(device: str, dtype: torch.dtype = torch.float32) -> Peer:
     """The transformers zero-shot pipeline over a cross-encoder: one pass a text and label."""
     names = {0: "entailment", 1: "neutral", 2: "contradiction"}
     config = BertConfig.from_pretrained(
@@ -46,7 +46,7 @@ def nli_pipeline(device: str) -> Peer:
     build: Any = pipeline
     classify = build(
         "zero-shot-classification",
-        model=BertForSequenceClassification(config).eval(),
+        model=BertForSequenceClassification(config).eval().to(dtype),
         tokenizer=AutoTokenizer.from_pretrained(published_folder("minilm")),
         device=device,
     )
@@ -58,13 +58,17 @@ def nli_pipeline(device: str) -> Peer:
     return answer
 
 
-def gliclass(device: str) -> Peer:
+def gliclass(device: str, dtype: torch.dtype = torch.float32, several: bool = False) -> Peer:
     """GLiClass's uni-encoder and its own pipeline: labels and text in one sequence.
+
+    Args:
+        several: any number of labels may be right, by its multi-label path.
 
     Raises:
         ConfigError: the package is not installed.
     """
     model, tokenizer = _build_gliclass()
+    model = model.to(dtype)
     from gliclass import ZeroShotClassificationPipeline
 
     classify = ZeroShotClassificationPipeline(
@@ -72,14 +76,15 @@ def gliclass(device: str) -> Peer:
         tokenizer,
         max_classes=1000,
         max_length=GLICLASS_MAX_TOKENS,
-        classification_type="single-label",
+        classification_type="multi-label" if several else "single-label",
         device=device,
         progress_bar=False,
     )
 
     @torch.inference_mode()
     def answer(texts: Sequence[str], labels: Sequence[str]) -> Any:
-        return classify(list(texts), list(labels), threshold=0.0, batch_size=BATCH_ROWS)
+        threshold = 0.5 if several else 0.0
+        return classify(list(texts), list(labels), threshold=threshold, batch_size=BATCH_ROWS)
 
     return answer
 
@@ -121,13 +126,14 @@ def _build_gliclass() -> tuple[Any, PreTrainedTokenizerBase]:
     return GLiClassModel(config).eval(), tokenizer
 
 
-def cosine_similarity(device: str) -> Peer:
+def cosine_similarity(device: str, dtype: torch.dtype = torch.float32) -> Peer:
     """all-MiniLM-L6-v2 by sentence-transformers; texts and labels are embedded at each call."""
     from sentence_transformers import SentenceTransformer, models  # type: ignore[attr-defined]
 
     word = models.Transformer(str(published_folder("minilm")), max_seq_length=256)
     pooling = models.Pooling(word.get_embedding_dimension(), pooling_mode="mean")
     encoder = SentenceTransformer(modules=[word, pooling, models.Normalize()], device=device)
+    encoder.to(dtype)
 
     def answer(texts: Sequence[str], labels: Sequence[str]) -> Any:
         text_ND = encoder.encode(list(texts), convert_to_tensor=True, show_progress_bar=False)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,12 @@ from scipy.special import logsumexp
 
 from jobs.benchmarks.inputs import label_names
 from jobs.benchmarks.records import Benchmark, Measured, arithmetic_of
-from jobs.benchmarks.rounds import Figure, in_turn
+from jobs.benchmarks.rounds import Figure, Figures, in_turn
 from sce.baselines.cosine import cosine_scores
+from sce.datasets.labelled import read_labelled
 from sce.datasets.starter import read_starter
 from sce.embedding.settings import EmbedderConfig
+from sce.errors import DataError
 from sce.labels import LabelSet
 from sce.model.label_tree import LabelTree
 from sce.model.label_vectors import TextLookup
@@ -28,6 +31,23 @@ from sce.predictor import Predictor
 
 FILLING, FILLED_AT_ONCE = "filling", 20
 """The node that made names stand under, and how many of them under each of its children."""
+
+
+HUFFPOST = "huffpost_headlines_balanced"
+SECTIONS = {
+    "news": "crime, good news, impact, media, politics, religion, the worldpost, weird news, "
+    "world news, worldpost",
+    "culture": "arts, arts & culture, comedy, culture & arts, entertainment",
+    "voices": "black voices, latino voices, queer voices, women, fifty",
+    "business and technology": "business, money, science, tech",
+    "environment": "environment, green",
+    "education": "college, education",
+    "family": "divorce, parenting, parents, weddings",
+    "lifestyle": "food & drink, healthy living, home & living, style, style & beauty, taste, "
+    "travel, wellness",
+    "sport": "sports",
+}
+"""HuffPost's 41 classes as a reader would file them."""
 
 
 class TreesBenchmark(Benchmark):
@@ -39,6 +59,9 @@ class TreesBenchmark(Benchmark):
     """At least as many as the corpus has labels are taken."""
     rows: int = Field(default=400, ge=1)
     rounds: int = Field(default=2, ge=1)
+    data: Path | None = None
+    """A folder with `huffpost_headlines_balanced.jsonl(.gz)`: its 41 classes under nine sections
+    are measured as well."""
     embedder: EmbedderConfig | None = None
 
 
@@ -100,8 +123,11 @@ def benchmark_trees(config: TreesBenchmark) -> Measured:
         "sum of the leaves": _node_figures(summed_NV, place_N),
         "first factor of a product": _node_figures(p_NV, place_N),
     }
+    figures: Figures = {f"{len(tree)} leaves": rows, f"{len(tops)} nodes at the top": measured}
+    if config.data is not None:
+        figures["HuffPost's 41 classes under sections"] = _sections(config, predictor, known)
     return Measured(
-        {f"{len(tree)} leaves": rows, f"{len(tops)} nodes at the top": measured},
+        figures,
         arithmetic_of(embedder=predictor.embedder, encoder=predictor.model),
         notes=(
             f"{sum(top_K == FILLING):,} of the leaves are made names, which no text belongs to.",
@@ -109,6 +135,43 @@ def benchmark_trees(config: TreesBenchmark) -> Measured:
         details={"rows": len(texts), "leaves": len(tree), "levels": len(tree.levels)},
         device=predictor.model.query_adaptor.weight.device.type,
     )
+
+
+def _sections(
+    config: TreesBenchmark, predictor: Predictor, text_vectors: TextLookup
+) -> dict[str, dict[str, Any]]:
+    """HuffPost's classes as a tree, as a flat set and by cosine similarity: leaves and sections."""
+    assert config.data is not None
+    files = [config.data / f"{HUFFPOST}.jsonl{end}" for end in ("", ".gz")]
+    file = next((one for one in files if one.is_file()), None)
+    if file is None:
+        raise DataError(f"data: there is no {files[0]}, nor one that ends with .gz.")
+    texts, names, _ = read_labelled(file)
+    chosen = np.random.default_rng(0).permutation(len(texts))[: config.rows]
+    leaves = {section: some.split(", ") for section, some in SECTIONS.items()}
+    tree = LabelTree.parse(leaves)
+    place = {path[-1]: k for k, path in enumerate(tree.paths)}
+    targets_N = np.array([place[names[i].lower()] for i in chosen])
+    vectors_ND = predictor.embedder.embed([texts[i] for i in chosen]).vectors
+    flat = LabelSet.parse([path[-1] for path in tree.paths])
+    version = predictor.model.config.label_vectors
+    top_K = np.array([path[0] for path in tree.paths])
+    tops = np.unique(top_K)
+    found: dict[str, dict[str, Any]] = {}
+    for side, p_NK in {
+        "tree": predictor.probabilities(vectors_ND, tree),
+        "flat, names alone": predictor.probabilities(vectors_ND, flat),
+        "cosine, names alone": cosine_scores(vectors_ND, flat, text_vectors, version),
+    }.items():
+        right_N, best_N = top_K[targets_N], p_NK.argmax(1)
+        found[side] = {
+            "leaf right, %": _percent(best_N == targets_N),
+            "section of the best leaf right, %": _percent(top_K[best_N] == right_N),
+        }
+        if not side.startswith("cosine"):
+            p_NV = np.stack([p_NK[:, top_K == top].sum(1) for top in tops], axis=1)
+            found[side]["section by sums right, %"] = _percent(tops[p_NV.argmax(1)] == right_N)
+    return found
 
 
 def starter_tree(leaves: int, rows: int) -> tuple[LabelTree, list[str], np.ndarray]:

@@ -34,6 +34,7 @@ class Columns:
         split, label_set, all_labels: optional columns, used where they exist.
         required: those of the optional columns that must exist.
         header: names for a CSV or TSV without a header line.
+        several: the label's column holds any number of right labels a row.
     """
 
     text: tuple[tuple[str, ...], ...] = (("text",),)
@@ -43,11 +44,13 @@ class Columns:
     all_labels: str = "all_labels"
     required: tuple[str, ...] = ()
     header: tuple[str, ...] = ()
+    several: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class RawRow:
-    """One readable row, its label still as the file writes it."""
+    """One readable row, its label still as the file writes it; or all of its right `labels`, sorted
+    and none twice, with what holds them together as its `label`."""
 
     line: int
     text: str
@@ -55,8 +58,16 @@ class RawRow:
     split: str | None
     label_set: str | None
     all_labels: tuple[str, ...] | None
+    labels: tuple[str, ...] | None = None
+
+    @property
+    def right(self) -> tuple[str, ...]:
+        """The right labels, however many there may be."""
+        return (self.label,) if self.labels is None else self.labels
 
 
+_TOGETHER = "\x1e"
+"""Between right labels, where they are one text."""
 NO_LABEL = "no label"
 """Why a row cannot be used whose label is empty, whatever else is wrong with it."""
 
@@ -133,7 +144,8 @@ def _find(path: Path, columns: Columns, fields: Mapping[str, Any]) -> Columns:
 def _parse(record: Record, columns: Columns) -> RawRow:
     fields, (text,), (label,) = record.fields, columns.text, columns.label
     split, label_set, all_labels = columns.split, columns.label_set, columns.all_labels
-    name = _label(_field(fields, label), label)
+    labels = _labels(fields, label) if columns.several else None
+    name = _label(_field(fields, label), label) if labels is None else _TOGETHER.join(labels)
     return RawRow(
         line=record.line,
         text=_text(fields, text),
@@ -141,6 +153,7 @@ def _parse(record: Record, columns: Columns) -> RawRow:
         split=_split(fields.get(split)) if split else None,
         label_set=_label(fields.get(label_set), label_set) if label_set else None,
         all_labels=_all_labels(fields.get(all_labels)) if all_labels else None,
+        labels=labels,
     )
 
 
@@ -168,7 +181,8 @@ def _text(fields: Mapping[str, Any], names: Sequence[str]) -> str:
 def _label(value: Any, name: str) -> str:
     if isinstance(value, list):
         if len(value) != 1:
-            count = f"{name!r} holds {len(value)} labels; exactly one is needed."
+            count = f"{name!r} holds {len(value)} labels; exactly one is needed, unless the source "
+            count += "says `several_labels: true`."
             raise _RowError("not exactly one label", count)
         value = value[0]
     if isinstance(value, int) and not isinstance(value, bool):
@@ -186,6 +200,29 @@ def _label(value: Any, name: str) -> str:
         length = f"{name!r} has {len(key)} characters, at most {MAX_NAME_CHARS}."
         raise _RowError("label too long", length)
     return key
+
+
+def _labels(fields: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    """The right labels of a row, sorted: a list of names, or names with ";" between them; none of
+    either is a row that no label fits."""
+    value = _field(fields, name)
+    if name != "label" and fields.get("label") not in (None, "", []):
+        both = f"it has both 'label' and {name!r}; with `several_labels` {name!r} says it all."
+        raise _RowError("both label and labels", both)
+    if isinstance(value, str):
+        value = [one for one in map(str.strip, value.split(";")) if one]
+    if not isinstance(value, list):
+        what = "is null" if value is None else f"is a {type(value).__name__}"
+        message = f"{name!r} {what}; a list of names is needed, [] where no label fits."
+        raise _RowError("no list of labels", message)
+    for one in value:
+        if isinstance(one, list):
+            raise _RowError("label is not a text", f"{name!r} holds a list within its list.")
+    found = [_label(one, name) for one in value]
+    for one in found:
+        if found.count(one) > 1:
+            raise _RowError("a label twice", f"{name!r} names {one!r} twice.")
+    return tuple(sorted(found))
 
 
 def _split(value: Any) -> str | None:

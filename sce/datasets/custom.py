@@ -198,13 +198,14 @@ class CustomLabels:
                 self._sets[label_set] = parse_set(self._given, self._where)
         known_set = self._sets.get(label_set)
         if known_set is None:
-            self._found.setdefault(label_set, set()).add(raw.label)
+            self._found.setdefault(label_set, set()).update(raw.right)
         else:
-            try:
-                known_set.index(raw.label)
-            except LabelError:
-                on_bad(not_in_set(path, raw.line, raw.label, known_set))
-                return None
+            for name in raw.right:
+                try:
+                    known_set.index(name)
+                except LabelError:
+                    on_bad(not_in_set(path, raw.line, name, known_set))
+                    return None
         return label_set
 
     def _listed_set(self, names: tuple[str, ...]) -> str:

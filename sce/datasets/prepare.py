@@ -154,6 +154,7 @@ def _rows_table(rows: Sequence[Row]) -> pa.Table:
         repeats[row_id] += 1
         ids.append(row_id if repeats[row_id] == 1 else f"{row_id}-{repeats[row_id]}")
     columns = {name: [getattr(row, name) for row in rows] for name in ROWS.names[1:]}
+    columns["label"] = [row.label if row.labels is None else None for row in rows]
     return pa.table({"row_id": ids} | columns, schema=ROWS)
 
 
@@ -182,7 +183,8 @@ def _label_counts(rows: Sequence[Row]) -> dict[str, dict[str, dict[str, int]]]:
     """Rows by label set, split and label."""
     counts: dict[str, dict[str, Counter[str]]] = defaultdict(lambda: defaultdict(Counter))
     for row in rows:
-        counts[row.label_set][row.split or ""][row.label] += 1
+        right = (row.label,) if row.labels is None else row.labels
+        counts[row.label_set][row.split or ""].update(right)
     return {
         label_set: {s: dict(sorted(by_split[s].items())) for s in SPLITS if s in by_split}
         for label_set, by_split in sorted(counts.items())

@@ -71,8 +71,10 @@ class PreparedData:
         split: str | None = None,
         seen: bool | None = None,
         datasets: Collection[str] | None = None,
+        several: bool | None = None,
     ) -> pa.Table:
-        """The rows of a split, of seen (True) or unseen (False) label sets, of some datasets.
+        """The rows of a split, of seen (True) or unseen (False) label sets, of some datasets, with
+        several right labels (True) or one (False).
 
         None leaves a condition out. Rows stay in order.
 
@@ -88,6 +90,9 @@ class PreparedData:
                         f"no dataset {name!r} in the prepared data. Allowed: {', '.join(known)}."
                     )
             table = table.filter(_is_in(table, "dataset", datasets))
+        if several is not None:
+            mask = pc.is_valid(table["labels"])
+            table = table.filter(mask if several else pc.invert(mask))
         if seen is not None:
             mask = _is_in(table, "label_set", self.seen_label_sets)
             table = table.filter(mask if seen else pc.invert(mask))
@@ -153,6 +158,8 @@ def content_fingerprint(rows: pa.Table, label_sets: pa.Table) -> str:
     for table in (rows, label_sets):
         for batch in table.to_batches(max_chunksize=4096):
             for row in batch.to_pylist():
+                if "row_id" in row and row.get("labels") is None:
+                    row.pop("labels", None)  # as it was before a row could have several
                 digest.update(json.dumps(row, ensure_ascii=False, sort_keys=True).encode())
                 digest.update(b"\n")
         digest.update(b"\0")
@@ -193,6 +200,8 @@ def write_prepared(
     folder: Place, rows: pa.Table, label_sets: pa.Table, manifest: Mapping[str, Any]
 ) -> None:
     """Write the folder whole or not at all."""
+    if rows["labels"].null_count == rows.num_rows:
+        rows = rows.drop_columns(["labels"])
     with replace_folder(folder, MANIFEST_FILE) as new:
         pq.write_table(rows, new / ROWS_FILE, compression="zstd")
         pq.write_table(label_sets, new / LABEL_SETS_FILE, compression="zstd")

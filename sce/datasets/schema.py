@@ -10,7 +10,12 @@ import pyarrow as pa
 SPLITS = ("train", "validation", "test")
 
 _ROW_COLUMNS = ("row_id", "dataset", "split", "text", "label", "label_set")
-ROWS = pa.schema([pa.field(name, pa.string(), nullable=False) for name in _ROW_COLUMNS])
+ROWS = pa.schema(
+    [pa.field(name, pa.string(), nullable=name == "label") for name in _ROW_COLUMNS]
+    + [pa.field("labels", pa.list_(pa.string()))]
+)
+"""A row has one right `label`, or any number of right `labels`; the other is null. The column
+`labels` is missing where no row has several, as in data of versions that did not know it."""
 
 LABEL = pa.struct(
     [

@@ -41,6 +41,10 @@ class SourceConfig(Section):
     """Columns whose parts form the text, joined by a space. Custom default: [text]."""
     label_column: str | None = None
     """Column of the label's name. Custom default: label, or labels with one item."""
+    several_labels: bool = False
+    """Custom only: any number of labels may be right for a row. The column `labels` (or
+    `label_column`) then holds a list of names, in a CSV names with ";" between them; an empty one
+    says that no label fits. Trains mode multi."""
     split_column: str | None = None
     """Column of train, validation or test. Default: split, where it exists."""
     label_set_column: str | None = None
@@ -106,8 +110,8 @@ class SourceConfig(Section):
             if extra:
                 raise ValueError(f"dataset {self.dataset} does not take {', '.join(sorted(extra))}")
         elif self.dataset != CUSTOM:
-            for field in ("labels", "label_set_column", "all_labels_column"):
-                if getattr(self, field) is not None:
+            for field in ("labels", "label_set_column", "all_labels_column", "several_labels"):
+                if getattr(self, field) not in (None, False):
                     raise ValueError(f"{field} is for dataset custom; {self.dataset} has its own")
         return self
 

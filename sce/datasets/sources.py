@@ -190,7 +190,8 @@ def _custom(source: SourceConfig) -> Source:
             label_set = labels.accept(path, raw, on_bad)
             if label_set is not None:
                 key = text_key(raw.text)
-                rows.append(Row(name, raw.split or split, raw.text, raw.label, label_set, key))
+                of = raw.split or split, raw.text, raw.label, label_set, key, raw.labels
+                rows.append(Row(name, *of))
     label_sets = labels.finish()
     return Source(
         name=name,
@@ -213,9 +214,11 @@ def _columns(source: SourceConfig, spec: DatasetSpec) -> Columns:
     names = ("split", "label_set", "all_labels")
     given = {name: getattr(source, f"{name}_column") for name in names}
     named = {name: column for name, column in given.items() if column is not None}
+    label = ("labels",) if source.several_labels else spec.label
     return Columns(
         text=spec.text if source.text_columns is None else (tuple(source.text_columns),),
-        label=spec.label if source.label_column is None else (source.label_column,),
+        label=label if source.label_column is None else (source.label_column,),
+        several=source.several_labels,
         required=tuple(named.values()),
         header=spec.header,
         **named,

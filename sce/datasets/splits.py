@@ -51,7 +51,8 @@ def rank(seed: int, key: bytes) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One labelled text. `split` is None until a split is chosen for it."""
+    """One labelled text. `split` is None until a split is chosen for it. Of a row with any number
+    of right `labels`, `label` is all of them in one text: rows are divided by it."""
 
     dataset: str
     split: str | None
@@ -59,6 +60,7 @@ class Row:
     label: str
     label_set: str
     key: bytes
+    labels: tuple[str, ...] | None = None
 
     @property
     def content(self) -> tuple[str, str, str]:

@@ -33,7 +33,7 @@ from sce.embedding.settings import EmbedderConfig
 from sce.labels import LabelSet
 from sce.model.background import BACKGROUND_FILE
 from sce.model.label_tree import answer_names, tree_of
-from sce.model.logistic import OF_CORPUS, OF_NO_CORPUS, OF_OWN_CORPUS
+from sce.model.logistic import OF_CORPUS, OF_NO_CORPUS, OF_OWN_CORPUS, OF_TRAINING
 from sce.model.options import SEVERAL_COLUMN, AnswerOptions
 from sce.model.settings import EXACT, SHORTLIST_ABOVE, SHORTLIST_SIZE
 
@@ -65,6 +65,7 @@ class LocalModel:
     embedder_config: EmbedderConfig
     dtype: str
     exact: bool
+    several: bool = False
 
     @classmethod
     def find(
@@ -82,7 +83,8 @@ class LocalModel:
         trained_with = EmbedderFingerprint.from_dict(model_config.embedder or {})
         path = str(Path(model).resolve()) if Path(model).is_dir() else model
         embedder = embedder_of(embedder, trained_with)
-        return cls(model, path, model_id, trained_with, embedder, dtype, exact)
+        several = bool(model_config.several)
+        return cls(model, path, model_id, trained_with, embedder, dtype, exact, several)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -123,6 +125,8 @@ class LocalModel:
     @property
     def rests_on(self) -> str:
         """What probabilities of mode "multi" rest on, in words."""
+        if self.several:
+            return OF_TRAINING
         measured = not Path(self.path).is_dir() or (Path(self.path) / BACKGROUND_FILE).is_file()
         return (OF_CORPUS if measured else OF_NO_CORPUS).rests_on
 

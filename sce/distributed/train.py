@@ -62,7 +62,9 @@ class EncoderTraining(EpisodeObjective):
     def validate(self) -> dict[str, float]:
         worker, validator = self._worker, self._validator
         scores_VNK = validator.scores(self._model, worker.rank, worker.world_size)
-        return validator.figures(worker.sum(torch.from_numpy(scores_VNK)).numpy())
+        scores_VNK = worker.sum(torch.from_numpy(scores_VNK)).numpy()
+        several = self._model.several_weight.tolist() if self._model.config.several else ()
+        return validator.figures(scores_VNK, several)
 
     def save(self, folder: str) -> None:
         self._model.save_pretrained(folder)

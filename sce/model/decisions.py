@@ -133,10 +133,11 @@ def _over_threshold(answers: Answers, options: AnswerOptions, names: Sequence[st
     `at_most`; equal probabilities in the order of the names, whatever the user's."""
     assert answers.scores_M is not None
     counts_N, scores_M = np.diff(answers.offsets), answers.scores_M
-    least = options.thresholds_of(names)
+    shared = _is_shared(answers, names)
+    least = options.thresholds_of(names, None if shared else np.repeat(counts_N, counts_N))
     assert least is not None
     rank = np.unique([normalise_name(name) for name in names], return_inverse=True)[1]
-    if _is_shared(answers, names):
+    if shared:
         least, rank = np.tile(least, len(answers)), np.tile(rank, len(answers))
     kept_M = scores_M >= least
     row_M = np.repeat(np.arange(len(answers)), counts_N)

@@ -17,6 +17,7 @@ width, T = K + 1 tokens.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,7 +44,7 @@ class SCEConfig(SCEFields, PreTrainedConfig):
             self.query_scale = math.sqrt(self.embedding_dim)
         if self.logit_scale is None:
             self.logit_scale = 1 / math.sqrt(self.encoder.get("hidden_size", 768))
-        for name in ("example_weight", "calibration", "cosine_calibration", "rejection"):
+        for name in ("example_weight", "calibration", "cosine_calibration", "rejection", "several"):
             setattr(self, name, list(getattr(self, name)))  # as JSON gives them back
         super().__post_init__(**kwargs)
         check_fields(self.encoder, self.label_vectors)
@@ -96,6 +97,8 @@ class SCEModel(PreTrainedModel):
             self.log_prior_scale = nn.Parameter(torch.zeros(()))
         if self.pools_examples:
             self.example_weight = nn.Parameter(torch.zeros(2))
+        if config.several:
+            self.several_weight = nn.Parameter(torch.zeros(4))
         self.post_init()
         self.freeze()
 
@@ -117,6 +120,14 @@ class SCEModel(PreTrainedModel):
             self.log_prior_scale.fill_(math.log(config.prior_scale))
         if self.pools_examples:
             self.example_weight.copy_(torch.tensor(config.example_weight))
+        if config.several:
+            self.several_weight.copy_(torch.tensor(config.several))
+
+    @torch.no_grad()
+    def set_several(self, weights: Sequence[float]) -> None:
+        """Answer mode "multi" with these coefficients from now on."""
+        self.config.several = list(weights)
+        self.several_weight.copy_(torch.tensor(weights))
 
     @property
     def uses_embedded_labels(self) -> bool:
@@ -190,6 +201,8 @@ class SCEModel(PreTrainedModel):
         targets: torch.Tensor | None = None,
         example_embeddings: torch.Tensor | None = None,
         example_counts: torch.Tensor | None = None,
+        right_labels: torch.Tensor | None = None,
+        z_scores: torch.Tensor | None = None,
     ) -> SCEOutput:
         """Score every label for every query.
 
@@ -204,7 +217,9 @@ class SCEModel(PreTrainedModel):
             label_tokens: h_k by equation 2 [B, K, H] or [K, H]; needed with `label_source`
                 "tokens".
             label_mask: True where a label stands [B, K]; None if nothing is padding.
-            targets: index of the right label [B].
+            targets: index of the right label [B]; -1 in rows in which several may be right.
+            right_labels, z_scores: of these rows which are, bool, and the labels' z-scores (see
+                `sce.model.background`), [B, K] both; given where there are such rows.
             example_embeddings, example_counts: see `pool_labels`; [(B,) K, D] and [(B,) K]. Of
                 version 0 alone.
         """
@@ -229,8 +244,37 @@ class SCEModel(PreTrainedModel):
         if label_mask is not None:
             logits_BK = logits_BK.masked_fill(~label_mask, -torch.inf)
 
-        loss = None if targets is None else nn.functional.cross_entropy(logits_BK, targets)
+        loss = None
+        if targets is not None and right_labels is None:
+            loss = nn.functional.cross_entropy(logits_BK, targets)
+        elif targets is not None:
+            assert z_scores is not None
+            assert label_mask is not None
+            assert right_labels is not None
+            loss = nn.functional.cross_entropy(logits_BK, targets, ignore_index=-1, reduction="sum")
+            m_BK = self.several_logits(logits_BK, z_scores, label_mask)
+            losses_BK = nn.functional.binary_cross_entropy_with_logits(
+                m_BK, right_labels.to(m_BK.dtype), reduction="none"
+            )
+            mean_B = (losses_BK * label_mask).sum(1) / label_mask.sum(1)
+            loss = (loss + (mean_B * (targets < 0)).sum()) / len(targets)
+        if loss is not None and self.config.several:
+            # In every step's graph, also of a batch without such rows: DDP waits for its gradient.
+            loss = loss + 0 * self.several_weight.sum()
         return SCEOutput(loss=loss, logits=logits_BK)
+
+    def several_logits(
+        self, logits_BK: torch.Tensor, z_BK: torch.Tensor, mask_BK: torch.Tensor
+    ) -> torch.Tensor:
+        """Logits of each label for itself, as `sce.model.logistic` has them, [B, K]; of no meaning
+        where the mask is False."""
+        a, b, c, d = self.several_weight.float().unbind()
+        log_count_B1 = mask_BK.sum(1, keepdim=True).float().log()
+        s_BK = logits_BK.masked_fill(~mask_BK, 0)
+        hidden_BK = z_BK.masked_fill(~mask_BK, -torch.inf)
+        z_level_B1 = hidden_BK.logsumexp(1, keepdim=True) - log_count_B1
+        s_level_B1 = logits_BK.logsumexp(1, keepdim=True) - log_count_B1
+        return a * z_BK - b * z_level_B1 + c + d * (s_BK - s_level_B1)
 
     def pool_labels(
         self,

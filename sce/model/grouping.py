@@ -125,7 +125,7 @@ class GroupScorer:
         Args:
             queries_ND: unit vectors of the text embedder, float32.
             text_vectors: asked for the vectors of label texts that are not known yet.
-            exact: every label of one set is contextualised, however many there are.
+            exact: every label is contextualised, however many there are.
         """
         groups: Iterable[Group]
         if isinstance(labels, LabelSet):
@@ -144,6 +144,21 @@ class GroupScorer:
                 self._shortlist_size if shortlisted else None,
             ):
                 yield group, batch
+
+    def scores(
+        self,
+        queries_ND: np.ndarray,
+        labels: LabelSet | RaggedLabels,
+        text_vectors: TextVectors,
+        offsets: np.ndarray,
+    ) -> np.ndarray:
+        """Scores of every label of N rows, row after row in the user's order, float32 [M]; every
+        label is contextualised. Row n's begin at `offsets[n]`."""
+        scores_M = np.empty(offsets[-1], np.float32)
+        for group, batch in self.batches(queries_ND, labels, text_vectors, exact=True):
+            places_BK = offsets[group.rows_R[batch.rows]][:, None] + group.to_user(batch)
+            scores_M[places_BK] = batch.logits_BK.cpu().numpy()
+        return scores_M
 
     def _a_set_a_row(self, labels: RaggedLabels, text_vectors: TextVectors) -> Iterator[Group]:
         if not len(labels):

@@ -17,8 +17,9 @@ from sce.labels import Label, LabelSet, RaggedLabels
 from sce.model.answers import Answers
 from sce.model.background import Background
 from sce.model.encoder import SCEModel
+from sce.model.grouping import GroupScorer
 from sce.model.label_vectors import LabelVectors, TextVectors, encode_labels, label_texts
-from sce.model.logistic import fill_answers, logistic_of
+from sce.model.logistic import fill_answers, logistic_of, trained_logistic
 from sce.model.options import Scoring
 from sce.model.products import COSINE_UNIT, exact_cosines, vector_integers
 
@@ -51,12 +52,19 @@ class _Prepared:
 class IndependentScorer:
     """Scores rows under one label set or one a row. Safe to call from several threads."""
 
-    def __init__(self, model: SCEModel, background: Background) -> None:
-        self._model, self._background = model, background
+    def __init__(self, model: SCEModel, background: Background, groups: GroupScorer) -> None:
+        self._model, self._background, self._groups = model, background, groups
         self.logistic = logistic_of(background)
+        several = model.config.several
+        self._trained = trained_logistic(several) if several else None
         self._version = model.config.label_vectors
         self._lock = Lock()
         self._prepared: dict[str, _Prepared] = {}
+
+    def _asks_encoder(self, contrast: Sequence[str]) -> bool:
+        """Of a model that was trained on rows with several right labels; not with contrast labels:
+        a label's score in the encoder depends on which others are asked for."""
+        return self._trained is not None and not contrast
 
     def new_texts(self, labels: LabelSet | RaggedLabels, contrast: Sequence[str]) -> list[str]:
         """Distinct texts of labels whose vectors `fill` would ask for now."""
@@ -64,9 +72,10 @@ class IndependentScorer:
         new = [] if self._key(labels) in self._prepared else list(seen.labels)
         if contrast and LabelSet.parse(contrast).fingerprint not in self._prepared:
             new += LabelSet.parse(contrast).labels
-        return list(
-            dict.fromkeys(text for label in new for text in label_texts(label, self._version))
-        )
+        texts = [text for label in new for text in label_texts(label, self._version)]
+        if self._asks_encoder(contrast):
+            texts += self._groups.new_texts(labels)
+        return list(dict.fromkeys(texts))
 
     def fill(
         self,
@@ -82,12 +91,20 @@ class IndependentScorer:
             queries_ND: unit vectors of the text embedder, float32.
             text_vectors: asked for the vectors of label texts that are not known yet.
         """
-        contrast = None
+        contrast = scores_M = None
+        if self._asks_encoder(scoring.contrast):
+            scores_M = self._groups.scores(queries_ND, labels, text_vectors, answers.offsets)
         if scoring.contrast:
             contrast = self._prepare(LabelSet.parse(scoring.contrast), text_vectors)
         for rows_R, z_RK, user_places in self._z_scores(queries_ND, labels, text_vectors):
             contrast_RC = None if contrast is None else contrast.z_scores(queries_ND[rows_R])
-            fill_answers(answers, rows_R, self.logistic(z_RK, contrast_RC), user_places)
+            if scores_M is None:
+                p_RK = self.logistic(z_RK, contrast_RC)
+            else:
+                assert self._trained is not None
+                s_RK = scores_M[answers.offsets[rows_R][:, None] + user_places]
+                p_RK = self._trained(z_RK, None, s_RK)
+            fill_answers(answers, rows_R, p_RK, user_places)
 
     def _z_scores(
         self, queries_ND: np.ndarray, labels: LabelSet | RaggedLabels, text_vectors: TextVectors

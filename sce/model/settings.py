@@ -63,6 +63,8 @@ class SCEFields:
         cosine_calibration: the same of the cosine baseline, for comparisons.
         rejection: coefficients of the probability that no label fits (`sce.model.rejection`); none
             in models written before there was one.
+        several: (a, b, c, d) of mode "multi" (`sce.model.logistic`), of a model that was trained on
+            rows with several right labels; none in others, whose encoder takes no part in it.
         label_prefix_space: tokenise a label with a leading space, as the tokenizer sees a
             word inside a sentence ("tokens" only; makes most RoBERTa labels one token).
         embedder: fingerprint of the text embedder that the model was trained with.
@@ -85,6 +87,7 @@ class SCEFields:
     calibration: Sequence[float] = (0.0, 0.0)
     cosine_calibration: Sequence[float] = (0.0, 0.0)
     rejection: Sequence[float] = ()
+    several: Sequence[float] = ()
     label_prefix_space: bool = True
     embedder: dict[str, Any] | None = None
 

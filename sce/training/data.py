@@ -6,6 +6,7 @@ machine.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,11 +22,15 @@ from sce.model.rejection import learn_rejection
 
 @dataclass(frozen=True)
 class Rows:
-    """N labelled texts: ids, datasets, label names, label set ids, unit vectors [N, D]."""
+    """N labelled texts: ids, datasets, labels, label set ids, unit vectors [N, D].
+
+    Attributes:
+        labels: the name of the right label; where any number may be right, the names of all.
+    """
 
     ids: list[str]
     datasets: list[str]
-    labels: list[str]
+    labels: Sequence[str | Sequence[str]]
     sets: list[str]
     vectors_ND: np.ndarray
 
@@ -41,10 +46,22 @@ class Rows:
     @classmethod
     def read(cls, table: pa.Table, store: EmbeddingStore) -> Rows:
         """Prepared rows (`sce.datasets.schema.ROWS`) with their vectors."""
-        ids, datasets, labels, sets = (
-            table[column].to_pylist() for column in ("row_id", "dataset", "label", "label_set")
+        ids, datasets, label, several, sets = (
+            table[column].to_pylist()
+            for column in ("row_id", "dataset", "label", "labels", "label_set")
         )
+        labels = [one if one is not None else tuple(more) for one, more in zip(label, several)]
         return cls(ids, datasets, labels, sets, store.vectors_for(ids))
+
+    @property
+    def several(self) -> np.ndarray:
+        """Which rows may have any number of right labels, bool [N]."""
+        return np.array([not isinstance(one, str) for one in self.labels], bool)
+
+    def right(self, row: int) -> Sequence[str]:
+        """The right labels of a row."""
+        label = self.labels[row]
+        return (label,) if isinstance(label, str) else label
 
 
 @dataclass(frozen=True)
@@ -85,10 +102,11 @@ def rejection_of(data: TrainingData, version: int) -> list[float]:
     see nothing of the model, so rows that it was trained on serve as well as others."""
     set_N = np.array(data.train.sets)
     sets = []
-    for name in dict.fromkeys(data.train.sets):
+    one_N = ~data.train.several
+    for name in dict.fromkeys(set_N[one_N].tolist()):
         labels = only_names(data.label_sets[name].canonical())
-        rows = np.flatnonzero(set_N == name)
-        targets_N = np.array([labels.index(data.train.labels[i]) for i in rows.tolist()])
+        rows = np.flatnonzero((set_N == name) & one_N)
+        targets_N = np.array([labels.index(data.train.right(i)[0]) for i in rows.tolist()])
         g_KD = label_vectors(labels, data.label_texts, version)
         sets.append((data.train.vectors_ND[rows], g_KD, targets_N))
     found = learn_rejection(sets)

@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 from sce.labels import Label, LabelSet
+from sce.model.background import MIN_DEVIATION, Background
 from sce.model.encoder import SCEModel, pool_labels
 from sce.model.label_vectors import TextVectors, TokenMeans, example_weights, mean_text_vectors
 from sce.training.data import Rows
@@ -30,6 +31,8 @@ from sce.training.random_keys import row_keys, uniforms
 from sce.training.settings import VIEWS, AugmentConfig
 
 EXAMPLE_COUNTS = np.array([1, 2, 4, 8])
+MOST_RIGHT = 5
+"""Right labels of an episode, of a row that has more."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,9 @@ class Episodes:
     token_index_BK: np.ndarray
     mask_BK: np.ndarray
     targets_B: np.ndarray
+    """Place of the right label; -1 in rows in which any number may be right."""
+    right_BK: np.ndarray
+    """Which candidates are right."""
     example_rows_BKX: np.ndarray | None
     """-1 where there is no example."""
 
@@ -78,8 +84,12 @@ class EpisodeSampler:
         labels = [label for s in used for label in label_sets[s].labels]
         self.set_of_L = np.repeat(np.arange(len(used)), sizes_S)
         self.row_set_N = np.array([place_of[s] for s in rows.sets])
-        in_set_N = [label_sets[s].index(n) for s, n in zip(rows.sets, rows.labels)]
-        self.row_label_N = starts_S[self.row_set_N] + in_set_N
+        self.several_N = rows.several
+        in_set = [[label_sets[s].index(n) for n in rows.right(i)] for i, s in enumerate(rows.sets)]
+        most = max(1, *map(len, in_set))
+        self.row_labels_NP = np.array([one + [-1] * (most - len(one)) for one in in_set])
+        has_NP = self.row_labels_NP >= 0
+        self.row_labels_NP += np.where(has_NP, starts_S[self.row_set_N][:, None], 0)
         slots_K = np.arange(sizes_S.max())
         self.own_labels_SK = np.where(slots_K < sizes_S[:, None], starts_S[:-1, None] + slots_K, -1)
 
@@ -113,28 +123,34 @@ class EpisodeSampler:
         if token_means is not None:  # of names and synonyms: the views of more have no h_k
             self.tokens_MH = token_means([*keys, *synonyms])
 
-        # Rows of each label, for examples: the rows sorted by label, and each row's place there.
-        self._rows_by_label_N = np.lexsort((self.keys_N, self.row_label_N))
-        self._label_count_L = np.bincount(self.row_label_N, minlength=len(labels))
+        # Rows of each label, for examples: the rows sorted by label, and each row's places there.
+        row_M, right_M = np.nonzero(has_NP)
+        label_M = self.row_labels_NP[row_M, right_M]
+        order_M = np.lexsort((self.keys_N[row_M], label_M))
+        self._rows_by_label_M = row_M[order_M]
+        self._label_count_L = np.bincount(label_M, minlength=len(labels))
         self._label_start_L = np.concatenate([[0], np.cumsum(self._label_count_L)[:-1]])
-        self._place_N = np.empty(len(rows), np.int64)
-        self._place_N[self._rows_by_label_N] = np.arange(len(rows))
+        self._place_NP = np.zeros_like(self.row_labels_NP)
+        self._place_NP[row_M[order_M], right_M[order_M]] = np.arange(len(order_M))
 
     def draw(self, epoch: int, rows_B: np.ndarray) -> Episodes:
         """Episodes of the given rows (indices into the training rows) in an epoch."""
-        labels_BK, targets_B = self._candidates(epoch, rows_B)
-        text_BK, token_BK = self._views(epoch, rows_B, labels_BK, targets_B)
-        examples_BKX = self._examples(epoch, rows_B, labels_BK, targets_B)
-        return Episodes(rows_B, text_BK, token_BK, labels_BK >= 0, targets_B, examples_BKX)
+        labels_BK, right_BK = self._candidates(epoch, rows_B)
+        text_BK, token_BK = self._views(epoch, rows_B, labels_BK, right_BK)
+        examples_BKX = self._examples(epoch, rows_B, labels_BK, right_BK)
+        targets_B = np.where(self.several_N[rows_B], -1, right_BK.argmax(1))
+        mask_BK = labels_BK >= 0
+        return Episodes(rows_B, text_BK, token_BK, mask_BK, targets_B, right_BK, examples_BKX)
 
     def _uniforms(self, epoch: int, stream: str, rows_B: np.ndarray, count: int = 1) -> np.ndarray:
         return uniforms(self.seed, epoch, stream, self.keys_N[rows_B], count)
 
     def _candidates(self, epoch: int, rows_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Candidate labels [B, K], -1 for padding, and the place of the right one [B]."""
+        """Candidate labels, -1 for padding, and which of them are right, [B, K] both."""
         config = self.config
         own_BK = self.own_labels_SK[self.row_set_N[rows_B]]
-        right_B = self.row_label_N[rows_B]
+        right_BP = self.row_labels_NP[rows_B]
+        right_BK = _among(own_BK, right_BP)
         sizes_B = (own_BK >= 0).sum(1)
         u_B6 = self._uniforms(epoch, "size", rows_B, 4)
         room = config.max_candidates
@@ -147,8 +163,19 @@ class EpisodeSampler:
         # A random order of the row's own labels, the right one first and padding last; those whose
         # rank in it is below the number drawn are kept, at their old places.
         order_BK = self._uniforms(epoch, "own", rows_B, own_BK.shape[1])
-        order_BK = np.where(own_BK < 0, 2.0, order_BK)
-        order_BK = np.where(own_BK == right_B[:, None], -1.0, order_BK)
+        order_BK = np.where(right_BK, order_BK - 2.0, order_BK)
+        if self.several_N[rows_B].any():
+            # Of several right ones, or of none, some are left away: to the end of the order.
+            most_right_B = np.minimum(right_BK.sum(1), MOST_RIGHT)
+            u_B1 = self._uniforms(epoch, "right", rows_B)
+            drawn_right_B = (u_B1[:, 0] * (most_right_B + 1)).astype(np.int64)
+            kept_right_B = np.where(subset_B, drawn_right_B, most_right_B)
+            kept_right_B = np.maximum(kept_right_B, least_B - (sizes_B - right_BK.sum(1)))
+            away_BK = right_BK & (order_BK.argsort(1).argsort(1) >= kept_right_B[:, None])
+            away_BK &= self.several_N[rows_B][:, None]
+            order_BK = np.where(away_BK, order_BK + 4.0, order_BK)
+            own_count_B = np.minimum(own_count_B, sizes_B - away_BK.sum(1))
+        order_BK = np.where(own_BK < 0, 9.0, order_BK)
         rank_BK = order_BK.argsort(1).argsort(1)
         own_BK = np.where(rank_BK < own_count_B[:, None], own_BK, -1)
 
@@ -163,8 +190,9 @@ class EpisodeSampler:
         drawn_BF = (self._uniforms(epoch, "foreign", rows_B, widest) * labels).astype(np.int64)
         keep_BF = np.arange(widest) < foreign_count_B[:, None]
         keep_BF &= self.set_of_L[drawn_BF] != self.row_set_N[rows_B][:, None]
-        similar_BF = self._similarity_LL[right_B[:, None], drawn_BF]
-        keep_BF &= similar_BF < config.foreign_similarity_limit
+        for right_B in right_BP.T:  # one, as a rule
+            similar_BF = self._similarity_LL[right_B[:, None], drawn_BF]
+            keep_BF &= (similar_BF < config.foreign_similarity_limit) | (right_B < 0)[:, None]
         sorted_BF = np.sort(drawn_BF, axis=1)
         # The comparison of all pairs takes F^2 a row: only where a batch has a double at all.
         if widest > 1 and (sorted_BF[:, 1:] == sorted_BF[:, :-1]).any():
@@ -176,10 +204,10 @@ class EpisodeSampler:
         front_BK = np.argsort(both_BK < 0, axis=1, kind="stable")
         widest = int((both_BK >= 0).sum(1).max())
         labels_BK = np.take_along_axis(both_BK, front_BK, axis=1)[:, :widest]
-        return labels_BK, (labels_BK == right_B[:, None]).argmax(1)
+        return labels_BK, _among(labels_BK, right_BP)
 
     def _views(
-        self, epoch: int, rows_B: np.ndarray, labels_BK: np.ndarray, targets_B: np.ndarray
+        self, epoch: int, rows_B: np.ndarray, labels_BK: np.ndarray, right_BK: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """Which text vector and which token mean stand for each candidate, int64 [B, K]."""
         weights = np.array([self.config.view_weights.get(v, 0.0) for v in VIEWS])
@@ -189,8 +217,7 @@ class EpisodeSampler:
         pick_BK = self._uniforms(epoch, "synonym", rows_B, labels_BK.shape[1])
         pick_BK = (pick_BK * self.name_count_L[safe_BK]).astype(np.int64)
         if self.config.synonym_scope == "right":
-            is_right_BK = np.arange(labels_BK.shape[1]) == targets_B[:, None]
-            pick_BK = np.where(is_right_BK, pick_BK, 0)
+            pick_BK = np.where(right_BK, pick_BK, 0)
         name_BK = self.names_LP[safe_BK, 0]
         synonym_BK = self.names_LP[safe_BK, pick_BK]
         view_B1 = view_B[:, None]
@@ -204,7 +231,7 @@ class EpisodeSampler:
         return text_BK, token_BK
 
     def _examples(
-        self, epoch: int, rows_B: np.ndarray, labels_BK: np.ndarray, targets_B: np.ndarray
+        self, epoch: int, rows_B: np.ndarray, labels_BK: np.ndarray, right_BK: np.ndarray
     ) -> np.ndarray | None:
         """Rows that serve as examples of each candidate [B, K, X]; never the row itself."""
         u_B2 = self._uniforms(epoch, "examples", rows_B, 2)
@@ -214,29 +241,38 @@ class EpisodeSampler:
         wanted_B = EXAMPLE_COUNTS[(u_B2[:, 1] * len(EXAMPLE_COUNTS)).astype(np.int64)]
         wanted_B = np.where(some_B, wanted_B, 0)
         safe_BK = labels_BK.clip(min=0)
-        is_right_BK = np.arange(labels_BK.shape[1]) == targets_B[:, None]
         total_BK = self._label_count_L[safe_BK]
-        available_BK = total_BK - is_right_BK
+        available_BK = total_BK - right_BK
         count_BK = np.minimum(wanted_B[:, None], available_BK) * (labels_BK >= 0)
-        # Consecutive places (cyclic) among the label's rows; for the right label they begin
+        # Consecutive places (cyclic) among the label's rows; for a right label they begin
         # after the row's own place and end before it comes round again.
         start_BK = self._uniforms(epoch, "example start", rows_B, labels_BK.shape[1])
-        slack_BK = np.where(is_right_BK, available_BK - count_BK + 1, total_BK)
+        slack_BK = np.where(right_BK, available_BK - count_BK + 1, total_BK)
         start_BK = (start_BK * slack_BK).astype(np.int64)
-        own_place_B = self._place_N[rows_B] - self._label_start_L[self.row_label_N[rows_B]]
-        start_BK = start_BK + np.where(is_right_BK, own_place_B[:, None] + 1, 0)
+        which_BK = (labels_BK[:, :, None] == self.row_labels_NP[rows_B][:, None, :]).argmax(2)
+        own_BK = np.take_along_axis(self._place_NP[rows_B], which_BK, 1)
+        own_BK = own_BK - self._label_start_L[safe_BK]
+        start_BK = start_BK + np.where(right_BK, own_BK + 1, 0)
         steps_X = np.arange(int(count_BK.max(initial=0)))
         if not len(steps_X):
             return None
         place_BKX = (start_BK[:, :, None] + steps_X) % np.maximum(total_BK, 1)[:, :, None]
         flat_BKX = self._label_start_L[safe_BK][:, :, None] + place_BKX
         # A label without rows may begin past the end; its places are masked below.
-        rows_BKX = self._rows_by_label_N[np.minimum(flat_BKX, len(self.keys_N) - 1)]
+        rows_BKX = self._rows_by_label_M[np.minimum(flat_BKX, len(self._rows_by_label_M) - 1)]
         return np.where(steps_X < count_BK[:, :, None], rows_BKX, -1)
 
 
+def _among(labels_BK: np.ndarray, right_BP: np.ndarray) -> np.ndarray:
+    """Which labels are right ones, bool [B, K]; -1 is none in either."""
+    found_BKP = labels_BK[:, :, None] == right_BP[:, None, :]
+    return (found_BKP & (right_BP >= 0)[:, None, :]).any(2)
+
+
 class EpisodeObjective:
-    """What `sce.training.epoch.train_epoch` lowers: the cross entropy of drawn episodes.
+    """What `sce.training.epoch.train_epoch` lowers: the cross entropy of drawn episodes; of rows in
+    which several labels may be right the binary cross entropy of each label, by which the model
+    answers mode "multi".
 
     Args:
         model: on `device`, where every vector that training needs is kept as well.
@@ -249,7 +285,12 @@ class EpisodeObjective:
         # Copies, since arrays that Ray's workers share cannot be written to, which torch warns of.
         self._queries_ND = torch.from_numpy(np.array(sampler.queries_ND)).to(device)
         self._texts_MD = self._tokens_MH = None
-        if model.uses_embedded_labels:
+        self._background = None
+        if sampler.several_N.any():
+            found = Background.of(sampler.queries_ND)
+            parts = torch.from_numpy(found.mean_D), torch.from_numpy(found.covariance_DD)
+            self._background = tuple(part.to(device) for part in parts)
+        if model.uses_embedded_labels or self._background is not None:
             self._texts_MD = torch.from_numpy(np.array(sampler.texts_MD)).to(device)
         self._example_weights_M2 = sampler.example_weights_M2
         if self._example_weights_M2 is not None:
@@ -302,4 +343,17 @@ class EpisodeObjective:
                 inputs["example_embeddings"] = examples_BKD
                 inputs["example_counts"] = counts_BK
             inputs["label_embeddings"] = text_BKD
+            if self._background is not None and (episodes.targets_B < 0).any():
+                inputs["right_labels"] = on_device(episodes.right_BK)
+                inputs["z_scores"] = self._z_scores(inputs["query_embeddings"], text_BKD)
         return inputs
+
+    def _z_scores(self, queries_BD: torch.Tensor | None, g_BKD: torch.Tensor) -> torch.Tensor:
+        """As `sce.model.background.Background.z_scores`, of each row's own labels, [B, K]."""
+        assert queries_BD is not None
+        assert self._background is not None
+        mean_D, covariance_DD = self._background
+        g_BKD = nn.functional.normalize(g_BKD, dim=-1)
+        deviation_BK = ((g_BKD @ covariance_DD) * g_BKD).sum(-1).clamp(min=0).sqrt()
+        cosine_BK = torch.einsum("bd,bkd->bk", queries_BD - mean_D, g_BKD)
+        return cosine_BK / deviation_BK.clamp(min=MIN_DEVIATION)

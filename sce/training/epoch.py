@@ -68,7 +68,7 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
     scalars: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            is_scalar = parameter.dim() == 0 or name.endswith("example_weight")
+            is_scalar = parameter.dim() == 0 or name.endswith(("example_weight", "several_weight"))
             group = scalars if is_scalar else matrices if parameter.dim() > 1 else vectors
             group.append(parameter)
     groups = [

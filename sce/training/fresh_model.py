@@ -21,6 +21,7 @@ from sce.embedding.published import PUBLISHED, published_folder
 from sce.errors import ConfigError
 from sce.model.encoder import ENCODERS, SCEConfig, SCEModel
 from sce.model.label_vectors import TokenMeans, token_means_of
+from sce.model.logistic import UNTRAINED
 from sce.model.weights import load_weights
 from sce.storage import fetch_model
 from sce.training.settings import ModelConfig, PretrainedConfig
@@ -57,7 +58,11 @@ class FreshModel:
 
 
 def build_model(
-    config: ModelConfig, embedder: dict[str, Any], dropout: float, seed: int
+    config: ModelConfig,
+    embedder: dict[str, Any],
+    dropout: float,
+    seed: int,
+    several: bool = False,
 ) -> FreshModel:
     """Load the pretrained encoder and put the rest of the model around it.
 
@@ -65,6 +70,7 @@ def build_model(
         embedder: fingerprint of the text embedder (`EmbedderFingerprint.to_dict()`).
         dropout: inside the encoder, during training.
         seed: of the weights that are not pretrained.
+        several: whether it is to be trained on rows with several right labels.
 
     Raises:
         EmbedderError: the checkpoint cannot be loaded.
@@ -109,10 +115,11 @@ def build_model(
         "hidden_dropout_prob": dropout,
         "attention_probs_dropout_prob": dropout,
     }
+    if several:
+        recipe["several"] = UNTRAINED
+    recipe |= {"embedding_dim": embedder["dimension"], "embedder": embedder}
     torch.manual_seed(seed)
-    model = SCEModel(
-        SCEConfig(encoder=encoder, embedding_dim=embedder["dimension"], embedder=embedder, **recipe)
-    )
+    model = SCEModel(SCEConfig(encoder=encoder, **recipe))
     model.load_pretrained_encoder(pretrained)
     if published is not None:
         name, licence = published.name, published.licence

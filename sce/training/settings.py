@@ -106,6 +106,7 @@ NOT_CHOSEN = {
     "calibration",
     "cosine_calibration",
     "rejection",
+    "several",
     "embedder",
 }
 """Fields of `SCEFields` that follow from the encoder, the embedder and the training."""

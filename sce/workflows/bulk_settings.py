@@ -108,7 +108,8 @@ class ClassifyConfig(BulkSettings, JobConfig):  # type: ignore[misc]
     column `labels`. What the probabilities rest on is in the summary."""
     threshold: Threshold | None = None
     """Below this calibrated probability a label is not answered; its score stays. One for all, or
-    `{label: threshold}`. Default: 0.5 in mode `multi`, else none."""
+    `{label: threshold}`. Default: in mode `multi` K / (K + 26) of K labels and at most 0.5, else
+    none."""
     at_least: int = Field(default=0, ge=0)
     """In mode `multi`: labels to answer even below their thresholds."""
     at_most: int | None = Field(default=None, ge=1)

@@ -333,7 +333,7 @@ def validation_sets(
     """At most `calibration_rows` validation rows, to fit a temperature on."""
     if prepared is None or not config.calibration_rows:
         return []
-    table = _some(prepared.select("validation"), config.calibration_rows)
+    table = _some(prepared.select("validation", several=False), config.calibration_rows)
     return _sets_of(prepared, table, store)
 
 
@@ -345,7 +345,7 @@ def _test_sets(
 ) -> list[EvaluationSet]:
     """Every label set with test rows, or those that `sets` names by set or dataset; with the texts
     to adapt to, those given or where there are enough a label the set's own."""
-    table = prepared.select("test")
+    table = prepared.select("test", several=False)
     names, datasets = table["label_set"].to_pylist(), table["dataset"].to_pylist()
     known = {*names, *datasets}
     for name in config.sets:

@@ -17,6 +17,7 @@ from sklearn.linear_model import LogisticRegression
 
 from sce.datasets.custom import read_label_set
 from sce.datasets.labelled import read_several
+from sce.datasets.prepared import PreparedData
 from sce.embedding.embedder import TextEmbedder, load_embedder
 from sce.errors import ConfigError, InputError
 from sce.evaluation import plots
@@ -27,8 +28,8 @@ from sce.evaluation.tables import Table
 from sce.labels import LabelSet
 from sce.model.calibration import calibration_error
 from sce.model.label_vectors import label_vectors
-from sce.model.logistic import logistic_of
-from sce.model.options import MULTI_THRESHOLD, Scoring
+from sce.model.logistic import logistic_of, trained_logistic
+from sce.model.options import Scoring, default_thresholds
 from sce.predictor import Predictor
 from sce.storage import fetch, replace_folder
 from sce.workflows.evaluate import (
@@ -79,14 +80,17 @@ def evaluate_several(experiment: Experiment) -> dict[str, Any]:
         sets = [SeveralSet(config.labelled.stem, read[2], read[0], read[1])]
         folder = own_folder(experiment.own_results_dir, config.labelled)
     else:
-        plain = config.model_copy(update={"adapted": False, "corpus": None})
-        rows = rows_to_measure(prepared_for(experiment), plain)
-        sets = [joined_in_pairs(one) for one in rows if one.group == "unseen" or config.sets]
-    sets = [one for one in sets if len(one.texts) >= MIN_ROWS and len(one.label_set) > 1]
-    if not sets:
+        prepared = prepared_for(experiment)
+        assert prepared is not None
+        sets = several_sets(prepared, config.sets)
+        if not sets:  # of rows with one right label each
+            plain = config.model_copy(update={"adapted": False, "corpus": None})
+            rows = rows_to_measure(prepared, plain)
+            sets = [joined_in_pairs(one) for one in rows if one.group == "unseen" or config.sets]
+    results = measure_several(sets, predictor, embedder, experiment)
+    if not results:
         raise InputError(f"evaluate: no set with {MIN_ROWS} rows and two labels to measure.")
-    results = [_measure(one, predictor, embedder, experiment) for one in sets]
-    table = _table(results)
+    table = several_table(results)
     Console(stderr=True).print(table)
     with replace_folder(folder, RESULTS_FILE) as new:
         (new / RESULTS_FILE).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
@@ -105,12 +109,43 @@ def evaluate_several(experiment: Experiment) -> dict[str, Any]:
         "model": str(experiment.measured_model),
         "results": str(folder),
         "sets": len(results),
-        "rows": sum(len(one.texts) for one in sets),
-        "probabilities": logistic_of(predictor.background).rests_on,
+        "rows": sum(one["sce"]["rows"] for one in results),
+        "probabilities": (
+            trained_logistic(several)
+            if (several := predictor.model.config.several)
+            else logistic_of(predictor.background)
+        ).rests_on,
         "thresholds": results[0]["thresholds"] if config.labelled is not None else None,
         "test": means,
         "seconds": round(time.perf_counter() - started, 1),
     }
+
+
+def several_sets(prepared: PreparedData, names: Sequence[str] = ()) -> list[SeveralSet]:
+    """The test rows in which several labels may be right, by label set; of these sets or datasets,
+    where some are named."""
+    table = prepared.select("test", several=True)
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in table.select(["label_set", "dataset", "text", "labels"]).to_pylist():
+        if not names or row["label_set"] in names or row["dataset"] in names:
+            found.setdefault(row["label_set"], []).append(row)
+    return [
+        SeveralSet(
+            name,
+            prepared.label_sets[name],
+            [row["text"] for row in rows],
+            [row["labels"] for row in rows],
+        )
+        for name, rows in sorted(found.items())
+    ]
+
+
+def measure_several(
+    sets: Sequence[SeveralSet], predictor: Predictor, embedder: TextEmbedder, run: Experiment
+) -> list[dict[str, Any]]:
+    """Figures of the sets that have enough rows."""
+    enough = (one for one in sets if len(one.texts) >= MIN_ROWS and len(one.label_set) > 1)
+    return [_measure(one, predictor, embedder, run) for one in enough]
 
 
 def joined_in_pairs(rows: EvaluationSet) -> SeveralSet:
@@ -155,7 +190,8 @@ def _measure(
         found[method]["ece"] = calibration_error(values_NK.ravel(), right_NK.ravel())
         found[method]["bins"] = reliability(values_NK.ravel(), right_NK.ravel())
         thresholds[method] = choose_thresholds(right_NK, values_NK, by, target)
-    default = figures(right_NK, p_NK, np.full(p_NK.shape, MULTI_THRESHOLD), names)
+    least_K = default_thresholds(np.full(len(names), len(names)))
+    default = figures(right_NK, p_NK, np.broadcast_to(least_K, p_NK.shape), names)
     found["sce_default"] = {name: default[name] for name in ("micro_f1", "macro_f1", "exact_match")}
     return found | {"thresholds": as_options(names, thresholds["sce"])}
 
@@ -169,7 +205,7 @@ def _curves(results: Sequence[dict[str, Any]]) -> dict[str, tuple[float, list[Re
     return found
 
 
-def _table(results: Sequence[dict[str, Any]]) -> Table:
+def several_table(results: Sequence[dict[str, Any]]) -> Table:
     rows = []
     for one in [*results, _mean(results)]:
         cells = [f"{one['name']} ({one['label_count']})"]
@@ -181,12 +217,13 @@ def _table(results: Sequence[dict[str, Any]]) -> Table:
     for figure in ("micro-F1", "macro-F1", "exact", "LRAP", "coverage"):
         columns += [figure, "cosine"]
     return Table(
-        [*columns, "micro-F1 at 0.5"],
+        [*columns, "micro-F1 by default"],
         rows,
         "Several labels a text",
         caption="A threshold a label, found on the other half of the rows; beside each figure that "
-        "of cosine similarity with thresholds found the same way. The last column: without any "
-        "labelled rows. In per cent but for the coverage error, which is less where it is better.",
+        "of cosine similarity with thresholds found the same way. The last column: with the "
+        "default threshold, without any labelled rows. In per cent but for the coverage error, "
+        "which is less where it is better.",
     )
 
 

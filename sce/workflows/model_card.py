@@ -11,6 +11,7 @@
     calibration      a `TemperatureFit` as a dictionary
     results          evaluation results as `sce.evaluation.report` describes them; may be empty
     report           the page of charts of these results, as seen from the card; may be absent
+    several          table of test rows in which several labels may be right; may be absent
     validation       dict of figures, shown when there are no `results`
     versions         dict: package -> version
     git_commit       revision that trained the model, if it is known
@@ -111,6 +112,9 @@ def _front_matter(encoder: str) -> str:
 
 
 def _measured(info: Mapping[str, Any]) -> str:
+    if info.get("several"):
+        one = [_measured({**info, "several": None})] if info["results"] else []
+        return "\n\n".join([*one, f"Several labels a text (mode multi):\n\n{info['several']}"])
     if info["results"]:
         text = to_markdown(info["results"]).strip() + (
             "\n\nPercentages with 95 % intervals; NLL and ECE before → after calibration."

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import yaml
+from rich.console import Console
 
 from sce.baselines.cosine import cosine_scores
 from sce.datasets.prepare import PreparedData, prepare
@@ -30,10 +31,12 @@ from sce.evaluation.costs import embedding_flops
 from sce.evaluation.paper import paper_settings
 from sce.evaluation.summaries import rounded_metrics
 from sce.model.background import Background
-from sce.model.calibration import TemperatureFit, fit_temperature
+from sce.model.calibration import Temperature, TemperatureFit, fit_temperature
 from sce.model.encoder import SCEModel, trainable_parameters
 from sce.model.label_vectors import TextLookup
+from sce.model.logistic import fit_logistic
 from sce.model.weights import save_weights
+from sce.predictor import Predictor
 from sce.storage import relative, replace_folder, write_text
 from sce.training.data import TrainingData, rejection_of
 from sce.training.episodes import EpisodeSampler
@@ -41,6 +44,7 @@ from sce.training.fresh_model import FreshModel, build_model
 from sce.training.validation import VALIDATION_VIEWS, Validator
 from sce.workflows.cli import typed
 from sce.workflows.evaluate import REPORT_FILE, measure, rows_to_measure
+from sce.workflows.evaluate_several import measure_several, several_sets, several_table
 from sce.workflows.experiment import Experiment
 from sce.workflows.mlflow_data import trained_on
 from sce.workflows.mlflow_model import begin_model, complete_model
@@ -116,7 +120,9 @@ def train(experiment: Experiment) -> dict[str, Any]:
         card = _card(plan, embedder, fitted.best, fits)
         results: list[dict[str, Any]] = []
         try:
-            results += measure(experiment, plan.prepared, tracker, embedder, model_id)
+            if experiment.evaluate.labelled or len(plan.prepared.select("test", several=False)):
+                results += measure(experiment, plan.prepared, tracker, embedder, model_id)
+            card["several"] = _measure_several(plan, model, embedder, tracker)
         finally:  # also where it cannot be measured: the card then says so
             page = f"../{experiment.results_dir.name}/{REPORT_FILE}"
             write_model_card(experiment.model_dir, card | {"results": results, "report": page})
@@ -142,6 +148,24 @@ def saved_settings(experiment: Experiment) -> dict[str, Any]:
     return dict(settings) | {"umask": experiment.umask}
 
 
+def _measure_several(
+    plan: Plan, model: SCEModel, embedder: TextEmbedder, tracker: Tracker
+) -> str | None:
+    """A table of the test rows in which several labels may be right; None where there are none."""
+    sets = several_sets(plan.prepared)
+    if not sets:
+        return None
+    background = Background.of(plan.data.train.vectors_ND)
+    predictor = Predictor(model, embedder, plan.fresh.tokenizer, background=background)
+    results = measure_several(sets, predictor, embedder, plan.experiment)
+    for one in results:
+        figures = ("micro_f1", "macro_f1", "exact_match", "lrap")
+        tracker.log_metrics({f"{name}/{one['name']}": one["sce"][name] for name in figures})
+    table = several_table(results)
+    Console(stderr=True).print(table)
+    return table.to_markdown() if results else None
+
+
 def resolve(experiment: Experiment) -> Plan:
     """Prepare the data and embed it where that is not done, build the model, and check all that
     may be refused: the state of an earlier run is touched only after this."""
@@ -162,8 +186,17 @@ def resolve(experiment: Experiment) -> Plan:
     rows_store = EmbeddingStore.open(experiment.embeddings_dir / "rows")
     labels_store = EmbeddingStore.open(experiment.embeddings_dir / "labels")
     data = TrainingData.read(prepared, rows_store, labels_store)
+    several = bool(data.train.several.any())
+    if several and not experiment.model.label_vectors:
+        raise ConfigError("model.label_vectors: rows with several right labels need version 1.")
+    if data.validation.several.any() and not several:
+        raise ConfigError("data.sources: validation rows alone have several right labels.")
     fresh = build_model(
-        experiment.model, rows_store.manifest.embedder, experiment.train.dropout, experiment.seed
+        experiment.model,
+        rows_store.manifest.embedder,
+        experiment.train.dropout,
+        experiment.seed,
+        several,
     )
     sampler = EpisodeSampler(
         data.train,
@@ -180,6 +213,7 @@ def resolve(experiment: Experiment) -> Plan:
         data.label_texts,
         fresh.token_means,
         experiment.model.label_vectors,
+        Background.of(data.train.vectors_ND) if several else None,
     )
     _say_what_is_trained(fresh, data, prepared)
     workers = training_workers(experiment.resources)
@@ -263,17 +297,33 @@ def _calibrate(
             )
         ),
     }
-    # Each row under one view: the same row twice would make the data look twice as certain.
-    rows_N = np.arange(len(validator.rows))
+    # Each row under one view: the same row twice would make the data look twice as certain. Of rows
+    # in which several labels may be right those with one, where there are no others.
+    one_N = ~validator.several_N
+    rows_N = np.flatnonzero(one_N if one_N.any() else validator.right_NK.sum(1) == 1)
     views_N = rows_N % len(VALIDATION_VIEWS)
+    targets_N = validator.right_NK[rows_N].argmax(1)
+    sets = [validator.rows.sets[i] for i in rows_N]
     fits = {}
     for name, scores_VNK in scores.items():
         scores_N = [
             scores_K[:count]
-            for scores_K, count in zip(scores_VNK[views_N, rows_N], validator.label_counts_N)
+            for scores_K, count in zip(
+                scores_VNK[views_N, rows_N], validator.label_counts_N[rows_N], strict=True
+            )
         ]
-        fits[name] = fit_temperature(scores_N, validator.targets_N, validator.rows.sets)
+        if len(rows_N):
+            fits[name] = fit_temperature(scores_N, targets_N, sets)
+        else:
+            fits[name] = TemperatureFit(Temperature(), "identity", "No row has one label.", 0)
         logger.info("temperature of %s: %s", name, fits[name].reason)
+    if model.config.several:
+        parts = []
+        for members, view, *values in validator.several_parts(scores["sce"]):
+            mine = members % len(VALIDATION_VIEWS) == view
+            parts.append(tuple(one[mine] for one in values))
+        model.set_several(fit_logistic(parts, model.several_weight.tolist()))
+        logger.info("coefficients of mode multi: %s", model.config.several)
     model.config.calibration = fits["sce"].temperature.to_list()
     model.config.cosine_calibration = fits["cosine"].temperature.to_list()
     return fits

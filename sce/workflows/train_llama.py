@@ -119,9 +119,11 @@ def _merge(experiment: LlamaExperiment, validation: LlamaRows) -> dict[str, Any]
 
 
 def _rows(prepared: PreparedData, split: str, limit: int | None, seed: int) -> LlamaRows:
-    table: pa.Table = prepared.select(split)
+    table: pa.Table = prepared.select(split, several=False)
     if not len(table):
-        raise DataError(f"there is no row in the split {split!r} (data.sources).")
+        raise DataError(
+            f"there is no row with one right label in the split {split!r} (data.sources)."
+        )
     table = table.take(some_places(table["row_id"].to_pylist(), limit, seed))
     sets = table["label_set"].to_pylist()
     return LlamaRows(

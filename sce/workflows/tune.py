@@ -79,10 +79,15 @@ class TunePlan:
     others: Validator
     text_vectors: TextLookup
 
+    @property
+    def names(self) -> list[str]:
+        """The right label of each own row."""
+        return [str(name) for name in self.own.labels]
+
     def targets(self) -> np.ndarray:
         """Of the own rows, [N], in canonical order of the labels."""
         canonical = self.label_set.canonical()
-        return np.array([canonical.index(name) for name in self.own.labels])
+        return np.array([canonical.index(name) for name in self.names])
 
     def scores(self, vectors_ND: np.ndarray, label_set: LabelSet) -> np.ndarray:
         """Of the model before, [N, K], in the order of the labels."""
@@ -277,7 +282,7 @@ def _with_examples(plan: TunePlan) -> dict[str, np.ndarray]:
         if predictor.model.uses_embedded_labels:
             texts: dict[str, list[str]] = {}
             for place in seen.tolist():
-                texts.setdefault(own.labels[place], []).append(plan.texts[place])
+                texts.setdefault(plan.names[place], []).append(plan.texts[place])
             labels = [
                 replace(one, examples=(*one.examples, *dict.fromkeys(texts.get(one.name, ()))))
                 for one in plan.label_set.labels
@@ -290,10 +295,10 @@ def _with_examples(plan: TunePlan) -> dict[str, np.ndarray]:
                 plan.text_vectors,
                 fingerprint.to_dict() | {"id": fingerprint.id},
                 version=predictor.model.config.label_vectors,
-                labelled=(own.vectors_ND[seen], [own.labels[i] for i in seen.tolist()]),
+                labelled=(own.vectors_ND[seen], [plan.names[i] for i in seen.tolist()]),
             )
             answers[ADAPTED] = adapted.scores(own.vectors_ND[held])
-        right_held = np.array([own.labels[i] for i in held.tolist()], dtype=object)
+        right_held = np.array([plan.names[i] for i in held.tolist()], dtype=object)
         for method, scores_NK in answers.items():
             right_N = found.setdefault(method, np.zeros(len(own), bool))
             right_N[held] = names[scores_NK.argmax(1)] == right_held

@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from jobs.benchmarks import trees
 from jobs.benchmarks.epoch_settings import TINY, EpochCost
 from jobs.benchmarks.epoch_store import paper_predictor
 from jobs.benchmarks.inputs import write_store
@@ -25,6 +26,7 @@ from jobs.benchmarks.store_path import (
 from sce.bulk.classifier import BlockClassifier
 from sce.bulk.local import LinearPredictor
 from sce.config import load_config
+from sce.datasets.starter import read_starter
 from sce.embedding.checkpoint import embedder_fingerprint
 from sce.embedding.settings import EmbedderConfig
 from sce.embedding.store import EmbeddingStore
@@ -145,6 +147,31 @@ def test_the_cost_of_a_shortlist(benchmark, tmp_path, capsys):
     assert found["figures"]["6 labels / nearest 1 / over exact"]["median"] > 0
     assert benchmark.main(["shortlist", *known, "--sizes", "[6]"]) == 2
     assert "from 1 to 5" in capsys.readouterr().err
+
+
+def test_a_tree_beside_its_leaves_as_a_flat_set(benchmark, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(trees, "read_starter", lambda: read_starter()[:2])
+    fingerprint = embedder_fingerprint(EmbedderConfig()).to_dict()
+    build_model(ModelConfig(), fingerprint, 0.0, seed=0).model.save_pretrained(tmp_path / "model")
+    classes = [name for some in trees.SECTIONS.values() for name in some.split(", ")]
+    rows = [{"text": f"about {name}", "label": name.upper()} for name in classes[::8]]
+    file = tmp_path / f"{trees.HUFFPOST}.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sizes = ["--leaves", "22", "--rows", "4", "--rounds", "1"]
+    known = ["--model", str(tmp_path / "model"), *sizes]
+    assert benchmark.main(["trees", *known, "--data", str(tmp_path)]) == 0
+    found = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert (found["rows"], found["leaves"]) == (4, 22)
+    figures = {name: one["median"] for name, one in found["figures"].items()}
+    for side in ("tree", "flat, paths as names", "flat, names and paths of the tree"):
+        assert figures[f"22 leaves / {side} / right leaf contextualised, %"] == 100
+        assert figures[f"22 leaves / {side} / rows/s"] > 0
+    sections = "HuffPost's 41 classes under sections"
+    assert 0 <= figures[f"{sections} / tree / section by sums right, %"] <= 100
+    assert figures[f"{sections} / cosine, names alone / leaf right, %"] >= 50, "texts name classes"
+    assert len(classes) == len(set(classes)) == 41
+    assert benchmark.main(["trees", *known, "--data", str(tmp_path / "model")]) == 2
+    assert "there is no" in capsys.readouterr().err
 
 
 @pytest.mark.system

@@ -2,15 +2,26 @@
 
 import numpy as np
 import pytest
+import torch
 
 from sce.errors import InputError
 from sce.labels import LabelSet, RaggedLabels
 from sce.model.answers import Answers
 from sce.model.background import Background
 from sce.model.decisions import decide, predictions
+from sce.model.encoder import SCEConfig, SCEModel
+from sce.model.grouping import GroupScorer
 from sce.model.independent import IndependentScorer
-from sce.model.logistic import OF_CORPUS, fill_answers, logistic_of
-from sce.model.options import AnswerOptions, Scoring
+from sce.model.logistic import (
+    OF_CORPUS,
+    UNTRAINED,
+    fill_answers,
+    fit_logistic,
+    logistic_of,
+    trained_logistic,
+)
+from sce.model.options import AnswerOptions, Scoring, default_thresholds
+from sce.model.scoring import Scorer
 
 NAMES = ["weather", "sport", "money", "late delivery", "music"]
 MULTI = Scoring(mode="multi")
@@ -34,13 +45,12 @@ class PooledModel:
 
     class config:  # noqa: N801
         label_vectors = 1
+        several = ()
 
     class query_adaptor:  # noqa: N801
         weight = np.zeros(1)
 
     def __init__(self) -> None:
-        import torch
-
         self.query_adaptor.weight = torch.zeros(1)
 
     def pool_labels(self, text_KD, examples_KD, counts_K):
@@ -50,7 +60,7 @@ class PooledModel:
 @pytest.fixture
 def scorer() -> IndependentScorer:
     corpus = np.random.default_rng(4).normal(size=(300, WIDTH)) + 0.3
-    return IndependentScorer(PooledModel(), Background.of(unit(corpus)))
+    return IndependentScorer(PooledModel(), Background.of(unit(corpus)), None)
 
 
 def probabilities(scorer, labels, scoring=MULTI, queries=QUERIES) -> Answers:
@@ -100,22 +110,22 @@ def answered(scores_NK: list[list[float]], names=NAMES, **options) -> list:
 
 BEST_FIRST = ["weather", "money", "sport", "late delivery", "music"]
 LEAST_FIRST = ["music", "weather", "sport", "late delivery", "money"]
-SCORES = [[0.9, 0.6, 0.6, 0.2, 0.1], [0.3, 0.2, 0.1, 0.1, 0.45]]
+SCORES = [[0.9, 0.6, 0.6, 0.15, 0.1], [0.12, 0.08, 0.04, 0.04, 0.15]]
 
 
 def test_labels_over_their_thresholds_best_first_and_equal_ones_by_name():
     first, second = answered(SCORES)
     assert [name for name, _ in first.labels] == ["weather", "money", "sport"]
     assert (first.label, first.score) == ("weather", pytest.approx(0.9))
-    assert (second.label, second.labels, second.score) == (None, [], pytest.approx(0.45))
+    assert (second.label, second.labels, second.score) == (None, [], pytest.approx(0.15))
     assert first.scores is None
 
 
 @pytest.mark.parametrize(
     ("options", "wanted"),
     [
-        ({"threshold": 0.3}, [["weather", "money", "sport"], ["music", "weather"]]),
-        ({"threshold": {"weather": 0.95, "music": 0.4}}, [["money", "sport"], ["music"]]),
+        ({"threshold": 0.12}, [BEST_FIRST[:4], ["music", "weather"]]),
+        ({"threshold": {"weather": 0.95, "music": 0.14}}, [["money", "sport"], ["music"]]),
         ({"at_most": 1}, [["weather"], []]),
         ({"at_least": 2}, [["weather", "money", "sport"], ["music", "weather"]]),
         ({"at_least": 1, "at_most": 1, "threshold": 1.0}, [["weather"], ["music"]]),
@@ -164,3 +174,80 @@ def test_a_model_without_a_background_answers_and_says_what_that_rests_on(scorer
     assert "no background of its own" in bare.logistic.rests_on
     assert "training texts" in logistic_of(Background.of(np.eye(8, dtype=np.float32))).rests_on
     assert scorer.logistic.rests_on != bare.logistic.rests_on
+
+
+ENCODER = {
+    "model_type": "bert",
+    "vocab_size": 20,
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+}
+
+
+def trained(several=(1.1, 0.5, -2.0, 0.8)) -> IndependentScorer:
+    """Of a model that was trained on rows with several right labels."""
+    torch.manual_seed(0)
+    config = SCEConfig(encoder=ENCODER, embedding_dim=WIDTH, label_vectors=1, several=several)
+    model = SCEModel(config).eval()
+    groups = GroupScorer(Scorer(model), None, 2, 2)  # a shortlist, which has no place here
+    corpus = np.random.default_rng(4).normal(size=(300, WIDTH)) + 0.3
+    return IndependentScorer(model, Background.of(unit(corpus)), groups)
+
+
+def test_a_model_trained_on_several_labels_asks_its_encoder_in_every_order():
+    names = ["refund", "late delivery", "praise", "billing", "login"]
+    scorer = trained()
+    found = probabilities(scorer, LabelSet.parse(names)).scores_M.reshape(-1, 5)
+    without = probabilities(trained((1.1, 0.5, -2.0, 0.0)), LabelSet.parse(names))
+    assert np.abs(found - without.scores_M.reshape(-1, 5)).max() > 1e-3
+    order = [3, 0, 4, 2, 1]
+    moved = probabilities(scorer, LabelSet.parse([names[i] for i in order]))
+    np.testing.assert_array_equal(moved.scores_M.reshape(-1, 5), found[:, order])
+    ragged = RaggedLabels.from_sets([names] * len(QUERIES))
+    each = probabilities(scorer, ragged).scores_M.reshape(-1, 5)
+    np.testing.assert_allclose(each, found, atol=1e-5)
+
+
+def test_contrast_labels_leave_the_encoder_out():
+    scoring = Scoring(mode="multi", contrast=("anything else",))
+    labels = LabelSet.parse(["refund", "praise"])
+    asked = probabilities(trained(), labels, scoring).scores_M
+    alone = probabilities(trained(), LabelSet.parse(["refund", "login"]), scoring).scores_M
+    np.testing.assert_array_equal(asked[::2], alone[::2])
+
+
+def test_coefficients_are_found_again_in_rows_drawn_by_them():
+    rng = np.random.default_rng(0)
+    z_RK, s_RK = rng.normal(size=(4000, 6)) * 2, rng.normal(size=(4000, 6)) * 2
+    wanted = (1.2, 0.6, -1.5, 0.9)
+    right_RK = rng.random(z_RK.shape) < trained_logistic(wanted)(z_RK, None, s_RK)
+    found = fit_logistic([(z_RK, s_RK, right_RK)], UNTRAINED)
+    np.testing.assert_allclose(found, wanted, atol=0.1)
+    assert fit_logistic([(z_RK[:3], s_RK[:3], right_RK[:3])], UNTRAINED) == list(UNTRAINED)
+
+
+def test_the_default_threshold_goes_by_the_number_of_labels():
+    found = default_thresholds(np.array([2, 4, 11, 26, 200]))
+    np.testing.assert_allclose(found, [2 / 28, 4 / 30, 11 / 37, 0.5, 0.5], rtol=1e-6)
+    options = AnswerOptions(mode="multi", threshold={"b": 0.9})
+    np.testing.assert_allclose(options.thresholds_of(["a", "b"]), [2 / 28, 0.9], rtol=1e-6)
+    contrast = AnswerOptions(mode="multi", contrast_labels=["x", "y", "z"])
+    np.testing.assert_allclose(contrast.thresholds_of(["a"]), [4 / 30], rtol=1e-6)
+    assert AnswerOptions().thresholds_of(["a"]) is None
+
+
+def test_a_row_of_its_own_set_has_the_threshold_of_its_own_number(scorer):
+    """Whichever other rows stand beside it."""
+    own = RaggedLabels.from_sets([NAMES if i % 2 else NAMES[:2] for i in range(50)])
+    options = AnswerOptions(mode="multi")
+    names = [name for one in own.names_by_row(50) for name in one]
+    found = decide(probabilities(scorer, own), options, names, [])
+    for count, first in ((5, 1), (2, 0)):
+        labels = LabelSet.parse(NAMES[:count])
+        alone = decide(probabilities(scorer, labels), options, labels.names, [])
+        for row in range(first, 50, 2):
+            here = slice(*found.lists.offsets[row : row + 2])
+            there = slice(*alone.lists.offsets[row : row + 2])
+            np.testing.assert_array_equal(found.lists.labels_S[here], alone.lists.labels_S[there])
