@@ -200,6 +200,7 @@ def resolve(config: TuneConfig) -> TunePlan:
         None if tokenizer is None else token_means_of(model, tokenizer),
         config.augment,
         config.train,
+        config.kept,
         config.seed,
     )
     validator = Validator(
