@@ -2,9 +2,12 @@
 
 How many epochs are good for the rows is found by folds, in which each row is answered by a model
 that was not trained on it (`by_folds`); the schedule of the learning rate is that of all `epochs`,
-however many are taken in the end. What keeps the model from forgetting is a low rate. Rows of the
-starter corpus among 200 of AG News did not: label sets of neither went from 50.5% to 46.7 after
-eight epochs with 200 of them at 3e-4, to 50.0 without any at 1e-4 (by hand, one seed).
+however many are taken in the end.
+
+What keeps the model from forgetting is a low rate, and the mean of the weights before and after.
+Over 200 rows of AG News, eight epochs (by hand, one seed), its other rows went from 66.0% to 81.9,
+and label sets of other kinds from 50.5 to 50.0; with half of the weights before, to 78.2 and 50.4.
+Old rows among the new ones do harm: 200 of the starter corpus, at 3e-4, 80.0 and 46.7.
 
 Shapes: N rows, K labels of their set, E epochs, D the embedder's dimension.
 """
@@ -36,6 +39,7 @@ class Continuation:
     Attributes:
         model: as it was trained; it is not changed.
         label_set: of the rows.
+        kept: share of its weights in those of the model that comes of it.
         token_means: equation 2, where the model reads labels as token means.
     """
 
@@ -45,13 +49,14 @@ class Continuation:
     token_means: TokenMeans | None
     augment: AugmentConfig
     train: TrainConfig
+    kept: float
     seed: int
 
     def run(
         self,
         rows: Rows,
         epochs: int,
-        after_epoch: Callable[[int, SCEModel], None] = lambda epoch, model: None,
+        after_epoch: Callable[[int, SCEModel], None] | None = None,
     ) -> SCEModel:
         """A model that was trained on rows for the first `epochs` of `train.epochs`."""
         model = deepcopy(self.model)
@@ -69,8 +74,18 @@ class Continuation:
         optimizer = make_optimizer(model, self.train)
         for epoch in range(epochs):
             train_epoch(objective, optimizer, self.train, epoch)
-            after_epoch(epoch + 1, model)
-        return model.eval()
+            if after_epoch is not None:
+                after_epoch(epoch + 1, self._mean(model))
+        return self._mean(model)
+
+    @torch.no_grad()
+    def _mean(self, model: SCEModel) -> SCEModel:
+        """Of the weights before and those of `model`, in evaluation mode."""
+        found = deepcopy(model).eval()
+        before = dict(self.model.named_parameters())
+        for name, weight in found.named_parameters():
+            weight.lerp_(before[name], self.kept)
+        return found
 
     def by_folds(self, rows: Rows, fold_N: np.ndarray) -> np.ndarray:
         """Scores [E + 1, N, K] of rows, the labels in canonical order, after each epoch, the first

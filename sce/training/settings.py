@@ -83,10 +83,8 @@ class TuneAugmentConfig(AugmentConfig):
 class TuneTrainConfig(TrainConfig):
     """How a trained model is fitted to a few rows."""
 
-    epochs: int = Field(10, ge=0)
+    epochs: int = Field(8, ge=0)
     """The most; fewer are taken where more are not better for rows left out."""
-    batch_size: int = Field(16, ge=1)
-    """Rows in one optimiser step."""
 
 
 class PretrainedConfig(Section):

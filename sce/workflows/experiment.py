@@ -195,6 +195,9 @@ class TuneConfig(JobConfig):
     """Folder or URI of the tuned model."""
     folds: int = Field(default=3, ge=2)
     """Your rows are shared out into so many; each is answered by a model trained on the others."""
+    kept: float = Field(default=0.5, ge=0, lt=1)
+    """Share of the old weights in the tuned ones: what is lost elsewhere is halved, and more than
+    half of what is gained stays."""
     seed: int = 0
     embedder: EmbedderConfig | None = None
     """Where to find the text embedder; by default the one that the model's fingerprint names."""

@@ -205,6 +205,7 @@ def resolve(config: TuneConfig) -> TunePlan:
         None if tokenizer is None else token_means_of(model, tokenizer),
         config.augment,
         config.train,
+        config.kept,
         config.seed,
     )
     validator = Validator(

@@ -1,5 +1,7 @@
 """A trained model that is trained further: its folds, its old rows, and when it stops."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -32,7 +34,7 @@ def continuation() -> Continuation:
     model = SCEModel(SCEConfig(encoder=ENCODER, embedding_dim=64, prior_scale=4.0)).eval()
     train = TrainConfig(epochs=4, batch_size=4, learning_rate=1e-2, decay="constant")
     augment = AugmentConfig(view_weights={"name": 1}, example_probability=0)
-    return Continuation(model, LABELS, text_vectors, None, augment, train, 0)
+    return Continuation(model, LABELS, text_vectors, None, augment, train, 0.0, 0)
 
 
 def test_rows_left_out_are_answered_by_models_that_did_not_see_them(continuation):
@@ -84,3 +86,11 @@ def test_no_row_chooses_the_model_that_answers_it():
     found_NK = scores_of_best(scores_ENK, targets_N, fold_N)
     assert np.array_equal(found_NK[:2], scores_ENK[0, :2]), "chosen by rows that it gets wrong"
     assert np.array_equal(found_NK[2:], scores_ENK[1, 2:])
+
+
+def test_the_tuned_weights_are_between_those_before_and_after(continuation):
+    after = continuation.run(rows(12), 2).state_dict()
+    half = replace(continuation, kept=0.5).run(rows(12), 2).state_dict()
+    before = continuation.model.state_dict()
+    for name, weight in half.items():
+        torch.testing.assert_close(weight, (before[name] + after[name]) / 2)
