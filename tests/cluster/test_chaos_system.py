@@ -42,7 +42,9 @@ FILES, FILE_ROWS = 24, 250
 BIG = f"{HOME}/in/big"
 ACTORS = ["--resources.embed-actors", "2", "--resources.cpus-per-embed-actor", "2.5"]
 EMBED = ["--input", BIG, *EMBEDDER, *ACTORS, "--embedder.dtype", "float32"]
+EMBED += ["--id-column", "id"]
 CLASSIFY = [*MODEL, "--labels", '["flood", "engine trouble", "praise"]', "--input", BIG, *ACTORS]
+CLASSIFY += ["--id-column", "id"]
 AT_WORK = ("rows, ", "actor(s) on CPU")
 
 pytestmark = [

@@ -47,6 +47,7 @@ JOBS: dict[str, list[str]] = {
     ],
     "embed": [
         "--input", f"{HOME}/in/texts", "--store", f"{HOME}/out/store", *EMBEDDER, *TWO,
+        "--id-column", "id",
         "--embedder.dtype", "float32",
     ],
     "adapt": [
@@ -196,7 +197,12 @@ def test_the_endpoint_answers_on_every_machine(cluster, tmp_path):
             assert row["label"] == by_row[f"t{i}"]["label"]
             assert row["score"] == pytest.approx(by_row[f"t{i}"]["score"], abs=1e-5)
         assert requests.post(f"{url}/v1/classify", json=asked, timeout=30).status_code == 401
-    batch = {"input": f"{HOME}/in/texts", "output": f"{HOME}/out/batch", "labels": LABELS}
+    batch = {
+        "input": f"{HOME}/in/texts",
+        "output": f"{HOME}/out/batch",
+        "labels": LABELS,
+        "id_column": "id",
+    }
     begun = requests.post(f"{urls[0]}/v1/batches", json=batch, headers=HEADERS, timeout=60)
     assert begun.status_code == 200, begun.text
     place = f"{urls[1]}/v1/batches/{begun.json()['id']}"
