@@ -3,7 +3,7 @@ takes to recover, and what is lost.
 
     make chaos
 
-The moments are random; their seed is printed, and SCE_CHAOS_SEED repeats them. At the end a table
+The moments are random; their seed is printed, and CHAOS_SEED repeats them. At the end a table
 is printed, which cluster/README.md has too.
 """
 
@@ -17,7 +17,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -32,12 +32,12 @@ from sce.embedding.store import EmbeddingStore, embedding_matrix
 from tests.cluster import test_several_nodes_system as several
 from tests.cluster.machines import BIN, Machine, Network, RayCluster, network, possible
 from tests.cluster.manifests import ROOT
-from tests.cluster.services import POSTGRES, mlflow_server, postgres, s3_server, until
+from tests.cluster.services import POSTGRES, mlflow_server, postgres, redis, s3_server, until
 from tests.cluster.test_several_nodes_system import EMBEDDER, HOME, LABELS, MODEL
 from tests.serve import load
 from tests.serve.load import HEADERS, TOKEN, Load
 
-SEED = int(os.environ.get("SCE_CHAOS_SEED", random.SystemRandom().randrange(10**6)))
+SEED = int(os.environ.get("CHAOS_SEED", random.SystemRandom().randrange(10**6)))
 FILES, FILE_ROWS = 24, 250
 BIG = f"{HOME}/in/big"
 ACTORS = ["--resources.embed-actors", "2", "--resources.cpus-per-embed-actor", "2.5"]
@@ -141,9 +141,18 @@ class Place:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory, request) -> Iterator[Place]:
-    folder, dice, faults = tmp_path_factory.mktemp("chaos"), random.Random(SEED), []
+    with faulty(tmp_path_factory.mktemp("chaos"), request) as made:
+        yield made
+
+
+@contextmanager
+def faulty(
+    folder: Path, request: pytest.FixtureRequest, workers: int = 3, with_redis: bool = False
+) -> Iterator[Place]:
+    """The cluster and its servers; the table at the end."""
+    dice, faults = random.Random(SEED), list[Fault]()
     say = request.config.pluginmanager.getplugin("terminalreporter").write_line
-    say(f"SCE_CHAOS_SEED={SEED}")
+    say(f"CHAOS_SEED={SEED}")
     with ExitStack() as stack:
         machines = stack.enter_context(network())
         store = stack.enter_context(s3_server(folder, HOME.name, machines.host))
@@ -163,7 +172,8 @@ def place(tmp_path_factory, request) -> Iterator[Place]:
         several.write_inputs(folder)
         _write_big()
         nodes = store | variables | {"AWS_ENDPOINT_URL": s3.url}
-        cluster = RayCluster(machines, nodes, workers=3)
+        kept = stack.enter_context(redis(machines.host)) if with_redis else None
+        cluster = RayCluster(machines, nodes, workers, redis=kept)
         yield Place(machines, cluster, s3, restart, tracking.close, dice, faults)
     head = "| fault | what happened | seconds | lost | 404 | 500 | 502 | 503 | no answer |"
     say("")
@@ -225,7 +235,8 @@ def replace(place: Place, machine: Machine) -> None:
     """A new machine for one that is gone, as an autoscaler or an operator brings it."""
     place.cluster.workers.remove(machine)
     place.cluster.workers.append(place.cluster.add_worker())
-    until(lambda: place.cluster.alive() == 4, 120, "the new machine")
+    count = len(place.cluster.workers) + 1
+    until(lambda: place.cluster.alive() == count, 120, "the new machine")
 
 
 def a_worker(place: Place) -> Machine:
@@ -353,7 +364,8 @@ def test_a_machine_is_told_to_end(place):
     replace(place, told)
 
 
-def test_a_machine_is_killed_under_load(place, tmp_path):
+def served(place: Place, folder: Path) -> tuple[str, dict[str, Any]]:
+    """Deploy the endpoint; its address at the first worker, and the right answers there."""
     config = yaml.safe_load((ROOT / "configs" / "serve.yaml").read_text())
     (app,) = config["applications"]
     config["http_options"]["host"] = "0.0.0.0"
@@ -369,13 +381,12 @@ def test_a_machine_is_killed_under_load(place, tmp_path):
         "tokens": TOKEN,
         "gateway": {"min_replicas": 2, "max_replicas": 2, "num_cpus": 1},
     }  # fmt: skip
-    (tmp_path / "serve.yaml").write_text(yaml.safe_dump(config))
+    (folder / "serve.yaml").write_text(yaml.safe_dump(config))
     subprocess.run(
-        [str(BIN / "serve"), "deploy", str(tmp_path / "serve.yaml")],
+        [str(BIN / "serve"), "deploy", str(folder / "serve.yaml")],
         env=place.cluster.client, cwd=ROOT, capture_output=True, check=True,
     )  # fmt: skip
-    asked, killed = place.cluster.workers[0], place.cluster.workers[1]
-    url = f"http://{asked.address}:8000"
+    url = f"http://{place.cluster.workers[0].address}:8000"
     until(lambda: requests.get(f"{url}/health", timeout=5).ok, 180, url)
     body = {"texts": load.TEXTS[:50], "labels": load.LABELS}
     right: dict[str, Any] = {}
@@ -383,6 +394,12 @@ def test_a_machine_is_killed_under_load(place, tmp_path):
         body = {"texts": load.TEXTS[first : first + 40], "labels": load.LABELS}
         rows = requests.post(f"{url}/v1/classify", json=body, headers=HEADERS, timeout=60).json()
         right |= {t: (r["label"], r["score"]) for t, r in zip(body["texts"], rows["data"])}
+    return url, right
+
+
+def test_a_machine_is_killed_under_load(place, tmp_path):
+    url, right = served(place, tmp_path)
+    killed = place.cluster.workers[1]
     with Load(url, [right]) as clients:
         time.sleep(place.dice.uniform(1, 4))
         killed.kill()
