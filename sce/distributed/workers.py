@@ -356,7 +356,9 @@ class EpochLog(ray.train.UserCallback):
         datasets = ", ".join(
             f"{name.split('/')[1]} {100 * value:.1f}"
             for name, value in figures.items()
-            if name.startswith("validation/") and name.count("/") == 2
+            if name.startswith("validation/")
+            and name.endswith(("/accuracy", "/lrap"))
+            and name.count("/") == 2
         )
         line += f"  validation {100 * figures['validation/accuracy']:.1f} ({datasets})"
         print(line, flush=True)

@@ -158,12 +158,16 @@ def _measure_several(
     background = Background.of(plan.data.train.vectors_ND)
     predictor = Predictor(model, embedder, plan.fresh.tokenizer, background=background)
     results = measure_several(sets, predictor, embedder, plan.experiment)
+    if not results:
+        rows = ", ".join(f"{len(one.texts)} of {one.name}" for one in sets)
+        logger.info("several labels a text: too few test rows to measure (%s)", rows)
+        return None
     for one in results:
         figures = ("micro_f1", "macro_f1", "exact_match", "lrap")
         tracker.log_metrics({f"{name}/{one['name']}": one["sce"][name] for name in figures})
     table = several_table(results)
     Console(stderr=True).print(table)
-    return table.to_markdown() if results else None
+    return table.to_markdown()
 
 
 def resolve(experiment: Experiment) -> Plan:

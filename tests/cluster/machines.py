@@ -58,7 +58,7 @@ class Machine:
         self.name, self.address = f"{network.name}-{number}", f"{network.prefix}.{number + 10}"
         self.link = f"{network.name}v{number}"
         self.folder = home / str(number)
-        self.folder.mkdir()
+        self.folder.mkdir(mode=0o700)  # for who may put code to run into Ray's folder
         if disk_mb is not None:
             size = ["-o", f"size={disk_mb}m", "tmpfs", str(self.folder)]
             subprocess.run(["mount", "-t", "tmpfs", *size], check=True)

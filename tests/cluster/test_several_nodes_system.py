@@ -187,7 +187,10 @@ def test_the_endpoint_answers_on_every_machine(cluster, tmp_path):
     assert deployed.returncode == 0, deployed.stdout + deployed.stderr
     urls = [f"http://{machine.address}:8000" for machine in cluster.workers]
     for url in urls:
-        until(lambda url=url: requests.get(f"{url}/health", timeout=5).ok, 180, url)
+        try:
+            until(lambda url=url: requests.get(f"{url}/health", timeout=5).ok, 120, url)
+        except AssertionError:
+            pytest.fail(f"{url}: {cluster.get('/api/serve/applications/').text[-4000:]}")
     by_row = answers(HOME / "out" / "answers")
     asked = {"texts": TEXTS[:30], "labels": LABELS}
     for url in urls:
