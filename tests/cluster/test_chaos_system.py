@@ -33,7 +33,7 @@ from tests.cluster import test_several_nodes_system as several
 from tests.cluster.machines import BIN, Machine, Network, RayCluster, network, possible
 from tests.cluster.manifests import ROOT
 from tests.cluster.services import POSTGRES, mlflow_server, postgres, redis, s3_server, until
-from tests.cluster.test_several_nodes_system import EMBEDDER, HOME, LABELS, MODEL
+from tests.cluster.test_several_nodes_system import EMBEDDER, EMBEDDING, HOME, LABELS, MODEL
 from tests.serve import load
 from tests.serve.load import HEADERS, TOKEN, Load
 
@@ -373,7 +373,7 @@ def served(place: Place, folder: Path) -> tuple[str, dict[str, Any]]:
         "models": {
             "tiny": {
                 "path": str(HOME / "run" / "model"),
-                "embedder": {"kind": "jina", "model": str(HOME / "models" / "jina")},
+                "embedder": EMBEDDING,
                 "dtype": "float32",
                 "scaling": {"min_replicas": 2, "max_replicas": 2, "num_cpus": 1},
             }

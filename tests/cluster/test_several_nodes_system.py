@@ -31,6 +31,7 @@ LABELS = ["flood", "engine trouble", "praise"]
 WORDS = {"flood": "river water rain", "engine trouble": "car motor smoke", "praise": "thank you"}
 TEXTS = [f"{list(WORDS.values())[i % 3]} number {i}" for i in range(600)]
 EMBEDDER = ["--embedder.kind", "jina", "--embedder.model", f"{HOME}/models/jina"]
+EMBEDDING = {"kind": "jina", "model": f"{HOME}/models/jina", "dtype": "float32"}
 TRAINED = ["--model", f"{HOME}/run/model", *EMBEDDER]
 MODEL = [*TRAINED, "--dtype", "float32"]
 TWO = ["--resources.embed-actors", "2", "--resources.cpus-per-embed-actor", "2.5"]
@@ -170,7 +171,7 @@ def test_the_endpoint_answers_on_every_machine(cluster, tmp_path):
         "models": {
             "tiny": {
                 "path": str(HOME / "run" / "model"),
-                "embedder": {"kind": "jina", "model": str(HOME / "models" / "jina")},
+                "embedder": EMBEDDING,
                 "dtype": "float32",
                 "scaling": {"min_replicas": 2, "max_replicas": 2, "num_cpus": 2.5},
             }
