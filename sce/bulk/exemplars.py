@@ -14,8 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sce.embedding.store import embedding_matrix
-from sce.model.answers import Example
-from sce.model.evidence import SHOWN
+from sce.model.answers import EXAMPLES_SHOWN, Example
 from sce.model.products import exact_cosines
 
 MOST_A_LABEL = 50
@@ -73,8 +72,8 @@ class Exemplars:
         ids_G: Sequence[str],
         vectors_GD: np.ndarray,
     ) -> list[tuple[Example, ...]]:
-        """The nearest `SHOWN` of each row's own examples and the exemplars of its label, the most
-        similar first; a row is no reason for itself."""
+        """The nearest `EXAMPLES_SHOWN` of each row's own examples and the exemplars of its label,
+        the most similar first; a row is no reason for itself."""
         found = list(own_G)
         rows_of: dict[str, list[int]] = {}
         for row, label in enumerate(labels_G):
@@ -84,7 +83,7 @@ class Exemplars:
             places = self.places[label]
             similar_RX = exact_cosines(vectors_GD[rows], self.vectors_XD[places])
             # One more than is shown, for the row itself.
-            order_RX = np.argsort(-similar_RX, axis=1, kind="stable")[:, : SHOWN + 1]
+            order_RX = np.argsort(-similar_RX, axis=1, kind="stable")[:, : EXAMPLES_SHOWN + 1]
             for row, order_X, similar_X in zip(rows, order_RX, similar_RX, strict=True):
                 near = [
                     Example(self.texts[x], label, float(np.float32(s)), self.ids[x])
@@ -92,5 +91,5 @@ class Exemplars:
                     if self.ids[x] != ids_G[row]
                 ]
                 both = sorted((*own_G[row], *near), key=lambda one: -one.similarity)
-                found[row] = tuple(both[:SHOWN])
+                found[row] = tuple(both[:EXAMPLES_SHOWN])
         return found

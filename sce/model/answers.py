@@ -10,6 +10,9 @@ import numpy as np
 
 from sce.model.options import Scoring
 
+EXAMPLES_SHOWN = 3
+"""Nearest examples of an answer."""
+
 
 @dataclass(frozen=True)
 class Example:

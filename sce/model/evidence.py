@@ -13,15 +13,13 @@ import numpy as np
 
 from sce.errors import InputError
 from sce.labels import Label, LabelSet, RaggedLabels
-from sce.model.answers import Answers, Example
+from sce.model.answers import EXAMPLES_SHOWN, Answers, Example
 from sce.model.grouping import Group
 from sce.model.label_vectors import TextVectors
 from sce.model.products import COSINE_UNIT, exact_cosines, vector_integers
 from sce.model.rejection import STAND_IN, Rejection
 from sce.model.scoring import ScoredBatch
 
-SHOWN = 3
-"""Nearest examples of an answer."""
 KEPT_EXAMPLES = 32_768
 """Vectors of examples are kept up to this many."""
 
@@ -105,7 +103,7 @@ class Evidence:
             texts = sorted(set(label.examples))
             e_XD = np.stack([vectors[text] for text in texts])
             similar_RX = exact_cosines(queries_ND[rows], e_XD)
-            order_RX = np.argsort(-similar_RX, axis=1, kind="stable")[:, :SHOWN]
+            order_RX = np.argsort(-similar_RX, axis=1, kind="stable")[:, :EXAMPLES_SHOWN]
             for row, order_X, similar_X in zip(rows.tolist(), order_RX, similar_RX, strict=True):
                 found[row] = tuple(
                     Example(texts[x], label.name, float(np.float32(similar_X[x])))

@@ -31,6 +31,7 @@ LABELS = ["flood", "engine trouble", "praise"]
 WORDS = {"flood": "river water rain", "engine trouble": "car motor smoke", "praise": "thank you"}
 TEXTS = [f"{list(WORDS.values())[i % 3]} number {i}" for i in range(600)]
 EMBEDDER = ["--embedder.kind", "jina", "--embedder.model", f"{HOME}/models/jina"]
+EMBEDDER += ["--embedder.dtype", "float32"]
 EMBEDDING = {"kind": "jina", "model": f"{HOME}/models/jina", "dtype": "float32"}
 TRAINED = ["--model", f"{HOME}/run/model", *EMBEDDER]
 MODEL = [*TRAINED, "--dtype", "float32"]
@@ -49,7 +50,6 @@ JOBS: dict[str, list[str]] = {
     "embed": [
         "--input", f"{HOME}/in/texts", "--store", f"{HOME}/out/store", *EMBEDDER, *TWO,
         "--id-column", "id",
-        "--embedder.dtype", "float32",
     ],
     "adapt": [
         *TRAINED, "--input", f"{HOME}/out/store", "--labels", json.dumps(LABELS),

@@ -170,7 +170,8 @@ def test_a_threshold_for_a_label_that_is_not_there():
 
 
 def test_a_model_without_a_background_answers_and_says_what_that_rests_on(scorer):
-    bare = IndependentScorer(scorer._model, Background.isotropic(scorer._background.mean_D.size))
+    none = Background.isotropic(scorer._background.mean_D.size)
+    bare = IndependentScorer(scorer._model, none, None)
     assert "no background of its own" in bare.logistic.rests_on
     assert "training texts" in logistic_of(Background.of(np.eye(8, dtype=np.float32))).rests_on
     assert scorer.logistic.rests_on != bare.logistic.rests_on
