@@ -19,7 +19,7 @@ else
 $(error EMBEDDER=$(EMBEDDER): small (all-MiniLM-L6-v2) or base (all-mpnet-base-v2))
 endif
 
-.PHONY: help install quickstart serve test test-system chaos lint audit mlflow clean
+.PHONY: help install quickstart serve test test-system lint audit mlflow clean
 
 help:
 	@echo "make quickstart   train and evaluate a model on the starter corpus (minutes, no GPU)"
@@ -27,7 +27,6 @@ help:
 	@echo "make serve        the HTTP endpoint and its page, for this machine (MODEL=, SERVE_PORT=)"
 	@echo "make test         the test suite"
 	@echo "make test-system  tests that kill processes, submit jobs and drive a browser"
-	@echo "make chaos        machines killed and cut off, S3 and MLflow failing; prints a table (root)"
 	@echo "make lint         ruff and mypy"
 	@echo "make audit        look the installed packages up among known weaknesses (needs the network)"
 	@echo "make mlflow       open the MLflow UI on the runs of all jobs (runs/mlflow.db)"
@@ -87,14 +86,6 @@ test-system: $(INSTALLED)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[readers]' || \
 	  echo "duckdb and polars could not be installed: their tests are skipped"
 	$(BIN)/python -m pytest -m system -rs $(if $(SELECT),-k "$(SELECT)")
-
-chaos: $(INSTALLED)
-	@command -v redis-server >/dev/null || \
-	  { apt-get -qq update && apt-get -qq install -y --no-install-recommends redis-server && \
-	    { systemctl disable --now redis-server || service redis-server stop || true; }; } \
-	    >/dev/null 2>&1 || \
-	  echo "redis-server is missing and could not be installed (apt, root): its tests are skipped"
-	$(BIN)/python -m pytest -m system -rs tests/cluster/test_chaos_*system.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

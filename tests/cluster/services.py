@@ -110,21 +110,6 @@ def postgres() -> Iterator[tuple[str, str]]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@contextmanager
-def redis(host: str) -> Iterator[tuple[str, str]]:
-    """Debian's redis-server, in memory alone: its address and password."""
-    (port,), password = free_ports(1), "of-this-test-alone"
-    server = subprocess.Popen(
-        ["redis-server", "--bind", host, "--port", str(port), "--requirepass", password,
-         "--save", "", "--appendonly", "no", "--daemonize", "no"],
-        stdout=subprocess.DEVNULL, start_new_session=True, cwd="/tmp",
-    )  # fmt: skip
-    try:
-        yield f"{host}:{port}", password
-    finally:
-        end(server, signal.SIGTERM)
-
-
 def ask(place: str, password: str, query: str) -> list[tuple[Any, ...]]:
     connection = psycopg2.connect(f"postgresql://mlflow:{password}@{place}")
     try:
