@@ -191,8 +191,15 @@ def own_columns(options: AnswerOptions, labels: Any = None) -> tuple[str, ...]:
 def _several(lists: LabelLists, names: pa.Array, first_G: np.ndarray) -> pa.Array:
     counts_G = np.diff(lists.offsets)
     labels = names.take(pa.array(np.repeat(first_G, counts_G) + lists.labels_S))
-    pairs = pa.StructArray.from_arrays([labels, pa.array(lists.scores_S)], ["label", "score"])
-    return pa.ListArray.from_arrays(pa.array(lists.offsets, pa.int32()), pairs)
+    return _pairs(labels, lists.scores_S, counts_G)
+
+
+def _pairs(labels: pa.Array, scores_S: np.ndarray, counts_G: np.ndarray) -> pa.Array:
+    """Lists of labels with their scores, so many a row."""
+    pairs = [labels, pa.array(scores_S, pa.float32())]
+    offsets = pa.array(np.concatenate([[0], np.cumsum(counts_G)]), pa.int32())
+    fields = ["label", "score"]
+    return pa.ListArray.from_arrays(offsets, pa.StructArray.from_arrays(pairs, fields))
 
 
 def _why(
@@ -222,17 +229,12 @@ def _path(answers: Answers, nodes: pa.Array) -> pa.Array:
     assert scores_GH is not None
     there_GH = node_GH >= 0
     labels = nodes.take(pa.array(node_GH[there_GH]))
-    offsets = np.concatenate([[0], np.cumsum(there_GH.sum(axis=1))])
-    scores = pa.array(scores_GH[there_GH], pa.float32())
-    pairs = pa.StructArray.from_arrays([labels, scores], ["label", "score"])
-    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pairs)
+    return _pairs(labels, scores_GH[there_GH], there_GH.sum(axis=1))
 
 
 def _top(answers: Answers, names: pa.Array, first_G: np.ndarray, top_k: int) -> pa.Array:
     there_GT = answers.top_NT[:, :top_k] >= 0
     place_GT = first_G[:, None] + answers.top_NT[:, :top_k]
     labels = names.take(pa.array(place_GT[there_GT]))
-    scores = pa.array(answers.top_scores_NT[:, :top_k][there_GT], pa.float32())
-    offsets = np.concatenate([[0], np.cumsum(there_GT.sum(axis=1))])
-    pairs = pa.StructArray.from_arrays([labels, scores], ["label", "score"])
-    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pairs)
+    scores_S = answers.top_scores_NT[:, :top_k][there_GT]
+    return _pairs(labels, scores_S, there_GT.sum(axis=1))

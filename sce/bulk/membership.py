@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from sce.bulk.matching import IntArray, OutputRows, read_columns
 from sce.bulk.output import list_of_names
+from sce.model.options import SEVERAL_COLUMN
 from sce.storage import Place, RemotePath
 
 BLOCK_ROWS = 1_000_000
@@ -74,7 +75,7 @@ def read_sets(
     counts, codes = [np.empty(0, np.int64)], [np.empty(0, np.int32)]
     for file in output.files:
         for batch in read_columns(file, [column]):
-            lists = list_of_names(batch[column])
+            lists = list_of_names(batch[column], column == SEVERAL_COLUMN)
             encoded = lists.flatten().dictionary_encode()
             found = [renamed.get(one, one) for one in encoded.dictionary.to_pylist()]
             number = np.array([names.setdefault(one, len(names)) for one in found], np.int32)

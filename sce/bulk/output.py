@@ -251,15 +251,17 @@ def rows_done(run: OutputRun) -> int:
     return rows
 
 
-def list_of_names(column: pa.Array) -> pa.ListArray:
+def list_of_names(column: pa.Array, several: bool = True) -> pa.ListArray:
     """The names in a column `labels` as Parquet and JSONL have it, lists of `{label, score}`, or as
-    CSV has it, between "; "; or in one of one label a row. Of a null none."""
+    CSV has it, between "; "; or with `several` False in one of one label a row. Of a null none."""
     if pa.types.is_list(column.type):
         names = pc.struct_field(column.flatten(), "label")
         count_N = pc.fill_null(pc.list_value_length(column), 0).to_numpy()
     else:
-        parts = pc.split_pattern(pc.fill_null(column.cast(pa.string()), ""), table_csv.SEPARATOR)
-        names, count_N = parts.flatten(), pc.list_value_length(parts).to_numpy()
+        names, count_N = pc.fill_null(column.cast(pa.string()), ""), np.ones(len(column), np.int64)
+        if several:
+            parts = pc.split_pattern(names, table_csv.SEPARATOR)
+            names, count_N = parts.flatten(), pc.list_value_length(parts).to_numpy()
         kept_M = pc.not_equal(names, "")
         row_M = np.repeat(np.arange(len(column)), count_N)[kept_M.to_numpy(zero_copy_only=False)]
         names, count_N = names.filter(kept_M), np.bincount(row_M, minlength=len(column))

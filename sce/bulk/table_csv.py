@@ -105,7 +105,7 @@ def _is_pairs(kind: pa.DataType) -> bool:
 
 def _steps(column: pa.ChunkedArray) -> pa.Array:
     rows = (
-        None if row is None else "; ".join(f"{one['label']} {one['score']:.2f}" for one in row)
+        None if row is None else SEPARATOR.join(f"{one['label']} {one['score']:.2f}" for one in row)
         for row in column.to_pylist()
     )
     return pa.array(rows, pa.string())

@@ -75,13 +75,14 @@ class Logistic:
         from scipy.special import logsumexp
 
         if contrast_RC is None:
-            level = logsumexp(z_RK, axis=1, keepdims=True) - np.log(z_RK.shape[1])
+            level = log_mean_exp(z_RK)
         else:
             others = logsumexp(contrast_RC, axis=1, keepdims=True)
             level = np.logaddexp(others, z_RK) - np.log(contrast_RC.shape[1] + 1)
         logit_RK = self.a * z_RK - self.b * level + self.c
         if scores_RK is not None:
-            logit_RK = logit_RK + self.d * above_mean(scores_RK.astype(np.float64))
+            s_RK = scores_RK.astype(np.float64)
+            logit_RK = logit_RK + self.d * (s_RK - log_mean_exp(s_RK))
         return logit_RK
 
 
@@ -143,12 +144,12 @@ def trained_logistic(several: Sequence[float]) -> Logistic:
     return Logistic(a, b, c, OF_TRAINING, d)
 
 
-def above_mean(values_RK: np.ndarray) -> np.ndarray:
-    """v_k - log mean_j exp v_j of each row, [R, K]."""
+def log_mean_exp(values_RK: np.ndarray) -> np.ndarray:
+    """log mean_j exp v_j of each row, [R, 1]."""
     from scipy.special import logsumexp
 
-    level_R1 = logsumexp(values_RK, axis=1, keepdims=True) - np.log(values_RK.shape[1])
-    return values_RK - level_R1
+    level_R1: np.ndarray = logsumexp(values_RK, axis=1, keepdims=True)
+    return level_R1 - np.log(values_RK.shape[1])
 
 
 def fit_logistic(
@@ -162,7 +163,14 @@ def fit_logistic(
     """
     from sklearn.linear_model import LogisticRegression
 
-    parts = [(z.ravel(), (above_mean(z) - z).ravel(), above_mean(s).ravel()) for z, s, _ in rows]
+    parts = [
+        (
+            z.ravel(),
+            np.broadcast_to(-log_mean_exp(z), z.shape).ravel(),
+            (s - log_mean_exp(s)).ravel(),
+        )
+        for z, s, _ in rows
+    ]
     right = np.concatenate([r.ravel() for _, _, r in rows]) if rows else np.zeros(0, bool)
     if min(right.sum(), (~right).sum()) < MIN_PAIRS:
         return list(otherwise)

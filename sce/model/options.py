@@ -28,6 +28,8 @@ PATH_COLUMN = "path"
 """Of an output with labels that are a tree: the way down to the best leaf."""
 MOST_DEFAULT_THRESHOLD, HALF_AT = 0.5, 26
 """See `default_thresholds`."""
+DEFAULT_THRESHOLD = f"K / (K + {HALF_AT}), at most {MOST_DEFAULT_THRESHOLD}"
+"""The same in words: an output that was begun with another is not gone on with."""
 NONE_THRESHOLD = 0.5
 """A row has no label where it is more likely than not that none fits."""
 
@@ -217,7 +219,10 @@ class AnswerOptions:
         """Of what decides an output, what speaks for an answer: where it is not the default, so
         that outputs of versions that did not know it can be gone on with."""
         names = EvidenceOptions.__annotations__
-        return {name: value for name, value in self.given().items() if name in names}
+        found = {name: value for name, value in self.given().items() if name in names}
+        if self.mode == "multi" and (self.threshold is None or isinstance(self.threshold, Mapping)):
+            found["default_threshold"] = DEFAULT_THRESHOLD
+        return found
 
     def _check_multi(self) -> None:
         for name, least in (("at_least", 0), ("at_most", 1)):

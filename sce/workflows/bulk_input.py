@@ -20,6 +20,7 @@ from sce.bulk.corpus import (
 from sce.bulk.matching import id_hashes, refuse_repeated_ids
 from sce.bulk.output import read_run
 from sce.bulk.reading import kept_name
+from sce.bulk.table_csv import SEPARATOR
 from sce.config import check_writable, resolve_output
 from sce.datasets.custom import read_label_set
 from sce.datasets.labelled import read_labelled
@@ -70,6 +71,7 @@ def read_input(config: ClassifyConfig) -> BulkInput:
     labels = _read_labels(config)
     check_model(config, isinstance(labels, AdaptedLabels))
     check_together(config)
+    _check_names(config, labels)
     previous = None
     if config.compare_to is not None:
         previous = _previous_output(config, config.compare_to, tree_of(labels))
@@ -94,6 +96,22 @@ def read_input(config: ClassifyConfig) -> BulkInput:
         )
         labelled = (texts, names)
     return BulkInput(labels, corpus, columns, labelled, previous)
+
+
+def _check_names(config: ClassifyConfig, labels: LabelSet | AdaptedLabels | None) -> None:
+    """Refuse names that nobody could tell apart in a CSV that has several of them in a field."""
+    several = config.mode == "multi" or config.coverage is not None
+    if config.output_format != "csv" or labels is None or config.labels_column is not None:
+        return
+    if not several and config.coverage_cut is None:
+        return
+    known = labels.label_set if isinstance(labels, AdaptedLabels) else labels
+    for name in known.names:
+        if SEPARATOR in name:
+            raise ConfigError(
+                f"labels: {name!r} holds {SEPARATOR!r}, which stands between a row's labels in a "
+                "CSV. Give --output-format parquet or jsonl, or another name."
+            )
 
 
 def _read_labels(config: ClassifyConfig) -> LabelSet | AdaptedLabels | None:

@@ -274,7 +274,7 @@ def _tuned(plan: TunePlan, tracker: Tracker) -> Tuned:
 def _with_examples(plan: TunePlan) -> dict[str, np.ndarray]:
     """Which rows are right where those of the other folds are examples, and nothing is trained."""
     own, predictor = plan.own, plan.predictor
-    names = np.array(plan.label_set.names, dtype=object)
+    names, own_names = np.array(plan.label_set.names, dtype=object), plan.names
     fingerprint = predictor.embedder.fingerprint
     found: dict[str, np.ndarray] = {}
     for fold in np.unique(plan.fold_N).tolist():
@@ -283,7 +283,7 @@ def _with_examples(plan: TunePlan) -> dict[str, np.ndarray]:
         if predictor.model.uses_embedded_labels:
             texts: dict[str, list[str]] = {}
             for place in seen.tolist():
-                texts.setdefault(plan.names[place], []).append(plan.texts[place])
+                texts.setdefault(own_names[place], []).append(plan.texts[place])
             labels = [
                 replace(one, examples=(*one.examples, *dict.fromkeys(texts.get(one.name, ()))))
                 for one in plan.label_set.labels
@@ -296,10 +296,10 @@ def _with_examples(plan: TunePlan) -> dict[str, np.ndarray]:
                 plan.text_vectors,
                 fingerprint.to_dict() | {"id": fingerprint.id},
                 version=predictor.model.config.label_vectors,
-                labelled=(own.vectors_ND[seen], [plan.names[i] for i in seen.tolist()]),
+                labelled=(own.vectors_ND[seen], [own_names[i] for i in seen.tolist()]),
             )
             answers[ADAPTED] = adapted.scores(own.vectors_ND[held])
-        right_held = np.array([plan.names[i] for i in held.tolist()], dtype=object)
+        right_held = np.array(own_names, dtype=object)[held]
         for method, scores_NK in answers.items():
             right_N = found.setdefault(method, np.zeros(len(own), bool))
             right_N[held] = names[scores_NK.argmax(1)] == right_held

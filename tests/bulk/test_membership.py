@@ -91,6 +91,13 @@ def test_a_run_of_one_label_counts_as_a_set_of_it(tmp_path):
     assert MatchedOutputs.read(old, old).sets() is None
 
 
+def test_a_run_of_one_label_is_not_divided_at_its_semicolon(tmp_path):
+    one = {key: None if key == "f" else ["refund; exchange"] for key in BEFORE}
+    old = write(tmp_path / "old", one, mode="single")
+    found = MatchedOutputs.read(old, write(tmp_path / "new", AFTER)).sets().compared()
+    assert set(found.before) == {"refund; exchange"}
+
+
 def test_any_outputs_in_small_blocks(tmp_path, monkeypatch):
     monkeypatch.setattr(membership, "BLOCK_ROWS", 7)
     rng, names = np.random.default_rng(0), list("abcde")

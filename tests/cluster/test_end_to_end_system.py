@@ -22,7 +22,8 @@ from mlflow import MlflowClient
 from sce.bulk.output import read_run
 from sce.embedding.store import EmbeddingStore
 from sce.errors import DataError
-from sce.storage import RemotePath, filesystem_of, put, write_text
+from sce.storage import RemotePath, filesystem_of, write_text
+from tests.cluster.inputs import LABELS, WORDS, write_experiment, write_lines
 from tests.cluster.services import POSTGRES, ask, mlflow_server, postgres, s3_server, until
 from tests.serve.load import HEADERS, free_ports
 from tests.serve.test_app_system import BIN, ROOT, Cluster
@@ -30,8 +31,6 @@ from tests.tiny_models import build_jina, build_llama, build_roberta
 
 HOME = RemotePath("s3://sce-end-to-end")
 NOWHERE = "s3://no-such-bucket/x"
-LABELS = ["flood", "engine trouble", "praise"]
-WORDS = {"flood": "river water rain", "engine trouble": "car motor smoke", "praise": "thank you"}
 BIG_FILES, BIG_FILE_ROWS = 3, 1500
 
 pytestmark = [
@@ -180,40 +179,18 @@ def store(tmp_path_factory) -> Iterator[dict[str, str]]:
 
 
 def _write_inputs(scratch: Path) -> None:
-    for name, build in (("jina", build_jina), ("roberta", build_roberta), ("llama", build_llama)):
-        folder = build(scratch / name)
-        for file in folder.rglob("*"):
-            if file.is_file():
-                put(file, HOME / "models" / name / str(file.relative_to(folder)))
-    rows = [
-        {"text": f"{WORDS[label]} {i}", "label": label, "split": split}
-        for i, split in enumerate(["train"] * 16 + ["validation"] * 4 + ["test"] * 4)
-        for label in LABELS
-    ]
-    _write_lines(HOME / "in" / "own.jsonl", rows)
+    builders = {"jina": build_jina, "roberta": build_roberta, "llama": build_llama}
+    write_experiment(HOME, scratch, builders)
     for number in range(2):
-        _write_lines(HOME / "in" / "texts" / f"{number}.jsonl", _texts(number, 100))
+        write_lines(HOME / "in" / "texts" / f"{number}.jsonl", _texts(number, 100))
     for number in range(BIG_FILES):
-        _write_lines(HOME / "in" / "big" / f"{number}.jsonl", _texts(number, BIG_FILE_ROWS))
+        write_lines(HOME / "in" / "big" / f"{number}.jsonl", _texts(number, BIG_FILE_ROWS))
     write_text(HOME / "in" / "labels.yaml", yaml.safe_dump(LABELS))
-    config = yaml.safe_load((ROOT / "configs" / "tiny" / "sce.yaml").read_text())
-    config["run_dir"] = str(HOME / "run")
-    source = {"dataset": "custom", "name": "own", "path": str(HOME / "in" / "own.jsonl")}
-    config["data"]["sources"] = [source]
-    config["embedder"]["model"] = str(HOME / "models" / "jina")
-    config["model"]["encoder"] = str(HOME / "models" / "roberta")
-    config["train"] = {"epochs": 2, "batch_size": 16}
-    config["evaluate"] = {"pictures": False, "bootstrap_samples": 100, "flip_shuffles": 1}
-    write_text(HOME / "in" / "tiny.yaml", yaml.safe_dump(config))
 
 
 def _texts(number: int, rows: int) -> list[dict[str, str]]:
     words = list(WORDS.values())
     return [{"text": f"{words[i % 3]} number {i} of file {number}"} for i in range(rows)]
-
-
-def _write_lines(place: RemotePath, rows: list[dict[str, str]]) -> None:
-    write_text(place, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 @pytest.fixture(scope="module")

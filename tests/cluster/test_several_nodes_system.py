@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pyarrow.dataset as ds
@@ -18,7 +19,8 @@ import yaml
 from mlflow import MlflowClient
 
 from sce.embedding.store import EmbeddingStore
-from sce.storage import RemotePath, filesystem_of, put, write_text
+from sce.storage import RemotePath, filesystem_of
+from tests.cluster.inputs import LABELS, WORDS, write_experiment, write_lines
 from tests.cluster.machines import BIN, RayCluster, network, possible
 from tests.cluster.manifests import ROOT
 from tests.cluster.services import POSTGRES, mlflow_server, postgres, s3_server, until
@@ -26,8 +28,6 @@ from tests.serve.load import HEADERS, TOKEN
 from tests.tiny_models import build_jina, build_roberta
 
 HOME = RemotePath("s3://several-nodes")
-LABELS = ["flood", "engine trouble", "praise"]
-WORDS = {"flood": "river water rain", "engine trouble": "car motor smoke", "praise": "thank you"}
 TEXTS = [f"{list(WORDS.values())[i % 3]} number {i}" for i in range(600)]
 EMBEDDER = ["--embedder.kind", "jina", "--embedder.model", f"{HOME}/models/jina"]
 EMBEDDER += ["--embedder.dtype", "float32"]
@@ -77,38 +77,15 @@ def cluster(tmp_path_factory) -> Iterator[RayCluster]:
         postgres() as database,
         mlflow_server(folder, database, HOME / "mlflow", machines.host) as tracking,
     ):
-        write_inputs(folder)
+        _write_inputs(folder)
         yield RayCluster(machines, store | tracking)
 
 
-def write_inputs(scratch: Any) -> None:
-    for name, build in (("jina", build_jina), ("roberta", build_roberta)):
-        folder = build(scratch / name)
-        for file in folder.rglob("*"):
-            if file.is_file():
-                put(file, HOME / "models" / name / str(file.relative_to(folder)))
-    rows = [
-        {"text": f"{WORDS[label]} {i}", "label": label, "split": split}
-        for i, split in enumerate(["train"] * 16 + ["validation"] * 4 + ["test"] * 4)
-        for label in LABELS
-    ]
-    write_lines(HOME / "in" / "own.jsonl", rows)
+def _write_inputs(scratch: Path) -> None:
+    write_experiment(HOME, scratch, {"jina": build_jina, "roberta": build_roberta})
     for number in range(6):
         own = [{"id": f"t{i}", "text": TEXTS[i]} for i in range(number, len(TEXTS), 6)]
         write_lines(HOME / "in" / "texts" / f"{number}.jsonl", own)
-    config = yaml.safe_load((ROOT / "configs" / "tiny" / "sce.yaml").read_text())
-    config["run_dir"] = str(HOME / "run")
-    source = {"dataset": "custom", "name": "own", "path": str(HOME / "in" / "own.jsonl")}
-    config["data"]["sources"] = [source]
-    config["embedder"]["model"] = str(HOME / "models" / "jina")
-    config["model"]["encoder"] = str(HOME / "models" / "roberta")
-    config["train"] = {"epochs": 2, "batch_size": 16}
-    config["evaluate"] = {"pictures": False, "bootstrap_samples": 100, "flip_shuffles": 1}
-    write_text(HOME / "in" / "tiny.yaml", yaml.safe_dump(config))
-
-
-def write_lines(place: RemotePath, rows: list[dict[str, str]]) -> None:
-    write_text(place, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def answers(place: RemotePath) -> dict[str, dict[str, Any]]:

@@ -292,6 +292,10 @@ def test_a_dry_run_writes_nothing(run_well, tmp_path):
             ["--labels", '["a"]', "--output", "x", "--none-recall", "0.9"],
             "none_recall and labelled",
         ),
+        (
+            ["--labels", '["a; b"]', "--output", "x", "--mode", "multi", "--output-format=csv"],
+            "stands between a row's labels in a CSV",
+        ),
         (["--labels", '["a"]', "--output", "x", "--threshold", '{"b": 0.5}'], "'b' is not one of"),
         (["--labels", '["a"]', "--output", "x", "--top-k", "0"], "top_k"),
     ],

@@ -239,6 +239,14 @@ def test_the_default_threshold_goes_by_the_number_of_labels():
     assert AnswerOptions().thresholds_of(["a"]) is None
 
 
+def test_an_output_says_by_which_default_threshold_it_was_begun():
+    for threshold in (None, {"b": 0.9}):
+        found = AnswerOptions(mode="multi", threshold=threshold).newer()
+        assert found["default_threshold"] == "K / (K + 26), at most 0.5"
+    assert "default_threshold" not in AnswerOptions(mode="multi", threshold=0.5).newer()
+    assert AnswerOptions().newer() == {}
+
+
 def test_a_row_of_its_own_set_has_the_threshold_of_its_own_number(scorer):
     """Whichever other rows stand beside it."""
     own = RaggedLabels.from_sets([NAMES if i % 2 else NAMES[:2] for i in range(50)])
