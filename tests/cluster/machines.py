@@ -1,5 +1,6 @@
 """Several machines on this one: network namespaces with addresses of their own on a bridge, each
-with a /tmp that no other sees, and a Ray node in each. A machine can be killed, and cut off.
+with processes and a /tmp that no other sees, and a Ray node in each. A machine can be killed, and
+cut off.
 
 Needs root and iproute2 (`possible`). Ports, sockets and files are those of a real cluster; the
 processors, the memory and the rest of the disk are shared.
@@ -8,17 +9,18 @@ processors, the memory and the rest of the disk are shared.
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
+import psutil
 import requests
 
 from serve.ray_settings import ENVIRONMENT
@@ -40,6 +42,18 @@ def possible() -> str:
     made = subprocess.run(["ip", "netns", "add", "sce-probe"], capture_output=True, text=True)
     subprocess.run(["ip", "netns", "del", "sce-probe"], capture_output=True)
     return "" if made.returncode == 0 else f"no network namespaces: {made.stderr.strip()}"
+
+
+INIT = """
+import os, time
+print("booted", flush=True)
+while True:
+    try:
+        os.wait()
+    except ChildProcessError:
+        time.sleep(0.1)
+"""
+"""The first process of a machine: it ends what was left to it, and nothing else."""
 
 
 def _ip(*arguments: str) -> None:
@@ -65,36 +79,43 @@ class Machine:
             ["route", "add", "default", "via", f"{network.prefix}.1"],
         ):
             _ip("-n", self.name, *command)
+        self.boot()
 
-    def command(self, *command: str) -> list[str]:
-        """What runs a command on this machine, with its own /tmp."""
+    def boot(self) -> None:
+        """Begin its first process, in namespaces of its own: what runs there sees no process of
+        another machine, and ends with it. Ray's driver looks for its node among all it sees."""
         steps = []
         for kept in {ROOT, Path(sys.prefix)}:  # a checkout below /tmp stays where it was
             if kept.is_relative_to("/tmp"):
                 place = self.folder / kept.relative_to("/tmp")
                 steps.append(f"mkdir -p {place} && mount --bind {kept} {place}")
-        inside = " && ".join([*steps, f'mount --rbind {self.folder} /tmp && exec "$@"'])
-        return ["ip", "netns", "exec", self.name, "unshare", "--mount", "sh", "-c", inside, "sh",
-                *command]  # fmt: skip
+        steps.append(
+            f"mount --rbind {self.folder} /tmp && exec {sys.executable} -c {shlex.quote(INIT)}"
+        )
+        self._outside = subprocess.Popen(
+            ["ip", "netns", "exec", self.name, "unshare", "--mount", "--pid", "--fork",
+             "--mount-proc", "sh", "-c", " && ".join(steps)],
+            stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert self._outside.stdout is not None
+        assert self._outside.stdout.readline() == "booted\n"
+        (process,) = psutil.Process(self._outside.pid).children()
+        self._first = process.pid
 
     def run(self, environment: Mapping[str, str], *command: str) -> None:
         done = subprocess.run(
-            self.command(*command), env=dict(environment), cwd=ROOT, capture_output=True, text=True,
-            timeout=120,
+            ["nsenter", "--target", str(self._first), "--mount", "--net", "--pid", f"--wd={ROOT}",
+             *command],
+            env=dict(environment), capture_output=True, text=True, timeout=120,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
 
-    def pids(self) -> list[int]:
-        found = subprocess.run(["ip", "netns", "pids", self.name], capture_output=True, text=True)
-        return [int(pid) for pid in found.stdout.split()]
-
     def kill(self) -> None:
-        """Everything on it at once, as where the power goes."""
-        while pids := self.pids():
-            for pid in pids:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            time.sleep(0.1)
+        """Everything on it at once, as where the power goes: its first process takes the others
+        with it. `boot` brings it back, with its disk."""
+        with suppress(ProcessLookupError):
+            os.kill(self._first, signal.SIGKILL)
+        self._outside.wait(30)
 
     def cut(self) -> None:
         """Its network, both ways, without a word to anybody."""
