@@ -30,8 +30,9 @@ thresholds found the same way. It writes to RUN_DIR/results-several, and the las
 threshold for each label.
 
 `--evaluate.none-of-these` measures how well rows are told that no label fits, with half of the
-labels taken away, or with `--evaluate.none-label oos` on rows of your own that say so. It writes to
-RUN_DIR/results-none.
+labels taken away, or with `--evaluate.none-label oos` on rows of your own that say so; with
+`--evaluate.mode multi` of rows with several labels, of which none fits those that lost all of
+theirs. It writes to RUN_DIR/results-none.
 
 `--embedders` measures several text embedders on the same rows: what each answers by cosine
 similarity, SCE and adapted labels, its texts a second, memory and hours for a million texts on this

@@ -52,7 +52,8 @@ class EvaluateConfig(Section):
     """The precision, or the share of rows."""
     none_of_these: bool = False
     """How well rows are told that no label fits: half of each set's labels are taken away, beside
-    the maximal softmax and the margin of cosines."""
+    the maximal softmax and the margin of cosines; in mode `multi` beside the largest probability
+    and the largest cosine."""
     none_label: str | None = None
     """With `none_of_these`: the label of those rows of `labelled` that none of the others fits;
     nothing is taken away then."""

@@ -149,7 +149,8 @@ class AnswerOptions:
             the row: with them a label's probability does not depend on which others are given.
         none_of_these: also say how likely it is that no label fits, as `none_score`; a row has no
             label where that is more than `none_threshold` (by default `NONE_THRESHOLD`). In mode
-            "multi" from the labels' own probabilities.
+            "multi" from the labels' own probabilities. Of a text in chunks whose probabilities
+            are pooled, what is left of the chunks' pooled probabilities that one fits.
         coverage_cut: also answer all labels of at least this probability, and always the best one,
             as `labels`. `sce.evaluation.conformal` finds the cut at which these sets hold the right
             label as often as wanted.
@@ -201,10 +202,10 @@ class AnswerOptions:
                 _check_threshold(value, name)
         if self.none_threshold is not None and not self.none_of_these:
             raise InputError("none_threshold: it goes with none_of_these.")
-        if self.pooling not in (None, POOLING) and (self.none_of_these or self.explain):
+        if self.pooling not in (None, POOLING) and self.explain:
             raise InputError(
-                "none_of_these, explain: of one vector a text; with long_text 'chunk' they go with "
-                f"pooling {POOLING!r}."
+                "explain: of one vector a text; with long_text 'chunk' it goes with pooling "
+                f"{POOLING!r}."
             )
         if self.mode == "multi":
             for name in ("coverage_cut", "explain"):

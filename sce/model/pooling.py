@@ -20,6 +20,7 @@ from sce.labels import LabelSet, RaggedLabels
 from sce.model.answers import Answers
 from sce.model.label_tree import level_count, tree_of
 from sce.model.linear_labels import LinearLabels
+from sce.model.logistic import none_scores
 from sce.model.options import Scoring
 
 ATTENTION = 1.0
@@ -172,7 +173,8 @@ def answer_chunks(
 def _pooled_answers(
     found: Answers, chunks: ChunkVectors, scoring: Scoring, labels: Labels
 ) -> Answers:
-    """Of texts, from the probabilities of their chunks."""
+    """Of texts, from the probabilities of their chunks: those of labels and, in mode "single", that
+    a label fits at all."""
     assert found.scores_M is not None
     assert scoring.pooling is not None
     sizes_N = labels.counts_by_row(len(chunks))
@@ -198,8 +200,15 @@ def _pooled_answers(
         answers.top_scores_NT[rows_R, :width] = np.where(scored_RT, p_RT, np.nan)
         if answers.scores_M is not None:
             answers.scores_M[first_R1 + order_RK] = p_RK
+        if answers.none_N is not None and not add_up:
+            answers.none_N[rows_R] = none_scores(p_RK)
         if tree is not None and answers.path_NH is not None:
             answers.fill_path(rows_R, *tree.best_path(p_RK))
+    if answers.none_N is not None and scoring.mode == "single":
+        assert found.none_N is not None
+        fits_C1 = 1 - found.none_N.astype(np.float64)[:, None]
+        fits_N1 = pool(fits_C1, chunks.counts_N, scoring.pooling, add_up=False)
+        answers.none_N[:] = 1 - fits_N1[:, 0]
     return answers
 
 

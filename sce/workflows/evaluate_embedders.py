@@ -53,8 +53,8 @@ def evaluate_asked(experiment: Evaluation) -> dict[str, Any]:
     if asked.none_label is not None and not (asked.none_of_these and asked.labelled):
         raise ConfigError("evaluate.none_label: it goes with none_of_these and labelled.")
     if asked.none_of_these:
-        if experiment.embedders or asked.mode == "multi":
-            raise ConfigError("evaluate.none_of_these: it is measured alone, in mode single.")
+        if experiment.embedders:
+            raise ConfigError("evaluate.none_of_these: it is measured of one embedder.")
         return evaluate_none(experiment)
     if asked.mode == "multi":
         if experiment.embedders:

@@ -1,11 +1,12 @@
-"""Measuring how well `none_of_these` tells texts that no label fits: rows whose label was taken
-away, or rows of the user that say so, beside the maximal softmax and the margin of cosines."""
+"""Measuring how well `none_of_these` tells texts that no label fits: rows whose labels were all
+taken away, or rows of the user that say so. Beside it, in mode single, the maximal softmax and the
+margin of cosines; in mode multi the largest probability and the largest cosine."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,11 +20,13 @@ from sce.errors import ConfigError, InputError
 from sce.evaluation.rejecting import figures, take_away
 from sce.evaluation.tables import Table
 from sce.labels import LabelSet, normalise_name
+from sce.model.calibration import calibration_error
 from sce.model.label_vectors import label_vectors
-from sce.model.options import Scoring
+from sce.model.options import Mode, Scoring
 from sce.predictor import Predictor
 from sce.storage import fetch, replace_folder
 from sce.workflows.evaluate import own_folder, prepared_for, record_source, rows_to_measure
+from sce.workflows.evaluate_several import sets_to_measure
 from sce.workflows.experiment import Experiment
 
 RESULTS_FILE = "none.json"
@@ -31,7 +34,19 @@ MIN_SIDE = 10
 """Rows of each kind that a set needs to be measured."""
 MOST_SHOWN = 8
 """Sets on a terminal, or else their mean; all of them are in none.md."""
-SHOWN = {"none_score": "none_score", "max_softmax": "max softmax", "margin": "cosine margin"}
+SHOWN: dict[Mode, dict[str, str]] = {
+    "single": {
+        "none_score": "none_score",
+        "max_softmax": "max softmax",
+        "margin": "cosine margin",
+    },
+    "multi": {
+        "none_score": "none_score",
+        "max_probability": "max probability",
+        "cosine": "max cosine",
+    },
+}
+"""What is measured in each mode, and its column."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +60,7 @@ class NoneSet:
 
 
 def evaluate_none(experiment: Experiment) -> dict[str, Any]:
-    """Measure the trained model; a summary.
+    """Measure the trained model in the mode that is asked for; a summary.
 
     Raises:
         InputError: there is no model, or no rows of both kinds.
@@ -58,26 +73,18 @@ def evaluate_none(experiment: Experiment) -> dict[str, Any]:
     predictor = Predictor.from_pretrained(fetch(experiment.measured_model), embedder)
     folder = experiment.results_dir.parent / f"{experiment.results_dir.name}-none"
     if config.labelled is not None:
-        sets = [_own_rows(experiment)]
         folder = own_folder(experiment.own_results_dir, config.labelled)
-    else:
-        plain = config.model_copy(update={"adapted": False, "corpus": None})
-        rows = rows_to_measure(prepared_for(experiment), plain)
-        chosen = [one for one in rows if one.group == "unseen" or config.sets]
-        sets = [
-            _taken_away(one.name, one.label_set, one.texts, one.labels, experiment.seed)
-            for one in chosen
-            if len(one.label_set) > 2
-        ]
+    sets = _sets_of_several(experiment) if config.mode == "multi" else _sets(experiment)
     sets = [one for one in sets if MIN_SIDE <= one.none_N.sum() <= len(one.none_N) - MIN_SIDE]
     if not sets:
         raise InputError(
             f"evaluate: no set with {MIN_SIDE} rows that have one of its labels and as many that "
             "have none."
         )
-    results = [_measure(one, predictor, embedder) for one in sets]
-    table, few = _table(results), len(results) <= MOST_SHOWN
-    Console(stderr=True).print(table if few else _table([_mean(results)]))
+    shown = SHOWN[config.mode]
+    results = [_measure(one, predictor, embedder, config.mode) for one in sets]
+    table, few = _table(results, shown), len(results) <= MOST_SHOWN
+    Console(stderr=True).print(table if few else _table([_mean(results, shown)], shown))
     with replace_folder(folder, RESULTS_FILE) as new:
         (new / RESULTS_FILE).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
         (new / "none.md").write_text(table.to_markdown() + "\n", encoding="utf-8")
@@ -90,12 +97,55 @@ def evaluate_none(experiment: Experiment) -> dict[str, Any]:
         "rows": sum(len(one.texts) for one in sets),
         "test": {
             f"{figure}/{name}": round(value, 4)
-            for name, found in _mean(results).items()
-            if name in SHOWN
+            for name, found in _mean(results, shown).items()
+            if name in shown
             for figure, value in found.items()
         },
         "seconds": round(time.perf_counter() - started, 1),
     }
+
+
+def _sets(experiment: Experiment) -> list[NoneSet]:
+    """Of rows with one right label."""
+    config = experiment.evaluate
+    if config.labelled is not None:
+        return [_own_rows(experiment)]
+    plain = config.model_copy(update={"adapted": False, "corpus": None})
+    rows = rows_to_measure(prepared_for(experiment), plain)
+    chosen = [one for one in rows if one.group == "unseen" or config.sets]
+    return [
+        _taken_away(one.name, one.label_set, one.texts, one.labels, experiment.seed)
+        for one in chosen
+        if len(one.label_set) > 2
+    ]
+
+
+def _sets_of_several(experiment: Experiment) -> list[NoneSet]:
+    """Of rows with any number of right labels: none fits those that lost all of theirs, or had
+    none. With `none_label` those that have no other, and nothing is taken away."""
+    none_label = experiment.evaluate.none_label
+    found = []
+    for one in sets_to_measure(experiment):
+        if none_label is not None:
+            kept = _without(one.label_set, none_label, experiment)
+        elif len(one.label_set) > 2:
+            kept = take_away(one.label_set, experiment.seed)
+        else:
+            continue
+        keys = {label.key for label in kept.labels}
+        fits = [any(normalise_name(name) in keys for name in names) for names in one.labels]
+        found.append(NoneSet(one.name, kept, one.texts, ~np.array(fits)))
+    return found
+
+
+def _without(label_set: LabelSet, none_label: str, experiment: Experiment) -> LabelSet:
+    key = normalise_name(none_label)
+    kept = tuple(label for label in label_set.labels if label.key != key)
+    if len(kept) == len(label_set):
+        raise InputError(
+            f"evaluate.none_label: no row of {experiment.evaluate.labelled} has {key!r}."
+        )
+    return LabelSet(kept)
 
 
 def _own_rows(experiment: Experiment) -> NoneSet:
@@ -110,12 +160,10 @@ def _own_rows(experiment: Experiment) -> NoneSet:
     texts, names, label_set = read
     if config.none_label is None:
         return _taken_away(config.labelled.stem, label_set, texts, names, experiment.seed)
+    kept = _without(label_set, config.none_label, experiment)
     key = normalise_name(config.none_label)
-    kept = tuple(label for label in label_set.labels if label.key != key)
-    if len(kept) == len(label_set):
-        raise InputError(f"evaluate.none_label: no row of {config.labelled} has {key!r}.")
     none_N = np.array([normalise_name(name) == key for name in names])
-    return NoneSet(config.labelled.stem, LabelSet(kept), texts, none_N)
+    return NoneSet(config.labelled.stem, kept, texts, none_N)
 
 
 def _taken_away(
@@ -127,9 +175,11 @@ def _taken_away(
     return NoneSet(name, kept, texts, none_N)
 
 
-def _measure(one: NoneSet, predictor: Predictor, embedder: TextEmbedder) -> dict[str, Any]:
+def _measure(
+    one: NoneSet, predictor: Predictor, embedder: TextEmbedder, mode: Mode
+) -> dict[str, Any]:
     vectors_ND = embedder.embed(one.texts).vectors
-    answers = predictor.answer(vectors_ND, one.label_set, Scoring(none_of_these=True))
+    answers = predictor.answer(vectors_ND, one.label_set, Scoring(mode=mode, none_of_these=True))
     assert answers.none_N is not None
 
     def text_vectors(texts: Sequence[str]) -> np.ndarray:
@@ -138,24 +188,26 @@ def _measure(one: NoneSet, predictor: Predictor, embedder: TextEmbedder) -> dict
     version = predictor.model.config.label_vectors
     cosine_NK = vectors_ND @ label_vectors(one.label_set, text_vectors, version).T
     best_N2 = np.sort(cosine_NK, axis=1)[:, -2:]
-    scores = {
-        "none_score": answers.none_N,
-        "max_softmax": -answers.top_scores_NT[:, 0],
-        "margin": best_N2[:, 0] - best_N2[:, 1],
-    }
+    scores = {"none_score": answers.none_N}
+    if mode == "multi":
+        scores |= {"max_probability": -answers.top_scores_NT[:, 0], "cosine": -best_N2[:, 1]}
+    else:
+        scores |= {"max_softmax": -answers.top_scores_NT[:, 0]}
+        scores |= {"margin": best_N2[:, 0] - best_N2[:, 1]}
     found: dict[str, Any] = {
         "name": one.name,
         "label_count": len(one.label_set),
         "rows": len(one.texts),
         "none": int(one.none_N.sum()),
         "mean_score": float(answers.none_N.mean()),
+        "ece": calibration_error(answers.none_N, one.none_N),
     }
     return found | {name: figures(score_N, one.none_N) for name, score_N in scores.items()}
 
 
-def _mean(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _mean(results: Sequence[dict[str, Any]], shown: Mapping[str, str]) -> dict[str, Any]:
     found: dict[str, Any] = {"name": "mean", "label_count": len(results)}
-    for name in SHOWN:
+    for name in shown:
         found[name] = {
             figure: float(np.mean([one[name][figure] for one in results]))
             for figure in ("auroc", "false_acceptance")
@@ -163,15 +215,15 @@ def _mean(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _table(results: Sequence[dict[str, Any]]) -> Table:
+def _table(results: Sequence[dict[str, Any]], shown: Mapping[str, str]) -> Table:
     rows = []
-    for one in [*results, _mean(results)] if len(results) > 1 else results:
+    for one in [*results, _mean(results, shown)] if len(results) > 1 else results:
         cells = [f"{one['name']} ({one['label_count']})"]
-        for name in SHOWN:
+        for name in shown:
             cells += [f"{one[name]['auroc']:.3f}", f"{100 * one[name]['false_acceptance']:.0f}"]
         rows.append(cells)
     columns = ["set (labels)"]
-    for title in SHOWN.values():
+    for title in shown.values():
         columns += [title, "accepted"]
     return Table(
         columns,

@@ -44,7 +44,9 @@ from sce.workflows.experiment import Experiment
 RESULTS_FILE = "several.json"
 MIN_ROWS = 20
 """Half of them choose thresholds, the other half are measured, and the other way about."""
-SHOWN = ("micro_f1", "macro_f1", "exact_match", "lrap", "coverage_error")
+OF_THRESHOLDS = ("micro_f1", "macro_f1", "exact_match")
+SHOWN = (*OF_THRESHOLDS, "lrap", "coverage_error")
+METHODS = {"sce": "mode multi", "cosine": "cosine"}
 
 logger = logging.getLogger("sce")
 
@@ -73,20 +75,8 @@ def evaluate_several(experiment: Experiment) -> dict[str, Any]:
     predictor = Predictor.from_pretrained(fetch(experiment.measured_model), embedder)
     folder = experiment.results_dir.parent / f"{experiment.results_dir.name}-several"
     if config.labelled is not None:
-        labels = None
-        if config.labelled_labels is not None:
-            labels, _ = read_label_set(config.labelled_labels)
-        read = read_several(config.labelled, config.text_column, config.label_column, labels)
-        sets = [SeveralSet(config.labelled.stem, read[2], read[0], read[1])]
         folder = own_folder(experiment.own_results_dir, config.labelled)
-    else:
-        prepared = prepared_for(experiment)
-        assert prepared is not None
-        sets = several_sets(prepared, config.sets)
-        if not sets:  # of rows with one right label each
-            plain = config.model_copy(update={"adapted": False, "corpus": None})
-            rows = rows_to_measure(prepared, plain)
-            sets = [joined_in_pairs(one) for one in rows if one.group == "unseen" or config.sets]
+    sets = sets_to_measure(experiment)
     results = measure_several(sets, predictor, embedder, experiment)
     if not results:
         raise InputError(f"evaluate: no set with {MIN_ROWS} rows and two labels to measure.")
@@ -119,6 +109,25 @@ def evaluate_several(experiment: Experiment) -> dict[str, Any]:
         "test": means,
         "seconds": round(time.perf_counter() - started, 1),
     }
+
+
+def sets_to_measure(experiment: Experiment) -> list[SeveralSet]:
+    """The user's rows; else the test rows with several right labels, or where there are none those
+    of unseen sets joined in pairs."""
+    config = experiment.evaluate
+    if config.labelled is not None:
+        labels = None
+        if config.labelled_labels is not None:
+            labels, _ = read_label_set(config.labelled_labels)
+        read = read_several(config.labelled, config.text_column, config.label_column, labels)
+        return [SeveralSet(config.labelled.stem, read[2], read[0], read[1])]
+    prepared = prepared_for(experiment)
+    assert prepared is not None
+    if sets := several_sets(prepared, config.sets):
+        return sets
+    plain = config.model_copy(update={"adapted": False, "corpus": None})
+    rows = rows_to_measure(prepared, plain)
+    return [joined_in_pairs(one) for one in rows if one.group == "unseen" or config.sets]
 
 
 def several_sets(prepared: PreparedData, names: Sequence[str] = ()) -> list[SeveralSet]:
@@ -190,9 +199,10 @@ def _measure(
         found[method]["ece"] = calibration_error(values_NK.ravel(), right_NK.ravel())
         found[method]["bins"] = reliability(values_NK.ravel(), right_NK.ravel())
         thresholds[method] = choose_thresholds(right_NK, values_NK, by, target)
-    least_K = default_thresholds(np.full(len(names), len(names)))
-    default = figures(right_NK, p_NK, np.broadcast_to(least_K, p_NK.shape), names)
-    found["sce_default"] = {name: default[name] for name in ("micro_f1", "macro_f1", "exact_match")}
+        by_default = figures(
+            right_NK, values_NK, default_thresholds(np.full(len(names), len(names))), names
+        )
+        found[f"{method}_default"] = {name: by_default[name] for name in OF_THRESHOLDS}
     return found | {"thresholds": as_options(names, thresholds["sce"])}
 
 
@@ -206,30 +216,34 @@ def _curves(results: Sequence[dict[str, Any]]) -> dict[str, tuple[float, list[Re
 
 
 def several_table(results: Sequence[dict[str, Any]]) -> Table:
-    rows = []
+    """Two rows a set, one of each method, and two of the means: no more columns than a terminal of
+    80 characters shows."""
+    rows: list[list[str]] = []
     for one in [*results, _mean(results)]:
-        cells = [f"{one['name']} ({one['label_count']})"]
-        for figure in SHOWN:
-            scale, form = (1, "{:.2f}") if figure == "coverage_error" else (100, "{:.1f}")
-            cells += [form.format(scale * one[m][figure]) for m in ("sce", "cosine")]
-        rows.append([*cells, f"{100 * one['sce_default']['micro_f1']:.1f}"])
-    columns = ["set (labels)"]
-    for figure in ("micro-F1", "macro-F1", "exact", "LRAP", "coverage"):
-        columns += [figure, "cosine"]
+        set_cell = f"{one['name']} ({one['label_count']})"
+        for method, title in METHODS.items():
+            cells = [set_cell, title]
+            for figure in SHOWN:
+                scale, form = (1, "{:.2f}") if figure == "coverage_error" else (100, "{:.1f}")
+                cells.append(form.format(scale * one[method][figure]))
+            rows.append([*cells, f"{100 * one[f'{method}_default']['micro_f1']:.1f}"])
+            set_cell = ""
+    columns = ["set (labels)", "by", "micro-F1", "macro-F1", "exact", "LRAP", "cover", "default"]
     return Table(
-        [*columns, "micro-F1 by default"],
+        columns,
         rows,
         "Several labels a text",
-        caption="A threshold a label, found on the other half of the rows; beside each figure that "
-        "of cosine similarity with thresholds found the same way. The last column: with the "
-        "default threshold, without any labelled rows. In per cent but for the coverage error, "
-        "which is less where it is better.",
+        left=columns[:2],
+        caption="A threshold a label, found on the other half of the rows; cosine similarity with "
+        "thresholds found the same way, as a probability that was fitted there. cover: coverage "
+        "error, less is better; the others are per cent. default: micro-F1 with the default "
+        "threshold, for which mode multi needs no labelled rows.",
     )
 
 
 def _mean(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {"name": "mean", "label_count": len(results)}
-    for method in ("sce", "cosine", "sce_default"):
+    for method in (*METHODS, *(f"{method}_default" for method in METHODS)):
         figures_of = [one[method] for one in results]
         names = [name for name, value in figures_of[0].items() if isinstance(value, float)]
         found[method] = {name: float(np.mean([f[name] for f in figures_of])) for name in names}

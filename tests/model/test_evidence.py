@@ -1,12 +1,15 @@
 """None of these, sets of labels and reasons: equal in every order, alone or among other rows."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from sce.errors import InputError
 from sce.labels import RaggedLabels
 from sce.model.decisions import predictions
-from sce.model.options import AnswerOptions
+from sce.model.options import AnswerOptions, Scoring
+from sce.model.pooling import ChunkVectors, pool
 from sce.model.rejection import Rejection, fit_rejection, learn_rejection
 from sce.model.settings import EXACT
 from sce.predictor import Predictor
@@ -100,6 +103,28 @@ def test_none_of_several_labels_is_the_product_of_their_complements(predictor):
         AnswerOptions(mode="multi", none_of_these=True, at_least=1)
 
 
+@pytest.mark.parametrize("mode", ["single", "multi"])
+@pytest.mark.parametrize("pooling", ["mean", "max", "attention"])
+def test_none_score_of_chunks_is_pooled_as_their_probabilities(predictor, mode, pooling):
+    counts = np.array([1, 3, 2])
+    vectors = predictor.embedder.embed(TEXTS[: counts.sum()]).vectors
+    chunks = ChunkVectors(vectors, counts, np.zeros((len(vectors), 2), np.int64))
+    asked = Scoring(mode=mode, none_of_these=True, return_scores=True)
+    found = predictor.answer(chunks, LABELS, replace(asked, pooling=pooling))
+    apart = predictor.answer(vectors, LABELS, asked)
+    if mode == "single":
+        fits_N = pool(1 - apart.none_N[:, None], counts, pooling, add_up=False)[:, 0]
+        np.testing.assert_allclose(found.none_N, 1 - fits_N, atol=1e-6)
+        lowest_N = np.minimum.reduceat(apart.none_N, [0, 1, 4])
+        assert pooling != "max" or found.none_N == pytest.approx(lowest_N, abs=1e-6)
+    else:
+        left_NK = 1 - found.scores_M.reshape(len(counts), -1)
+        np.testing.assert_allclose(found.none_N, left_NK.prod(axis=1), atol=1e-6)
+    assert found.none_N[0] == pytest.approx(apart.none_N[0], abs=1e-6)
+    turned = predictor.answer(chunks, LABELS[::-1], replace(asked, pooling=pooling))
+    np.testing.assert_array_equal(turned.none_N, found.none_N)
+
+
 def test_why_names_the_nearest_examples_and_the_next_best_label(predictor):
     for asked, one in zip(TEXTS, predictor.predict(TEXTS, LABELS, explain=True, top_k=1)):
         known = {"sport": LABELS[0]["examples"], "markets": ["rates rose"]}.get(one.label, [])
@@ -142,7 +167,7 @@ def test_what_does_not_go_together_is_refused(predictor):
     with pytest.raises(InputError, match="from 0 to 1"):
         AnswerOptions(coverage_cut=2.0)
     with pytest.raises(InputError, match="pooling 'vector'"):
-        AnswerOptions(long_text="chunk", pooling="max", none_of_these=True)
+        AnswerOptions(long_text="chunk", pooling="max", explain=True)
     answers = predictor.answer(
         np.zeros((0, 32), np.float32), LABELS, AnswerOptions(**EVIDENCE).scoring
     )
