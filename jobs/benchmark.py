@@ -11,6 +11,7 @@
     python jobs/benchmark.py overload --clients '[300, 600]'
     python jobs/benchmark.py shortlist --model runs/quickstart/model --labelled intents.jsonl
     python jobs/benchmark.py trees --model runs/quickstart/model --data FOLDER
+    python jobs/benchmark.py pairs --model runs/quickstart/model --data FOLDER
     python jobs/benchmark.py scale
     python jobs/benchmark.py adaptation --data FOLDER
     python jobs/benchmark.py sample --data FOLDER
@@ -25,10 +26,11 @@ the job at two sizes of input and of a resume half-way), `serve` (the endpoint u
 bare predictor and GLiClass's server, latencies, bulk work through it), `overload` (the endpoint
 under far more clients than it can answer: statuses, `/health`, memory that is kept), `shortlist`
 (its cost in accuracy on labelled rows of yours), `trees` (a tree of 2,000 leaves beside the same
-leaves as a flat set), `scale` (1, 2 and 4 logical nodes of a fixed share of the machine, row ids
-with next to no work, what 100 million texts would take), `adaptation` (accuracy of labels that were
-fitted to a corpus, on labelled sets in `data` and on the corpora that ship), `sample` (the same by
-how many texts the fit reads), `linear` (what fitting them takes).
+leaves as a flat set), `pairs` (mode multi on texts joined in pairs, and on Debian's packages with
+their tags, beside cosine similarity), `scale` (1, 2 and 4 logical nodes of a fixed share of the
+machine, row ids with next to no work, what 100 million texts would take), `adaptation` (accuracy of
+labels that were fitted to a corpus, on labelled sets in `data` and on the corpora that ship),
+`sample` (the same by how many texts the fit reads), `linear` (what fitting them takes).
 jobs/benchmarks/README.md says how to read the figures, and what `--record` and `--against` do.
 The last line of standard output is JSON. Exit code 0: done, 1: failed, or slower than `--against`,
 2: wrong input.
@@ -44,7 +46,7 @@ from pathlib import Path
 
 SECTIONS = (
     "arithmetic", "embed", "classify", "store", "memory", "serve", "overload", "shortlist",
-    "trees", "scale", "adaptation", "sample", "linear",
+    "trees", "pairs", "scale", "adaptation", "sample", "linear",
 )  # fmt: skip
 """Each a module of `jobs.benchmarks` with a class `XBenchmark` and a function `benchmark_x`."""
 

@@ -16,11 +16,13 @@ import numpy as np
 from pydantic import Field
 from scipy.special import logsumexp
 
+from jobs.benchmarks.corpora import NO_LABEL
 from jobs.benchmarks.inputs import label_names
 from jobs.benchmarks.records import Benchmark, Measured, arithmetic_of
 from jobs.benchmarks.rounds import Figure, Figures, in_turn
 from sce.baselines.cosine import cosine_scores
 from sce.datasets.labelled import read_labelled
+from sce.datasets.readers import BadRow, read_records
 from sce.datasets.starter import read_starter
 from sce.embedding.settings import EmbedderConfig
 from sce.errors import DataError
@@ -32,8 +34,10 @@ from sce.predictor import Predictor
 FILLING, FILLED_AT_ONCE = "filling", 20
 """The node that made names stand under, and how many of them under each of its children."""
 
-
-HUFFPOST = "huffpost_headlines_balanced"
+HUFFPOST, CLINC = "huffpost_headlines_balanced", "clinc150"
+SHORT = 20
+"""Leaves of a labelled set that are contextualised, where a shortlist is measured: as few of all as
+100 are of some hundreds."""
 SECTIONS = {
     "news": "crime, good news, impact, media, politics, religion, the worldpost, weird news, "
     "world news, worldpost",
@@ -60,8 +64,8 @@ class TreesBenchmark(Benchmark):
     rows: int = Field(default=400, ge=1)
     rounds: int = Field(default=2, ge=1)
     data: Path | None = None
-    """A folder with `huffpost_headlines_balanced.jsonl(.gz)`: its 41 classes under nine sections
-    are measured as well."""
+    """A folder with `huffpost_headlines_balanced.jsonl(.gz)`, whose 41 classes are measured under
+    nine sections, or `clinc150.jsonl(.gz)`, whose intents are under the domains of its rows."""
     embedder: EmbedderConfig | None = None
 
 
@@ -125,7 +129,8 @@ def benchmark_trees(config: TreesBenchmark) -> Measured:
     }
     figures: Figures = {f"{len(tree)} leaves": rows, f"{len(tops)} nodes at the top": measured}
     if config.data is not None:
-        figures["HuffPost's 41 classes under sections"] = _sections(config, predictor, known)
+        for name, given in _labelled_trees(config.data, config.rows).items():
+            figures[name] = _beside_flat(*given, predictor, known)
     return Measured(
         figures,
         arithmetic_of(embedder=predictor.embedder, encoder=predictor.model),
@@ -137,23 +142,62 @@ def benchmark_trees(config: TreesBenchmark) -> Measured:
     )
 
 
-def _sections(
-    config: TreesBenchmark, predictor: Predictor, text_vectors: TextLookup
+def _labelled_trees(folder: Path, rows: int) -> dict[str, tuple[LabelTree, list[str], np.ndarray]]:
+    """By headline, of the labelled sets in a folder: a tree, texts, and the leaf of each.
+
+    Raises:
+        DataError: neither is there.
+    """
+    found: dict[str, tuple[LabelTree, list[str], np.ndarray]] = {}
+    for name in (HUFFPOST, CLINC):
+        files = [folder / f"{name}.jsonl{end}" for end in ("", ".gz")]
+        file = next((one for one in files if one.is_file()), None)
+        if file is None:
+            continue
+        leaves: dict[str, Any]
+        if name == HUFFPOST:
+            headline = "HuffPost's 41 classes under sections"
+            texts, names, _ = read_labelled(file)
+            names = [one.lower() for one in names]
+            leaves = {section: some.split(", ") for section, some in SECTIONS.items()}
+        else:
+            headline = "clinc150's intents under domains"
+            texts, names, domains = [], [], []
+            for record in read_records(file):
+                if isinstance(record, BadRow):
+                    raise DataError(record.message)
+                if record.fields["label"] not in NO_LABEL:
+                    texts.append(record.fields["text"])
+                    names.append(record.fields["label"].replace("_", " "))
+                    domains.append(record.fields["domain"].replace("_", " "))
+            leaves = {}
+            for domain, intent in sorted(set(zip(domains, names))):
+                leaves.setdefault(domain, []).append(intent)
+        tree = LabelTree.parse(leaves)
+        place = {path[-1]: k for k, path in enumerate(tree.paths)}
+        chosen = np.random.default_rng(0).permutation(len(texts))[:rows]
+        targets_N = np.array([place[names[i]] for i in chosen])
+        found[headline] = tree, [texts[i] for i in chosen], targets_N
+    if not found:
+        raise DataError(f"data: there is no {HUFFPOST} or {CLINC} in {folder} (.jsonl or .gz).")
+    return found
+
+
+def _beside_flat(
+    tree: LabelTree,
+    texts: list[str],
+    targets_N: np.ndarray,
+    predictor: Predictor,
+    text_vectors: TextLookup,
 ) -> dict[str, dict[str, Any]]:
-    """HuffPost's classes as a tree, as a flat set and by cosine similarity: leaves and sections."""
-    assert config.data is not None
-    files = [config.data / f"{HUFFPOST}.jsonl{end}" for end in ("", ".gz")]
-    file = next((one for one in files if one.is_file()), None)
-    if file is None:
-        raise DataError(f"data: there is no {files[0]}, nor one that ends with .gz.")
-    texts, names, _ = read_labelled(file)
-    chosen = np.random.default_rng(0).permutation(len(texts))[: config.rows]
-    leaves = {section: some.split(", ") for section, some in SECTIONS.items()}
-    tree = LabelTree.parse(leaves)
-    place = {path[-1]: k for k, path in enumerate(tree.paths)}
-    targets_N = np.array([place[names[i].lower()] for i in chosen])
-    vectors_ND = predictor.embedder.embed([texts[i] for i in chosen]).vectors
+    """A tree, its leaves as a flat set, both with a shortlist, and cosine similarity: how often the
+    leaf and the node at the top are right."""
+    vectors_ND = predictor.embedder.embed(texts).vectors
     flat = LabelSet.parse([path[-1] for path in tree.paths])
+    parts = predictor.model, predictor.embedder, predictor.tokenizer
+    short = Predictor(
+        *parts, text_vectors=text_vectors, shortlist_above=SHORT, shortlist_size=SHORT
+    )
     version = predictor.model.config.label_vectors
     top_K = np.array([path[0] for path in tree.paths])
     tops = np.unique(top_K)
@@ -161,16 +205,22 @@ def _sections(
     for side, p_NK in {
         "tree": predictor.probabilities(vectors_ND, tree),
         "flat, names alone": predictor.probabilities(vectors_ND, flat),
+        f"tree, {SHORT} leaves contextualised": short.probabilities(vectors_ND, tree),
+        f"flat, {SHORT} nearest contextualised": short.probabilities(vectors_ND, flat),
         "cosine, names alone": cosine_scores(vectors_ND, flat, text_vectors, version),
     }.items():
         right_N, best_N = top_K[targets_N], p_NK.argmax(1)
         found[side] = {
             "leaf right, %": _percent(best_N == targets_N),
-            "section of the best leaf right, %": _percent(top_K[best_N] == right_N),
+            "top of the best leaf right, %": _percent(top_K[best_N] == right_N),
         }
         if not side.startswith("cosine"):
             p_NV = np.stack([p_NK[:, top_K == top].sum(1) for top in tops], axis=1)
-            found[side]["section by sums right, %"] = _percent(tops[p_NV.argmax(1)] == right_N)
+            kept_N = p_NK[np.arange(len(texts)), targets_N] > 0
+            found[side] |= {
+                "top by sums right, %": _percent(tops[p_NV.argmax(1)] == right_N),
+                "right leaf contextualised, %": _percent(kept_N),
+            }
     return found
 
 

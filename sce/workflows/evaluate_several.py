@@ -23,6 +23,7 @@ from sce.errors import ConfigError, InputError
 from sce.evaluation import plots
 from sce.evaluation.evaluate import EvaluationSet
 from sce.evaluation.metrics import ReliabilityBin, joined, reliability
+from sce.evaluation.settings import EvaluateConfig
 from sce.evaluation.several import as_options, choose_thresholds, figures, matrix_of
 from sce.evaluation.tables import Table
 from sce.labels import LabelSet
@@ -77,7 +78,7 @@ def evaluate_several(experiment: Experiment) -> dict[str, Any]:
     if config.labelled is not None:
         folder = own_folder(experiment.own_results_dir, config.labelled)
     sets = sets_to_measure(experiment)
-    results = measure_several(sets, predictor, embedder, experiment)
+    results = measure_several(sets, predictor, embedder, config)
     if not results:
         raise InputError(f"evaluate: no set with {MIN_ROWS} rows and two labels to measure.")
     table = several_table(results)
@@ -150,11 +151,11 @@ def several_sets(prepared: PreparedData, names: Sequence[str] = ()) -> list[Seve
 
 
 def measure_several(
-    sets: Sequence[SeveralSet], predictor: Predictor, embedder: TextEmbedder, run: Experiment
+    sets: Sequence[SeveralSet], predictor: Predictor, embedder: TextEmbedder, config: EvaluateConfig
 ) -> list[dict[str, Any]]:
-    """Figures of the sets that have enough rows."""
+    """Figures of the sets that have enough rows; `config` says how thresholds are found."""
     enough = (one for one in sets if len(one.texts) >= MIN_ROWS and len(one.label_set) > 1)
-    return [_measure(one, predictor, embedder, run) for one in enough]
+    return [_measure(one, predictor, embedder, config) for one in enough]
 
 
 def joined_in_pairs(rows: EvaluationSet) -> SeveralSet:
@@ -166,11 +167,11 @@ def joined_in_pairs(rows: EvaluationSet) -> SeveralSet:
 
 
 def _measure(
-    one: SeveralSet, predictor: Predictor, embedder: TextEmbedder, experiment: Experiment
+    one: SeveralSet, predictor: Predictor, embedder: TextEmbedder, config: EvaluateConfig
 ) -> dict[str, Any]:
     """Figures of one set, of both methods; thresholds of each half of the rows come from the other.
     Cosines become probabilities by a logistic function of the other half."""
-    config, names = experiment.evaluate, one.label_set.names
+    names = one.label_set.names
     right_NK = matrix_of(one.labels, {name: k for k, name in enumerate(names)})
     vectors_ND = embedder.embed(one.texts).vectors
     answers = predictor.answer(vectors_ND, one.label_set, Scoring(mode="multi"))

@@ -157,7 +157,7 @@ def _measure_several(
         return None
     background = Background.of(plan.data.train.vectors_ND)
     predictor = Predictor(model, embedder, plan.fresh.tokenizer, background=background)
-    results = measure_several(sets, predictor, embedder, plan.experiment)
+    results = measure_several(sets, predictor, embedder, plan.experiment.evaluate)
     if not results:
         rows = ", ".join(f"{len(one.texts)} of {one.name}" for one in sets)
         logger.info("several labels a text: too few test rows to measure (%s)", rows)

@@ -1,16 +1,18 @@
 """Figures of several labels a text, and thresholds that labelled rows ask for."""
 
+import io
 import json
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from sce.datasets.labelled import read_several
 from sce.errors import DataError, InputError
 from sce.evaluation.evaluate import EvaluationSet
 from sce.evaluation.several import as_options, choose_thresholds, figures, matrix_of
 from sce.labels import LabelSet
-from sce.workflows.evaluate_several import joined_in_pairs
+from sce.workflows.evaluate_several import OF_THRESHOLDS, SHOWN, joined_in_pairs, several_table
 
 NAMES = {"a": 0, "b": 1, "c": 2}
 
@@ -97,3 +99,19 @@ def test_rows_joined_in_pairs_have_the_labels_of_both():
     for text, names in zip(joined.texts, joined.labels, strict=True):
         words = text.split()
         assert {of_text[f"text {words[1]}"], of_text[f"text {words[3]}"]} == set(names)
+
+
+def test_the_table_fits_a_terminal_of_80_characters():
+    figures_of = dict.fromkeys(SHOWN, 1.0)
+    default = dict.fromkeys(OF_THRESHOLDS, 0.5)
+    one = {"name": "starter/complaint reason", "label_count": 12}
+    one |= {"sce": figures_of, "cosine": figures_of}
+    one |= {"sce_default": default, "cosine_default": default}
+    said = io.StringIO()
+    Console(file=said, width=80).print(several_table([one]))
+    lines = said.getvalue().splitlines()
+    heads = next(line for line in lines if "micro-F1" in line)
+    for head in ("macro-F1", "exact", "LRAP", "cover", "default"):
+        assert head in heads
+    assert any("mode multi" in line and line.count("100.0") == 4 for line in lines)
+    assert max(map(len, lines)) <= 80

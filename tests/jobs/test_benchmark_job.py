@@ -167,7 +167,9 @@ def test_a_tree_beside_its_leaves_as_a_flat_set(benchmark, tmp_path, capsys, mon
         assert figures[f"22 leaves / {side} / right leaf contextualised, %"] == 100
         assert figures[f"22 leaves / {side} / rows/s"] > 0
     sections = "HuffPost's 41 classes under sections"
-    assert 0 <= figures[f"{sections} / tree / section by sums right, %"] <= 100
+    assert 0 <= figures[f"{sections} / tree / top by sums right, %"] <= 100
+    short = figures[f"{sections} / flat, 20 nearest contextualised / right leaf contextualised, %"]
+    assert short >= 50, "texts name classes"
     assert figures[f"{sections} / cosine, names alone / leaf right, %"] >= 50, "texts name classes"
     assert len(classes) == len(set(classes)) == 41
     assert benchmark.main(["trees", *known, "--data", str(tmp_path / "model")]) == 2
