@@ -118,8 +118,7 @@ def print_summary(
     rows, errors = summary["rows_out"], sum(summary["errors"].values())
     said = f"{rows:,} rows: {rows - errors - summary['null_labels']:,} with a label"
     if summary["null_labels"]:
-        why = "that no label fits" if "unlabelled" in summary else "below the threshold"
-        said += f", {summary['null_labels']:,} {why}"
+        said += f", {summary['null_labels']:,} {_why_null(summary)}"
     said += f", {errors:,} with an error."
     console.print(Text(said, style="bold"))
     for code, count in summary["errors"].items():
@@ -141,6 +140,14 @@ def print_summary(
         console.print(Text(f"{name} was read as {words}. --encoding, --delimiter set another."))
     console.print(Text(f"{summary['output']}  ({_HOW_TO_OPEN[output_format]})"), soft_wrap=True)
     console.print(Text(_opens(summary["output"], output_format, id_name)), soft_wrap=True)
+
+
+def _why_null(summary: Mapping[str, Any]) -> str:
+    """Why rows have no label, as far as what was asked for tells."""
+    by_threshold = summary.get("threshold") is not None or summary.get("mode") == "multi"
+    if not summary.get("none_of_these"):
+        return "below the threshold"
+    return "that no label fits" + (" or reaches its threshold" if by_threshold else "")
 
 
 def _opens(folder: str, output_format: OutputFormat, id_name: str) -> str:

@@ -264,6 +264,7 @@ def _answer(plan: ClassifyPlan, run: OutputRun, workers: Workers) -> dict[str, A
         **asked.answered,
         "threshold": asked.options.threshold,
         **({"coverage_cut": cut} if (cut := asked.options.coverage_cut) is not None else {}),
+        **({"none_of_these": True} if asked.options.none_of_these else {}),
         **({} if plan.none_recall is None else {"none_threshold": asked.options.none_threshold}),
         "scoring": asked.scoring,
         **asked.about_mode,
@@ -280,7 +281,10 @@ def _group_unlabelled(
     """Where it was asked whether any label fits: the rows without one in groups of like texts, as a
     report beside the rows; what the summary says of it."""
     asked = plan.asked
-    if not asked.options.none_of_these or isinstance(asked.backend, ServedByEndpoint):
+    if not asked.options.none_of_these:
+        return {}
+    if isinstance(asked.backend, ServedByEndpoint):
+        log.info("rows that no label fits are not grouped: an endpoint gives no vectors")
         return {}
     files = [file for number in run.parts for file in run.part_files(number)]
     found = Unlabelled.read(files, plan.output_format, asked.columns.id_name)

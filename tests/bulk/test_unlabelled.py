@@ -1,10 +1,15 @@
 """Rows that no label fits: which are looked at, and how they are grouped."""
 
+import io
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
+from rich.console import Console
 
 from sce.bulk import unlabelled
+from sce.bulk.display import print_summary
 from sce.bulk.unlabelled import Unlabelled, group, to_markdown, to_table
 
 
@@ -52,3 +57,23 @@ def test_like_texts_are_one_group_and_the_most_typical_stand_first():
     assert f"- text \\*{groups[0][0]}\\*" in report  # nothing of a text is Markdown
     table = to_table([f"t{s}" for s in range(80)], groups).to_pydict()
     assert table["group"] == [1] * 50 + [2] * 30
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"threshold": 0.5}, "2 below the threshold, "),
+        ({"threshold": None, "none_of_these": True}, "2 that no label fits, "),
+        (
+            {"threshold": 0.5, "none_of_these": True},
+            "2 that no label fits or reaches its threshold",
+        ),
+        ({"threshold": None, "none_of_these": True, "mode": "multi"}, "or reaches its threshold"),
+    ],
+)
+def test_a_summary_says_why_rows_have_no_label_though_they_are_too_few_to_group(asked, said):
+    shown = io.StringIO()
+    summary = {"rows_out": 5, "errors": {}, "null_labels": 2, "labels": {"billing": 3}}
+    summary |= {"output": "answers"} | asked
+    print_summary(summary, "parquet", "id", Console(file=shown, width=80))
+    assert said in " ".join(shown.getvalue().split())
