@@ -1,9 +1,10 @@
 """How right mode multi is on texts with several right labels, beside cosine similarity.
 
 Rows are those of sets with one right label, joined in pairs: of the starter corpus's unseen sets,
-of labelled files in a folder. Or they have several labels by themselves: Debian's packages with the
-tags that people gave them, from an index of packages such as apt keeps. A model that was trained on
-several labels is measured on the same rows, and `write` makes what such a training reads.
+of labelled files in a folder. Or they have several labels by themselves: the messages of the inbox,
+and Debian's packages with the tags that people gave them, from an index such as apt keeps. A model
+that was trained on several labels is measured on the same rows, and `write` makes what such a
+training reads.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pydantic import Field
 from jobs.benchmarks.corpora import NO_LABEL
 from jobs.benchmarks.records import Benchmark, Measured, arithmetic_of
 from jobs.benchmarks.rounds import Figure, Figures
+from sce.datasets.inbox import inbox_label_sets, inbox_topics
 from sce.datasets.labelled import read_labelled
 from sce.datasets.starter import choose_validation_sets, read_starter, starter_rows
 from sce.embedding.settings import EmbedderConfig
@@ -61,7 +63,7 @@ class PairsBenchmark(Benchmark):
     rows: int = Field(default=1000, ge=MIN_ROWS)
     """Of a set at most."""
     starter: bool = True
-    """Measure the starter corpus's unseen sets."""
+    """Measure the starter corpus's unseen sets, and the inbox."""
     data: Path | None = None
     """A folder with labelled files: `clinc150.jsonl(.gz)` and other names of this module."""
     sets: list[str] = list(PUBLIC)
@@ -91,6 +93,7 @@ def benchmark_pairs(config: PairsBenchmark) -> Measured:
     if config.model is None:
         raise ConfigError("model: a trained model is needed, or write.")
     sets = [("starter, unseen sets", list(_starter_sets()))] if config.starter else []
+    sets += [("inbox, topics", [_inbox()])] if config.starter else []
     sets += [(one.name, [one]) for one in _public_sets(config)]
     if config.packages is not None:
         sets += [(one.name, [one]) for one in tagged_sets(config.packages, config.facets)]
@@ -222,6 +225,11 @@ def _starter_sets() -> Iterator[SeveralSet]:
         if one.unseen:
             texts, labels = (list(part) for part in zip(*one.examples))
             yield _joined(one.name, one.labels, texts, labels)
+
+
+def _inbox() -> SeveralSet:
+    texts, topics = zip(*inbox_topics(), strict=True)
+    return SeveralSet("inbox", inbox_label_sets()["inbox/topics"], texts, topics)
 
 
 def _public_sets(config: PairsBenchmark) -> Iterator[SeveralSet]:

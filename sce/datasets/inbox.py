@@ -59,6 +59,17 @@ def inbox_rows(dataset: str) -> tuple[list[Row], Counter[str]]:
     return rows, left_out
 
 
+def inbox_topics() -> list[tuple[str, list[str]]]:
+    """The messages, each with all of its topics: none, one or two of "inbox/topics"."""
+    texts = {message["id"]: message["text"] for message in _lines("messages.jsonl")}
+    found = []
+    for answer in _lines("answers.jsonl"):
+        topics = [answer["topic"], answer["also"]]
+        right = [one for one in topics if one not in (None, NO_TOPIC)]
+        found.append((texts[answer["id"]], right))
+    return found
+
+
 def _lines(file: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in _read(file).strip().split("\n")]
 

@@ -125,17 +125,27 @@ def logistic_of(background: Background) -> Logistic:
     return OF_CORPUS if background.measured else OF_NO_CORPUS
 
 
-def none_scores(p_RK: np.ndarray) -> np.ndarray:
-    """Probability that no label is right, float32 [R], of each label's own in canonical order: the
-    product of their complements, as if one label said nothing of another.
+NONE_BIAS, NONE_SLOPE = -1.159, 1.123
+"""See `none_scores`."""
 
-    Measured by hand on 942 texts of 24 training sets of the starter corpus, joined in pairs, half
-    of the labels taken away, so that none fits 22 %: calibration error 0.063, log loss 0.516, area
-    under the ROC curve 0.671. The score of one right label (`sce.model.rejection`) orders them
-    better, 0.714, but is not calibrated there: 0.144 and 0.538. Of labels that were fitted to such
-    texts the product is neither (0.303 and 0.645), which is why these have no such score.
+
+def none_scores(p_RK: np.ndarray) -> np.ndarray:
+    """Probability that no label is right, float32 [R], of each label's own in any order:
+
+        sigmoid(-1.159 - 1.123 logit max_k p_k)
+
+    Fitted and measured by hand on joined texts of the starter corpus's training sets, 12,231 rows
+    of which three to seven tenths of the labels were left, so that none fits 29 %, in five folds by
+    label set: area under the ROC curve, mean over the sets, 0.742; calibration error 0.016, log
+    loss 0.522. The product of the complements, as if one label said nothing of another, reads
+    0.723, 0.017 and 0.521; the score of one right label (`sce.model.rejection`) 0.745, 0.092 and
+    0.563. Of labels that were fitted to such texts neither is calibrated, which is why these have
+    no such score.
     """
-    return np.exp(np.log1p(-p_RK.astype(np.float64)).sum(axis=1)).astype(np.float32)
+    from scipy.special import expit, logit
+
+    most_R = np.clip(p_RK.max(axis=1).astype(np.float64), 1e-7, 1 - 1e-7)
+    return expit(NONE_BIAS - NONE_SLOPE * logit(most_R)).astype(np.float32)
 
 
 def trained_logistic(several: Sequence[float]) -> Logistic:

@@ -30,6 +30,9 @@ MOST_DEFAULT_THRESHOLD, HALF_AT = 0.5, 26
 """See `default_thresholds`."""
 DEFAULT_THRESHOLD = f"K / (K + {HALF_AT}), at most {MOST_DEFAULT_THRESHOLD}"
 """The same in words: an output that was begun with another is not gone on with."""
+NONE_SCORE_OF = "the largest probability"
+"""What `none_score` is of in mode "multi" (`sce.model.logistic.none_scores`): an output that was
+begun with another is not gone on with."""
 NONE_THRESHOLD = 0.5
 """A row has no label where it is more likely than not that none fits."""
 
@@ -223,6 +226,8 @@ class AnswerOptions:
         found = {name: value for name, value in self.given().items() if name in names}
         if self.mode == "multi" and (self.threshold is None or isinstance(self.threshold, Mapping)):
             found["default_threshold"] = DEFAULT_THRESHOLD
+        if self.mode == "multi" and self.none_of_these:
+            found["none_score_of"] = NONE_SCORE_OF
         return found
 
     def _check_multi(self) -> None:

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 from pydantic import ValidationError
 
-from sce.datasets.inbox import DEPARTMENTS, inbox_label_sets, inbox_rows
+from sce.datasets.inbox import DEPARTMENTS, inbox_label_sets, inbox_rows, inbox_topics
 from sce.datasets.prepare import DataConfig, PreparedData, SourceConfig, prepare_data
 from sce.datasets.starter import read_starter
 
@@ -31,6 +31,14 @@ def test_every_message_stands_in_three_sets_or_has_no_topic(prepared):
     assert set(data.rows["split"].to_pylist()) == {"test"}
     assert len(set(data.rows["row_id"].to_pylist())) == data.rows.num_rows == sum(counts.values())
     assert not data.seen_label_sets
+
+
+def test_messages_have_all_of_their_topics():
+    topics = [labels for _, labels in inbox_topics()]
+    assert Counter(map(len, topics)) == {0: WITHOUT_TOPIC, 1: 1346, 2: 243}
+    assert {one for labels in topics for one in labels} == set(
+        inbox_label_sets()["inbox/topics"].names
+    )
 
 
 def test_labels_are_those_of_the_rows_and_departments_add_topics_up(prepared):

@@ -8,6 +8,7 @@ import pytest
 from sce.errors import InputError
 from sce.labels import RaggedLabels
 from sce.model.decisions import predictions
+from sce.model.logistic import none_scores
 from sce.model.options import AnswerOptions, Scoring
 from sce.model.pooling import ChunkVectors, pool
 from sce.model.rejection import Rejection, fit_rejection, learn_rejection
@@ -86,12 +87,17 @@ def test_the_set_holds_the_best_label_and_all_over_the_cut(predictor):
     assert predictor.predict(TEXTS, LABELS, coverage_cut=0.34)[0].scores is None
 
 
-def test_none_of_several_labels_is_the_product_of_their_complements(predictor):
+def test_none_of_several_labels_falls_as_the_likeliest_of_them_rises(predictor):
     vectors = predictor.embedder.embed(TEXTS).vectors
     asked = {"mode": "multi", "none_of_these": True, "return_scores": True, "threshold": 0.0}
     found = predictor.predict(vectors, LABELS, **asked)
+    by_best = sorted(found, key=lambda one: one.score)
+    none = [one.none_score for one in by_best]
+    assert none == sorted(none, reverse=True)
     for one in found:
-        assert one.none_score == pytest.approx(np.prod([1 - p for p in one.scores.values()]))
+        best = max(one.scores.values())
+        even = np.exp(-1.159) * ((1 - best) / best) ** 1.123
+        assert one.none_score == pytest.approx(even / (1 + even), rel=1e-4)
     for other in (LABELS[::-1], RaggedLabels.from_sets([LABELS] * len(TEXTS))):
         again = predictor.predict(vectors, other, **asked)
         assert [one.none_score for one in again] == [one.none_score for one in found]
@@ -118,8 +124,7 @@ def test_none_score_of_chunks_is_pooled_as_their_probabilities(predictor, mode, 
         lowest_N = np.minimum.reduceat(apart.none_N, [0, 1, 4])
         assert pooling != "max" or found.none_N == pytest.approx(lowest_N, abs=1e-6)
     else:
-        left_NK = 1 - found.scores_M.reshape(len(counts), -1)
-        np.testing.assert_allclose(found.none_N, left_NK.prod(axis=1), atol=1e-6)
+        np.testing.assert_array_equal(found.none_N, none_scores(found.scores_M.reshape(3, -1)))
     assert found.none_N[0] == pytest.approx(apart.none_N[0], abs=1e-6)
     turned = predictor.answer(chunks, LABELS[::-1], replace(asked, pooling=pooling))
     np.testing.assert_array_equal(turned.none_N, found.none_N)

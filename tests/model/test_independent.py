@@ -245,6 +245,9 @@ def test_an_output_says_by_which_default_threshold_it_was_begun():
         assert found["default_threshold"] == "K / (K + 26), at most 0.5"
     assert "default_threshold" not in AnswerOptions(mode="multi", threshold=0.5).newer()
     assert AnswerOptions().newer() == {}
+    none = AnswerOptions(mode="multi", threshold=0.5, none_of_these=True).newer()
+    assert none["none_score_of"] == "the largest probability"
+    assert "none_score_of" not in AnswerOptions(none_of_these=True).newer()
 
 
 def test_a_row_of_its_own_set_has_the_threshold_of_its_own_number(scorer):
