@@ -166,6 +166,8 @@ def _labelled_trees(folder: Path, rows: int) -> dict[str, tuple[LabelTree, list[
             for record in read_records(file):
                 if isinstance(record, BadRow):
                     raise DataError(record.message)
+                if missing := {"text", "label", "domain"} - record.fields.keys():
+                    raise DataError(f"{file}:{record.line}: there is no {', '.join(missing)}.")
                 if record.fields["label"] not in NO_LABEL:
                     texts.append(record.fields["text"])
                     names.append(record.fields["label"].replace("_", " "))

@@ -54,12 +54,14 @@ logger = logging.getLogger("sce")
 
 @dataclass(frozen=True)
 class SeveralSet:
-    """Rows whose right labels are known by name, any number of them each."""
+    """Rows whose right labels are known by name, any number of them each; and the texts' vectors
+    [N, D], where somebody has them already."""
 
     name: str
     label_set: LabelSet
     texts: Sequence[str]
     labels: Sequence[Sequence[str]]
+    vectors_ND: np.ndarray | None = None
 
 
 def evaluate_several(experiment: Experiment) -> dict[str, Any]:
@@ -173,7 +175,7 @@ def _measure(
     Cosines become probabilities by a logistic function of the other half."""
     names = one.label_set.names
     right_NK = matrix_of(one.labels, {name: k for k, name in enumerate(names)})
-    vectors_ND = embedder.embed(one.texts).vectors
+    vectors_ND = embedder.embed(one.texts).vectors if one.vectors_ND is None else one.vectors_ND
     answers = predictor.answer(vectors_ND, one.label_set, Scoring(mode="multi"))
     assert answers.scores_M is not None
     p_NK = answers.scores_M.reshape(right_NK.shape)

@@ -157,6 +157,11 @@ def test_a_tree_beside_its_leaves_as_a_flat_set(benchmark, tmp_path, capsys, mon
     rows = [{"text": f"about {name}", "label": name.upper()} for name in classes[::8]]
     file = tmp_path / f"{trees.HUFFPOST}.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = ["open_account", "bank", "play_song", "home", "oos", "oos"]
+    intents = [
+        {"text": f"to {a}", "label": a, "domain": b} for a, b in zip(asked[::2], asked[1::2])
+    ]
+    (tmp_path / "clinc150.jsonl").write_text("".join(json.dumps(row) + "\n" for row in intents))
     sizes = ["--leaves", "22", "--rows", "4", "--rounds", "1"]
     known = ["--model", str(tmp_path / "model"), *sizes]
     assert benchmark.main(["trees", *known, "--data", str(tmp_path)]) == 0
@@ -172,6 +177,8 @@ def test_a_tree_beside_its_leaves_as_a_flat_set(benchmark, tmp_path, capsys, mon
     assert short >= 50, "texts name classes"
     assert figures[f"{sections} / cosine, names alone / leaf right, %"] >= 50, "texts name classes"
     assert len(classes) == len(set(classes)) == 41
+    domains = "clinc150's intents under domains"
+    assert figures[f"{domains} / tree / top of the best leaf right, %"] == 100, "texts name them"
     assert benchmark.main(["trees", *known, "--data", str(tmp_path / "model")]) == 2
     assert "there is no" in capsys.readouterr().err
 
