@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -59,6 +59,7 @@ class EvaluateConfig(Section):
     nothing is taken away then."""
     text_column: str = "text"
     label_column: str = "label"
+    """In mode `multi` by default `labels`."""
     adapted: bool = True
     """Also measure labels that were fitted to the set's texts, without their answers: of your own
     rows, and of every set with at least ten texts a label. With fewer, adapting is pointless."""
@@ -77,6 +78,13 @@ class EvaluateConfig(Section):
     """What every report is to say of the method, such as "random weights"."""
     caption: str = ""
     """What the table is to say of the rows, such as "a hard corpus"."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _column_of_the_mode(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("mode") == "multi":
+            return {"label_column": "labels"} | given
+        return given
 
     @model_validator(mode="after")
     def _corpus_is_used(self) -> EvaluateConfig:

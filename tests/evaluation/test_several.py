@@ -10,6 +10,7 @@ from rich.console import Console
 from sce.datasets.labelled import read_several
 from sce.errors import DataError, InputError
 from sce.evaluation.evaluate import EvaluationSet
+from sce.evaluation.settings import EvaluateConfig
 from sce.evaluation.several import as_options, choose_thresholds, figures, matrix_of
 from sce.labels import LabelSet
 from sce.workflows.evaluate_several import OF_THRESHOLDS, SHOWN, joined_in_pairs, several_table
@@ -99,6 +100,12 @@ def test_rows_joined_in_pairs_have_the_labels_of_both():
     for text, names in zip(joined.texts, joined.labels, strict=True):
         words = text.split()
         assert {of_text[f"text {words[1]}"], of_text[f"text {words[3]}"]} == set(names)
+
+
+def test_labels_are_in_their_own_column_unless_another_is_named():
+    assert EvaluateConfig(mode="multi").label_column == "labels"
+    assert EvaluateConfig(mode="multi", label_column="label").label_column == "label"
+    assert EvaluateConfig().label_column == "label"
 
 
 def test_the_table_fits_a_terminal_of_80_characters():
