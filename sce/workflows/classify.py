@@ -265,7 +265,7 @@ def _answer(plan: ClassifyPlan, run: OutputRun, workers: Workers) -> dict[str, A
         "threshold": asked.options.threshold,
         **({"coverage_cut": cut} if (cut := asked.options.coverage_cut) is not None else {}),
         **({"none_of_these": True} if asked.options.none_of_these else {}),
-        **({} if plan.none_recall is None else {"none_threshold": asked.options.none_threshold}),
+        **({} if (most := asked.options.none_threshold) is None else {"none_threshold": most}),
         "scoring": asked.scoring,
         **asked.about_mode,
         "engine": "process" if isinstance(workers, OneProcess) else "ray",

@@ -76,4 +76,6 @@ def test_a_summary_says_why_rows_have_no_label_though_they_are_too_few_to_group(
     summary = {"rows_out": 5, "errors": {}, "null_labels": 2, "labels": {"billing": 3}}
     summary |= {"output": "answers"} | asked
     print_summary(summary, "parquet", "id", Console(file=shown, width=80))
-    assert said in " ".join(shown.getvalue().split())
+    words = " ".join(shown.getvalue().split())
+    assert said in words
+    assert ("--none-recall" in words) == ("none_of_these" in asked)
