@@ -127,6 +127,10 @@ def print_summary(
         said += f", {summary['null_labels']:,} {_why_null(summary)}"
     said += f", {errors:,} with an error."
     console.print(Text(said, style="bold"))
+    with_one = rows - errors - summary["null_labels"]
+    if summary.get("mode") == "multi" and with_one:
+        each = sum(summary["labels"].values()) / with_one
+        console.print(f"{each:.1f} labels on average where there is one.")
     for code, count in summary["errors"].items():
         console.print(Text(f"  {count:,} x {code}: {ROW_ERRORS.get(code, code)}"))
     counts = sorted(summary["labels"].items(), key=lambda one: -one[1])

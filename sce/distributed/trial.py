@@ -71,15 +71,18 @@ def find_cut(
     names: Sequence[str],
     coverage: float,
     workers: Workers,
-) -> float:
+) -> tuple[float, float]:
     """Classify texts whose right labels `names` has: the cut that leaves the right one in a share
-    of rows (`sce.evaluation.conformal`). Raises `InputError`: they are too few."""
+    of rows (`sce.evaluation.conformal`), and how many labels a row it leaves of these on average.
+    Raises `InputError`: they are too few."""
     from sce.evaluation.conformal import coverage_cut
 
     options = AnswerOptions(return_scores=True)
     scores = _answered(asked, texts, workers, options)["scores"].to_pylist()
     right_N = np.array([dict(one)[name] for one, name in zip(scores, names, strict=True)])
-    return coverage_cut(right_N, coverage)
+    cut = coverage_cut(right_N, coverage)
+    left_N = [max(1, sum(p >= np.float32(cut) for _, p in one)) for one in scores]
+    return cut, float(np.mean(left_N))
 
 
 def find_none_threshold(

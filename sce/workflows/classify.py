@@ -117,8 +117,9 @@ def _with_threshold(
         thresholds.to_terminal(chosen.curve, chosen.choice, Console(stderr=True))
         options = replace(options, threshold=chosen.choice.threshold)
     if plan.coverage is not None:
-        cut = find_cut(plan.asked, *plan.labelled, plan.coverage, workers)
-        log.info("labels from a probability of %.4g on (coverage %g)", cut, plan.coverage)
+        cut, left = find_cut(plan.asked, *plan.labelled, plan.coverage, workers)
+        said = "labels from a probability of %.4g on (coverage %g), %.1f a row of the labelled ones"
+        log.info(said, cut, plan.coverage, left)
         options = replace(options, coverage_cut=cut)
     if plan.none_recall is not None:
         most = find_none_threshold(plan.asked, plan.labelled[0], plan.none_recall, workers)

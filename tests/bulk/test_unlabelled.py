@@ -78,4 +78,5 @@ def test_a_summary_says_why_rows_have_no_label_though_they_are_too_few_to_group(
     print_summary(summary, "parquet", "id", Console(file=shown, width=80))
     words = " ".join(shown.getvalue().split())
     assert said in words
+    assert ("1.0 labels on average" in words) == (asked.get("mode") == "multi")
     assert ("--none-recall" in words) == ("none_of_these" in asked)
