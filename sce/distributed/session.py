@@ -73,7 +73,7 @@ def ensure_ray(dashboard: bool | None = None) -> None:
         _probe(address)
     try:
         ray.init(address=address, logging_level=logging.ERROR, **options)
-    except (OSError, RuntimeError, ValueError) as error:
+    except Exception as error:  # Ray raises bare ones too, as where a busy machine starts it slowly
         where = "start on this machine" if address == "local" else f"be joined at {address}"
         raise ConfigError(f"Ray cannot {where}: {' '.join(str(error).split())[:500]}") from None
     ray.data.DataContext.get_current().print_on_execution_start = False

@@ -58,12 +58,20 @@ def test_a_folder_too_long_for_sockets_is_named(monkeypatch, tmp_path):
         session.ensure_ray()
 
 
-def test_what_ray_says_is_the_users_mistake(monkeypatch):
+@pytest.mark.parametrize(
+    "raised",
+    [
+        PermissionError(13, "Permission denied", "/tmp/ray"),
+        Exception("The current node timed out during startup."),  # a bare one, Ray's own
+    ],
+)
+def test_what_ray_says_is_no_traceback(monkeypatch, raised):
     def refuse(**_):
-        raise PermissionError(13, "Permission denied", "/tmp/ray")
+        raise raised
 
     monkeypatch.setattr(session.ray, "init", refuse)
-    with pytest.raises(ConfigError, match=r"Ray cannot start on this machine: .*Permission denied"):
+    told = r"Ray cannot start on this machine: .*(Permission denied|timed out)"
+    with pytest.raises(ConfigError, match=told):
         session.ensure_ray()
 
 
