@@ -65,7 +65,7 @@ class ActorPool:
         self._counter_name = f"rows-{uuid.uuid4().hex}"
         self._counter: Any = (
             ray.remote(RowCounter)
-            .options(num_cpus=0, max_restarts=-1, name=self._counter_name)
+            .options(num_cpus=0, max_restarts=-1, max_task_retries=-1, name=self._counter_name)
             .remote(limit)
         )
 
