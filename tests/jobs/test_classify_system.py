@@ -1,4 +1,4 @@
-"""`jobs/classify.py` under `kill -9`: of actors, of the driver, of whole nodes. Ten in all."""
+"""`jobs/classify.py` under `kill -9`: of actors, of the driver, of whole nodes."""
 
 import json
 import os
@@ -20,6 +20,7 @@ from sce.embedding.checkpoint import embedder_fingerprint
 from sce.embedding.settings import EmbedderConfig
 from sce.training.fresh_model import build_model
 from sce.training.settings import ModelConfig
+from tests.jobs.kills import kill_in_a_row
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS, PART = 60_000, 4096
@@ -91,18 +92,16 @@ class Job:
         return json.loads(self.answer.read_text().splitlines()[-1])
 
 
-def check(job: Job, reference: dict[str, tuple[str, float]] | None = None) -> dict:
+def check(output: Path, reference: dict[str, tuple[str, float]] | None = None) -> dict:
     """Every row exactly once, with the answer of an undisturbed run."""
     table = pa.concat_tables(
-        [pq.read_table(path) for path in sorted(job.output.glob("part-*.parquet"))]
+        [pq.read_table(path) for path in sorted(output.glob("part-*.parquet"))]
     )
     assert table.num_rows == ROWS
     found = {row["id"]: (row["label"], row["score"]) for row in table.to_pylist()}
     assert set(found) == {f"r{i}" for i in range(ROWS)}
     assert set(table["error"].to_pylist()) == {None}
-    assert not (job.output / "_checkpoint").exists() or not list(
-        (job.output / "_checkpoint").iterdir()
-    )
+    assert not (output / "_checkpoint").exists() or not list((output / "_checkpoint").iterdir())
     if reference is not None:
         assert [found[key][0] for key in reference] == [label for label, _ in reference.values()]
         np.testing.assert_allclose(
@@ -118,7 +117,7 @@ def reference(home) -> dict[str, tuple[str, float]]:
     job = Job(home, "undisturbed")
     summary = job.finish()
     assert (summary["rows_in"], summary["rows_out"]) == (ROWS, ROWS)
-    return check(job)
+    return check(job.output)
 
 
 def actors(parent: int) -> list[psutil.Process]:
@@ -141,7 +140,7 @@ def test_four_killed_actors(home, reference):
             killed += 1
     assert job.finish()["rows_out"] == ROWS
     assert killed == 4
-    check(job, reference)
+    check(job.output, reference)
 
 
 def test_the_driver_killed_three_times(home, reference):
@@ -155,7 +154,7 @@ def test_the_driver_killed_three_times(home, reference):
     summary = job.finish()
     assert summary["rows_out"] == ROWS
     assert summary["rows_this_run"] < ROWS, "it began again instead of going on"
-    check(job, reference)
+    check(job.output, reference)
     again = Job(home, "driver").finish()
     assert again["unchanged"] is True
 
@@ -177,7 +176,7 @@ def test_the_raylet_of_the_driver_killed(home, reference):
     assert code != 0, "without its node the driver cannot have finished"
     job = Job(home, "raylet")
     assert job.finish()["rows_out"] == ROWS
-    check(job, reference)
+    check(job.output, reference)
 
 
 def test_two_raylets_of_a_cluster_killed(home, reference):
@@ -202,6 +201,19 @@ def test_two_raylets_of_a_cluster_killed(home, reference):
             job.wait_for(int((nth + random.random()) / 3 * ROWS))
             node.kill_raylet()
         assert job.finish()["rows_out"] == ROWS
-        check(job, reference)
+        check(job.output, reference)
     finally:
         cluster.shutdown()
+
+
+@pytest.mark.timeout(3600)
+def test_kills_in_a_row_lose_and_double_no_row(home, reference):
+    began = time.monotonic()
+    Job(home, "timed").finish()
+    said = kill_in_a_row(
+        lambda number: Job(home, f"row-{number}").process,
+        lambda number: check(home / f"row-{number}", reference),
+        lambda number: home / f"row-{number}.log",
+        time.monotonic() - began,
+    )
+    print(f"jobs/classify.py: {said} ({ROWS:,} rows)")

@@ -14,7 +14,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from sce.adaptation.artefact import AdaptedLabels
+from sce.adaptation.artefact import FACTS_FILE, WEIGHTS_FILE, AdaptedLabels
+from tests.jobs.kills import kill_in_a_row
 from tests.tiny_bulk import LABELS, build_models, embedder_of, model_flags, text, write_store
 from tests.tiny_models import build_all
 
@@ -124,6 +125,38 @@ def test_ctrl_c_ends_a_bulk_job_on_rays_actors_with_a_line(home, tmp_path):
     assert "of 200,000 rows are kept in" in lines[-1]
     for noise in ("Traceback", "max_restarts", "Loading weights", "\x1b"):
         assert noise not in "".join(lines)
+
+
+@pytest.mark.timeout(3600)
+def test_kills_in_a_row_leave_adapted_labels_the_same(tmp_path):
+    build_models(tmp_path, "sce")
+    write_store(tmp_path / "store", embedder_of(tmp_path), [text(i) for i in range(90)])
+
+    def begin(name: str) -> subprocess.Popen:
+        command = [sys.executable, "jobs/adapt.py", *model_flags(tmp_path)[:-2], "--engine", "ray"]
+        command += ["--labels", json.dumps(LABELS), "--input", str(tmp_path / "store")]
+        command += ["--trust", "bold", "--output", str(tmp_path / name), "--no-tracking.enabled"]
+        with (tmp_path / f"{name}.log").open("a") as log:
+            return subprocess.Popen(
+                command, cwd=ROOT, stdout=log, stderr=log, start_new_session=True
+            )
+
+    def made(name: str) -> list[bytes]:
+        return [(tmp_path / name / file).read_bytes() for file in (WEIGHTS_FILE, FACTS_FILE)]
+
+    def same(number: int) -> None:
+        assert made(str(number)) == made("undisturbed")
+        assert not (tmp_path / f".{number}.rounds").exists()
+
+    began = time.monotonic()
+    assert begin("undisturbed").wait(300) == 0
+    said = kill_in_a_row(
+        lambda number: begin(str(number)),
+        same,
+        lambda number: tmp_path / f"{number}.log",
+        time.monotonic() - began,
+    )
+    print(f"jobs/adapt.py: {said}")
 
 
 @pytest.fixture(scope="module")
