@@ -8,11 +8,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 
 from sce.bulk.corpus import Columns, open_corpus
-from sce.bulk.counts import ErrorLimit
+from sce.bulk.counts import ActorCounts, ErrorLimit
 from sce.bulk.output import OutputRun, PartCounts
 from sce.distributed import embed as embed_module
+from sce.distributed.actors import ActorPool
 from sce.distributed.embed import embed_corpus
 from sce.distributed.resources import embed_actors, training_workers
 from sce.distributed.settings import ResourcesConfig
@@ -273,3 +275,12 @@ def test_the_cpu_is_shared_out():
     assert (workers.count, workers.use_gpu, workers.threads) == (2, False, 2)
     with pytest.raises(ConfigError, match="100 workers"):
         training_workers(ResourcesConfig(num_workers=100))
+
+
+def test_totals_are_asked_for_again_where_their_actor_is_restarted():
+    pool = ActorPool(embed_actors(ResourcesConfig()), ErrorLimit(count=0))
+    assert pool.totals() == ActorCounts()
+    asked = [pool._counter.totals.remote() for _ in range(1000)]
+    ray.kill(pool._counter, no_restart=False)
+    assert ray.get(asked) == [ActorCounts()] * len(asked)
+    ray.kill(pool._counter)
