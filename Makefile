@@ -19,7 +19,7 @@ else
 $(error EMBEDDER=$(EMBEDDER): small (all-MiniLM-L6-v2) or base (all-mpnet-base-v2))
 endif
 
-.PHONY: help install quickstart serve test test-system lint audit mlflow clean
+.PHONY: help install quickstart serve test test-system postgresql chaos lint audit mlflow clean
 
 help:
 	@echo "make quickstart   train and evaluate a model on the starter corpus (minutes, no GPU)"
@@ -27,6 +27,7 @@ help:
 	@echo "make serve        the HTTP endpoint and its page, for this machine (MODEL=, SERVE_PORT=)"
 	@echo "make test         the test suite"
 	@echo "make test-system  tests that kill processes, submit jobs and drive a browser"
+	@echo "make chaos        machines, networks and servers fail in the middle of the work"
 	@echo "make lint         ruff and mypy"
 	@echo "make audit        look the installed packages up among known weaknesses (needs the network)"
 	@echo "make mlflow       open the MLflow UI on the runs of all jobs (runs/mlflow.db)"
@@ -69,13 +70,15 @@ serve: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -m 'not system' -n 2 --dist loadfile --no-loadscope-reorder
 
-test-system: $(INSTALLED)
-	@command -v chromedriver >/dev/null || \
-	  { apt-get -qq update && apt-get -qq install -y chromium chromium-driver; } >/dev/null 2>&1 || \
-	  echo "chromium is missing and could not be installed (apt, root): the page's tests are skipped"
+postgresql:
 	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || \
 	  { apt-get -qq update && apt-get -qq install -y postgresql; } >/dev/null 2>&1 || \
 	  echo "postgresql is missing and could not be installed (apt, root): its tests are skipped"
+
+test-system: $(INSTALLED) postgresql
+	@command -v chromedriver >/dev/null || \
+	  { apt-get -qq update && apt-get -qq install -y chromium chromium-driver; } >/dev/null 2>&1 || \
+	  echo "chromium is missing and could not be installed (apt, root): the page's tests are skipped"
 	@command -v prometheus >/dev/null || \
 	  { apt-get -qq update && apt-get -qq install -y --no-install-recommends prometheus && \
 	    { systemctl disable --now prometheus || service prometheus stop || true; }; } \
@@ -86,6 +89,15 @@ test-system: $(INSTALLED)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[readers]' || \
 	  echo "duckdb and polars could not be installed: their tests are skipped"
 	$(BIN)/python -m pytest -m system -rs $(if $(SELECT),-k "$(SELECT)")
+
+# Faults on a cluster of several machines, in a table: about half an hour.
+chaos: $(INSTALLED) postgresql
+	@command -v redis-server >/dev/null || \
+	  { apt-get -qq update && apt-get -qq install -y --no-install-recommends redis-server && \
+	    { systemctl disable --now redis-server || service redis-server stop || true; }; } \
+	    >/dev/null 2>&1 || \
+	  echo "redis-server is missing and could not be installed (apt, root): its tests are skipped"
+	$(BIN)/python -m pytest -m system -rs tests/cluster/test_chaos_*system.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

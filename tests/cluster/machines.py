@@ -62,13 +62,20 @@ def _ip(*arguments: str) -> None:
 
 
 class Machine:
-    """A network namespace on the bridge of a `Network`."""
+    """A network namespace on the bridge of a `Network`.
 
-    def __init__(self, network: Network, number: int, home: Path) -> None:
+    Args:
+        disk_mb: size of its /tmp, which otherwise is that of this machine's disk.
+    """
+
+    def __init__(self, network: Network, number: int, home: Path, disk_mb: int | None) -> None:
         self.name, self.address = f"{network.name}-{number}", f"{network.prefix}.{number + 10}"
         self.link = f"{network.name}v{number}"
         self.folder = home / str(number)
         self.folder.mkdir(mode=0o700)  # for who may put code to run into Ray's folder
+        if disk_mb is not None:
+            size = ["-o", f"size={disk_mb}m", "tmpfs", str(self.folder)]
+            subprocess.run(["mount", "-t", "tmpfs", *size], check=True)
         _ip("netns", "add", self.name)
         _ip("link", "add", self.link, "type", "veth", "peer", "name", "eth0", "netns", self.name)
         _ip("link", "set", self.link, "master", network.name, "up")
@@ -110,12 +117,26 @@ class Machine:
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
 
+    def processes(self, title: str) -> list[psutil.Process]:
+        """Those on it whose command line has this text, by their numbers out here."""
+        found = []
+        for one in psutil.Process(self._first).children(recursive=True):
+            with suppress(psutil.Error):
+                if title in " ".join(one.cmdline()):
+                    found.append(one)
+        return found
+
     def kill(self) -> None:
         """Everything on it at once, as where the power goes: its first process takes the others
         with it. `boot` brings it back, with its disk."""
         with suppress(ProcessLookupError):
             os.kill(self._first, signal.SIGKILL)
         self._outside.wait(30)
+
+    def empty_disk(self) -> None:
+        """Of a machine that is not running."""
+        for path in self.folder.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def cut(self) -> None:
         """Its network, both ways, without a word to anybody."""
@@ -128,6 +149,8 @@ class Machine:
         self.kill()
         subprocess.run(["ip", "netns", "del", self.name], capture_output=True)
         subprocess.run(["ip", "link", "del", self.link], capture_output=True)
+        if os.path.ismount(self.folder):
+            subprocess.run(["umount", "--lazy", self.folder], capture_output=True)
 
 
 class Network:
@@ -143,8 +166,8 @@ class Network:
         _ip("addr", "add", f"{self.host}/24", "dev", self.name)
         _ip("link", "set", self.name, "up")
 
-    def machine(self) -> Machine:
-        self.machines.append(Machine(self, len(self.machines), self._home))
+    def machine(self, disk_mb: int | None = None) -> Machine:
+        self.machines.append(Machine(self, len(self.machines), self._home, disk_mb))
         return self.machines[-1]
 
     def remove(self) -> None:
@@ -170,12 +193,18 @@ class RayCluster:
     Args:
         services: variables of the nodes, such as those that lead to S3 and MLflow.
         cpus: logical ones, of each worker.
+        redis: address and password of a Redis that keeps what the head knows.
     """
 
     def __init__(
-        self, network: Network, services: Mapping[str, str], workers: int = 2, cpus: int = 4
+        self,
+        network: Network,
+        services: Mapping[str, str],
+        workers: int = 2,
+        cpus: int = 4,
+        redis: tuple[str, str] | None = None,
     ) -> None:
-        self._network, self._cpus = network, cpus
+        self._network, self._cpus, self._redis = network, cpus, redis
         common = {**os.environ, **ENVIRONMENT, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
         for name in ("RAY_ADDRESS", "RAY_TMPDIR", "TMPDIR", "PYTEST_CURRENT_TEST"):
             common.pop(name, None)
@@ -195,21 +224,25 @@ class RayCluster:
 
     def start_head(self) -> None:
         """Begin it, or again after it was killed."""
+        kept = {"RAY_REDIS_ADDRESS": self._redis[0]} if self._redis else {}
+        password = ["--redis-password", self._redis[1]] if self._redis else []
         self.head.run(
-            self.environment, "ray", "start", "--head", "--num-cpus", "0", "--port", str(GCS),
-            "--node-ip-address", self.head.address, "--dashboard-host", self.head.address,
-            "--dashboard-port", str(DASHBOARD), "--disable-usage-stats",
+            self.environment | kept, "ray", "start", "--head", "--num-cpus", "0",
+            "--port", str(GCS), "--node-ip-address", self.head.address, "--dashboard-host",
+            self.head.address, "--dashboard-port", str(DASHBOARD), "--disable-usage-stats",
+            *password,
         )  # fmt: skip
 
-    def add_worker(self) -> Machine:
-        machine = self._network.machine()
-        self.start_worker(machine)
+    def add_worker(self, disk_mb: int | None = None, *options: str) -> Machine:
+        machine = self._network.machine(disk_mb)
+        self.start_worker(machine, *options)
         return machine
 
-    def start_worker(self, machine: Machine) -> None:
+    def start_worker(self, machine: Machine, *options: str) -> None:
         machine.run(
             self.environment, "ray", "start", "--address", f"{self.head.address}:{GCS}",
             "--node-ip-address", machine.address, "--num-cpus", str(self._cpus),
+            *options,
         )  # fmt: skip
 
     def get(self, path: str) -> requests.Response:
@@ -218,7 +251,7 @@ class RayCluster:
 
     def alive(self) -> int:
         answer = self.get("/nodes?view=summary").json()
-        nodes = answer["data"]["summary"]
+        nodes = (answer.get("data") or {}).get("summary", [])  # none while the head begins
         return sum(node["raylet"]["state"] == "ALIVE" for node in nodes)
 
     def begin(self, name: str, *entrypoint: str) -> None:
@@ -235,6 +268,10 @@ class RayCluster:
         answer.raise_for_status()
         found: dict[str, str] = answer.json()
         return found
+
+    def stop(self, name: str) -> None:
+        headers = {"Authorization": f"Bearer {TOKEN}"}
+        requests.post(f"{self.api}/api/jobs/{name}/stop", headers=headers, timeout=30)
 
     def log(self, name: str) -> str:
         return str(self.get(f"/api/jobs/{name}/logs").json()["logs"])

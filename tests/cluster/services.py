@@ -76,67 +76,103 @@ def s3_server(folder: Path, bucket: str, host: str = "127.0.0.1") -> Iterator[di
         log.close()
 
 
+class Postgres:
+    """PostgreSQL as a user without privileges, in a folder of its own. It can be ended and begun
+    again with its data.
+
+    Attributes:
+        place: host, port and database.
+        password: of the user mlflow.
+    """
+
+    def __init__(self) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="pg", dir="/tmp"))
+        root = os.getuid() == 0
+        assert root or pwd.getpwuid(os.getuid()).pw_name != "root"
+        self._user = {"user": "postgres", "group": "postgres"} if root else {}
+        (self._port,), self.password = free_ports(1), "of-this-test-alone"
+        self.place = f"127.0.0.1:{self._port}/postgres"
+        password = self._folder / "password"
+        password.write_text(self.password)
+        if root:
+            for path in (self._folder, password):
+                shutil.chown(path, "postgres")
+        subprocess.run(
+            [POSTGRES[-1] / "initdb", "-D", self._folder / "data", "-U", "mlflow", "--auth",
+             "scram-sha-256", "--pwfile", password, "--no-sync", "-E", "UTF8", "--locale", "C"],
+            check=True, capture_output=True, cwd=self._folder, **self._user,
+        )  # fmt: skip
+        self.start()
+
+    def start(self) -> None:
+        with (self._folder / "log").open("a") as log:
+            self._server = subprocess.Popen(
+                [POSTGRES[-1] / "postgres", "-D", self._folder / "data", "-p", str(self._port),
+                 "-k", self._folder, "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"],
+                stdout=log, stderr=subprocess.STDOUT, cwd=self._folder, start_new_session=True,
+                **self._user,
+            )  # fmt: skip
+        until(lambda: self.ask("select 1"), 60, "PostgreSQL")
+
+    def stop(self) -> None:
+        """At once, whoever is connected."""
+        if self._server.poll() is None:
+            end(self._server, signal.SIGINT)
+
+    def remove(self) -> None:
+        self.stop()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def ask(self, query: str) -> list[tuple[Any, ...]]:
+        connection = psycopg2.connect(f"postgresql://mlflow:{self.password}@{self.place}")
+        try:
+            with connection.cursor() as cursor:
+                cursor.execute(query)
+                return cursor.fetchall()
+        finally:
+            connection.close()
+
+
 @contextmanager
-def postgres() -> Iterator[tuple[str, str]]:
-    """PostgreSQL as a user without privileges: its place and a password."""
-    folder = Path(tempfile.mkdtemp(prefix="pg", dir="/tmp"))
-    user = "postgres" if os.getuid() == 0 else pwd.getpwuid(os.getuid()).pw_name
+def postgres() -> Iterator[Postgres]:
+    made = Postgres()
+    try:
+        yield made
+    finally:
+        made.remove()
+
+
+@contextmanager
+def redis(host: str) -> Iterator[tuple[str, str]]:
+    """Debian's redis-server, in memory alone: its address and password."""
     (port,), password = free_ports(1), "of-this-test-alone"
-    (folder / "password").write_text(password)
-    if os.getuid() == 0:
-        for path in (folder, folder / "password"):
-            shutil.chown(path, "postgres")
-    options = {"user": "postgres", "group": "postgres"} if os.getuid() == 0 else {}
-    bin_folder, data = POSTGRES[-1], str(folder / "data")
-    subprocess.run(
-        [bin_folder / "initdb", "-D", data, "-U", "mlflow", "--auth", "scram-sha-256",
-         "--pwfile", folder / "password", "--no-sync", "-E", "UTF8", "--locale", "C"],
-        check=True, capture_output=True, cwd=folder, **options,
-    )  # fmt: skip
-    log = (folder / "log").open("w")
     server = subprocess.Popen(
-        [bin_folder / "postgres", "-D", data, "-p", str(port), "-k", folder,
-         "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"],
-        stdout=log, stderr=subprocess.STDOUT, cwd=folder, start_new_session=True, **options,
+        ["redis-server", "--bind", host, "--port", str(port), "--requirepass", password,
+         "--save", "", "--appendonly", "no", "--daemonize", "no"],
+        stdout=subprocess.DEVNULL, start_new_session=True, cwd="/tmp",
     )  # fmt: skip
-    place = f"127.0.0.1:{port}/postgres"
     try:
-        assert user != "root"
-        until(lambda: ask(place, password, "select 1"), 60, "PostgreSQL")
-        yield place, password
+        yield f"{host}:{port}", password
     finally:
-        end(server, signal.SIGINT)  # at once, whoever is connected
-        log.close()
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def ask(place: str, password: str, query: str) -> list[tuple[Any, ...]]:
-    connection = psycopg2.connect(f"postgresql://mlflow:{password}@{place}")
-    try:
-        with connection.cursor() as cursor:
-            cursor.execute(query)
-            return cursor.fetchall()
-    finally:
-        connection.close()
+        end(server, signal.SIGTERM)
 
 
 @contextmanager
 def mlflow_server(
     folder: Path,
-    database: tuple[str, str],
+    database: Postgres,
     artifacts: RemotePath,
     host: str = "127.0.0.1",
     port: int | None = None,
 ) -> Iterator[dict[str, str]]:
     """MLflow's server as cluster/ starts it; the variables of its users, set here too."""
     port = port or free_ports(1)[0]
-    place, password = database
     log = (folder / "mlflow.log").open("w")
     server = subprocess.Popen(
         [sys.executable, str(ROOT / "cluster" / "mlflow" / "server.py")],
         env=os.environ | {
-            "MLFLOW_DATABASE": place,
-            "MLFLOW_DATABASE_PASSWORD": password,
+            "MLFLOW_DATABASE": database.place,
+            "MLFLOW_DATABASE_PASSWORD": database.password,
             "MLFLOW_AUTH_ADMIN_PASSWORD": "admin-of-this-test",
             "MLFLOW_FLASK_SERVER_SECRET_KEY": "of-this-test-alone",
             "MLFLOW_ARTIFACTS": str(artifacts),

@@ -24,7 +24,7 @@ from sce.embedding.store import EmbeddingStore
 from sce.errors import DataError
 from sce.storage import RemotePath, filesystem_of, write_text
 from tests.cluster.inputs import LABELS, WORDS, write_experiment, write_lines
-from tests.cluster.services import POSTGRES, ask, mlflow_server, postgres, s3_server, until
+from tests.cluster.services import POSTGRES, Postgres, mlflow_server, postgres, s3_server, until
 from tests.serve.load import HEADERS, free_ports
 from tests.serve.test_app_system import BIN, ROOT, Cluster
 from tests.tiny_models import build_jina, build_llama, build_roberta
@@ -194,7 +194,7 @@ def _texts(number: int, rows: int) -> list[dict[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def database() -> Iterator[tuple[str, str]]:
+def database() -> Iterator[Postgres]:
     with postgres() as found:
         yield found
 
@@ -282,7 +282,7 @@ def test_what_the_jobs_wrote(summaries, database):
     assert {"data/weights/config.json", "data/weights/model.safetensors"} <= logged
     kept = [name for name, _, _ in (HOME / "mlflow").files()]
     assert any(f"{model.model_id}/" in name and name.endswith("/config.json") for name in kept)
-    ((status,),) = ask(*database, f"select status from runs where run_uuid = '{run.info.run_id}'")
+    ((status,),) = database.ask(f"select status from runs where run_uuid = '{run.info.run_id}'")
     assert status == "FINISHED"
 
 
