@@ -23,8 +23,8 @@ from pathlib import Path
 import psutil
 import requests
 
-from serve.ray_settings import ENVIRONMENT
 from tests.cluster.manifests import ROOT
+from tests.cluster.pods import image_environment
 from tests.cluster.services import until
 
 BIN = Path(sys.executable).parent
@@ -205,10 +205,11 @@ class RayCluster:
         redis: tuple[str, str] | None = None,
     ) -> None:
         self._network, self._cpus, self._redis = network, cpus, redis
-        common = {**os.environ, **ENVIRONMENT, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
+        image = {k: v for k, v in image_environment().items() if k.startswith("RAY_")}
+        common = {**os.environ, **image, "RAY_AUTH_TOKEN": TOKEN}
         for name in ("RAY_ADDRESS", "RAY_TMPDIR", "TMPDIR", "PYTEST_CURRENT_TEST"):
             common.pop(name, None)
-        # As on a cluster whose image has code and dependencies.
+        # Code and dependencies are there, as in an image.
         common |= {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
         self.environment = {**common, **services, "XDG_CACHE_HOME": "/tmp/cache", "HOME": "/tmp"}
         self.head = network.machine()

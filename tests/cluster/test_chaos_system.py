@@ -107,7 +107,7 @@ def test_a_network_is_cut_and_healed(place):
     lost = whole_output("c2")
     place.faults.append(
         Fault(
-            "network cut for 20 s, classify", "as if the machine were slow, or gone", seconds, lost
+            "network cut for 20 s, classify", "its tasks ask anew for what they need", seconds, lost
         )
     )
     deadline = time.monotonic() + 60
@@ -142,9 +142,7 @@ def test_mlflow_is_down(place):
     lost = whole_output("c4")
     said = "answers are written; " + ("the run is not recorded" if "MLflow" in log else "recorded")
     place.faults.append(
-        Fault(
-            "MLflow and its database down for 60 s, classify", said, time.monotonic() - began, lost
-        )
+        Fault("MLflow and database down for 60 s, classify", said, time.monotonic() - began, lost)
     )
     back.join()
 
