@@ -145,17 +145,23 @@ def some_of_each(
     return np.concatenate(chosen)
 
 
+def labelled_file(folder: Path, name: str) -> Path | None:
+    """`NAME.jsonl` or `NAME.jsonl.gz`, where one is there."""
+    files = [folder / f"{name}.jsonl{end}" for end in ("", ".gz")]
+    return next((one for one in files if one.is_file()), None)
+
+
 def read_set(bench: Bench, data: Path, name: str, most: int) -> Corpus:
     """At most so many rows of a set in `data`, chosen at random.
 
     Raises:
         DataError: it is not there.
     """
-    file = data / f"{name}.jsonl"
-    packed = file.with_suffix(".jsonl.gz")
-    if not (file.exists() or packed.exists()):
-        raise DataError(f"data: there is no {file} or {packed}.")
-    with file.open() if file.exists() else gzip.open(packed, "rt", encoding="utf-8") as lines:
+    file = labelled_file(data, name)
+    if file is None:
+        raise DataError(f"data: there is no {data / name}.jsonl, nor one that ends with .gz.")
+    opened = gzip.open if file.suffix == ".gz" else open
+    with opened(file, "rt", encoding="utf-8") as lines:
         rows = [row for row in map(json.loads, lines) if row["label"] not in NO_LABEL]
     chosen = np.random.default_rng(0).permutation(len(rows))[:most]
     rows = [rows[i] for i in np.sort(chosen)]

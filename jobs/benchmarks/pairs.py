@@ -19,7 +19,7 @@ import numpy as np
 import yaml
 from pydantic import Field
 
-from jobs.benchmarks.corpora import NO_LABEL
+from jobs.benchmarks.corpora import NO_LABEL, labelled_file
 from jobs.benchmarks.records import Benchmark, Measured, arithmetic_of
 from jobs.benchmarks.rounds import Figure, Figures
 from sce.datasets.inbox import inbox_label_sets, inbox_topics
@@ -30,6 +30,7 @@ from sce.errors import ConfigError, DataError
 from sce.evaluation.evaluate import EvaluationSet
 from sce.evaluation.settings import EvaluateConfig
 from sce.labels import LabelSet
+from sce.model.options import DEFAULT_THRESHOLD
 from sce.predictor import Predictor
 from sce.workflows.evaluate_several import (
     MIN_ROWS,
@@ -119,7 +120,7 @@ def benchmark_pairs(config: PairsBenchmark) -> Measured:
     arithmetic = arithmetic_of(embedder=predictor.embedder, encoder=predictor.model)
     notes = (
         "Thresholds, one a label, are found on the other half of the rows by F1, for cosine "
-        "similarity too, whose probabilities are fitted there. Default: K / (K + 26), at most 0.5.",
+        "similarity too, whose probabilities are fitted there. Default: " + DEFAULT_THRESHOLD + ".",
     )
     return Measured(figures, arithmetic, notes=notes, details={"sets": len(sets)})
 
@@ -239,8 +240,7 @@ def _public_sets(config: PairsBenchmark) -> Iterator[SeveralSet]:
         return
     found = False
     for name in config.sets:
-        files = [config.data / f"{name}.jsonl{end}" for end in ("", ".gz")]
-        file = next((one for one in files if one.is_file()), None)
+        file = labelled_file(config.data, name)
         if file is None:
             continue
         found = True

@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import Field
 from scipy.special import logsumexp
 
-from jobs.benchmarks.corpora import NO_LABEL
+from jobs.benchmarks.corpora import NO_LABEL, labelled_file
 from jobs.benchmarks.inputs import label_names
 from jobs.benchmarks.records import Benchmark, Measured, arithmetic_of
 from jobs.benchmarks.rounds import Figure, Figures, in_turn
@@ -75,7 +75,9 @@ def benchmark_trees(config: TreesBenchmark) -> Measured:
 
     Raises:
         InputError: the model cannot be used.
+        DataError: `data` has neither set, or a row of one cannot be read.
     """
+    labelled = {} if config.data is None else _labelled_trees(config.data, config.rows)
     loaded = Predictor.from_pretrained(config.model, config.embedder)
     known = TextLookup({}, lambda some: loaded.embedder.embed(list(some)).vectors)
     parts = loaded.model, loaded.embedder, loaded.tokenizer
@@ -128,9 +130,8 @@ def benchmark_trees(config: TreesBenchmark) -> Measured:
         "first factor of a product": _node_figures(p_NV, place_N),
     }
     figures: Figures = {f"{len(tree)} leaves": rows, f"{len(tops)} nodes at the top": measured}
-    if config.data is not None:
-        for name, given in _labelled_trees(config.data, config.rows).items():
-            figures[name] = _beside_flat(*given, predictor, known)
+    for name, given in labelled.items():
+        figures[name] = _beside_flat(*given, predictor, known)
     return Measured(
         figures,
         arithmetic_of(embedder=predictor.embedder, encoder=predictor.model),
@@ -150,8 +151,7 @@ def _labelled_trees(folder: Path, rows: int) -> dict[str, tuple[LabelTree, list[
     """
     found: dict[str, tuple[LabelTree, list[str], np.ndarray]] = {}
     for name in (HUFFPOST, CLINC):
-        files = [folder / f"{name}.jsonl{end}" for end in ("", ".gz")]
-        file = next((one for one in files if one.is_file()), None)
+        file = labelled_file(folder, name)
         if file is None:
             continue
         leaves: dict[str, Any]

@@ -10,7 +10,6 @@ import asyncio
 import json
 import os
 import random
-import subprocess
 import threading
 import time
 from collections import Counter
@@ -22,19 +21,16 @@ from typing import Any
 
 import aiohttp
 import numpy as np
-import pyarrow.dataset as ds
 import pytest
 import requests
-import yaml
 from aiohttp import web
 from multidict import CIMultiDict
 from yarl import URL
 
 from sce.embedding.store import EmbeddingStore, embedding_matrix
-from sce.storage import RemotePath, filesystem_of
-from tests.cluster.inputs import LABELS, WORDS, write_experiment, write_lines
-from tests.cluster.machines import BIN, Machine, RayCluster, network, possible
-from tests.cluster.manifests import ROOT
+from sce.storage import RemotePath
+from tests.cluster.inputs import LABELS, WORDS, answers, write_experiment, write_lines
+from tests.cluster.machines import Machine, RayCluster, network, possible
 from tests.cluster.services import POSTGRES, mlflow_server, postgres, redis, s3_server, until
 from tests.serve import load
 from tests.serve.load import HEADERS, TOKEN, free_ports
@@ -269,15 +265,8 @@ def whole_store(name: str, again: str | None = None) -> str:
     return f"0 of {len(ids):,} rows"
 
 
-def answers(name: str) -> dict[str, dict[str, Any]]:
-    filesystem, path = filesystem_of(HOME / "out" / name)
-    rows = ds.dataset(path, filesystem=filesystem).to_table().to_pylist()
-    assert len(rows) == len({row["id"] for row in rows})
-    return {row["id"]: row for row in rows}
-
-
 def whole_output(name: str) -> str:
-    rows = answers(name)
+    rows = answers(HOME / "out" / name)
     assert set(rows) == {f"b{i}" for i in range(FILES * FILE_ROWS)}
     assert all(row["label"] in LABELS for row in rows.values())
     return f"0 of {len(rows):,} rows"
@@ -296,35 +285,22 @@ def a_worker(place: Place) -> Machine:
 
 
 def same_labels(one: str, other: str) -> bool:
-    first, second = (answers(name) for name in (one, other))
+    first, second = (answers(HOME / "out" / name) for name in (one, other))
     return {k: v["label"] for k, v in first.items()} == {k: v["label"] for k, v in second.items()}
 
 
 def served(place: Place, folder: Path) -> tuple[str, dict[str, Any]]:
     """Deploy the endpoint; its address at the first worker, and the right answers there."""
-    config = yaml.safe_load((ROOT / "configs" / "serve.yaml").read_text())
-    (app,) = config["applications"]
-    config["http_options"]["host"] = "0.0.0.0"
-    app["args"] = {
-        "models": {
-            "tiny": {
-                "path": str(HOME / "run" / "model"),
-                "embedder": {"kind": "jina", "model": str(HOME / "models" / "jina")},
-                "dtype": "float32",
-                "scaling": {"min_replicas": 2, "max_replicas": 2, "num_cpus": 1},
-            }
-        },
-        "tokens": TOKEN,
-        "gateway": {"min_replicas": 2, "max_replicas": 2, "num_cpus": 1},
-    }  # fmt: skip
-    (folder / "serve.yaml").write_text(yaml.safe_dump(config))
-    subprocess.run(
-        [str(BIN / "serve"), "deploy", str(folder / "serve.yaml")],
-        env=place.cluster.client, cwd=ROOT, capture_output=True, check=True,
-    )  # fmt: skip
+    replicas = {"min_replicas": 2, "max_replicas": 2, "num_cpus": 1}
+    model = {
+        "path": str(HOME / "run" / "model"),
+        "embedder": {"kind": "jina", "model": str(HOME / "models" / "jina")},
+        "dtype": "float32",
+        "scaling": replicas,
+    }
+    place.cluster.deploy(folder, {"models": {"tiny": model}, "tokens": TOKEN, "gateway": replicas})
     url = f"http://{place.cluster.workers[0].address}:8000"
     until(lambda: requests.get(f"{url}/health", timeout=5).ok, 180, url)
-    body = {"texts": load.TEXTS[:50], "labels": load.LABELS}
     right: dict[str, Any] = {}
     for first in range(0, len(load.TEXTS), 40):
         body = {"texts": load.TEXTS[first : first + 40], "labels": load.LABELS}

@@ -1,4 +1,5 @@
-"""What the jobs of a cluster read, at a URI: tiny models, labelled rows, a recipe of theirs."""
+"""What the jobs of a cluster read, at a URI: tiny models, labelled rows, a recipe of theirs; and
+the answers that they write."""
 
 from __future__ import annotations
 
@@ -7,9 +8,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow.dataset as ds
 import yaml
 
-from sce.storage import RemotePath, put, write_text
+from sce.storage import RemotePath, filesystem_of, put, write_text
 from tests.cluster.manifests import ROOT
 
 LABELS = ["flood", "engine trouble", "praise"]
@@ -45,3 +47,11 @@ def write_experiment(
 
 def write_lines(place: RemotePath, rows: list[dict[str, Any]]) -> None:
     write_text(place, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def answers(output: RemotePath) -> dict[str, dict[str, Any]]:
+    """The rows of a bulk job by their ids, each of which is there once."""
+    filesystem, path = filesystem_of(output)
+    rows = ds.dataset(path, filesystem=filesystem).to_table().to_pylist()
+    assert len(rows) == len({row["id"] for row in rows})
+    return {row["id"]: row for row in rows}

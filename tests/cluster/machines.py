@@ -19,9 +19,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import psutil
 import requests
+import yaml
 
 from tests.cluster.manifests import ROOT
 from tests.cluster.pods import image_environment
@@ -261,6 +263,18 @@ class RayCluster:
             [str(BIN / "ray"), "job", "submit", "--submission-id", name, "--no-wait", "--",
              "python", *entrypoint],
             cwd=ROOT, env=self.client, capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def deploy(self, folder: Path, arguments: Mapping[str, Any]) -> None:
+        """The endpoint of configs/serve.yaml with these arguments, on every machine's address."""
+        config = yaml.safe_load((ROOT / "configs" / "serve.yaml").read_text())
+        (app,) = config["applications"]
+        config["http_options"]["host"], app["args"] = "0.0.0.0", dict(arguments)
+        (folder / "serve.yaml").write_text(yaml.safe_dump(config))
+        done = subprocess.run(
+            [str(BIN / "serve"), "deploy", str(folder / "serve.yaml")],
+            env=self.client, cwd=ROOT, capture_output=True, text=True,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
 

@@ -37,6 +37,7 @@ from tests.cluster.machines import Machine
 from tests.serve.load import Load
 
 pytestmark = needed
+DONE = re.compile(r" epoch (\d+)/12 +loss")
 
 
 @pytest.fixture(scope="module")
@@ -55,15 +56,17 @@ def test_a_machine_is_killed_while_it_trains(place):
         return [one for one in place.cluster.workers if one.processes("ray::RayTrainWorker")]
 
     seen(place, "train", lambda: len(at_work()) == 2, "training on two machines")
-    seen(place, "train", lambda: "epoch 1" in place.cluster.log("train"), "an epoch")
+    seen(place, "train", lambda: DONE.search(place.cluster.log("train")), "an epoch")
     time.sleep(place.dice.uniform(0, 2))
     killed, began = at_work()[0], time.monotonic()
     killed.kill()
+    done = DONE.findall(place.cluster.log("train"))[-1]
     seconds = ended(place, "train", began)
     assert (HOME / "run" / "model" / "model.safetensors").is_file()
-    found = re.findall(r"going on after epoch (\d+)", place.cluster.log("train"))
-    said = f"two workers begin anew on those left, after epoch {found[-1] if found else 0}"
-    place.faults.append(Fault("machine killed, train", said, seconds, "less than an epoch"))
+    resumed = re.findall(r"going on after epoch (\d+)", place.cluster.log("train"))[-1]
+    said = f"two workers begin anew on those left, after epoch {resumed}"
+    lost = f"{int(done) - int(resumed)} of {done} epochs"
+    place.faults.append(Fault("machine killed, train", said, seconds, lost))
     replace(place, killed)
 
 

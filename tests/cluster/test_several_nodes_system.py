@@ -7,22 +7,18 @@ The jobs that a user goes through, in order: each finds what it reads where the 
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow.dataset as ds
 import pytest
 import requests
-import yaml
 from mlflow import MlflowClient
 
 from sce.embedding.store import EmbeddingStore
-from sce.storage import RemotePath, filesystem_of
-from tests.cluster.inputs import LABELS, WORDS, write_experiment, write_lines
-from tests.cluster.machines import BIN, RayCluster, network, possible
-from tests.cluster.manifests import ROOT
+from sce.storage import RemotePath
+from tests.cluster.inputs import LABELS, WORDS, answers, write_experiment, write_lines
+from tests.cluster.machines import RayCluster, network, possible
 from tests.cluster.services import POSTGRES, mlflow_server, postgres, s3_server, until
 from tests.serve.load import HEADERS, TOKEN
 from tests.tiny_models import build_jina, build_roberta
@@ -88,13 +84,6 @@ def _write_inputs(scratch: Path) -> None:
         write_lines(HOME / "in" / "texts" / f"{number}.jsonl", own)
 
 
-def answers(place: RemotePath) -> dict[str, dict[str, Any]]:
-    filesystem, path = filesystem_of(place)
-    rows = ds.dataset(path, filesystem=filesystem).to_table().to_pylist()
-    assert len(rows) == len({row["id"] for row in rows})
-    return {row["id"]: row for row in rows}
-
-
 def done(cluster: RayCluster, name: str) -> dict[str, Any]:
     cluster.begin(name, f"jobs/{name}.py", *JOBS[name])
     state = cluster.wait(name)
@@ -135,28 +124,15 @@ def test_a_corpus_is_embedded_adapted_and_classified(cluster):
 
 
 def test_the_endpoint_answers_on_every_machine(cluster, tmp_path):
-    config = yaml.safe_load((ROOT / "configs" / "serve.yaml").read_text())
-    (app,) = config["applications"]
-    config["http_options"]["host"] = "0.0.0.0"
-    app["args"] = {
-        "models": {
-            "tiny": {
-                "path": str(HOME / "run" / "model"),
-                "embedder": EMBEDDING,
-                "dtype": "float32",
-                "scaling": {"min_replicas": 2, "max_replicas": 2, "num_cpus": 2.5},
-            }
-        },
-        "tokens": TOKEN,
-        "batches": {"dashboard": cluster.api, "input_roots": [f"{HOME}/in"],
-                    "output_roots": [f"{HOME}/out"]},
-    }  # fmt: skip
-    (tmp_path / "serve.yaml").write_text(yaml.safe_dump(config))
-    deployed = subprocess.run(
-        [str(BIN / "serve"), "deploy", str(tmp_path / "serve.yaml")],
-        env=cluster.client, cwd=ROOT, capture_output=True, text=True,
-    )  # fmt: skip
-    assert deployed.returncode == 0, deployed.stdout + deployed.stderr
+    model = {
+        "path": str(HOME / "run" / "model"),
+        "embedder": EMBEDDING,
+        "dtype": "float32",
+        "scaling": {"min_replicas": 2, "max_replicas": 2, "num_cpus": 2.5},
+    }
+    batches = {"dashboard": cluster.api, "input_roots": [f"{HOME}/in"],
+               "output_roots": [f"{HOME}/out"]}  # fmt: skip
+    cluster.deploy(tmp_path, {"models": {"tiny": model}, "tokens": TOKEN, "batches": batches})
     urls = [f"http://{machine.address}:8000" for machine in cluster.workers]
     for url in urls:
         try:
