@@ -4,7 +4,7 @@ committed."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -22,6 +22,9 @@ TEXT_BLOCK_BYTES = 2**20
 CHUNKED_ROWS = 256
 """Of texts in chunks at once, and in a row group of their store: 2,000 vectors as a rule, and a
 million where each has as many chunks as it may."""
+
+MIN_BATCH_ROWS = 256
+"""A worker gets fewer rows at once only where there are no more."""
 
 BlockFunction = Callable[[pa.Table], pa.Table]
 
@@ -51,6 +54,19 @@ class Stage:
     write_options: dict[str, Any] | None = None
     json_columns: tuple[str, ...] = ()
     labels: tuple[str, ...] | None = None
+
+    def spread(self, rows: int, workers: int) -> Stage:
+        """With blocks and batches so small that each of the workers gets two of `rows` rows: a file
+        of a few thousand texts is read as one block otherwise, and one worker has it all."""
+        each = max(-(-rows // (2 * workers)), MIN_BATCH_ROWS)
+        if workers == 1 or each >= BLOCK_ROWS:
+            return self
+        # Half of a batch, since rows may be smaller than the 128 bytes that are reckoned with.
+        return replace(
+            self,
+            block_bytes=self.block_bytes * each // BLOCK_ROWS // 2,
+            batch_rows=min(self.batch_rows, each),
+        )
 
 
 def split_parts(shards: Sequence[Shard], rows: int) -> list[list[Shard]]:

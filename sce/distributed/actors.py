@@ -141,6 +141,8 @@ def _run_part(
         delete_checkpoint_on_success=False,
     )
     checkpoint.checkpoint_actor_memory_bytes = FILTER_MEMORY_BYTES
+    source = ShardSource(shards, stage.columns, stage.block_bytes)
+    stage = stage.spread(sum(shard.rows for shard in shards), plan.actors)
     context = DataContext.get_current().copy()
     context.checkpoint_config = checkpoint
     context.target_max_block_size = stage.block_bytes
@@ -148,9 +150,7 @@ def _run_part(
     context.raise_original_map_exception = True  # a user's mistake is told from a bug by its type
     with DataContext.current(context), arguments_by_value():
         dataset = ray.data.read_datasource(
-            ShardSource(shards, stage.columns, stage.block_bytes),
-            override_num_blocks=len(shards),
-            **IO_TASK,
+            source, override_num_blocks=len(shards), **IO_TASK
         ).map_batches(
             BlockActor,
             fn_constructor_args=(stage.make, plan.threads, counter),

@@ -12,6 +12,7 @@ from sce.bulk.answering import BlockPredictor, Endpoint, ServedModel
 from sce.bulk.blocks import (
     CHUNKED_ROWS,
     EMBED_ROWS_PER_FILE,
+    MIN_BATCH_ROWS,
     ROWS_PER_FILE,
     TEXT_BLOCK_BYTES,
     Stage,
@@ -38,7 +39,6 @@ from sce.model.options import SEVERAL_COLUMN, AnswerOptions
 from sce.model.settings import EXACT, SHORTLIST_ABOVE, SHORTLIST_SIZE
 
 SCORES_PER_BATCH = 1_000_000
-MIN_BATCH_ROWS = 256
 VECTOR_BLOCK_BYTES = 16 * 2**20
 ENDPOINT_CPUS = 0.25
 """That Ray sets aside for an actor that asks an endpoint."""

@@ -22,8 +22,6 @@ from datetime import UTC, datetime
 from functools import cache, partial
 from typing import Any
 
-import numpy as np
-
 from sce.bulk.blocks import CHUNKED_ROWS, EMBED_ROWS_PER_FILE, TEXT_BLOCK_BYTES, Stage
 from sce.bulk.corpus import Columns, Corpus, Shard, open_corpus
 from sce.bulk.counts import ActorCounts, ErrorLimit
@@ -55,9 +53,6 @@ from sce.embedding.store import (
 from sce.errors import DataError
 from sce.model.options import LongText
 from sce.storage import Place, RemotePath, absolute_model, to_place, write_text
-
-MIN_BATCH_ROWS = 512
-"""An actor gets fewer texts at once only where there are no more."""
 
 log = logging.getLogger(__name__)
 
@@ -127,7 +122,7 @@ def embed_corpus(
             run.first_part = _next_number(old)
         if change.pending:
             found = workers() if callable(workers) else workers
-            stage = _stage(embedder, columns, change.pending, found, chunks is not None)
+            stage = _stage(embedder, columns, found, chunks is not None)
             done = run_stage(run, change.pending, stage, found, limit, "embedding", commit_rows)
             work = done.work
         new, counts = _commit(run, old, fingerprint, shards, change, work, chunks)
@@ -251,19 +246,17 @@ def _local_model(settings: EmbedderConfig) -> EmbedderConfig:
 def _stage(
     embedder: EmbedderConfig,
     columns: Columns,
-    shards: Sequence[Shard],
     workers: Workers,
     chunks: bool,
 ) -> Stage:
     settings = _local_model(embedder).model_copy(update={"device": workers.device})
-    rows_each = -(-sum(shard.rows for shard in shards) // workers.actors)
     return Stage(
         make=partial(BlockEmbedder, settings, columns, chunks),
         columns=columns,
         output_format="parquet",
         rows_per_file=4 * CHUNKED_ROWS if chunks else EMBED_ROWS_PER_FILE[workers.device],
         block_bytes=TEXT_BLOCK_BYTES,
-        batch_rows=CHUNKED_ROWS if chunks else int(np.clip(rows_each, MIN_BATCH_ROWS, BLOCK_ROWS)),
+        batch_rows=CHUNKED_ROWS if chunks else BLOCK_ROWS,
         counted=None,
         write_options={
             "compression": "none",

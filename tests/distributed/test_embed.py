@@ -113,7 +113,7 @@ def test_incremental(model, tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             fill(rows, store, model, commit_rows=1)
     with monkeypatch.context() as patch:  # all is embedded
-        patch.setattr("sce.distributed.stage._run_part", refuse_to_start)
+        patch.setattr("sce.distributed.actors._run_part", refuse_to_start)
         opened, grown = fill(rows, store, model, commit_rows=1)
     assert figures(grown) == (200, 51, 149, 1)
     expect(opened, model, ids, changed)

@@ -3,10 +3,13 @@
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import psutil
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 
 from sce.bulk.blocks import Stage
@@ -18,7 +21,7 @@ from sce.distributed.resources import ActorPlan
 from sce.distributed.settings import ResourcesConfig
 from sce.distributed.stage import plan_corpus, run_stage
 from sce.errors import ConfigError, TooManyErrors
-from tests.tiny_blocks import Lengths
+from tests.tiny_blocks import Lengths, ProcessNumbers
 
 ACTORS = ActorPlan(1, 0.5, 0.0, 1, "cpu")
 ROOT = Path(__file__).parents[2]
@@ -70,6 +73,26 @@ def test_the_files_are_those_of_actors(tmp_path, ray_session, process, kind):
     (other,) = (tmp_path / "actors").glob("part-*")
     assert one.read_bytes() == other.read_bytes()
     assert state.parts[0].rows == 1200
+
+
+@pytest.mark.system
+def test_several_actors_share_a_small_file(tmp_path, ray_session):
+    folder = write(
+        tmp_path / "in", [f"text {i}, about as long as people write" for i in range(2000)]
+    )
+    run(replace(ACTORS, actors=3), folder, tmp_path / "out", stage(make=ProcessNumbers))
+    rows = pq.read_table(tmp_path / "out", columns=["label"])
+    assert rows.num_rows == 2000
+    assert pc.count_distinct(rows["label"]).as_py() > 1  # an actor may begin too late for any
+
+
+def test_a_stage_is_spread_over_its_workers():
+    whole = stage(batch_rows=8192)
+    assert whole.spread(2000, 1) == whole.spread(200_000, 4) == whole
+    few = whole.spread(8000, 4)
+    assert (few.batch_rows, few.block_bytes) == (1000, 2**20 * 1000 // 8192 // 2)
+    assert whole.spread(100, 4).batch_rows == 256
+    assert stage(batch_rows=300).spread(8000, 4).batch_rows == 300
 
 
 def test_shards_are_batched_together(tmp_path, process):
