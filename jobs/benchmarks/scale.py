@@ -58,13 +58,13 @@ class ScaleBenchmark(Benchmark):
 
     parts: list[Literal["nodes", "rows", "forecast"]] = ["nodes", "rows", "forecast"]
     node_counts: list[int] = [1, 2, 4]
-    texts_a_node: int = Field(default=400, ge=1)
+    texts_a_node: int = Field(default=2_000, ge=1)
     """To embed."""
-    vectors_a_node: int = Field(default=8_000, ge=1)
+    vectors_a_node: int = Field(default=30_000, ge=1)
     """To classify."""
     labels: int = Field(default=10, ge=1)
     row_counts: list[int] = [1_000_000, 10_000_000]
-    """Of `rows`. A hundred million take 4 GB of disk and half an hour on two cores."""
+    """Of `rows`. A hundred million take 4 GB of disk and seven minutes on two cores."""
     rounds: int = Field(default=1, ge=1)
     texts: int = Field(default=100_000_000, ge=1)
     """Of `forecast`."""

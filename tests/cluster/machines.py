@@ -135,6 +135,11 @@ class Machine:
             os.kill(self._first, signal.SIGKILL)
         self._outside.wait(30)
 
+    def terminate(self) -> None:
+        """SIGTERM to its Ray, as Kubernetes sends it to the container of a pod."""
+        (started,) = self.processes("ray start --block")
+        started.terminate()
+
     def empty_disk(self) -> None:
         """Of a machine that is not running."""
         for path in self.folder.iterdir():
@@ -242,11 +247,14 @@ class RayCluster:
         return machine
 
     def start_worker(self, machine: Machine, *options: str) -> None:
-        machine.run(
-            self.environment, "ray", "start", "--address", f"{self.head.address}:{GCS}",
-            "--node-ip-address", machine.address, "--num-cpus", str(self._cpus),
-            *options,
-        )  # fmt: skip
+        """Does not wait until it is there. As a pod's container begins it, so that SIGTERM to
+        `ray start` is what the pod would get."""
+        command = [
+            "ray", "start", "--block", "--address", f"{self.head.address}:{GCS}",
+            "--node-ip-address", machine.address, "--num-cpus", str(self._cpus), *options,
+        ]  # fmt: skip
+        background = f"{shlex.join(command)} > /tmp/ray-start.log 2>&1 &"
+        machine.run(self.environment, "sh", "-c", background)
 
     def get(self, path: str) -> requests.Response:
         headers = {"Authorization": f"Bearer {TOKEN}"}

@@ -34,6 +34,7 @@ from tests.cluster.faults import (
     whole_store,
 )
 from tests.cluster.machines import Machine
+from tests.cluster.services import until
 from tests.serve.load import Load
 
 pytestmark = needed
@@ -152,17 +153,29 @@ def test_mlflow_is_down(place):
 
 
 def test_a_machine_is_told_to_end(place):
-    """SIGTERM to Ray's node, as Kubernetes sends it."""
+    """SIGTERM with a grace period, as Kubernetes sends it."""
     begun(place, "classify-5", "jobs/classify.py", *CLASSIFY, "--output", f"{HOME}/out/c5")
     told, began = a_worker(place), strike(place, "classify-5", place.undisturbed["classify"])
-    for process in told.processes("/raylet/raylet"):
-        process.terminate()
+    told.terminate()
     seconds = ended(place, "classify-5", began)
     lost = whole_output("c5")
-    place.faults.append(
-        Fault("SIGTERM to a node, classify", "its rows are answered by the others", seconds, lost)
-    )
-    told.kill()
+    gone = left(told) - began
+    said = f"its rows are answered by the others; its Ray ends after {gone:.0f} s"
+    place.faults.append(Fault("SIGTERM to a machine, classify", said, seconds, lost))
+    replace(place, told)
+
+
+def test_a_machine_is_told_to_end_under_load(place, tmp_path):
+    url, right = served(place, tmp_path)
+    told = place.cluster.workers[1]
+    with Load(url, [right]) as clients:
+        time.sleep(place.dice.uniform(1, 4))
+        told.terminate()
+        began = time.monotonic()
+        gone = left(told) - began
+        time.sleep(10)
+    said = f"its replicas are begun elsewhere before it ends, after {gone:.0f} s"
+    answered(place, clients, "SIGTERM to a machine, serve", said, began)
     replace(place, told)
 
 
@@ -174,12 +187,24 @@ def test_a_machine_is_killed_under_load(place, tmp_path):
         killed.kill()
         began = time.monotonic()
         time.sleep(45)
+    answered(place, clients, "machine killed, serve", "the others answer", began)
+
+
+def left(machine: Machine) -> float:
+    """Wait until nothing of Ray is left on it. Returns when that was."""
+    until(lambda: not machine.processes("/raylet/raylet"), 90, "the end of its Ray")
+    machine.kill()
+    return time.monotonic()
+
+
+def answered(place: Place, clients: Load, name: str, said: str, began: float) -> None:
+    """Put what clients saw of the endpoint after a fault into the table: no wrong answer, and right
+    ones at the end."""
     bad = [at for at, status in clients.answered if status != 200 and at > began]
     seconds = max(bad) - began if bad else 0.0
     assert not clients.wrong
     assert {status for _, status in clients.answered[-20:]} == {200}
-    said = f"the others answer; {clients.statuses[200]:,} of 8 clients' requests right"
-    lost = f"{sum(n for s, n in clients.statuses.items() if s != 200)} requests"
-    place.faults.append(
-        Fault("machine killed, serve", said, seconds, lost, Counter(clients.statuses))
-    )
+    counts = Counter(clients.statuses)
+    said += f"; {counts[200]:,} of 8 clients' requests right"
+    lost = f"{counts.total() - counts[200]} requests"
+    place.faults.append(Fault(name, said, seconds, lost, counts))
