@@ -21,7 +21,7 @@ import psycopg2
 import pytest
 import requests
 
-from sce.storage import RemotePath
+from sce.storage import RemotePath, places
 from tests.cluster.manifests import ROOT
 from tests.serve.load import free_ports
 
@@ -68,6 +68,7 @@ def s3_server(folder: Path, bucket: str, host: str = "127.0.0.1") -> Iterator[di
         with pytest.MonkeyPatch.context() as patch:
             for name, value in variables.items():
                 patch.setenv(name, value)
+            places._bucket.cache_clear()  # it may know another test's server
             until(lambda: requests.get(variables["AWS_ENDPOINT_URL"], timeout=5).ok, 60, "moto")
             boto3.client("s3").create_bucket(Bucket=bucket)
             yield variables
