@@ -233,6 +233,11 @@ def headline(found: Comparison) -> str:
             f" {found.rows_relabelled:,} of them went from label to label, {found.rows_to_null:,} "
             f"lost their label, {found.rows_from_null:,} got one."
         )
+    if found.rows_to_above or found.rows_from_above:
+        said += (
+            f" {found.rows_to_above:,} of them stopped at a node above their label, "
+            f"{found.rows_from_above:,} got one below their node."
+        )
     if found.sets is not None:
         said = f"By each row's best label: {said} {sets_headline(found.sets)}"
     if found.rows_moved and found.gone:
