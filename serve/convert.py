@@ -144,6 +144,7 @@ def answer_options(request: ClassifyRequest) -> AnswerOptions:
             at_most=request.at_most,
             contrast_labels=tuple(request.contrast_labels or ()),
             none_of_these=bool(request.none_of_these),
+            none_share=request.none_share,
             none_threshold=request.none_threshold,
             coverage_cut=request.coverage_cut,
             explain=bool(request.explain),
