@@ -103,8 +103,9 @@ def evaluate_none(experiment: Experiment) -> dict[str, Any]:
     return {
         "model": str(experiment.measured_model),
         "results": str(folder),
-        "sets": len(results),
-        "rows": sum(len(one.texts) for one in sets),
+        "sets": len(sets),
+        "rows": results[0]["rows"] if config.long_texts else sum(one["rows"] for one in results),
+        **({"readings": _readings_said(results)} if config.long_texts else {}),
         "test": {
             f"{figure}/{name}": round(value, 4)
             for name, found in _mean(results, shown).items()
@@ -276,6 +277,16 @@ def _calibration_table(results: Sequence[dict[str, Any]]) -> Table:
         "and the texts as a corpus (--none-share); the labels of the other half of the rows "
         "(--none-label).",
     )
+
+
+def _readings_said(results: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    return {
+        one["name"]: {
+            "auroc": round(one["none_score"]["auroc"], 4),
+            "ece": round(one["paths"]["corpus"]["ece"], 4),
+        }
+        for one in results
+    }
 
 
 def _mean(results: Sequence[dict[str, Any]], shown: Mapping[str, str]) -> dict[str, Any]:
