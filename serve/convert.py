@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from sce.client.wire import (
     METADATA_FORM,
+    BatchRequest,
     ClassifyRequest,
     ClassifyResponse,
     Embedding,
@@ -130,7 +131,7 @@ def classify_request(
     )
 
 
-def answer_options(request: ClassifyRequest) -> AnswerOptions:
+def answer_options(request: ClassifyRequest | BatchRequest) -> AnswerOptions:
     """What a request asks of its answer. Raises `ApiError`: 422, it cannot be had."""
     try:
         return AnswerOptions(
