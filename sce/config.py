@@ -234,7 +234,13 @@ def load_config(config_class: type[ConfigT], argv: Sequence[str], prog: str, doc
     except ValidationError as error:
         raise ConfigError(_explain(error, known.config, _secret_fields(config_class))) from None
     except SettingsError as error:
-        raise ConfigError(f"{prog}: {error}") from None
+        group = re.search(r'parsing value for field "(\w+)" from', str(error))
+        if group is None:
+            raise ConfigError(f"{prog}: {error}") from None
+        raise ConfigError(
+            f"{group[1]}: a group of settings, or a list, is given as JSON; of a group also one at "
+            f"a time, --{group[1].replace('_', '-')}.NAME VALUE. See --help."
+        ) from None
     except RecursionError:
         raise ConfigError(f"{prog}: a setting is JSON that is nested too deep.") from None
 

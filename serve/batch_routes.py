@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request
 from pydantic_core import from_json
 
 from sce.client.wire import Batch, BatchRequest
-from serve.convert import check_labels, parse
+from serve.convert import answer_options, check_labels, parse
 from serve.dependencies import Owner, Served, described_body, errors
 from serve.file_batches import PREFIX
 from serve.file_forms import AnyBatchList, FileBatch, FileBatchRequest
@@ -38,6 +38,7 @@ async def create_batch(request: Request, ingress: Served, owner: Owner) -> Batch
             asked = parse(FileBatchRequest, body)
             return await ingress.file_batches.create(owner, asked, answer_of(ingress))
         asked = parse(BatchRequest, body)
+        answer_options(asked)  # what cannot be had is refused before a job begins
         name = request.state.model = ingress.choose(asked.model)
         if asked.labels is not None:
             check_labels(asked.labels, 0, "labels", ingress.limits)

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from sce.client.wire import (
     METADATA_FORM,
+    BatchRequest,
     ClassifyRequest,
     ClassifyResponse,
     Embedding,
@@ -130,7 +131,7 @@ def classify_request(
     )
 
 
-def answer_options(request: ClassifyRequest) -> AnswerOptions:
+def answer_options(request: ClassifyRequest | BatchRequest) -> AnswerOptions:
     """What a request asks of its answer. Raises `ApiError`: 422, it cannot be had."""
     try:
         return AnswerOptions(
@@ -144,6 +145,7 @@ def answer_options(request: ClassifyRequest) -> AnswerOptions:
             at_most=request.at_most,
             contrast_labels=tuple(request.contrast_labels or ()),
             none_of_these=bool(request.none_of_these),
+            none_share=request.none_share,
             none_threshold=request.none_threshold,
             coverage_cut=request.coverage_cut,
             explain=bool(request.explain),

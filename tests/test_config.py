@@ -60,6 +60,11 @@ def test_a_wrong_file_is_refused(tmp_path, content, message):
         load("--config", str(path))
 
 
+def test_a_group_that_is_given_as_one_value_is_refused_with_how_it_is_given():
+    with pytest.raises(ConfigError, match=r"^train: a group .* --train\.NAME VALUE"):
+        load("--train", "some/folder")
+
+
 def test_a_missing_file_is_refused():
     with pytest.raises(ConfigError, match=r"no file 'nowhere\.yaml'"):
         load("--config", "nowhere.yaml")

@@ -103,6 +103,7 @@ class Comparison:
         renamed: labels of the previous run that count as one of the current run.
         subtrees: where those labels stand that were found to have moved with their tree's node.
         sets: how the sets of labels changed, where rows may have several.
+        separator: of the labels' paths, where either run's are a tree.
         exact_labels: whether both label sets were given. If not, a label without rows is not
             seen: `gone` may hold labels that are only empty, `new` some that were.
     """
@@ -116,6 +117,7 @@ class Comparison:
     renamed: Mapping[str, str] = field(default_factory=dict)
     subtrees: tuple[Subtree, ...] = ()
     sets: SetChanges | None = None
+    separator: str | None = None
 
     @cached_property
     def new(self) -> tuple[str, ...]:
@@ -170,6 +172,21 @@ class Comparison:
         return sum(move.rows for move in self.moves if move.before is None)
 
     @property
+    def rows_to_above(self) -> int:
+        """Rows that stopped at a node above their label: they are undecided below it."""
+        return sum(move.rows for move in self.moves if self._is_above(move.after, move.before))
+
+    @property
+    def rows_from_above(self) -> int:
+        """Rows that have a label below the node that they had."""
+        return sum(move.rows for move in self.moves if self._is_above(move.before, move.after))
+
+    def _is_above(self, node: str | None, other: str | None) -> bool:
+        if self.separator is None or node is None or other is None:
+            return False
+        return other.startswith(node + self.separator)
+
+    @property
     def rows_moved_from_gone(self) -> int:
         """Rows that had to move, because their label is gone."""
         return sum(move.rows for move in self.moves if move.before in self.gone)
@@ -195,6 +212,8 @@ class Comparison:
             "rows_relabelled": self.rows_relabelled,
             "rows_to_null": self.rows_to_null,
             "rows_from_null": self.rows_from_null,
+            "rows_to_above": self.rows_to_above,
+            "rows_from_above": self.rows_from_above,
             "rows_moved_from_gone": self.rows_moved_from_gone,
             "rows_moved_to_new": self.rows_moved_to_new,
             "share_moved": self.share_moved,

@@ -155,8 +155,8 @@ class BlockClassifier:
             found["top"] = _top(answers, names, first_G, self._options.top_k)
         if PATH_COLUMN in self._types:
             found[PATH_COLUMN] = _path(answers, nodes)
-        if answers.none_N is not None:
-            found["none_score"] = pa.array(answers.none_N, pa.float32())
+        if decided.none_N is not None:
+            found["none_score"] = pa.array(decided.none_N, pa.float32())
         if answers.nearest_N is not None:
             found["why"] = _why(answers, answers.nearest_N, names, first_G, self._types["why"])
         if self._options.return_scores:

@@ -19,6 +19,7 @@ from sce.bulk.membership import SetChanges
 from sce.bulk.output import OutputFormat
 from sce.errors import ROW_ERRORS
 from sce.evaluation.tables import Cell, Table, escape_markdown
+from sce.model.rejection import NONE_SHARE
 
 MAX_MATRIX_LABELS = 15
 MAX_SHOWN_LABELS = 40
@@ -28,11 +29,9 @@ MAX_MOVES = 20
 """Shown in Markdown."""
 SAMPLE_ROWS = 10
 SHOWN_PAIRS = 10
-SHARE_OF_NONE = 0.2
-"""Of rows that fit no label; of more the summary says how a threshold is found."""
-NONE_IS_MUCH = (
-    "That is many. none_score was fitted where no label fits half of the rows; where nearly all "
-    "have one, find the threshold on labelled rows: --none-recall 0.95 --labelled FILE."
+SHARE_IS_ASSUMED = (
+    f"none_score assumes that no label fits {100 * NONE_SHARE:g} % of the rows. --none-share says "
+    "another share; --none-label NAME --labelled FILE finds it on rows of yours."
 )
 NO_ANSWER = "(no answer)"
 CUT = " […]"
@@ -141,8 +140,8 @@ def print_summary(
             title = f"Labels: the {MAX_TERMINAL_LABELS} of {len(counts)} with the most rows"
         columns = ["label", "rows", "share"]
         console.print(Table(columns, table[:MAX_TERMINAL_LABELS], title, left=_LEFT))
-    if _is_much(summary):
-        console.print(Text(NONE_IS_MUCH))
+    if summary.get("none_of_these") and not {"none_share", "none_threshold"} & set(summary):
+        console.print(Text(SHARE_IS_ASSUMED))
     if groups := summary.get("unlabelled"):
         found = f"Texts that no label fits, in {groups['groups']} groups: {groups['report']}"
         console.print(Text(found), soft_wrap=True)
@@ -152,12 +151,6 @@ def print_summary(
         console.print(Text(f"{name} was read as {words}. --encoding, --delimiter set another."))
     console.print(Text(f"{summary['output']}  ({_HOW_TO_OPEN[output_format]})"), soft_wrap=True)
     console.print(Text(_opens(summary["output"], output_format, id_name)), soft_wrap=True)
-
-
-def _is_much(summary: Mapping[str, Any]) -> bool:
-    """Whether so many rows fit no label that the threshold is in doubt, which nobody has set."""
-    asked = summary.get("none_of_these") and "none_threshold" not in summary
-    return bool(asked) and summary["null_labels"] > SHARE_OF_NONE * summary["rows_out"]
 
 
 def _why_null(summary: Mapping[str, Any]) -> str:
@@ -232,6 +225,11 @@ def headline(found: Comparison) -> str:
         said += (
             f" {found.rows_relabelled:,} of them went from label to label, {found.rows_to_null:,} "
             f"lost their label, {found.rows_from_null:,} got one."
+        )
+    if found.rows_to_above or found.rows_from_above:
+        said += (
+            f" {found.rows_to_above:,} of them stopped at a node above their label, "
+            f"{found.rows_from_above:,} got one below their node."
         )
     if found.sets is not None:
         said = f"By each row's best label: {said} {sets_headline(found.sets)}"

@@ -16,6 +16,7 @@ from sce.client import Client, EndpointError
 from sce.errors import ROW_ERRORS, ConfigError
 from sce.labels import LabelSet, RaggedLabels
 from sce.model.answers import Answers
+from sce.model.decisions import fitted_share
 from sce.model.label_tree import level_count, tree_of
 from sce.model.options import Scoring
 from sce.model.pooling import ChunkVectors
@@ -72,6 +73,7 @@ class EndpointPredictor:
             mode=scoring.mode,
             contrast_labels=scoring.contrast,
             none_of_these=scoring.none_of_these,
+            none_share=fitted_share(scoring.mode) if scoring.none_of_these else None,
             explain=scoring.explain,
         )
         self._check_served()

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 from sce.bulk.changes import Comparison, Subtree
+from sce.labels import normalise_name
 
 MOST_CANDIDATES = 100
 """Labels with the same last part that one is compared with. A part that stands under more parents
@@ -19,7 +20,8 @@ than this ("other") says nothing of where its label came from."""
 def moved_subtrees(found: Comparison, separator: str) -> list[Subtree]:
     """Subtrees whose labels are gone and stand elsewhere, largest first; no label is in two.
 
-    Most of the rows of a subtree's labels went to the same label at its new place. One without rows
+    Most of the rows of a subtree's labels went to the same label at its new place; those that
+    stopped above it, where a text is undecided, speak neither for nor against. One without rows
     needs at least two labels: one name alone may stand under two parents by chance.
     """
     pairs = _candidates(found, separator)
@@ -29,7 +31,13 @@ def moved_subtrees(found: Comparison, separator: str) -> list[Subtree]:
     for (before, after), labels in pairs.items():
         rows = sum(rows_of[old] for old in labels)
         followed = sum(went.get(pair, 0) for pair in labels.items())
-        if 2 * followed > rows if rows else len(labels) > 1:
+        stopped = sum(
+            went.get((old, above), 0)
+            for old, new in labels.items()
+            for above in _above(new, separator)
+        )
+        decided = rows - stopped
+        if 2 * followed > decided if decided else bool(stopped) or len(labels) > 1:
             joined = separator.join(before), separator.join(after)
             subtrees.append(Subtree(*joined, dict(sorted(labels.items())), rows, followed))
     # The larger subtree first, and of two with the same labels the one that keeps more rows.
@@ -43,6 +51,33 @@ def moved_subtrees(found: Comparison, separator: str) -> list[Subtree]:
             taken_after |= set(one.labels.values())
             kept.append(one)
     return kept
+
+
+def same_by_name(found: Comparison, separator: str, flat_before: bool) -> list[Subtree]:
+    """Between a flat set and a tree: labels of the one that are the last part of a single path of
+    the other, by their names alone, whatever their rows did.
+
+    Args:
+        flat_before: whether the previous run's labels are the flat ones.
+    """
+    flat, paths = (found.gone, found.new) if flat_before else (found.new, found.gone)
+    under: defaultdict[str, list[str]] = defaultdict(list)
+    for path in paths:
+        under[normalise_name(path.split(separator)[-1])].append(path)
+    rows_of = found.rows_of_before
+    went = {(move.before, move.after): move.rows for move in found.moves}
+    same = []
+    for name in flat:
+        if len(there := under[normalise_name(name)]) == 1:
+            old, new = (name, there[0]) if flat_before else (there[0], name)
+            same.append(Subtree(old, new, {old: new}, rows_of[old], went.get((old, new), 0)))
+    return same
+
+
+def _above(path: str, separator: str) -> list[str]:
+    """The nodes above one, the topmost first."""
+    parts = path.split(separator)
+    return [separator.join(parts[:depth]) for depth in range(1, len(parts))]
 
 
 def renamed_below(

@@ -115,10 +115,15 @@ class ClassifyRequest(Wire):
     )
     none_of_these: Annotated[StrictBool | None, _or(False)] = Field(
         False,
-        description="Also `none_score`, the probability that no label fits; above `none_threshold` "
-        "`label` is null.",
+        description="Also `none_score`, the probability that no label fits; `label` is null where "
+        "that is more likely than the best label.",
     )
-    none_threshold: float | None = Field(None, ge=0, le=1, description="Default: 0.5.")
+    none_share: float | None = Field(
+        None, gt=0, lt=1, description="Of texts that no label fits, as far as known. Default: 0.1."
+    )
+    none_threshold: float | None = Field(
+        None, ge=0, le=1, description="`label` is null where `none_score` is above it instead."
+    )
     coverage_cut: float | None = Field(
         None, ge=0, le=1, description="Also `labels`: all of at least this probability."
     )
@@ -361,6 +366,7 @@ class BatchRequest(Wire):
     long_text: Annotated[LongText | None, _or("truncate")] = "truncate"
     pooling: Pooling | None = None
     none_of_these: Annotated[StrictBool | None, _or(False)] = False
+    none_share: float | None = Field(None, gt=0, lt=1)
     none_threshold: float | None = Field(None, ge=0, le=1)
     coverage_cut: float | None = Field(None, ge=0, le=1)
     explain: Annotated[StrictBool | None, _or(False)] = False

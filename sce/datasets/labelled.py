@@ -7,7 +7,7 @@ import logging
 from sce.datasets.columns import NO_LABEL, Columns, not_in_set, raise_bad, read_rows
 from sce.datasets.readers import BadRow, read_records
 from sce.errors import DataError, LabelError
-from sce.labels import LabelSet
+from sce.labels import Label, LabelSet, normalise_name
 from sce.storage import Place, fetch
 
 logger = logging.getLogger("sce")
@@ -67,6 +67,34 @@ def read_labelled(
     if empty:
         logger.info("%s: %d rows have no label yet and are left out.", path, empty)
     return texts, names, found
+
+
+def read_with_none(
+    path: str | Place,
+    text_column: str,
+    label_column: str,
+    labels: LabelSet,
+    none_label: str,
+) -> tuple[list[str], list[str], list[str]]:
+    """Labelled rows of which those with the label `none_label` fit none of `labels`.
+
+    Returns:
+        Texts and label names as `read_labelled` gives them, and the texts that no label fits.
+
+    Raises:
+        DataError: as `read_labelled`; no row has that label, or it is one of `labels`.
+    """
+    key = normalise_name(none_label)
+    if not key or any(label.key == key for label in labels.labels):
+        raise DataError(f"none_label: {none_label!r} is to be none of the labels.")
+    every = LabelSet((*labels.labels, Label(none_label)))
+    texts, names, _ = read_labelled(path, text_column, label_column, every)
+    is_none = [normalise_name(name) == key for name in names]
+    none = [text for text, found in zip(texts, is_none, strict=True) if found]
+    if not none:
+        raise DataError(f"none_label: no row of {path} has {none_label!r}.")
+    kept = [i for i, found in enumerate(is_none) if not found]
+    return [texts[i] for i in kept], [names[i] for i in kept], none
 
 
 def read_several(

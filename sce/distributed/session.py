@@ -3,6 +3,7 @@ that happens to run on the machine, and none that other users of the machine can
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import socket
@@ -16,6 +17,7 @@ from typing import Any
 import ray
 import ray.data
 from ray._private import ray_constants, ray_logging
+from ray._private.parameter import RayParams
 from ray._private.utils import internal_kv_get_with_retry
 from ray._raylet import GcsClient  # type: ignore[attr-defined]
 
@@ -67,6 +69,7 @@ def ensure_ray(dashboard: bool | None = None) -> None:
         options["include_dashboard"] = asked
         options["_temp_dir"] = str(_private_folder() / "ray")  # that one Ray opens to all
         _listen_on_loopback()
+        _listen_anywhere()
         if found := _started_here():
             log.info("another Ray runs at %s; RAY_ADDRESS=auto would join it", found)
     else:
@@ -196,6 +199,17 @@ def _private_folder() -> Path:
             f"writes there runs code as this user. Delete it, or set RAY_TMPDIR to another folder."
         )
     return folder
+
+
+def _listen_anywhere() -> None:
+    """The agent that takes a node's jobs listens at 52365, and `ray.init` has no argument for
+    another port: beside another Ray of this machine it ends, and no batch can be started. 0 is any.
+    """
+    names = list(inspect.signature(RayParams).parameters)
+    first = len(names) - len(RayParams.__init__.__defaults__ or ())
+    defaults = list(RayParams.__init__.__defaults__ or ())
+    defaults[names.index("dashboard_agent_listen_port") - first] = 0
+    RayParams.__init__.__defaults__ = tuple(defaults)
 
 
 def _listen_on_loopback() -> None:

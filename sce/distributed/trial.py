@@ -25,7 +25,9 @@ from sce.distributed.one_process import OneProcess
 from sce.distributed.resources import use_threads
 from sce.distributed.stage import Workers, plan_corpus
 from sce.errors import InputError
+from sce.model.decisions import fitted_share
 from sce.model.options import AnswerOptions
+from sce.model.rejection import MIN_SIDE, share_for_mean
 
 SAMPLE_ROWS = 1000
 """Of a dry run at most."""
@@ -35,6 +37,8 @@ PIECE_ROWS = 128
 SAMPLE_SHARDS = 8
 EXEMPLAR_ROWS, EXEMPLAR_SHARDS = 20_000, 64
 """Of a store, to find exemplars among."""
+LEVEL_TEXTS, LEVEL_VECTORS = 500, 5000
+"""Of an input, to find how near its texts are to the labels."""
 
 
 @dataclass(frozen=True)
@@ -94,13 +98,60 @@ def find_none_threshold(
         raise InputError(
             f"none_recall {recall}: {len(texts)} labelled rows, but {least} are needed."
         )
-    options = AnswerOptions(
+    options = _none_options(asked, asked.options.none_share)
+    none = _answered(asked, texts, workers, options)["none_score"].to_numpy()
+    return float(np.quantile(none, recall, method="inverted_cdf"))
+
+
+def none_share_of_rows(
+    asked: Classification, texts: Sequence[str], none_texts: Sequence[str], workers: Workers
+) -> tuple[float, float]:
+    """Of labelled rows, some of which no label fits: their share, and the `none_share` at which the
+    mean `none_score` is that. Raises `InputError`: they are too few."""
+    if min(len(texts), len(none_texts)) < MIN_SIDE:
+        raise InputError(
+            f"none_label: {len(none_texts)} labelled rows that no label fits and {len(texts)} "
+            f"others; {MIN_SIDE} of each are needed."
+        )
+    every, fitted = [*texts, *none_texts], fitted_share(asked.options.mode)
+    answered = _answered(asked, every, workers, _none_options(asked, fitted))
+    share = len(none_texts) / len(every)
+    return share, _share_for(answered, share, asked)
+
+
+def none_share_of_corpus(asked: Classification, corpus: Corpus, workers: Workers) -> float:
+    """The `none_share` at which the mean `none_score` of the input is the share that was stated, by
+    a sample of it. The texts of a corpus may all be nearer to their labels, or farther from them,
+    than those that the score was fitted on."""
+    stated = asked.options.none_share
+    assert stated is not None
+    columns = replace(asked.columns, keep=())
+    rows = LEVEL_TEXTS if columns.text is not None else LEVEL_VECTORS
+    block = _sample(plan_corpus(corpus, columns), columns, rows, EXEMPLAR_SHARDS)
+    options = replace(
+        _none_options(asked, fitted_share(asked.options.mode)),
+        long_text=asked.options.long_text,
+        pooling=asked.options.pooling,
+    )
+    asked = replace(asked, columns=columns, options=options)
+    ((answered, _),) = _classified(asked, [block], workers)
+    return _share_for(answered, stated, asked)
+
+
+def _none_options(asked: Classification, share: float | None) -> AnswerOptions:
+    return AnswerOptions(
         mode=asked.options.mode,
         contrast_labels=asked.options.contrast_labels,
         none_of_these=True,
+        none_share=share,
     )
-    none = _answered(asked, texts, workers, options)["none_score"].to_numpy()
-    return float(np.quantile(none, recall, method="inverted_cdf"))
+
+
+def _share_for(answered: pa.Table, share: float, asked: Classification) -> float:
+    """The stated one where every row has an error."""
+    none = answered["none_score"].drop_null().to_numpy()
+    none = none[~np.isnan(none)]
+    return share_for_mean(none, share, fitted_share(asked.options.mode)) if len(none) else share
 
 
 def find_exemplars(

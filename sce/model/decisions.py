@@ -15,7 +15,9 @@ import numpy as np
 
 from sce.labels import normalise_name
 from sce.model.answers import Answers, Prediction, Why
-from sce.model.options import NONE_THRESHOLD, AnswerOptions
+from sce.model.logistic import NONE_FITTED_SHARE
+from sce.model.options import NONE_THRESHOLD, AnswerOptions, Mode
+from sce.model.rejection import FITTED_SHARE, NONE_SHARE, at_share
 
 
 @dataclass(frozen=True)
@@ -49,18 +51,26 @@ class Decisions:
             none. Of a tree a place in `LabelTree.answer_names`.
         score_N: float32 [N], its probability; of the best label where none is answered.
         lists: all labels that are answered, in the modes in which that may be several.
+        none_N: float32 [N], where it was asked for, the probability that no label fits.
     """
 
     label_N: np.ndarray
     score_N: np.ndarray
     lists: LabelLists | None = None
+    none_N: np.ndarray | None = None
+
+
+def fitted_share(mode: Mode) -> float:
+    """Of rows that no label fits, for which `Answers.none_N` is calibrated."""
+    return NONE_FITTED_SHARE if mode == "multi" else FITTED_SHARE
 
 
 def decide(
     answers: Answers, options: AnswerOptions, names: Sequence[str], nodes: Sequence[str] = ()
 ) -> Decisions:
     """The label of each row: its best one, or none below the threshold; in mode "multi" all that
-    reach theirs. Probabilities are compared in float32, as an output holds them.
+    reach theirs. Where no label is likelier to fit than the best one is to be right, none.
+    Probabilities are compared in float32, as an output holds them.
 
     In a tree: the best leaf, or where it is below its threshold the deepest node on the way down
     from the top that is not; the score of no node is that of the most probable at the top.
@@ -70,15 +80,26 @@ def decide(
         nodes: of a tree, `LabelTree.answer_names`.
     """
     decided = _decide(answers, options, names, nodes)
-    label_N, lists = decided.label_N, decided.lists
-    if answers.none_N is not None:
-        most = NONE_THRESHOLD if options.none_threshold is None else options.none_threshold
-        none_N = answers.none_N > np.float32(most)
-        label_N = np.where(none_N, -1, label_N)
-        lists = None if lists is None else lists.without(none_N)
+    label_N, lists, none_N = decided.label_N, decided.lists, None
+    if answers.none_N is not None and options.none_of_these:
+        share = NONE_SHARE if options.none_share is None else options.none_share
+        none_N = at_share(answers.none_N, share, fitted_share(options.mode))
+        fits_none_N = _fits_none(none_N, decided.score_N, options)
+        label_N = np.where(fits_none_N, -1, label_N)
+        lists = None if lists is None else lists.without(fits_none_N)
     if options.coverage_cut is not None:
         lists = _label_sets(answers, options.coverage_cut)
-    return Decisions(label_N, decided.score_N, lists)
+    return Decisions(label_N, decided.score_N, lists, none_N)
+
+
+def _fits_none(none_N: np.ndarray, score_N: np.ndarray, options: AnswerOptions) -> np.ndarray:
+    """Whether "none" is what is answered, bool [N]. `score` is given that a label fits, so the
+    best one is right with the product of the two: the likelier answer is right most often."""
+    if options.none_threshold is not None:
+        return none_N > np.float32(options.none_threshold)
+    if options.mode == "multi":
+        return none_N > np.float32(NONE_THRESHOLD)
+    return none_N > (1 - none_N) * score_N
 
 
 def _decide(
@@ -251,7 +272,7 @@ def predictions(
                 where=where,
                 path=path,
                 labels=several,
-                none_score=None if answers.none_N is None else float(answers.none_N[row]),
+                none_score=None if decided.none_N is None else float(decided.none_N[row]),
                 why=why,
             )
         )

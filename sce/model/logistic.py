@@ -126,7 +126,8 @@ def logistic_of(background: Background) -> Logistic:
 
 
 NONE_BIAS, NONE_SLOPE = -1.159, 1.123
-"""See `none_scores`."""
+NONE_FITTED_SHARE = 0.29
+"""See `none_scores`: of rows that none fits, among those that these were fitted on."""
 
 
 def none_scores(p_RK: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from sce.errors import InputError, quoted
 from sce.labels import normalise_name
+from sce.model.rejection import NONE_SHARE
 
 LongText = Literal["truncate", "chunk"]
 Pooling = Literal["mean", "max", "attention", "vector"]
@@ -34,7 +35,7 @@ NONE_SCORE_OF = "the largest probability"
 """What `none_score` is of in mode "multi" (`sce.model.logistic.none_scores`): an output that was
 begun with another is not gone on with."""
 NONE_THRESHOLD = 0.5
-"""A row has no label where it is more likely than not that none fits."""
+"""In mode "multi" a row has no label where it is more likely than not that none fits."""
 
 
 def default_thresholds(counts_M: np.ndarray) -> np.ndarray:
@@ -126,6 +127,7 @@ class EvidenceOptions(TypedDict, total=False):
     """The fields of `AnswerOptions` that ask what speaks for an answer, for callers' signatures."""
 
     none_of_these: bool
+    none_share: float | None
     none_threshold: float | None
     coverage_cut: float | None
     explain: bool
@@ -151,9 +153,13 @@ class AnswerOptions:
         contrast_labels: in mode "multi", what each label is held against instead of the others of
             the row: with them a label's probability does not depend on which others are given.
         none_of_these: also say how likely it is that no label fits, as `none_score`; a row has no
-            label where that is more than `none_threshold` (by default `NONE_THRESHOLD`). In mode
-            "multi" from the labels' own probabilities. Of a text in chunks whose probabilities
-            are pooled, what is left of the chunks' pooled probabilities that one fits.
+            label where that is more likely than its best one, with the probability that one fits
+            times `score`; in mode "multi", where the score is from the labels' own probabilities,
+            above `NONE_THRESHOLD`. Of a text in chunks whose probabilities are pooled, what is
+            left of the chunks' pooled probabilities that one fits.
+        none_share: of the texts, those that no label fits, as far as is known before they are
+            looked at; by default `NONE_SHARE`. A share that is wrong makes every `none_score` so.
+        none_threshold: a row has no label where `none_score` is above it instead.
         coverage_cut: also answer all labels of at least this probability, and always the best one,
             as `labels`. `sce.evaluation.conformal` finds the cut at which these sets hold the right
             label as often as wanted.
@@ -170,6 +176,7 @@ class AnswerOptions:
     at_most: int | None = None
     contrast_labels: Sequence[str] = ()
     none_of_these: bool = False
+    none_share: float | None = None
     none_threshold: float | None = None
     coverage_cut: float | None = None
     explain: bool = False
@@ -203,8 +210,12 @@ class AnswerOptions:
             value = getattr(self, name)
             if value is not None:
                 _check_threshold(value, name)
-        if self.none_threshold is not None and not self.none_of_these:
-            raise InputError("none_threshold: it goes with none_of_these.")
+        share = self.none_share
+        if share is not None and (isinstance(share, bool) or not 0 < share < 1):
+            raise InputError(f"none_share: {share!r}, but a share between 0 and 1 is needed.")
+        for name in ("none_share", "none_threshold"):
+            if getattr(self, name) is not None and not self.none_of_these:
+                raise InputError(f"{name}: it goes with none_of_these.")
         if self.pooling not in (None, POOLING) and self.explain:
             raise InputError(
                 "explain: of one vector a text; with long_text 'chunk' it goes with pooling "
@@ -226,8 +237,10 @@ class AnswerOptions:
         found = {name: value for name, value in self.given().items() if name in names}
         if self.mode == "multi" and (self.threshold is None or isinstance(self.threshold, Mapping)):
             found["default_threshold"] = DEFAULT_THRESHOLD
-        if self.mode == "multi" and self.none_of_these:
-            found["none_score_of"] = NONE_SCORE_OF
+        if self.none_of_these:
+            found["none_share"] = NONE_SHARE if self.none_share is None else self.none_share
+            if self.mode == "multi":
+                found["none_score_of"] = NONE_SCORE_OF
         return found
 
     def _check_multi(self) -> None:

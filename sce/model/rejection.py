@@ -8,6 +8,12 @@ away from half of the rows. Of rows of five other sets the cosine told those wit
 as well as the model's largest score did, better than the maximal softmax, and as well as the cosine
 in standard deviations of a `Background`.
 
+How many texts fit no label, their share, cannot be read off the texts: on the starter corpus's
+training sets, 588 draws of 3 to 50 % without a label in folds by domain, what a corpus shows (its
+mean cosine, its spread, each label's level) led to the same guess of 12 % whatever the share was.
+It is a prior, and `at_share` exchanges it: where the share is given, the calibration error is 0.010
+instead of 0.297.
+
 Shapes: N texts, K labels, D the embedder's dimension.
 """
 
@@ -21,8 +27,14 @@ import numpy as np
 from sce.errors import InputError
 from sce.model.products import exact_cosines
 
+FITTED_SHARE = 0.5
+"""Of rows that no label fits, among those that the coefficients are fitted on."""
+NONE_SHARE = 0.1
+"""The share where nobody has stated one: an assumption. Of the inbox's messages it is 6 %."""
 MIN_SIDE = 5
 """Rows of each kind, with a right label and without, that labelled rows need to be fitted on."""
+
+_BOUNDS, _MOST_LOG_ODDS = (1e-7, 1 - 1e-7), 60.0
 
 
 @dataclass(frozen=True)
@@ -42,6 +54,33 @@ class Rejection:
         """Probabilities that no label fits, float32 [N], of each row's largest cosine and its K."""
         x_N = self.bias - self.by_nearness * nearest_N + self.by_count * np.log(counts_N)
         return (0.5 * (1 + np.tanh(x_N / 2))).astype(np.float32)
+
+
+def at_share(none_N: np.ndarray, share: float, fitted: float = FITTED_SHARE) -> np.ndarray:
+    """Probabilities that no label fits where `share` of the texts are so, float32 [N], of those
+    that were fitted to another share: the odds, times the ratio of the shares' odds."""
+    if share == fitted:
+        return none_N
+    from scipy.special import expit, logit  # a third of a second
+
+    x_N = logit(np.clip(none_N.astype(np.float64), *_BOUNDS)) + logit(share) - logit(fitted)
+    return expit(x_N).astype(np.float32)
+
+
+def share_for_mean(none_N: np.ndarray, mean: float, fitted: float = FITTED_SHARE) -> float:
+    """The share with which the probabilities of these texts have this mean: texts may be nearer to
+    their labels, or farther from them, than those that the coefficients were fitted on.
+
+    Args:
+        none_N: as `at_share` takes them; at least one.
+        mean: from 0 to 1, exclusive.
+    """
+    from scipy.optimize import brentq
+    from scipy.special import expit, logit
+
+    x_N = logit(np.clip(none_N.astype(np.float64), *_BOUNDS)) - logit(fitted)
+    odds = brentq(lambda more: expit(x_N + more).mean() - mean, -_MOST_LOG_ODDS, _MOST_LOG_ODDS)
+    return float(np.clip(expit(odds), *_BOUNDS))
 
 
 STAND_IN = Rejection(1.467, 9.63, 0.403)

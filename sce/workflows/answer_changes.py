@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from sce.bulk.changes import Comparison, MatchedOutputs, likely_renames
+from sce.bulk.changes import Comparison, MatchedOutputs, Subtree, likely_renames
 from sce.bulk.display import comparison_markdown, print_comparison
-from sce.bulk.subtrees import moved_subtrees, renamed_below
+from sce.bulk.output import read_run
+from sce.bulk.subtrees import moved_subtrees, renamed_below, same_by_name
 from sce.evaluation.tables import escape_markdown
 from sce.storage import to_place, write_text
 
@@ -37,13 +38,16 @@ def report_changes(
         previous: folder, labels where they are known, and which of them were renamed to what.
         current: folder, and labels where they are known.
         vectors_of: names of labels, to find renames; None finds those of case alone.
-        separator: of the labels' paths, where the current ones are a tree: a subtree that moved is
-            followed, and a renamed node renames what is below it. None where they are no tree.
+        separator: of the labels' paths, where the current ones are a tree. None where they are no
+            tree. Where either run's are one, a subtree that moved is followed, and a renamed node
+            renames what is below it; between a tree and a flat set also a label by its name.
 
     Returns:
         The comparison, its report, and what the job's summary says of it.
     """
     (folder, old, renamed), (uri, new) = previous, current
+    before, is_tree = _separator_of(folder), separator is not None
+    separator = separator or before or None  # "" where it is known to be flat
     if separator is not None and old and new:
         renamed = renamed_below(renamed, old, new, separator)
     matched = MatchedOutputs.read(folder, uri, renamed)
@@ -51,10 +55,14 @@ def report_changes(
     if separator is None:
         found = matched.compared(label_sets, texts_of)
     else:
-        subtrees = moved_subtrees(matched.compared(label_sets), separator)
-        same = {name: now for one in subtrees for name, now in one.labels.items()}
-        matched = matched.with_renamed(same)
-        found = replace(matched.compared(label_sets, texts_of), subtrees=tuple(subtrees))
+        subtrees: list[Subtree] = []
+        if before is not None and bool(before) != is_tree:
+            subtrees = same_by_name(matched.compared(label_sets), separator, not before)
+            matched = matched.with_renamed(_same(subtrees))
+        moved = moved_subtrees(matched.compared(label_sets), separator)
+        matched, subtrees = matched.with_renamed(_same(moved)), [*subtrees, *moved]
+        found = matched.compared(label_sets, texts_of)
+        found = replace(found, subtrees=tuple(subtrees), separator=separator)
     sets = matched.sets()
     if sets is not None:
         found = replace(found, sets=sets.compared())
@@ -74,6 +82,18 @@ def report_changes(
     if separator is not None:
         said["moved_subtrees"] = {one.before: one.after for one in found.subtrees}
     return found, report, found.to_metrics() | said
+
+
+def _separator_of(folder: str) -> str | None:
+    """Of the paths of an output's labels; "" where they are no tree, None where nobody knows."""
+    run = read_run(folder) if to_place(folder).is_dir() else None
+    if run is None or run.summary is None:
+        return None
+    return str(run.summary.get("separator", ""))
+
+
+def _same(subtrees: Sequence[Subtree]) -> dict[str, str]:
+    return {name: now for one in subtrees for name, now in one.labels.items()}
 
 
 def _similarity(

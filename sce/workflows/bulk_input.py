@@ -23,7 +23,7 @@ from sce.bulk.reading import kept_name
 from sce.bulk.table_csv import SEPARATOR
 from sce.config import check_writable, resolve_output
 from sce.datasets.custom import read_label_set
-from sce.datasets.labelled import read_labelled
+from sce.datasets.labelled import read_labelled, read_with_none
 from sce.datasets.text_form import TextForm
 from sce.embedding.store import STORE_NAMES, EmbeddingStore
 from sce.errors import ConfigError, InputError
@@ -49,7 +49,8 @@ class BulkInput:
     Attributes:
         labels: one set for all rows, as it is or adapted; or with a column of labels what is known
             of some, or None.
-        labelled: texts and their labels, to find a threshold or cut on.
+        labelled: texts and their labels, to find a threshold or cut on; and texts that none of
+            the labels fits.
         previous: an earlier output to compare with, its labels where they are known, and which of
             them were renamed.
     """
@@ -57,7 +58,7 @@ class BulkInput:
     labels: LabelSet | AdaptedLabels | None
     corpus: Corpus
     columns: Columns
-    labelled: tuple[list[str], list[str]] | None
+    labelled: tuple[list[str], list[str], list[str]] | None
     previous: tuple[str, list[str] | None, dict[str, str]] | None
 
 
@@ -91,10 +92,12 @@ def read_input(config: ClassifyConfig) -> BulkInput:
     labelled = None
     if config.labelled is not None:
         known = labels.label_set if isinstance(labels, AdaptedLabels) else labels
-        texts, names, _ = read_labelled(
-            config.labelled, config.text_column, config.label_column, known
-        )
-        labelled = (texts, names)
+        read = (config.labelled, config.text_column, config.label_column)
+        if config.none_label is not None:
+            assert known is not None  # there is no column of labels beside labelled rows
+            labelled = read_with_none(*read, known, config.none_label)
+        else:
+            labelled = (*read_labelled(*read, known)[:2], [])
     return BulkInput(labels, corpus, columns, labelled, previous)
 
 

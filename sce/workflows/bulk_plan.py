@@ -32,7 +32,8 @@ class ClassifyPlan:
         corpus: the files of the input.
         text_column: of the input, to show texts; None where it has none.
         run: the output, begun or to be continued; None for a dry run.
-        labelled: texts and their labels, to find a threshold or cut on.
+        labelled: texts and their labels, to find a threshold or cut on; and texts that none of
+            the labels fits.
         target_precision: that a threshold has to reach on them.
         none_recall: share of them that have to keep their label where rows may have none.
         coverage: share of them whose right label has to be among those that a cut leaves.
@@ -51,7 +52,7 @@ class ClassifyPlan:
     rows_per_file: int | None
     commit_rows: int
     error_limit: ErrorLimit
-    labelled: tuple[list[str], list[str]] | None
+    labelled: tuple[list[str], list[str], list[str]] | None
     target_precision: float | None
     coverage: float | None
     none_recall: float | None
@@ -160,6 +161,7 @@ def _request(
         "labelled": None if labelled is None else identify_input(labelled),
         **({} if config.coverage is None else {"coverage": config.coverage}),
         **({} if config.none_recall is None else {"none_recall": config.none_recall}),
+        **({} if config.none_label is None else {"none_label": config.none_label}),
         "top_k": config.top_k,
         "return_scores": config.return_scores,
         "output_format": config.output_format,

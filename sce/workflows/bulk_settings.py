@@ -120,8 +120,8 @@ class ClassifyConfig(BulkSettings, JobConfig):  # type: ignore[misc]
     target_precision: float | None = Field(default=None, gt=0, le=1)
     """Find the threshold that reaches this precision on the rows of `labelled`."""
     labelled: Place | None = None
-    """Labelled rows for `target_precision`, `coverage` or `none_recall`: JSONL, CSV or Parquet with
-    `text_column` and `label_column`."""
+    """Labelled rows for `target_precision`, `coverage`, `none_recall`, `none_label`: JSONL, CSV or
+    Parquet with `text_column` and `label_column`."""
     label_column: str = "label"
     top_k: int | None = Field(default=None, ge=1)
     """Also the best labels with their scores, in a column `top`."""
@@ -132,10 +132,16 @@ class ClassifyConfig(BulkSettings, JobConfig):  # type: ignore[misc]
     default), by their probabilities (`mean`, `max`), or by these with more weight on the chunks
     that a label is likely in (`attention`)."""
     none_of_these: bool = False
-    """Also the probability that no label fits, in a column `none_score`; above `none_threshold` the
-    label is null."""
+    """Also the probability that no label fits, in a column `none_score`; the label is null where
+    that is more likely than the best one."""
+    none_share: float | None = Field(default=None, gt=0, lt=1)
+    """Of the input's rows, those that no label fits, as far as you know: the mean `none_score` will
+    be that. Default: 0.1 is assumed of texts like those of the starter corpus."""
+    none_label: str | None = None
+    """The label of those rows of `labelled` that no label fits: their share is the `none_share`,
+    and the mean `none_score` of these rows will be that."""
     none_threshold: float | None = Field(default=None, ge=0, le=1)
-    """Goes with `none_of_these`. Default: 0.5."""
+    """The label is null where `none_score` is above it, instead."""
     none_recall: float | None = Field(default=None, gt=0, lt=1)
     """Find the `none_threshold` on the rows of `labelled`: the lowest at which this share of them,
     which all have a label, keeps it."""
@@ -247,14 +253,19 @@ def check_together(config: ClassifyConfig) -> None:
     """Refuse settings that need or exclude another."""
     if config.output is None and not config.dry_run:
         raise ConfigError("output: give a folder for the answers (or --dry-run).")
-    found_by = ("target_precision", "coverage", "none_recall")
+    found_by = ("target_precision", "coverage", "none_recall", "none_label")
     asked = [name for name in found_by if getattr(config, name) is not None]
     if not asked and config.labelled is not None:
-        raise ConfigError("labelled: it goes with target_precision, coverage or none_recall.")
+        raise ConfigError(
+            "labelled: it goes with target_precision, coverage, none_recall or none_label."
+        )
     if asked and config.labelled is None:
         raise ConfigError(f"{asked[0]} and labelled go together.")
-    if config.none_recall is not None and not config.none_of_these:
-        raise ConfigError("none_recall: it goes with none_of_these.")
+    for name in ("none_recall", "none_label"):
+        if getattr(config, name) is not None and not config.none_of_these:
+            raise ConfigError(f"{name}: it goes with none_of_these.")
+    if config.none_label is not None and config.none_share is not None:
+        raise ConfigError("give either none_share or none_label, whose rows say what it is.")
     if config.none_recall is not None and config.none_threshold is not None:
         raise ConfigError("give either none_threshold or none_recall.")
     if config.coverage is not None and config.coverage_cut is not None:
@@ -290,6 +301,7 @@ def answer_options(config: ClassifyConfig, labels: LabelSet | LinearLabels | Non
         at_most=config.at_most,
         contrast_labels=tuple(config.contrast_labels),
         none_of_these=config.none_of_these,
+        none_share=config.none_share,
         none_threshold=config.none_threshold,
         coverage_cut=config.coverage_cut,
         explain=config.explain,

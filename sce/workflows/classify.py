@@ -33,6 +33,8 @@ from sce.distributed.trial import (
     find_exemplars,
     find_none_threshold,
     find_threshold,
+    none_share_of_corpus,
+    none_share_of_rows,
     preview,
 )
 from sce.embedding.settings import EmbedderConfig
@@ -107,25 +109,45 @@ def _with_threshold(
     plan: ClassifyPlan, workers: Workers
 ) -> tuple[ClassifyPlan, FoundThreshold | None]:
     """The plan with the threshold and the cut that its labelled rows ask for, where it has some."""
+    plan = _with_none_share(plan, workers)
     if plan.labelled is None:
         return plan, None
     from sce.evaluation import thresholds
 
+    texts, names, _ = plan.labelled
     options, chosen = plan.asked.options, None
     if plan.target_precision is not None:
-        chosen = find_threshold(plan.asked, *plan.labelled, plan.target_precision, workers)
+        chosen = find_threshold(plan.asked, texts, names, plan.target_precision, workers)
         thresholds.to_terminal(chosen.curve, chosen.choice, Console(stderr=True))
         options = replace(options, threshold=chosen.choice.threshold)
     if plan.coverage is not None:
-        cut, left = find_cut(plan.asked, *plan.labelled, plan.coverage, workers)
+        cut, left = find_cut(plan.asked, texts, names, plan.coverage, workers)
         said = "labels from a probability of %.4g on (coverage %g), %.1f a row of the labelled ones"
         log.info(said, cut, plan.coverage, left)
         options = replace(options, coverage_cut=cut)
     if plan.none_recall is not None:
-        most = find_none_threshold(plan.asked, plan.labelled[0], plan.none_recall, workers)
+        most = find_none_threshold(plan.asked, texts, plan.none_recall, workers)
         log.info("no label above a none_score of %.4g (recall %g)", most, plan.none_recall)
         options = replace(options, none_threshold=most)
     return replace(plan, asked=replace(plan.asked, options=options)), chosen
+
+
+def _with_none_share(plan: ClassifyPlan, workers: Workers) -> ClassifyPlan:
+    """The plan with the `none_share` of an answer at which `none_score` is that often right, by the
+    labelled rows that no label fits or by the share of the input that was stated."""
+    asked = plan.asked
+    if plan.labelled is not None and plan.labelled[2]:
+        texts, _, none_texts = plan.labelled
+        stated, share = none_share_of_rows(asked, texts, none_texts, workers)
+    elif asked.options.none_share is not None:
+        stated = asked.options.none_share
+        share = none_share_of_corpus(asked, plan.corpus, workers)
+    else:
+        return plan
+    said = "a mean none_score of %.4g: over HTTP and in Python by none_share %.4g"
+    log.info(said, stated, share)
+    options = replace(asked.options, none_share=share)
+    return replace(plan, asked=replace(asked, options=options))
 
 
 def _classify(
@@ -266,6 +288,7 @@ def _answer(plan: ClassifyPlan, run: OutputRun, workers: Workers) -> dict[str, A
         "threshold": asked.options.threshold,
         **({"coverage_cut": cut} if (cut := asked.options.coverage_cut) is not None else {}),
         **({"none_of_these": True} if asked.options.none_of_these else {}),
+        **({} if (share := asked.options.none_share) is None else {"none_share": share}),
         **({} if (most := asked.options.none_threshold) is None else {"none_threshold": most}),
         "scoring": asked.scoring,
         **asked.about_mode,

@@ -62,8 +62,8 @@ def measure_long_texts(experiment: Experiment, folder: Place) -> list[dict[str, 
     texts, names = [texts[i] for i in places], [names[i] for i in places]
     embedder = load_embedder(experiment.embedder)
     methods = _methods(experiment, embedder)
-    readings = _readings(experiment, embedder, texts)
-    found = compare_readings(readings, methods, texts, names, label_set, experiment.seed)
+    read = readings(experiment, embedder, texts)
+    found = compare_readings(read, methods, texts, names, label_set, experiment.seed)
     table = to_table(found, f"{config.labelled.stem}: {len(texts):,} texts, read in part and whole")
     Console(stderr=True).print(table)
     records = to_records(found)
@@ -76,7 +76,7 @@ def measure_long_texts(experiment: Experiment, folder: Place) -> list[dict[str, 
     return [{name: v for name, v in one.items() if name != "bins"} for one in records]
 
 
-def _readings(
+def readings(
     experiment: Experiment, embedder: TextEmbedder, texts: list[str]
 ) -> dict[str, Vectors]:
     """Vectors of what is read of the texts, by its name."""

@@ -17,15 +17,17 @@ from sce.datasets.custom import read_label_set
 from sce.datasets.labelled import read_labelled
 from sce.embedding.embedder import TextEmbedder, load_embedder
 from sce.errors import ConfigError, InputError
-from sce.evaluation.rejecting import figures, take_away
+from sce.evaluation.rejecting import PATHS, by_paths, figures, take_away
 from sce.evaluation.tables import Table
-from sce.labels import LabelSet, normalise_name
-from sce.model.calibration import calibration_error
+from sce.labels import Label, LabelSet, normalise_name
 from sce.model.label_vectors import label_vectors
-from sce.model.options import Mode, Scoring
+from sce.model.options import POOLINGS, Mode, Pooling, Scoring
+from sce.model.pooling import ChunkVectors
 from sce.predictor import Predictor
 from sce.storage import fetch, replace_folder
+from sce.training.random_keys import some_places
 from sce.workflows.evaluate import own_folder, prepared_for, record_source, rows_to_measure
+from sce.workflows.evaluate_long_texts import readings
 from sce.workflows.evaluate_several import sets_to_measure
 from sce.workflows.experiment import Experiment
 
@@ -69,6 +71,8 @@ def evaluate_none(experiment: Experiment) -> dict[str, Any]:
     config = experiment.evaluate
     if experiment.method != "sce":
         raise ConfigError("evaluate.none_of_these: it is measured of a trained model.")
+    if config.long_texts and config.labelled is None:
+        raise ConfigError("evaluate.long_texts: it goes with evaluate.labelled.")
     embedder = load_embedder(experiment.embedder)
     predictor = Predictor.from_pretrained(fetch(experiment.measured_model), embedder)
     folder = experiment.results_dir.parent / f"{experiment.results_dir.name}-none"
@@ -82,23 +86,35 @@ def evaluate_none(experiment: Experiment) -> dict[str, Any]:
             "have none."
         )
     shown = SHOWN[config.mode]
-    results = [_measure(one, predictor, embedder, config.mode) for one in sets]
+    if config.long_texts:
+        results = _measure_readings(experiment, sets[0], predictor, embedder)
+    else:
+        results = [_measure(one, predictor, embedder, config.mode) for one in sets]
     table, few = _table(results, shown), len(results) <= MOST_SHOWN
+    believed = _calibration_table(results)
     Console(stderr=True).print(table if few else _table([_mean(results, shown)], shown))
+    Console(stderr=True).print(believed if few else _calibration_table([_mean_paths(results)]))
     with replace_folder(folder, RESULTS_FILE) as new:
         (new / RESULTS_FILE).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-        (new / "none.md").write_text(table.to_markdown() + "\n", encoding="utf-8")
+        tables = f"{table.to_markdown()}\n\n{believed.to_markdown()}\n"
+        (new / "none.md").write_text(tables, encoding="utf-8")
         if config.labelled is not None:
             record_source(new, config.labelled)
     return {
         "model": str(experiment.measured_model),
         "results": str(folder),
-        "sets": len(results),
-        "rows": sum(len(one.texts) for one in sets),
+        "sets": len(sets),
+        "rows": results[0]["rows"] if config.long_texts else sum(one["rows"] for one in results),
+        **({"readings": _readings_said(results)} if config.long_texts else {}),
         "test": {
             f"{figure}/{name}": round(value, 4)
             for name, found in _mean(results, shown).items()
             if name in shown
+            for figure, value in found.items()
+        }
+        | {
+            f"{figure}/{path}": round(value, 4)
+            for path, found in _mean_paths(results)["paths"].items()
             for figure, value in found.items()
         },
         "seconds": round(time.perf_counter() - started, 1),
@@ -156,6 +172,10 @@ def _own_rows(experiment: Experiment) -> NoneSet:
     labels = None
     if config.labelled_labels is not None:
         labels, _ = read_label_set(config.labelled_labels)
+    if labels is not None and config.none_label is not None:
+        keys = {label.key for label in labels.labels}
+        more = (Label(config.none_label),) if normalise_name(config.none_label) not in keys else ()
+        labels = LabelSet((*labels.labels, *more))
     read = read_labelled(config.labelled, config.text_column, config.label_column, labels)
     texts, names, label_set = read
     if config.none_label is None:
@@ -175,12 +195,38 @@ def _taken_away(
     return NoneSet(name, kept, texts, none_N)
 
 
+def _measure_readings(
+    experiment: Experiment, one: NoneSet, predictor: Predictor, embedder: TextEmbedder
+) -> list[dict[str, Any]]:
+    """Of long texts of the user: their beginnings, and their chunks by each pooling."""
+    mode, rows_per_set = experiment.evaluate.mode, experiment.evaluate.rows_per_set
+    places = some_places([str(i) for i in range(len(one.texts))], rows_per_set)
+    texts, none_N = [one.texts[i] for i in places], one.none_N[places]
+    found = []
+    for what, vectors in readings(experiment, embedder, texts).items():
+        chunked = isinstance(vectors, ChunkVectors)
+        pooled: Sequence[Pooling | None] = POOLINGS if chunked else (None,)  # type: ignore[assignment]
+        for pooling in pooled:
+            name = what if pooling is None else f"{what}, {pooling}"
+            asked = NoneSet(name, one.label_set, texts, none_N)
+            found.append(_measure(asked, predictor, embedder, mode, vectors, pooling))
+    return found
+
+
 def _measure(
-    one: NoneSet, predictor: Predictor, embedder: TextEmbedder, mode: Mode
+    one: NoneSet,
+    predictor: Predictor,
+    embedder: TextEmbedder,
+    mode: Mode,
+    vectors: np.ndarray | ChunkVectors | None = None,
+    pooling: Pooling | None = None,
 ) -> dict[str, Any]:
-    vectors_ND = embedder.embed(one.texts).vectors
-    answers = predictor.answer(vectors_ND, one.label_set, Scoring(mode=mode, none_of_these=True))
+    if vectors is None:
+        vectors = embedder.embed(one.texts).vectors
+    scoring = Scoring(mode=mode, none_of_these=True, pooling=pooling)
+    answers = predictor.answer(vectors, one.label_set, scoring)
     assert answers.none_N is not None
+    vectors_ND = vectors.mean_vectors() if isinstance(vectors, ChunkVectors) else vectors
 
     def text_vectors(texts: Sequence[str]) -> np.ndarray:
         return embedder.embed(texts).vectors
@@ -199,10 +245,48 @@ def _measure(
         "label_count": len(one.label_set),
         "rows": len(one.texts),
         "none": int(one.none_N.sum()),
-        "mean_score": float(answers.none_N.mean()),
-        "ece": calibration_error(answers.none_N, one.none_N),
+        "paths": by_paths(answers.none_N, one.none_N, mode),
     }
     return found | {name: figures(score_N, one.none_N) for name, score_N in scores.items()}
+
+
+def _mean_paths(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    paths = {
+        path: {
+            figure: float(np.mean([one["paths"][path][figure] for one in results]))
+            for figure in ("mean_score", "ece")
+        }
+        for path in PATHS
+    }
+    shares = [one["none"] / one["rows"] for one in results]
+    return {"name": "mean", "paths": paths, "rows": 1, "none": float(np.mean(shares))}
+
+
+def _calibration_table(results: Sequence[dict[str, Any]]) -> Table:
+    rows = []
+    for one in [*results, _mean_paths(results)] if len(results) > 1 else results:
+        found = [one["paths"][path] for path in PATHS]
+        cells = [f"{part['mean_score']:.3f} ({part['ece']:.3f})" for part in found]
+        rows.append([one["name"], f"{one['none'] / one['rows']:.3f}", *cells])
+    return Table(
+        ["set", "fit none", *PATHS.values()],
+        rows,
+        "How far none_score may be believed",
+        caption="Share of rows that no label fits, and the mean none_score, in parentheses its "
+        "calibration error, by what it rests on: a share that is assumed; the right share; that "
+        "and the texts as a corpus (--none-share); the labels of the other half of the rows "
+        "(--none-label).",
+    )
+
+
+def _readings_said(results: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    return {
+        one["name"]: {
+            "auroc": round(one["none_score"]["auroc"], 4),
+            "ece": round(one["paths"]["corpus"]["ece"], 4),
+        }
+        for one in results
+    }
 
 
 def _mean(results: Sequence[dict[str, Any]], shown: Mapping[str, str]) -> dict[str, Any]:

@@ -176,6 +176,7 @@ def signature() -> ModelSignature:
         ParamSpec("at_most", DataType.long, None),
         ParamSpec("contrast_labels", DataType.string, [], (-1,)),
         ParamSpec("none_of_these", DataType.boolean, False),
+        ParamSpec("none_share", DataType.double, None),
         ParamSpec("none_threshold", DataType.double, None),
         ParamSpec("coverage_cut", DataType.double, None),
         ParamSpec("explain", DataType.boolean, False),

@@ -162,3 +162,59 @@ def test_a_node_may_be_renamed_where_the_labels_are_a_tree(tmp_path, labels, ren
     else:
         with pytest.raises(ConfigError, match=said):
             read_input(config)
+
+
+LEAVES = ["billing/refund", "billing/invoice", "delivery/late", "delivery/lost"]
+TREE = [*LEAVES, "billing", "delivery"]
+FLAT = ["refund", "invoice", "late", "lost"]
+
+
+def changes(tmp_path, before, after, old, new):
+    """Of two outputs, each with a tree's labels or those of a flat set."""
+    folders, separators = [], []
+    for name, labels, known in (("old", before, old), ("new", after, new)):
+        folder = write(tmp_path / name, labels)
+        separators.append("/" if known == TREE else None)
+        summary = {"label_names": known} | ({"separator": "/"} if known == TREE else {})
+        run = {"request": {"columns": {}}, "parts": {}, "summary": summary, "seconds": 1.0}
+        (folder / RUN_FILE).write_text(json.dumps(run))
+        folders.append(str(folder))
+    asked = (folders[0], old, {}), (folders[1], new), lambda ids: {}, None, separators[1]
+    return report_changes(*asked)
+
+
+def test_a_flat_label_is_the_leaf_of_its_name_and_may_stop_above_it(tmp_path):
+    before = ["refund", "refund", "invoice", "late", "late", "lost", "lost"]
+    after = [
+        "billing", "billing/refund", "billing", "delivery", "delivery", "delivery/late", "delivery",
+    ]  # fmt: skip
+    found, report, said = changes(tmp_path, before, after, FLAT, TREE)
+    assert (found.gone, found.new) == ((), ("billing", "delivery"))
+    assert said["moved_subtrees"]["refund"] == "billing/refund"
+    assert (found.rows_moved, found.rows_to_above, found.rows_from_above) == (6, 5, 0)
+    assert "5 of them stopped at a node above their label" in report
+    assert said["compare/rows_to_above"] == 5
+
+
+def test_a_flat_label_may_be_a_node_of_the_tree(tmp_path):
+    before, flat = ["refund", "delivery", "delivery", "delivery"], ["refund", "invoice", "delivery"]
+    after = ["billing/refund", "delivery/late", "delivery", "billing"]
+    found, _, _ = changes(tmp_path, before, after, flat, TREE)
+    assert found.gone == ()
+    assert (found.rows_moved, found.rows_from_above) == (2, 1)
+
+
+def test_a_leaf_is_the_flat_label_of_its_name(tmp_path):
+    before = ["billing", "billing/refund", "delivery/late", "delivery", "delivery"]
+    after = ["refund", "refund", "late", "lost", "late"]
+    found, _, _ = changes(tmp_path / "a", before, after, TREE, FLAT)
+    assert (found.gone, found.new) == (("billing", "delivery"), ())
+    assert found.rows_moved == 3
+
+
+def test_stopping_above_speaks_neither_for_nor_against_a_move(tmp_path):
+    before = ["delivery/late"] * 4 + ["billing/refund"]
+    after = ["shipping"] * 3 + ["shipping/late", "billing/refund"]
+    assert pairs(compare(tmp_path, before, after)) == [
+        ("delivery", "shipping", {"delivery/late": "shipping/late"})
+    ]

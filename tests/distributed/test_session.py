@@ -205,3 +205,15 @@ def test_a_shared_session_is_told_from_a_private_one(monkeypatch, tmp_path):
     assert session.shared_session() == str(folder)
     folder.parent.chmod(0o700)
     assert session.shared_session() is None
+
+
+def test_the_agent_that_takes_jobs_listens_at_any_port(monkeypatch):
+    """At Ray's fixed one it ends beside another Ray of this machine."""
+    from ray._private.parameter import RayParams
+
+    given = RayParams.__init__.__defaults__
+    monkeypatch.setattr(RayParams.__init__, "__defaults__", given)
+    session._listen_anywhere()
+    assert RayParams().dashboard_agent_listen_port == 0
+    changed = [a != b for a, b in zip(given, RayParams.__init__.__defaults__, strict=True)]
+    assert sum(changed) <= 1

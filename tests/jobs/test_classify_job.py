@@ -144,11 +144,17 @@ def test_a_threshold_and_a_cut_from_labelled_rows(run_well, folder, tmp_path):
     assert all(one["score"] >= chosen["coverage_cut"] for row in rows for one in row["labels"][1:])
     assert 0.8 <= np.mean(held) < 1  # the best one is always among them
     asked = ["--none-of-these", "--none-recall", "0.9", "--labelled", labelled]
+    asked += ["--none-share", "0.3"]
     found = run_well("--input", store, *ASKED[:2], *asked, "--output", str(tmp_path / "none"))
     rows = read_output(tmp_path / "none")
     most = np.float32(found["none_threshold"])
     assert [row["label"] is None for row in rows] == [row["none_score"] > most for row in rows]
     assert np.mean([row["label"] is not None for row in rows]) == pytest.approx(0.9, abs=0.02)
+    assert np.mean([row["none_score"] for row in rows]) == pytest.approx(0.3, abs=1e-4)
+    again = {"none_of_these": True, "none_share": found["none_share"]}  # of one text alone
+    (alone,) = load_predictor(folder).predict(texts[:1], LABELS, **again)
+    scored = sorted(rows, key=lambda row: row["place"])[0]["none_score"]
+    assert alone.none_score == pytest.approx(scored, abs=1e-3)
 
 
 @pytest.mark.system

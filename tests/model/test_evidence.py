@@ -11,7 +11,13 @@ from sce.model.decisions import predictions
 from sce.model.logistic import none_scores
 from sce.model.options import AnswerOptions, Scoring
 from sce.model.pooling import ChunkVectors, pool
-from sce.model.rejection import Rejection, fit_rejection, learn_rejection
+from sce.model.rejection import (
+    Rejection,
+    at_share,
+    fit_rejection,
+    learn_rejection,
+    share_for_mean,
+)
 from sce.model.settings import EXACT
 from sce.predictor import Predictor
 from tests.tiny_bulk import build_models, load_predictor, text
@@ -78,6 +84,28 @@ def test_a_row_above_the_threshold_has_no_label_and_keeps_its_score(predictor):
         assert one.score == pytest.approx(before.score, abs=1e-6)
 
 
+def test_none_is_answered_where_it_is_likelier_than_the_best_label(predictor):
+    vectors = predictor.embedder.embed(TEXTS).vectors
+    for share in (0.1, 0.5, 0.9999):
+        asked = {"none_of_these": True} | ({} if share == 0.1 else {"none_share": share})
+        for one in predictor.predict(vectors, LABELS, **asked):
+            assert (one.label is None) == (one.none_score > (1 - one.none_score) * one.score)
+    none = [one.label is None for one in predictor.predict(vectors, LABELS, **asked)]
+    assert any(none)
+    plain = predictor.predict(vectors, LABELS, **asked, none_threshold=1.0)
+    assert all(one.label is not None for one in plain)
+
+
+def test_another_share_multiplies_the_odds_and_keeps_the_order():
+    fitted = np.array([0.0, 0.2, 0.5, 0.9, 1.0], np.float32)
+    found = at_share(fitted, 0.1)
+    np.testing.assert_allclose(found[1:4], [0.25 / 9.25, 1 / 10, 9 / 18], rtol=1e-5)
+    assert (np.diff(found) > 0).all()
+    assert at_share(fitted, 0.5) is fitted
+    share = share_for_mean(fitted[1:4], 0.06)
+    assert at_share(fitted[1:4], share).mean() == pytest.approx(0.06, abs=1e-5)
+
+
 def test_the_set_holds_the_best_label_and_all_over_the_cut(predictor):
     asked = {"return_scores": True, "coverage_cut": 0.34}
     for one in predictor.predict(TEXTS, LABELS, **asked):
@@ -97,6 +125,7 @@ def test_none_of_several_labels_falls_as_the_likeliest_of_them_rises(predictor):
     for one in found:
         best = max(one.scores.values())
         even = np.exp(-1.159) * ((1 - best) / best) ** 1.123
+        even *= (0.1 / 0.9) / (0.29 / 0.71)  # of the share that it was fitted on
         assert one.none_score == pytest.approx(even / (1 + even), rel=1e-4)
     for other in (LABELS[::-1], RaggedLabels.from_sets([LABELS] * len(TEXTS))):
         again = predictor.predict(vectors, other, **asked)
@@ -169,6 +198,11 @@ def test_texts_of_the_labels_taken_away_are_the_likelier_ones():
 def test_what_does_not_go_together_is_refused(predictor):
     with pytest.raises(InputError, match="goes with none_of_these"):
         AnswerOptions(none_threshold=0.3)
+    with pytest.raises(InputError, match="none_share: it goes with none_of_these"):
+        AnswerOptions(none_share=0.3)
+    for wrong in (0.0, 1.0, True, float("nan")):
+        with pytest.raises(InputError, match="a share between 0 and 1"):
+            AnswerOptions(none_of_these=True, none_share=wrong)
     with pytest.raises(InputError, match="from 0 to 1"):
         AnswerOptions(coverage_cut=2.0)
     with pytest.raises(InputError, match="pooling 'vector'"):

@@ -387,6 +387,7 @@ def test_batches(cluster):
     assert refused.status_code == 403
     (source / "link").unlink()
     assert cluster.post("/v1/batches", asked | {"labels": []}).status_code == 422
+    assert cluster.post("/v1/batches", asked | {"none_share": 0.2}).status_code == 422
 
     deadline = time.monotonic() + 60  # Ray's job agents come some time after the cluster
     while True:

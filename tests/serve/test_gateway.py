@@ -545,6 +545,11 @@ def test_none_of_these_sets_and_reasons_are_those_of_the_predictor(client, port)
         assert [name for name, _ in found.labels] == [name for name, _ in wanted.labels]
     plain = client.post("/v1/classify", json={"texts": TEXTS, "labels": labels}).json()["data"]
     assert not any({"none_score", "labels", "why"} & set(row) for row in plain)
-    for wrong in ({"none_threshold": 0.3}, {"coverage_cut": 1.5}, {"mode": "multi"}):
+    for wrong in (
+        {"none_threshold": 0.3},
+        {"none_share": 1.0},
+        {"coverage_cut": 1.5},
+        {"mode": "multi"},
+    ):
         given = {**body, "none_of_these": "none_threshold" not in wrong, **wrong}
         assert client.post("/v1/classify", json=given).status_code == 422

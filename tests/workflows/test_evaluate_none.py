@@ -55,7 +55,13 @@ def test_what_is_written_of_each_mode(models, tmp_path, mode):
     (found,) = json.loads((folder / "none.json").read_text())
     assert found["rows"] == 60 == summary["rows"]
     assert found["label_count"] == 2
-    assert 0 <= found["ece"] <= 1
+    share = found["none"] / 60
+    for path, figures in found["paths"].items():
+        assert 0 <= figures["ece"] <= 1
+        assert summary["test"][f"ece/{path}"] == pytest.approx(figures["ece"], abs=1e-4)
+    assert found["paths"]["corpus"]["mean_score"] == pytest.approx(share, abs=1e-5)
+    assert found["paths"]["labelled"]["mean_score"] == pytest.approx(share, abs=0.05)
+    assert "10 % assumed" in (folder / "none.md").read_text()
     for name, title in SHOWN[mode].items():
         assert 0 <= found[name]["auroc"] <= 1
         assert summary["test"][f"auroc/{name}"] == pytest.approx(found[name]["auroc"], abs=1e-4)
@@ -90,3 +96,15 @@ def test_what_is_refused(models, tmp_path):
     asked = asked.model_copy(update={"embedders": ["minilm"]})
     with pytest.raises(ConfigError, match="of one embedder"):
         evaluate_asked(asked)
+
+
+def test_long_texts_are_read_in_part_and_in_chunks(models, tmp_path):
+    rows = [{"text": f"{text(i)} " * (1 + i % 3), "label": LABELS[i % 4]} for i in range(60)]
+    asked = experiment(models, tmp_path, "single", rows, long_texts=True, rows_per_set=40)
+    evaluate_none(asked)
+    found = json.loads((tmp_path / "run/results-own/mine/none.json").read_text())
+    pooled = [one["name"].partition(", ")[2] for one in found]
+    assert pooled[-4:] == ["mean", "max", "attention", "vector"]
+    assert {(one["rows"], one["none"]) for one in found} == {(40, found[0]["none"])}
+    with pytest.raises(ConfigError, match=r"goes with evaluate\.labelled"):
+        evaluate_none(experiment(models, tmp_path, "single", rows, long_texts=True, labelled=None))
