@@ -206,7 +206,7 @@ def test_two_raylets_of_a_cluster_killed(home, reference):
         cluster.shutdown()
 
 
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(7200)
 def test_kills_in_a_row_lose_and_double_no_row(home, reference):
     began = time.monotonic()
     Job(home, "timed").finish()

@@ -127,7 +127,7 @@ def test_ctrl_c_ends_a_bulk_job_on_rays_actors_with_a_line(home, tmp_path):
         assert noise not in "".join(lines)
 
 
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(7200)
 def test_kills_in_a_row_leave_adapted_labels_the_same(tmp_path):
     build_models(tmp_path, "sce")
     write_store(tmp_path / "store", embedder_of(tmp_path), [text(i) for i in range(90)])
