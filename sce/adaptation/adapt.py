@@ -21,7 +21,8 @@ from sce.config import VERSION
 from sce.errors import DataError
 from sce.labels import LabelSet
 from sce.model.label_vectors import LABEL_VECTORS, TextVectors
-from sce.model.products import VECTOR_BITS
+from sce.model.products import VECTOR_BITS, exact_cosines
+from sce.model.rejection import STAND_IN, Rejection
 
 MIN_VARIANCE = 1e-6
 """Of a label's scores over a corpus, in which all texts may be alike."""
@@ -83,6 +84,7 @@ def finish(
     corpus: Mapping[str, Any],
     model: Mapping[str, Any] | None = None,
     labels_file: Mapping[str, str] | None = None,
+    rejection: Rejection = STAND_IN,
 ) -> AdaptedLabels:
     """The artefact of a fit whose rounds are done.
 
@@ -92,6 +94,7 @@ def finish(
         corpus: its source, rows and fitted_rows.
         model: whose labels' vectors they are; None without one.
         labels_file: see `AdaptedLabels`.
+        rejection: of the model; its level is moved to the sample's.
     """
     chosen = choose(fitter)
     own = start_scores(fitter.start.own_vectors(), OWN_SCALE)
@@ -110,6 +113,7 @@ def finish(
         "report": _report(fitter, chosen, last, agreement, calibration, corpus),
     }
     order_K = np.argsort(label_set.canonical_order)
+    own_KD = fitter.start.own_vectors().astype(np.float32)
     return AdaptedLabels(
         label_set,
         scores.weight_KD[order_K],
@@ -119,6 +123,8 @@ def finish(
         facts,
         labels_file or {},
         usual_2K=_usual(fitter, scores)[:, order_K],
+        own_KD=own_KD[order_K],
+        rejection=rejection.at_level(exact_cosines(sample_SD, own_KD).max(axis=1), len(own_KD)),
     )
 
 

@@ -1,7 +1,9 @@
 """Adapted labels as a folder: a label set, what a corpus taught it, and how it came about.
 
     adapted.safetensors   weight [K, D] float32, bias [K] float64, in canonical order; usual [2, K],
-                          mean and deviation of each score over the corpus
+                          mean and deviation of each score over the corpus; own [K, D] float32,
+                          the labels' vectors without the corpus, and rejection [3], which tell
+                          texts that no label fits
     adapted.json          temperature, fingerprints, settings, versions, figures of the fit; written
                           last, with the SHA-256 of the weights
     labels.json           the labels as the user wrote them, in the user's order, and their file
@@ -15,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from sce.config import VERSION
 from sce.errors import DataError
 from sce.model.label_tree import parse_set, written
 from sce.model.linear_labels import LinearLabels
+from sce.model.rejection import Rejection
 from sce.storage import Place, fetch, replace_folder, to_place
 
 FORMAT_VERSION = 1
@@ -67,6 +70,9 @@ class AdaptedLabels(LinearLabels):
         tensors = {"weight": weight_KD, "bias": bias_K}
         if self.usual_2K is not None:
             tensors["usual"] = self.usual_2K[:, self._canonical[2]]
+        if self.own_KD is not None and self.rejection is not None:
+            tensors["own"] = self.own_KD[self._canonical[2]]
+            tensors["rejection"] = np.array(astuple(self.rejection))
         return save_tensors({name: np.ascontiguousarray(x) for name, x in tensors.items()})
 
     def save(self, folder: str | Place, write_more: Callable[[Path], None] | None = None) -> None:
@@ -126,6 +132,10 @@ class AdaptedLabels(LinearLabels):
                 facts,
                 given["file"],
                 usual_2K=arrays["usual"][:, order_K] if "usual" in arrays else None,
+                own_KD=arrays["own"][order_K] if "own" in arrays else None,
+                rejection=(
+                    Rejection(*map(float, arrays["rejection"])) if "rejection" in arrays else None
+                ),
             )
         except (KeyError, TypeError, IndexError) as error:
             raise _damaged(folder, f"{error!r} is missing or wrong") from None

@@ -20,9 +20,10 @@ from sce.errors import InputError
 from sce.labels import LabelSet
 from sce.model.answers import Answers
 from sce.model.label_tree import level_count, tree_of
-from sce.model.logistic import OF_CORPUS, fill_answers
+from sce.model.logistic import NONE_FITTED_SHARE, OF_CORPUS, fill_answers
 from sce.model.options import BEST_ALONE, Scoring
-from sce.model.products import exact_products, vector_integers
+from sce.model.products import exact_cosines, exact_products, vector_integers
+from sce.model.rejection import Rejection, at_share
 
 BLOCK_ROWS = 8192
 """Rows that are answered at a time."""
@@ -40,6 +41,9 @@ class LinearLabels:
         embedder: fingerprint of the embedder whose vectors it reads.
         usual_2K: mean and standard deviation of each label's score over its corpus, float64 [2, K];
             None where they are not known. Mode "multi" needs them.
+        own_KD: float32 [K, D], the labels' vectors as they were without the corpus; None where they
+            are not known. `none_of_these` needs them, and `rejection`.
+        rejection: of the largest cosine to these, at the level of the corpus.
     """
 
     label_set: LabelSet
@@ -48,6 +52,8 @@ class LinearLabels:
     temperature: float
     embedder: Mapping[str, Any]
     usual_2K: np.ndarray | None = field(default=None, kw_only=True)
+    own_KD: np.ndarray | None = field(default=None, kw_only=True)
+    rejection: Rejection | None = field(default=None, kw_only=True)
 
     def __len__(self) -> int:
         return len(self.label_set)
@@ -102,12 +108,10 @@ class LinearLabels:
 
     def check_scoring(self, scoring: Scoring) -> None:
         """Raises `InputError`: these labels have no such probabilities."""
-        if scoring.none_of_these:
+        if scoring.none_of_these and (self.own_KD is None or self.rejection is None):
             raise InputError(
-                "none_of_these: adapted labels have no such score that is calibrated. Ask it of "
-                "the labels as they were, with a model; or give a threshold (target_precision "
-                "finds one on labelled rows); or mode 'multi', in which a row has the labels that "
-                "reach theirs, or none."
+                "none_of_these: these adapted labels were fitted by an earlier version, which kept "
+                "nothing that tells texts that no label fits. Run jobs/adapt.py again."
             )
         if scoring.mode != "multi":
             return
@@ -129,6 +133,15 @@ class LinearLabels:
         mean_K, deviation_K = self.usual_2K[:, self._canonical[2]]
         return (self._scores(queries_ND) - mean_K) / deviation_K
 
+    def none_scores(self, queries_ND: np.ndarray) -> np.ndarray:
+        """Probability that no label fits, float32 [N], as `Rejection.scores` gives it. A corpus
+        says where its groups lie, not which of its texts belong to none: what tells these is still
+        how near a text is to what the labels say."""
+        assert self.own_KD is not None
+        assert self.rejection is not None
+        nearest_N = exact_cosines(queries_ND, self.own_KD).max(axis=1)
+        return self.rejection.scores(nearest_N, np.full(len(queries_ND), len(self)))
+
     def answer(self, queries_ND: np.ndarray, scoring: Scoring = BEST_ALONE) -> Answers:
         """As `Predictor.answer`; equal scores come in canonical order. Raises `InputError`: see
         `check_scoring`."""
@@ -141,6 +154,9 @@ class LinearLabels:
                 rows_B = np.arange(start, min(start + BLOCK_ROWS, rows))
                 p_BK = OF_CORPUS(self._z_scores(queries_ND[rows_B]))
                 fill_answers(answers, rows_B, p_BK, order_K)
+                if answers.none_N is not None:
+                    none_B = self.none_scores(queries_ND[rows_B])
+                    answers.none_N[rows_B] = at_share(none_B, NONE_FITTED_SHARE)
             return answers
         width = answers.top_NT.shape[1]
         from scipy.special import softmax
@@ -160,4 +176,6 @@ class LinearLabels:
                 answers.scores_M[flat] = self._in_user_order(p_BK).reshape(-1)
             if tree is not None:
                 answers.fill_path(block, *tree.best_path(p_BK))
+            if answers.none_N is not None:
+                answers.none_N[block] = self.none_scores(queries_ND[block])
         return answers

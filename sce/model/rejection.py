@@ -20,7 +20,7 @@ Shapes: N texts, K labels, D the embedder's dimension.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -54,6 +54,22 @@ class Rejection:
         """Probabilities that no label fits, float32 [N], of each row's largest cosine and its K."""
         x_N = self.bias - self.by_nearness * nearest_N + self.by_count * np.log(counts_N)
         return (0.5 * (1 + np.tanh(x_N / 2))).astype(np.float32)
+
+    def at_level(self, nearest_N: np.ndarray, count: int) -> Rejection:
+        """With the bias by which the mean over the texts of a corpus is `NONE_SHARE` where that
+        share is stated: they may all be nearer to their labels, or farther from them.
+
+        Args:
+            nearest_N: the largest cosines of some of them.
+            count: of the labels.
+        """
+        from scipy.special import logit
+
+        if not len(nearest_N):
+            return self
+        found_N = self.scores(nearest_N, np.full(len(nearest_N), count))
+        more = logit(share_for_mean(found_N, NONE_SHARE)) - logit(NONE_SHARE)
+        return replace(self, bias=self.bias + float(more))
 
 
 def at_share(none_N: np.ndarray, share: float, fitted: float = FITTED_SHARE) -> np.ndarray:

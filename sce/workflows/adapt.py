@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,7 @@ from sce.embedding.store import EmbeddingStore
 from sce.errors import ConfigError, DataError
 from sce.labels import LabelSet
 from sce.model.label_vectors import LABEL_VECTORS, TextLookup
+from sce.model.rejection import STAND_IN, Rejection
 from sce.storage import Place, fetch, put, remove, to_place, write_text
 from sce.workflows.adaptation_report import (
     ARTIFACTS,
@@ -74,6 +75,7 @@ class AdaptPlan:
         labelled: texts and their labels by name.
         version: of the labels' vectors.
         model: its id; None without one.
+        rejection: its coefficients of the probability that no label fits.
     """
 
     output: Place
@@ -86,6 +88,7 @@ class AdaptPlan:
     embedder: EmbedderConfig
     version: int
     model: str | None
+    rejection: Rejection
     settings: AdaptSettings
 
 
@@ -105,10 +108,11 @@ def resolve(config: AdaptConfig) -> AdaptPlan:
     corpus = open_corpus(config.input, TextForm(config.encoding, config.delimiter))
     if corpus.store is None:
         check_columns(corpus, _columns(config))
-    store, model, version = corpus.store, None, LABEL_VECTORS
+    store, model, version, rejection = corpus.store, None, LABEL_VECTORS, STAND_IN
     if config.model is not None:
         model_config, model = identify_model(config.model)
         version = model_config.label_vectors
+        rejection = Rejection(*model_config.rejection) if model_config.rejection else STAND_IN
         trained_with = EmbedderFingerprint.from_dict(model_config.embedder or {})
         embedder = embedder_of(config.embedder, trained_with)
         if store is not None:
@@ -139,6 +143,7 @@ def resolve(config: AdaptConfig) -> AdaptPlan:
         embedder,
         version,
         model,
+        rejection,
         settings,
     )
 
@@ -252,6 +257,7 @@ def _request(plan: AdaptPlan, store: EmbeddingStore) -> str:
         "store": [store.manifest.source, store.manifest.rows],
         "embedder": store.manifest.embedder["id"],
         "label_vectors": plan.version,
+        "rejection": astuple(plan.rejection),
         "settings": plan.settings.model_dump(mode="json"),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
@@ -319,6 +325,7 @@ def _fit(
         facts,
         given,
         file,
+        plan.rejection,
     )
     return adapted, _illustrate(adapted, start, shown, texts)
 

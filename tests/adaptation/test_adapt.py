@@ -14,9 +14,11 @@ from sce.adaptation.progress import restore, to_arrays
 from sce.adaptation.settings import MIN_CHOICE_ROWS, MIN_GRAIN, AdaptSettings
 from sce.errors import DataError, LabelError
 from sce.labels import LabelSet
+from sce.model.decisions import fitted_share
 from sce.model.label_tree import answer_names, parse_set
 from sce.model.options import Scoring
 from sce.model.products import VECTOR_BITS, vector_integers
+from sce.model.rejection import NONE_SHARE, at_share
 
 WIDTH = 24
 NAMES = ["sport", "money", "weather", "music"]
@@ -287,6 +289,21 @@ def test_a_folder_that_is_damaged_is_refused(tmp_path, file, damage):
         path.write_bytes(content.replace(b"sport", b"snort") + b" " * (file == WEIGHTS_FILE))
     with pytest.raises(DataError, match=r"damaged|cut short|no adapted"):
         AdaptedLabels.load(folder)
+
+
+def test_texts_that_no_label_fits_are_told_at_the_level_of_the_corpus(tmp_path):
+    world = World()
+    alien_ND = unit(np.random.default_rng(5).normal(size=(80, WIDTH)))
+    x_ND = np.concatenate([world.x_ND, alien_ND])
+    world.adapt(x_ND=x_ND).save(tmp_path / "adapted")
+    adapted = AdaptedLabels.load(tmp_path / "adapted")
+    none_N = adapted.answer(x_ND, Scoring(none_of_these=True)).none_N
+    assert np.array_equal(none_N, world.adapt(x_ND=x_ND).none_scores(x_ND))
+    assert np.median(none_N[800:]) > np.quantile(none_N[:800], 0.95)
+    told_N = at_share(none_N, NONE_SHARE)
+    assert told_N.mean() == pytest.approx(NONE_SHARE, abs=1e-3)
+    several_N = adapted.answer(x_ND, Scoring(mode="multi", none_of_these=True)).none_N
+    assert at_share(several_N, NONE_SHARE, fitted_share("multi")) == pytest.approx(told_N, abs=1e-6)
 
 
 def test_a_folder_of_another_version_and_no_folder(tmp_path):

@@ -87,7 +87,7 @@ def test_several_labels_against_the_corpus_that_they_were_fitted_to():
     assert found_NK[z_NK.max(1) < 0].max() < 0.3
     assert found_NK.sum(1).std() > 0.05  # they do not add up to 1
     for mode in ("single", "multi"):
-        with pytest.raises(InputError, match="target_precision finds one on labelled rows"):
+        with pytest.raises(InputError, match="fitted by an earlier version"):
             made(Scoring(mode=mode, none_of_these=True))
     with pytest.raises(InputError, match="fitted by an earlier version"):
         plain.answer(corpus_ND, asked)
