@@ -65,6 +65,10 @@ def test_like_texts_are_one_group_and_the_most_typical_stand_first():
         ({"threshold": 0.5}, "2 below the threshold, "),
         ({"threshold": None, "none_of_these": True}, "2 that no label fits, "),
         (
+            {"threshold": None, "none_of_these": True, "none_share": 0.2},
+            "2 that no label fits, ",
+        ),
+        (
             {"threshold": 0.5, "none_of_these": True},
             "2 that no label fits or reaches its threshold",
         ),
@@ -79,4 +83,5 @@ def test_a_summary_says_why_rows_have_no_label_though_they_are_too_few_to_group(
     words = " ".join(shown.getvalue().split())
     assert said in words
     assert ("1.0 labels on average" in words) == (asked.get("mode") == "multi")
-    assert ("--none-recall" in words) == ("none_of_these" in asked)
+    is_assumed = "none_of_these" in asked and "none_share" not in asked
+    assert ("assumes that no label fits 10 % of the rows" in words) == is_assumed
