@@ -106,7 +106,7 @@ def test_object_stores_are_nearly_full(place):
     until(lambda: place.cluster.alive() == 3, 120, "machines with small stores")
     holder = (
         "import ray, time, numpy as np; ray.init()\n"
-        "@ray.remote(num_cpus=0.5, scheduling_strategy='SPREAD')\n"
+        "@ray.remote(num_cpus=0, scheduling_strategy='SPREAD')\n"
         "class Holder:\n"
         "  def hold(self): self.kept = ray.put(np.zeros(60_000_000, np.uint8)); return 1\n"
         "held = [Holder.remote() for _ in range(2)]\n"
