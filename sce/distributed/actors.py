@@ -34,7 +34,7 @@ from sce.bulk.corpus import Shard
 from sce.bulk.counts import ActorCounts, ErrorLimit, RowCounter, too_many_errors
 from sce.bulk.output import OutputRun
 from sce.distributed.block_io import CSVSink, JSONLinesSink, ShardSource
-from sce.distributed.resources import ActorPlan, TorchThread
+from sce.distributed.resources import IO_CPUS, ActorPlan, TorchThread
 from sce.distributed.session import ensure_ray
 from sce.embedding.store import null_where_none
 from sce.errors import SCEError
@@ -42,7 +42,7 @@ from sce.storage import ROOTED, filesystem_of
 
 FILTER_MEMORY_BYTES = 256 * 2**20
 _IO_VARIABLES = {"ARROW_DEFAULT_MEMORY_POOL": "system", "MALLOC_MMAP_THRESHOLD_": str(2**22)}
-IO_TASK: dict[str, Any] = {"num_cpus": 0.25, "runtime_env": {"env_vars": _IO_VARIABLES}}
+IO_TASK: dict[str, Any] = {"num_cpus": IO_CPUS, "runtime_env": {"env_vars": _IO_VARIABLES}}
 """The workers that read and write. One that has read many shards is to be no larger than one that
 has read two: Arrow's own pool, and glibc's with a threshold that grows, keep freed blocks."""
 REPORT_SECONDS = 2.0

@@ -100,7 +100,7 @@ def score_prompts(
         local["base"] = str(Path(config.base).resolve())
     if config.adapter is not None:
         local["adapter"] = config.adapter.resolve()
-    plan = embed_actors(resources, what="prompting")
+    plan = embed_actors(resources, what="prompting", io_cpus=0.0)
     report = _run(requests, rows, config.model_copy(update=local), plan)
     seconds = pc.max(report["finished"]).as_py() - pc.min(report["started"]).as_py()
     truncated = pc.sum(report["truncated"]).as_py()

@@ -24,6 +24,8 @@ PRODUCT_CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
 
 T = TypeVar("T")
 
+IO_CPUS = 0.25
+"""That Ray sets aside for a task that reads or writes."""
 _ACCELERATOR = "accelerator_type:"
 
 
@@ -129,13 +131,18 @@ def cluster_size() -> ClusterSize:
 
 
 def embed_actors(
-    config: ResourcesConfig, default_cpus: float = 1.0, what: str = "embedding"
+    config: ResourcesConfig,
+    default_cpus: float = 1.0,
+    what: str = "embedding",
+    io_cpus: float = IO_CPUS,
 ) -> ActorPlan:
     """Turn the settings into a pool of actors; joins the cluster where that is not done.
 
     Args:
         default_cpus: CPUs that Ray sets aside for an actor where the settings do not say.
         what: what the actors do, for messages.
+        io_cpus: that the tasks need which read for them and write; without any left they would wait
+            without end.
 
     Raises:
         ConfigError: the cluster cannot have that much; names what was asked and what there is.
@@ -155,6 +162,12 @@ def embed_actors(
         actors = config.embed_actors or max(1, cpu_nodes)
         threads = max(1, int(config.cpus_per_embed_actor or _shared_threads(size, actors, 1)))
     check_fits(size, what, actors, "actors", num_cpus, num_gpus, accelerator)
+    if size.cpus - actors * num_cpus < io_cpus:
+        raise ConfigError(
+            f"{what}: {actors} actors with {num_cpus:g} CPUs each leave none of the cluster's "
+            f"{size.cpus:g} for reading and writing, which need {io_cpus:g}. Lower "
+            "`resources.embed_actors` or `resources.cpus_per_embed_actor`."
+        )
     _log_plan(what, f"{actors} actor(s)", num_gpus, threads, size)
     return ActorPlan(
         actors, num_cpus, num_gpus, threads, "cuda" if num_gpus else "cpu", accelerator

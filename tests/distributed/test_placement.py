@@ -39,6 +39,16 @@ def has(monkeypatch):
     return make
 
 
+def test_actors_leave_a_cpu_for_reading_and_writing(has):
+    has(cluster({"CPU": 2.0}))
+    with pytest.raises(
+        ConfigError, match=r"1 actors with 2 CPUs each leave none of the cluster's 2"
+    ):
+        embed_actors(ResourcesConfig(cpus_per_embed_actor=2))
+    assert embed_actors(ResourcesConfig(cpus_per_embed_actor=1.75)).num_cpus == 1.75
+    assert embed_actors(ResourcesConfig(cpus_per_embed_actor=2), io_cpus=0.0).num_cpus == 2
+
+
 @pytest.mark.parametrize(
     ("settings", "actors", "num_gpus"),
     [
