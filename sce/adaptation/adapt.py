@@ -97,7 +97,8 @@ def finish(
         rejection: of the model; its level is moved to the sample's.
     """
     chosen = choose(fitter)
-    own = start_scores(fitter.start.own_vectors(), OWN_SCALE)
+    own_KD = fitter.start.own_vectors()
+    own = start_scores(own_KD, OWN_SCALE)
     last = add_up(LastPass(own, chosen.scores), "the last pass")
     agreement = float(last["agreed"].sum() / last["flows"].sum())
     calibration = calibrate(fitter, chosen, sample_SD, agreement)
@@ -113,7 +114,7 @@ def finish(
         "report": _report(fitter, chosen, last, agreement, calibration, corpus),
     }
     order_K = np.argsort(label_set.canonical_order)
-    own_KD = fitter.start.own_vectors().astype(np.float32)
+    own_KD = own_KD.astype(np.float32)
     return AdaptedLabels(
         label_set,
         scores.weight_KD[order_K],

@@ -173,13 +173,14 @@ def answer_chunks(
 def _pooled_answers(
     found: Answers, chunks: ChunkVectors, scoring: Scoring, labels: Labels
 ) -> Answers:
-    """Of texts, from the probabilities of their chunks: those of labels and, in mode "single", that
-    a label fits at all."""
+    """Of texts, from the probabilities of their chunks: those of labels and, in mode "single" or of
+    adapted labels, that a label fits at all."""
     assert found.scores_M is not None
     assert scoring.pooling is not None
     sizes_N = labels.counts_by_row(len(chunks))
     canonical_M = _canonical_places(labels, len(chunks))
     tree = tree_of(labels)
+    has_own_none = scoring.mode == "single" or isinstance(labels, LinearLabels)
     answers = Answers.empty(sizes_N, scoring, found.shortlist, level_count(labels))
     for size in np.unique(sizes_N).tolist():
         rows_R = np.flatnonzero(sizes_N == size)
@@ -200,11 +201,11 @@ def _pooled_answers(
         answers.top_scores_NT[rows_R, :width] = np.where(scored_RT, p_RT, np.nan)
         if answers.scores_M is not None:
             answers.scores_M[first_R1 + order_RK] = p_RK
-        if answers.none_N is not None and not add_up:
+        if answers.none_N is not None and not has_own_none:
             answers.none_N[rows_R] = none_scores(p_RK)
         if tree is not None and answers.path_NH is not None:
             answers.fill_path(rows_R, *tree.best_path(p_RK))
-    if answers.none_N is not None and scoring.mode == "single":
+    if answers.none_N is not None and has_own_none:
         assert found.none_N is not None
         fits_C1 = 1 - found.none_N.astype(np.float64)[:, None]
         fits_N1 = pool(fits_C1, chunks.counts_N, scoring.pooling, add_up=False)

@@ -12,6 +12,7 @@ from sce.model.linear_labels import LinearLabels
 from sce.model.options import POOLINGS, AnswerOptions, Scoring
 from sce.model.pooling import ChunkVectors, answer_chunks, pool
 from sce.model.products import round_weights
+from sce.model.rejection import STAND_IN
 
 D = 16
 NAMES = ["b", "a", "d", "c"]
@@ -25,7 +26,14 @@ def labels_of(names) -> LinearLabels:
     """The same label for the same name, whatever the order."""
     weights = np.stack([np.random.default_rng(ord(name)).normal(size=D) for name in names])
     return LinearLabels(
-        LabelSet.parse(list(names)), round_weights(weights), np.zeros(len(names)), 0.3, {}
+        LabelSet.parse(list(names)),
+        round_weights(weights),
+        np.zeros(len(names)),
+        0.3,
+        {},
+        usual_2K=np.array([[0.0], [1.0]]).repeat(len(names), axis=1),
+        own_KD=unit(weights),
+        rejection=STAND_IN,
     )
 
 
@@ -72,6 +80,10 @@ def test_one_chunk_is_answered_as_a_text(pooling):
     np.testing.assert_allclose(found.top_scores_NT, plain.top_scores_NT, atol=1e-6)
     assert found.scores_M is None
     np.testing.assert_array_equal(found.where_N2, chunks.spans_C2)
+    for mode in ("single", "multi"):
+        none = answer(chunks, labels, mode=mode, pooling=pooling, none_of_these=True).none_N
+        whole = labels.answer(chunks.vectors_CD, Scoring(mode=mode, none_of_these=True)).none_N
+        np.testing.assert_allclose(none, whole, atol=1e-6)
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
