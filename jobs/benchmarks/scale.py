@@ -18,7 +18,7 @@ import numpy as np
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import Field
+from pydantic import Field, PositiveInt
 
 from jobs.benchmarks.inputs import label_names, make_texts, write_model, write_store
 from jobs.benchmarks.process_memory import PeakMemory
@@ -57,13 +57,13 @@ class ScaleBenchmark(Benchmark):
     """Settings of `benchmark.py scale`."""
 
     parts: list[Literal["nodes", "rows", "forecast"]] = ["nodes", "rows", "forecast"]
-    node_counts: list[int] = [1, 2, 4]
+    node_counts: list[PositiveInt] = [1, 2, 4]
     texts_a_node: int = Field(default=2_000, ge=1)
     """To embed."""
     vectors_a_node: int = Field(default=30_000, ge=1)
     """To classify."""
     labels: int = Field(default=10, ge=1)
-    row_counts: list[int] = [1_000_000, 10_000_000]
+    row_counts: list[PositiveInt] = [1_000_000, 10_000_000]
     """Of `rows`. A hundred million take 4 GB of disk and seven minutes on two cores."""
     rounds: int = Field(default=1, ge=1)
     texts: int = Field(default=100_000_000, ge=1)
